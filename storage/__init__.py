@@ -1,0 +1,27 @@
+"""Artifacts on disk: manifests, shards, fingerprints, one writer each. Knows no word of the domain."""
+
+from storage.errors import UserError
+from storage.files import DigestCache, sha256_of, write_json, write_text
+from storage.fingerprint import canonical_json, differences, fingerprint
+from storage.manifest import InputRef, Manifest, Shard
+from storage.provenance import provenance
+from storage.staging import Staging
+from storage.store import Artifact, Store
+
+__all__ = [
+    "Artifact",
+    "DigestCache",
+    "InputRef",
+    "Manifest",
+    "Shard",
+    "Staging",
+    "Store",
+    "UserError",
+    "canonical_json",
+    "differences",
+    "fingerprint",
+    "provenance",
+    "sha256_of",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,67 @@
+"""Where an artifact comes from: code version, machine, command, libraries."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def code_version() -> tuple[str, bool | None]:
+    """The commit this code stands at and whether the tree has uncommitted changes (None where git cannot say)."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        try:
+            return importlib.metadata.version("nextquill"), None
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown", None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def provenance(started: datetime, libraries: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """The provenance record of work that began at `started` and ends now.
+
+    Args:
+        started: UTC time at which this run took the work up.
+        libraries: Distributions whose versions matter to the result.
+        facts: Further fields, for instance the model revision.
+    """
+    ended = datetime.now(UTC)
+    version, dirty = code_version()
+    return {
+        "code_version": version,
+        "dirty": dirty,
+        "command": shlex.join(sys.argv),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "start": started.isoformat(timespec="milliseconds"),
+        "end": ended.isoformat(timespec="milliseconds"),
+        "seconds": round((ended - started).total_seconds(), 3),
+        "libraries": {name: _installed(name) for name in libraries},
+        **facts,
+    }
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

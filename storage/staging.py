@@ -1,0 +1,131 @@
+"""Work in progress: a folder that fills shard by shard and becomes an artifact in one rename.
+
+A shard is finished once its record stands in `.shards/`; a killed run finds the finished ones again and goes on with
+the rest. The manifest is written when all is there, and only then does the folder get its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.files import atomic_path, sha256_of, write_json, write_text
+from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_digest
+
+RECORDS = ".shards"
+SCRATCH = "scratch"
+FAILURE = "failure.json"
+
+
+class Staging:
+    """The unfinished form of one artifact; made by `Store.write`, under its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FAILURE).unlink(missing_ok=True)
+        self.discard_unfinished()
+
+    @property
+    def scratch(self) -> Path:
+        """A subfolder for what resuming needs and the artifact does not keep."""
+        path = self.folder / SCRATCH
+        path.mkdir(exist_ok=True)
+        return path
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of the artifact stands for now; its folder exists."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def has(self, name: str) -> bool:
+        """Whether this shard is finished."""
+        return self._record(name).is_file()
+
+    def write_table(self, name: str, table: pa.Table, *, log: bool = False) -> Shard:
+        """Write a table as a Parquet shard; same rows, same bytes."""
+        with atomic_path(self.path(name)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        return self.finish(name, rows=table.num_rows, log=log)
+
+    def finish(self, name: str, rows: int | None = None, *, log: bool = False) -> Shard:
+        """Record a file that is complete under `name`."""
+        path = self.folder / name
+        shard = Shard(name, rows, path.stat().st_size, sha256_of(path), log)
+        write_json(self._record(name), asdict(shard))
+        return shard
+
+    def adopt(self, source: Path, shards: Iterable[Shard]) -> None:
+        """Take finished shards over from another artifact's folder, by hard link where the file system has them."""
+        for shard in shards:
+            with atomic_path(self.path(shard.path)) as temporary:
+                try:
+                    os.link(source / shard.path, temporary)
+                except OSError:
+                    shutil.copyfile(source / shard.path, temporary)
+            write_json(self._record(shard.path), asdict(shard))
+
+    def finished(self) -> list[Shard]:
+        """The finished shards, in the order of their paths."""
+        records = sorted((self.folder / RECORDS).rglob("*.json"))
+        return sorted((Shard(**json.loads(record.read_text())) for record in records), key=lambda shard: shard.path)
+
+    def discard_unfinished(self) -> None:
+        """Remove temporary files that a killed run left behind."""
+        for leftover in self.folder.rglob(".*.tmp"):
+            leftover.unlink()
+
+    def fail(self, error: BaseException) -> None:
+        """Leave a note of why the work stopped, for `status` to show; finished shards stay."""
+        write_json(self.folder / FAILURE, {"error": type(error).__name__, "message": str(error)})
+
+    def seal(
+        self,
+        *,
+        kind: str,
+        fingerprint: str,
+        identity: Mapping[str, Any],
+        config: Mapping[str, Any],
+        inputs: Iterable[InputRef],
+        stats: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> Manifest:
+        """Record the files that have no record yet, drop the scratch folder, write the manifest."""
+        shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
+        for path in self._files():
+            name = path.relative_to(self.folder).as_posix()
+            if not self.has(name):
+                self.finish(name)
+        shards = tuple(self.finished())
+        manifest = Manifest(
+            kind=kind,
+            fingerprint=fingerprint,
+            identity=identity,
+            config=config,
+            inputs=tuple(inputs),
+            shards=shards,
+            stats=stats,
+            provenance=provenance,
+            content=content_digest(shards),
+        )
+        write_text(self.folder / MANIFEST_NAME, manifest.to_json())
+        shutil.rmtree(self.folder / RECORDS, ignore_errors=True)
+        return manifest
+
+    def _files(self) -> Iterator[Path]:
+        for path in sorted(self.folder.rglob("*")):
+            inside = path.relative_to(self.folder).parts
+            if path.is_file() and inside[0] != RECORDS and inside[0] != MANIFEST_NAME:
+                yield path
+
+    def _record(self, name: str) -> Path:
+        return self.folder / RECORDS / f"{name}.json"
