@@ -23,16 +23,31 @@ from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_d
 RECORDS = ".shards"
 SCRATCH = "scratch"
 FAILURE = "failure.json"
+BASIS = f"{RECORDS}/basis"
 
 
 class Staging:
     """The unfinished form of one artifact; made by `Store.write`, under its lock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, basis: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FAILURE).unlink(missing_ok=True)
         self.discard_unfinished()
+        write_text(folder / BASIS, basis)
+
+    @staticmethod
+    def is_based_on(folder: Path, basis: str) -> bool:
+        """Whether the work standing in `folder` was begun with inputs of this digest."""
+        try:
+            return (folder / BASIS).read_text(encoding="utf-8") == basis
+        except OSError:
+            return False
+
+    @property
+    def sealed(self) -> bool:
+        """Whether all is done but the rename: a run was killed between the manifest and `Store.commit`."""
+        return (self.folder / MANIFEST_NAME).is_file()
 
     @property
     def scratch(self) -> Path:
@@ -118,7 +133,6 @@ class Staging:
             content=content_digest(shards),
         )
         write_text(self.folder / MANIFEST_NAME, manifest.to_json())
-        shutil.rmtree(self.folder / RECORDS, ignore_errors=True)
         return manifest
 
     def _files(self) -> Iterator[Path]:

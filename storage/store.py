@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from storage.errors import UserError
 from storage.files import DigestCache
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
-from storage.staging import FAILURE, Staging
+from storage.staging import FAILURE, RECORDS, Staging
 
 Progress = Literal["absent", "running", "failed", "interrupted"]
 
@@ -69,18 +69,19 @@ class Store:
         manifest = Manifest.read(folder)
         return Artifact(folder, manifest) if manifest else None
 
-    def newest(self, kind: str) -> Artifact | None:
-        """The last one committed of this kind."""
-        manifests = sorted((self.root / kind).glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime_ns)
-        found = [path.parent for path in manifests if not path.parent.name.startswith(".")]
-        return self.find(kind, found[-1].name) if found else None
+    def newest_first(self, kind: str) -> Iterator[Artifact]:
+        """All complete artifacts of this kind, the last committed first."""
+        manifests = [path for path in (self.root / kind).glob(f"*/{MANIFEST_NAME}") if path.parent.name[0] != "."]
+        for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            if artifact := self.find(kind, path.parent.name):
+                yield artifact
 
     @contextmanager
-    def write(self, kind: str, fingerprint: str, *, restart: bool = False) -> Iterator[Staging]:
+    def write(self, kind: str, fingerprint: str, basis: str, *, restart: bool = False) -> Iterator[Staging]:
         """Open the artifact's staging folder as its only writer; call `commit` when `Staging.seal` has been called.
 
-        What an earlier, interrupted run finished is still there, unless `restart` is set. An error leaves a note in
-        the folder and passes on.
+        What an earlier, interrupted run finished is still there, unless `restart` is set or `basis`, a digest of what
+        the inputs hold, is no longer what it was. An error leaves a note in the folder and passes on.
 
         Raises:
             UserError: Another process is writing this artifact.
@@ -94,9 +95,9 @@ class Store:
             ) from None
         try:
             folder = self._staging(kind, fingerprint)
-            if restart:
+            if restart or not Staging.is_based_on(folder, basis):
                 shutil.rmtree(folder, ignore_errors=True)
-            staging = Staging(folder)
+            staging = Staging(folder, basis)
             try:
                 yield staging
             except BaseException as error:
@@ -108,6 +109,7 @@ class Store:
     def commit(self, kind: str, fingerprint: str) -> Artifact:
         """Give a sealed staging folder its name, in the place of an older artifact of the same fingerprint."""
         staging, folder = self._staging(kind, fingerprint), self.folder(kind, fingerprint)
+        shutil.rmtree(staging / RECORDS, ignore_errors=True)
         replaced = staging.with_name(f".replaced-{fingerprint}")
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,217 @@
+"""The command line. Heavy libraries are imported by the command that needs them, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from storage.errors import UserError
+
+app = typer.Typer(
+    name="nextquill",
+    help="Personalised language models from review histories: ingest, score, train, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
+StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
+
+
+def main() -> None:
+    """Run a command: exit 0 when done, 2 with one line when the user's input is wrong, 1 on anything else."""
+    try:
+        app()
+    except UserError as error:
+        print(f"nextquill: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("nextquill: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    config: ConfigOption, overrides: SetOption = None, store: StoreOption = None, force: ForceOption = False
+) -> None:
+    """Run the whole pipeline; what is fresh is reused."""
+    settings = _settings(config, overrides, store)
+    if force or not _all_fresh(settings):
+        _run_flow("pipeline", settings, force=force)
+    _show_results(settings)
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    @app.command(name, help=help_text)
+    def stage(
+        config: ConfigOption, overrides: SetOption = None, store: StoreOption = None, force: ForceOption = False
+    ) -> None:
+        from nextquill_core.stages.run import Run
+
+        settings = _settings(config, overrides, store)
+        Run(settings)  # finds what is wrong with the input before Prefect starts
+        _run_flow(name, settings, force=force)
+        if name == "evaluate":
+            _show_results(settings)
+
+
+for _name, _help in {
+    "ingest": "Raw reviews into user sequences.",
+    "model": "Train the offline base model (`model.name_or_path: tiny`).",
+    "score": "Causal effects of every token, and preference weights.",
+    "train": "Train the adapters under DeepSpeed.",
+    "evaluate": "Generate, measure, report.",
+}.items():
+    _stage_command(_name, _help)
+
+
+@app.command()
+def status(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
+) -> None:
+    """Say for each stage whether its artifact is fresh, stale (and why), missing, running or failed."""
+    from flows.status import status_rows, status_table
+
+    rows = status_rows(_settings(config, overrides, store))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _console().print(status_table(rows))
+
+
+@app.command()
+def path(
+    stage: Annotated[str, typer.Argument(help="ingest, model, score, train, train:METHOD or evaluate")],
+    config: ConfigOption,
+    overrides: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Print the folder of a stage's artifact, and nothing else."""
+    from nextquill_core.stages.run import Run
+
+    current = Run(_settings(config, overrides, store))
+    step = current.plan.stage(stage)
+    if step is None:
+        names = ", ".join(known.name for known in current.plan.stages)
+        raise UserError(f"no stage {stage!r} in this config", str(config), f"it has {names}")
+    print(current.artifact(step).folder)
+
+
+@app.command()
+def report(config: ConfigOption, overrides: SetOption = None, store: StoreOption = None) -> None:
+    """Print the path of the report."""
+    from nextquill_core.stages.run import Run
+
+    current = Run(_settings(config, overrides, store))
+    print(current.artifact(current.plan.evaluate).folder / "report.html")
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    users: Annotated[int, typer.Option(min=1, help="Regular users.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 42,
+) -> None:
+    """Write a synthetic category in the Amazon 2023 layout, with its ground truth."""
+    from nextquill_core.synthetic.sample import write_sample
+
+    print(write_sample(folder, users=users, seed=seed))
+
+
+@app.command()
+def sources() -> None:
+    """List the kinds of raw data that `ingest.source` can name."""
+    from nextquill_core.ingest.sources import SOURCES
+
+    _list({name: source.summary for name, source in SOURCES.items()})
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that `train.method` and `evaluate.methods` can name."""
+    from nextquill_core.evaluation.methods import METHODS
+
+    _list({name: method.summary for name, method in METHODS.items()})
+
+
+def _settings(config: Path, overrides: list[str] | None, store: str | None) -> Any:
+    from nextquill_core.config import load_config
+
+    return load_config(config, [*(overrides or []), *([f"store={store}"] if store else [])])
+
+
+def _all_fresh(settings: Any) -> bool:
+    """Whether nothing is left to do and no Prefect server watches; then none needs to be started to say so."""
+    from nextquill_core.plan import freshness
+    from nextquill_core.stages.run import Run
+
+    current = Run(settings)
+    standing = {step: freshness(current.store, step) for step in current.plan.stages}
+    if os.environ.get("PREFECT_API_URL") or any(fresh.state != "fresh" for fresh in standing.values()):
+        return False
+    for step, fresh in standing.items():
+        print(f"{step.name}: reused, fresh at {fresh.artifact and fresh.artifact.folder}", file=sys.stderr)
+    return True
+
+
+def _run_flow(name: str, settings: Any, *, force: bool) -> None:
+    # Offline and quiet unless the user says otherwise: our own lines in the terminal, everything in the UI.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    _print_run_lines()
+    flow(settings, force=force)
+
+
+def _print_run_lines() -> None:
+    """Print what our flows and tasks log; the engine's own lines stay in the UI."""
+    import prefect
+
+    engine = str(Path(prefect.__file__).parent)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: not record.pathname.startswith(engine))
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addHandler(handler)
+
+
+def _show_results(settings: Any) -> None:
+    from flows.status import results_table
+    from nextquill_core.stages.run import Run
+
+    current = Run(settings)
+    evaluation = current.artifact(current.plan.evaluate)
+    console = _console()
+    for table in results_table(evaluation):
+        console.print(table)
+    print(f"report: {evaluation.folder / 'report.html'}")
+
+
+def _list(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, summary in rows.items():
+        print(f"{name:<{width}}  {summary}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The evaluate stage: predictions, metrics, report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+
+from flows.results import finished
+from nextquill_core.config import Config
+from nextquill_core.stages.run import Run
+from tasks.evaluate import generate_predictions, measure, publish_results
+
+
+@flow(name="evaluate", persist_result=False)
+def evaluate(config: Config, force: bool = False) -> State[Any]:
+    """Let every method write the reviews of the split, measure them, and report; stored predictions are reused."""
+    run = Run(config)
+    for method, decoding in run.plan.predictions:
+        generate_predictions(run, method, decoding, force)
+    outcome = measure(run, force)
+    publish_results(outcome)
+    return finished("evaluate", outcome)

@@ -1,0 +1,22 @@
+"""The offline base model's stage; does nothing where the model comes from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+from prefect.states import Completed
+
+from flows.results import finished
+from nextquill_core.config import Config
+from nextquill_core.stages.run import Run
+from tasks.model import train_base_model
+
+
+@flow(name="model", persist_result=False)
+def model(config: Config, force: bool = False) -> State[Any]:
+    """Train the offline base model that `model.name_or_path: tiny` asks for."""
+    outcome = train_base_model(Run(config), force)
+    if outcome is None:
+        return Completed(message=f"model: {config.model.name_or_path} comes from outside", data={})
+    return finished("model", outcome)

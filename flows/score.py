@@ -1,0 +1,22 @@
+"""The score stage: causal effects of every ground-truth token, and preference weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+
+from flows.results import finished
+from nextquill_core.config import Config
+from nextquill_core.stages.run import Run
+from tasks.score import derive_weights, publish_effects, score_effects
+
+
+@flow(name="score", persist_result=False)
+def score(config: Config, force: bool = False) -> State[Any]:
+    """Score under θ0 with and without history, then derive weights; a change of δ, λ or ε only does the second."""
+    run = Run(config)
+    score_effects(run, force)
+    outcome = derive_weights(run, force)
+    publish_effects(outcome)
+    return finished("score", outcome)

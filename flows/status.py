@@ -1,0 +1,76 @@
+"""How the stages of a configuration stand, and what came out, as tables for people and rows for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from nextquill_core.config import Config
+from nextquill_core.plan import folder_of, freshness
+from nextquill_core.stages.run import Run
+from storage import Artifact
+
+COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cyan", "failed": "red"}
+
+
+def status_rows(config: Config) -> list[dict[str, Any]]:
+    """A row a stage: stage, state, why, path, rows, bytes, seconds (the last three None without an artifact)."""
+    run = Run(config)
+    rows = []
+    for step in run.plan.stages:
+        standing = freshness(run.store, step)
+        manifest = standing.artifact.manifest if standing.artifact else None
+        rows.append(
+            {
+                "stage": step.name,
+                "state": standing.state,
+                "why": standing.why,
+                "path": str(folder_of(run.store, step)),
+                "rows": manifest.rows if manifest else None,
+                "bytes": manifest.bytes if manifest else None,
+                "seconds": manifest.provenance["seconds"] if manifest else None,
+            }
+        )
+    return rows
+
+
+def status_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows as a table for the terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("stage", "state", "rows", "size", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
+    table.add_column("path / why", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["stage"],
+            Text(row["state"], style=COLOURS[row["state"]]),
+            "" if row["rows"] is None else f"{row['rows']:,}",
+            "" if row["bytes"] is None else _size(row["bytes"]),
+            "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
+            row["why"] or (row["path"] if row["state"] == "fresh" else ""),
+        )
+    return table
+
+
+def results_table(evaluation: Artifact) -> Iterator[Table]:
+    """Methods by metrics with their intervals, a table for each decoding preset and category."""
+    from nextquill_core.stages.evaluate import result_tables
+
+    for title, cells in result_tables(evaluation):
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for heading in cells[0]:
+            table.add_column(heading)
+        for row in cells:
+            table.add_row(*row.values())
+        yield table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

@@ -1,0 +1,27 @@
+"""The train stage: one adapter for each method that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+
+from flows.results import REUSED, finished
+from nextquill_core.config import Config, MethodName
+from nextquill_core.stages.run import Run
+from tasks.train import train_adapter
+
+
+@flow(name="train", persist_result=False)
+def train(config: Config, method: MethodName | None = None, force: bool = False) -> State[Any]:
+    """Train adapters under DeepSpeed, each going on from its newest checkpoint.
+
+    Args:
+        config: The run's settings.
+        method: Train this one only; empty trains `train.method` and what else `evaluate.methods` needs.
+        force: Train anew even where the adapter is fresh.
+    """
+    run = Run(config)
+    outcomes = {name: train_adapter(run, name, force) for name in ([method] if method else run.plan.train)}
+    states = [finished(f"train {name}", outcome) for name, outcome in outcomes.items()]
+    return next((state for state in states if state.name != REUSED), states[0])

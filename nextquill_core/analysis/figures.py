@@ -1,0 +1,215 @@
+"""The figures of a report: scores with their intervals, the distribution of causal effects, training curves.
+
+Each function returns a figure of its own and touches no global state, so that figures can be drawn in any thread.
+Colours are from Okabe and Ito's palette, which readers with any colour vision tell apart, and never carry a meaning
+alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from nextquill_core.evaluation.metrics import METRICS
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#B8A800",  # Okabe and Ito's yellow, darkened: theirs is too pale for a line on white
+)
+SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+INK, QUIET, RULE, PALE = "#1F2328", "#59636E", "#D1D9E0", "#AEB9C4"
+DPI = 150
+BIN = 0.02
+
+
+def metric_bars(
+    rows: Sequence[Mapping[str, Any]], decoding: str, category: str, *, highlight: str | None = None
+) -> Figure:
+    """One panel a metric, one bar a method, a whisker for the 95 % interval.
+
+    Args:
+        rows: Of the schema `METRICS`; other decoding presets and categories are left out.
+        decoding: The preset shown.
+        category: The category shown.
+        highlight: A method to set off from the others.
+    """
+    chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
+    methods = list(dict.fromkeys(row["method"] for row in chosen))
+    metrics = [metric for key, metric in METRICS.items() if any(row["metric"] == key for row in chosen)]
+    columns = min(3, max(1, len(metrics)))
+    lines = max(1, math.ceil(len(metrics) / columns))
+    figure = _figure(3.3 * columns, lines * (0.75 + 0.3 * max(1, len(methods))))
+    for position, metric in enumerate(metrics):
+        axes = figure.add_subplot(lines, columns, position + 1)
+        found = {row["method"]: row for row in chosen if row["metric"] == metric.key}
+        for place, method in enumerate(methods):
+            if method not in found:
+                continue
+            value, low, high = (float(found[method][column]) for column in ("value", "ci_low", "ci_high"))
+            colour = BLUE if highlight in (None, method) else PALE
+            axes.barh(place, value, height=0.62, color=colour)
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
+            axes.annotate(
+                metric.text(value),
+                (max(value, high), place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=INK,
+                fontweight="bold" if method == highlight else "normal",
+            )
+        longest = max([1e-9, *(float(row["ci_high"]) for row in found.values())])
+        if metric.higher_is_better is None:
+            axes.axvline(1, color=QUIET, linewidth=0.9, linestyle=(0, (3, 2)))
+            longest = max(longest, 1.0)
+        axes.set_yticks(range(len(methods)), methods if position % columns == 0 else [""] * len(methods))
+        axes.set_ylim(len(methods) - 0.45, -0.55)
+        axes.set_xlim(0, 1.28 * longest)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        _dress(axes, metric.name, base="left")
+        axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
+    return figure
+
+
+def effect_histogram(effects: ArrayLike, delta: float) -> Figure:
+    """How many tokens have which causal effect, the count on a logarithmic scale.
+
+    Args:
+        effects: Causal effects of ground-truth tokens, differences of probabilities in [-1, 1], any shape.
+        delta: δ of Eq. 3; the tokens above it are the preference tokens.
+    """
+    values: NDArray[np.float64] = np.asarray(effects, dtype=np.float64).ravel()
+    above = values > delta
+    steps = np.arange(math.floor((-1 - delta) / BIN), math.ceil((1 - delta) / BIN) + 1)
+    edges = np.unique(np.clip(delta + BIN * steps, -1, 1))  # δ is an edge, so that no bar has two colours
+    figure = _figure(7.2, 3.4)
+    axes = figure.add_subplot()
+    for part, colour in ((~above, PALE), (above, BLUE)):
+        counts = np.histogram(values[part], edges)[0]
+        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colour)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.minorticks_off()
+    axes.set_xlim(-1, 1)
+    axes.axvline(delta, color=VERMILION, linewidth=1.4)
+    share = float(above.mean()) if values.size else 0.0
+    axes.annotate(
+        f"δ = {delta:g}: {share:.1%} of {values.size:,} tokens lie above",
+        (delta, 1.03),
+        xycoords=axes.get_xaxis_transform(),
+        ha="center" if abs(delta) < 0.4 else "right" if delta > 0 else "left",
+        va="bottom",
+        fontsize=9,
+        color=INK,
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
+    _dress(axes, "", base="bottom")
+    axes.set_xlabel("causal effect: p(token | history) − p(token | no history)", fontsize=9, color=INK)
+    axes.set_ylabel("tokens", fontsize=9, color=INK)
+    return figure
+
+
+def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Loss by optimizer step: the whole (Eq. 7), its normal part (Eq. 5) and its causal part (Eq. 6).
+
+    The values are faint, their moving average strong. A method that has no causal part, or none logged, is left out of
+    that panel.
+
+    Args:
+        curves: By method, its log: mappings with `step` and some of `loss`, `normal`, `causal`; None is no value.
+    """
+    panels = {"loss": "L, all", "normal": "Lₙ, normal", "causal": "Lₚ, causal"}
+    lines = {
+        name: {
+            method: points
+            for method, log in curves.items()
+            if (points := [(row["step"], row[name]) for row in log if row.get(name) is not None])
+        }
+        for name in panels
+    }
+    shown = [name for name in panels if lines[name]] or ["loss"]
+    figure = _figure(3.3 * max(2, len(shown)), 3.1)
+    for position, name in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), position + 1)
+        for index, method in enumerate(curves):
+            if method not in lines[name]:
+                continue
+            steps, values = (np.array(column, dtype=np.float64) for column in zip(*lines[name][method], strict=True))
+            style: dict[str, Any] = {"color": SERIES[index % len(SERIES)]}
+            if len(values) > 40:
+                axes.plot(steps, values, linewidth=0.8, alpha=0.25, **style)
+            axes.plot(
+                steps, _smooth(values), linewidth=1.7, label=method, linestyle=DASHES[index % len(DASHES)], **style
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _dress(axes, panels[name], base="bottom")
+        axes.set_xlabel("optimizer step", fontsize=9, color=INK)
+        if position == 0:
+            axes.set_ylabel("nats", fontsize=9, color=INK)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
+            handlelength=2.8,
+        )
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the same figure gives the same bytes (no date, no version inside)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches."""
+    layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, title: str, *, base: str) -> None:
+    """Only the spine that bars stand on, and lines to read heights by where bars or curves rise from the bottom."""
+    axes.set_title(title, fontsize=10, fontweight="bold", color=INK, loc="left")
+    if base == "bottom":
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=8, labelcolor=QUIET)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == base)
+        spine.set_color(QUIET)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A centred moving average over a twentieth of the curve; at the ends over what there is."""
+    width = max(1, len(values) // 20)
+    window = np.ones(width)
+    averaged: NDArray[np.float64] = np.convolve(values, window, "same") / np.convolve(
+        np.ones_like(values), window, "same"
+    )
+    return averaged

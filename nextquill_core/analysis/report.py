@@ -1,0 +1,303 @@
+"""One HTML page that tells a whole run: what was run, on what data, with which scores, and what the models wrote.
+
+The page needs nothing but itself: figures are inlined, there is no script, and a content policy forbids fetching
+anything. Texts come from strangers' reviews and from models, so every value is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nextquill_core.evaluation.metrics import METRICS
+from nextquill_core.evaluation.tables import ALL, Cell, Pivot, Row, pivot
+
+SIGNIFICANT = 0.05
+SHARED_WORDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One artifact of the run. `note` says for instance "reused"; `seconds` is None where nobody measured."""
+
+    name: str
+    fingerprint: str
+    path: str = ""
+    rows: int | None = None
+    size: int | None = None
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCount:
+    """What became of the rows of one raw table; `read` = `kept` + the sum over `dropped`, by reason."""
+
+    table: str
+    read: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """What one category holds after ingestion; `examples` by split."""
+
+    category: str
+    users: int
+    items: int
+    reviews: int
+    examples: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure with the text that stands for it where it cannot be seen."""
+
+    title: str
+    alt: str
+    png: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One adapter's training; losses in nats, of the last steps, None where the method has no such part."""
+
+    method: str
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float | None = None
+    normal: float | None = None
+    causal: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEffect:
+    """A vocabulary token, its mean causal effect (a difference of probabilities) and how often it was scored."""
+
+    token: str
+    effect: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test example: what was asked, what the user wrote, what each method wrote."""
+
+    title: str
+    request: str
+    reference: str
+    predictions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the page shows. A section whose values are empty is left out.
+
+    Attributes:
+        lead: One or two sentences below the title.
+        facts: The few numbers to know first, label and value.
+        config: The settings that matter, name and value.
+        rows: Rows of the schema `METRICS`.
+        comparisons: Rows of `tables.comparison_rows`.
+        settings: How the metrics are computed, `metrics.settings()`.
+        scores_figures: Shown with the tables.
+        effect_figures: Shown with the causal effects.
+        training_figures: Shown with the training summary.
+        tokens: Those with the highest mean effect, in that order.
+        notes: What a reader must know to judge the numbers.
+        commands: What to type to get the same page.
+    """
+
+    title: str
+    lead: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    config: Sequence[tuple[str, str]] = ()
+    stages: Sequence[Stage] = ()
+    counts: Sequence[RowCount] = ()
+    cohorts: Sequence[Cohort] = ()
+    rows: Sequence[Row] = ()
+    comparisons: Sequence[Row] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    scores_figures: Sequence[Picture] = ()
+    effect_figures: Sequence[Picture] = ()
+    tokens: Sequence[TokenEffect] = ()
+    training: Sequence[Training] = ()
+    training_figures: Sequence[Picture] = ()
+    cases: Sequence[Case] = ()
+    notes: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedPair:
+    """A method against another: for each metric the difference, shares and p-value as shown."""
+
+    method: str
+    reference: str
+    cells: tuple[Cell, ...]
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The scores and comparisons of one decoding preset and category."""
+
+    decoding: str
+    category: str
+    table: Pivot
+    pairs: tuple[ComparedPair, ...]
+
+
+def render(report: Report) -> str:
+    """The page as HTML, UTF-8 when written to a file."""
+    environment = Environment(
+        loader=PackageLoader("nextquill_core.analysis", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "duration": _duration,
+        "size": _size,
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "visible": _visible,
+        "flat": _flat,
+    }
+    page = environment.get_template("report.html.j2").render(
+        report=report, presets=_blocks(report), shared_segments=shared_segments, all=ALL, alpha=SIGNIFICANT
+    )
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", page)
+
+
+def shared_segments(text: str, reference: str) -> list[tuple[str, bool]]:
+    """Cut `text` into pieces, each with whether it is a run of three or more words that `reference` has too.
+
+    Case and punctuation are not compared; the pieces joined are `text`.
+    """
+    words = list(re.finditer(r"\w+", text))
+    plain = [word.group().lower() for word in words]
+    known = set(_runs([word.lower() for word in re.findall(r"\w+", reference)]))
+    shared = [False] * len(words)
+    for start, run in enumerate(_runs(plain)):
+        if run in known:
+            shared[start : start + SHARED_WORDS] = [True] * SHARED_WORDS
+    pieces: list[tuple[str, bool]] = []
+    position = index = 0
+    while index < len(words):
+        if not shared[index]:
+            index += 1
+            continue
+        first = index
+        while index < len(words) and shared[index]:
+            index += 1
+        start, end = words[first].start(), words[index - 1].end()
+        pieces += [(text[position:start], False), (text[start:end], True)]
+        position = end
+    pieces.append((text[position:], False))
+    return [piece for piece in pieces if piece[0]]
+
+
+def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1)]
+
+
+def _blocks(report: Report) -> list[tuple[str, list[Block]]]:
+    """The tables by decoding preset, in the order of the rows, the union of all categories before its parts."""
+    return [(decoding, _preset(report, decoding)) for decoding in dict.fromkeys(row["decoding"] for row in report.rows)]
+
+
+def _preset(report: Report, decoding: str) -> list[Block]:
+    categories = dict.fromkeys(row["category"] for row in report.rows if row["decoding"] == decoding)
+    blocks = []
+    for category in sorted(categories, key=lambda name: name != ALL):
+        table = pivot(report.rows, decoding, category)
+        blocks.append(Block(decoding, category, table, _pairs(report, table, decoding, category)))
+    return blocks
+
+
+def _pairs(report: Report, table: Pivot, decoding: str, category: str) -> tuple[ComparedPair, ...]:
+    chosen = [row for row in report.comparisons if row["decoding"] == decoding and row["category"] == category]
+    found = {(row["method"], row["reference"], row["metric"]): row for row in chosen}
+    compared = [metric.key for metric in table.metrics if metric.higher_is_better is not None]
+    pairs = []
+    for method, reference in dict.fromkeys((row["method"], row["reference"]) for row in chosen):
+        rows = [found.get((method, reference, key)) for key in compared]
+        pairs.append(ComparedPair(method, reference, tuple(map(_difference, rows)), tuple(map(_detail, rows))))
+    return tuple(pairs)
+
+
+def _difference(row: Row | None) -> Cell:
+    """`best` marks a difference that is significant after the correction."""
+    if row is None:
+        return Cell("–")
+    decimals = METRICS[row["metric"]].decimals
+    low, high = _signed(row["ci_low"], decimals), _signed(row["ci_high"], decimals)
+    return Cell(_signed(row["difference"], decimals), f"[{low}, {high}]", row["p_adjusted"] < SIGNIFICANT)
+
+
+def _detail(row: Row | None) -> str:
+    if row is None:
+        return ""
+    p_value = row["p_adjusted"]
+    return f"p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}, wins {row['win_rate']:.0%}"
+
+
+def _signed(value: float, decimals: int) -> str:
+    return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _number(value: float | None, decimals: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{decimals}f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "–"
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def _visible(token: str) -> str:
+    """A token with its white space shown: a leading blank is part of most tokens."""
+    return token.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names and values."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append(
+                (f"{prefix}{name}", {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
+            )
+    return rows
+
+
+# What HTML forbids even escaped (control characters) and what UTF-8 cannot hold (halves of surrogate pairs).
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")

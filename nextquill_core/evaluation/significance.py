@@ -1,0 +1,167 @@
+"""How sure a number is: the bootstrap over users, for one method and for two on the same examples.
+
+A user's examples are not independent of each other, so users are drawn, with replacement, and each brings all of its
+examples. Every metric is a function of sums over examples (a mean of a sum and a count, BLEU of its n-gram counts), so
+a resample is a weighted sum of the users' sums, and one matrix product makes all resamples of all metrics.
+
+    B resamples, U users, K sums a metric needs, n examples
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]  # sums of shape (…, K) to values of shape (…)
+
+LEVEL = 0.95
+SAMPLES = 1000
+_DRAWS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value and its percentile bootstrap interval, in the metric's unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A method against another, on the same examples.
+
+    Attributes:
+        difference: The first method's value minus the second's, in the metric's unit, with its interval.
+        p_value: Two-sided, of the hypothesis that the difference is zero; never below 1 / (resamples + 1).
+        win_rate: Share of the users for whom the first method's value is larger; a tie counts one half.
+    """
+
+    difference: Interval
+    p_value: float
+    win_rate: float
+
+
+def ratio_of_sums(sums: Floats) -> Floats:
+    """The first sum over the second: a mean, where the second counts examples."""
+    ratio: Floats = sums[..., 0] / sums[..., 1]
+    return ratio
+
+
+def bootstrap_interval(
+    stats: ArrayLike,
+    users: Sequence[str],
+    statistic: Statistic = ratio_of_sums,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 42,
+    level: float = LEVEL,
+) -> Interval:
+    """The percentile bootstrap interval over users (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        stats: What `statistic` needs of each example, shape (n, K); for a mean, (value, 1).
+        users: Each example's user.
+        statistic: From sums to the metric.
+        samples: Number of resamples.
+        seed: The same seed gives the same interval, in whatever order the examples come.
+        level: Share of the resamples inside the interval.
+
+    Raises:
+        ValueError: There is no example, or `users` and `stats` differ in length.
+    """
+    sums = user_sums(stats, users)
+    return interval_of(statistic(sums.sum(axis=0)), statistic(resample(sums, samples=samples, seed=seed)), level=level)
+
+
+def paired_bootstrap(
+    stats: ArrayLike,
+    other: ArrayLike,
+    users: Sequence[str],
+    statistic: Statistic = ratio_of_sums,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 42,
+) -> Comparison:
+    """Compare two methods on the same examples, both resampled with the same users; see `compare`."""
+    first, second = user_sums(stats, users), user_sums(other, users)
+    return compare(
+        first,
+        second,
+        resample(first, samples=samples, seed=seed),
+        resample(second, samples=samples, seed=seed),
+        statistic,
+    )
+
+
+def user_sums(stats: ArrayLike, users: Sequence[str]) -> Floats:
+    """Sum the rows of each user, shape (U, K), users in sorted order; the order of the rows changes no bit."""
+    rows = np.asarray(stats, dtype=np.float64)
+    if len(rows) != len(users) or len(rows) == 0:
+        raise ValueError(f"{len(rows)} rows of statistics for {len(users)} users")
+    codes = np.unique(np.asarray(users, dtype=np.str_), return_inverse=True)[1]
+    order = np.lexsort((*rows.T, codes))  # floating-point sums depend on the order, so it must be the rows' own
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    sums: Floats = np.add.reduceat(rows[order], starts, axis=0)
+    return sums
+
+
+def resample(sums: Floats, *, samples: int, seed: int) -> Floats:
+    """Sums over resampled users, shape (B, K). The draws depend on the number of users, `samples` and `seed` alone."""
+    rng = np.random.default_rng(seed)
+    n_users = len(sums)
+    chunk = max(1, _DRAWS_AT_ONCE // n_users)
+    resampled = np.empty((samples, sums.shape[1]))
+    for start in range(0, samples, chunk):
+        rows = min(chunk, samples - start)
+        draws = rng.integers(n_users, size=(rows, n_users)) + n_users * np.arange(rows)[:, None]
+        times_drawn = np.bincount(draws.ravel(), minlength=rows * n_users).reshape(rows, n_users)
+        resampled[start : start + rows] = times_drawn.astype(np.float64) @ sums
+    return resampled
+
+
+def interval_of(value: float | np.floating | Floats, resampled: Floats, *, level: float = LEVEL) -> Interval:
+    """The interval between the resampled values' quantiles."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), _settled(low), _settled(high))
+
+
+def compare(
+    sums: Floats, other: Floats, resampled: Floats, other_resampled: Floats, statistic: Statistic = ratio_of_sums
+) -> Comparison:
+    """Compare two methods from their users' sums, shape (U, K), and resampled sums, shape (B, K), of the same draws.
+
+    The p-value is the share of resampled differences that lie as far from their own mean as the observed difference
+    lies from zero (Riezler and Maxwell 2005, the paired bootstrap of sacreBLEU), counting the observed one as one of
+    them.
+    """
+    observed = float(statistic(sums.sum(axis=0)) - statistic(other.sum(axis=0)))
+    differences = statistic(resampled) - statistic(other_resampled)
+    as_far = np.abs(differences - differences.mean()) >= abs(observed)
+    p_value = (1 + int(as_far.sum())) / (1 + len(differences))
+    mine, theirs = statistic(sums), statistic(other)
+    return Comparison(
+        difference=interval_of(observed, differences),
+        p_value=p_value if len(sums) > 1 else 1.0,  # one user says nothing of others
+        win_rate=float(np.mean((mine > theirs) + 0.5 * (mine == theirs))),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979): p-values that keep the chance of one false finding in the family."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _settled(value: float) -> float:
+    """Without the last digits, in which a matrix product differs from machine to machine."""
+    return round(float(value), 10)

@@ -1,0 +1,62 @@
+"""Models and tokenizers from a folder or the hub: safetensors only, no remote code unless asked for by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nextquill_core.errors import ModelError
+from nextquill_core.model.identity import REMEDY, ModelSpec
+from nextquill_core.prompts import PLAIN, Template, chat_template
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def load_model(spec: ModelSpec, device: torch.device | None = None) -> Any:
+    """The model in evaluation mode on `device` (default: the accelerator if there is one).
+
+    Raises:
+        ModelError: It cannot be found or read.
+    """
+    options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
+    model = _load(AutoModelForCausalLM, spec, dtype=getattr(torch, spec.dtype), use_safetensors=True, **options)
+    return model.to(device or best_device()).eval()
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: It cannot be found or read.
+    """
+    return _load(AutoTokenizer, spec)
+
+
+def load_template(name: str, spec: ModelSpec, tokenizer: Any) -> Template:
+    """The prompt template `plain` or `chat`.
+
+    Raises:
+        ModelError: A chat template is asked for and the tokenizer has none that can be used.
+    """
+    if name == "plain":
+        return PLAIN
+    try:
+        return chat_template(tokenizer)
+    except ValueError as error:
+        raise ModelError(str(error), spec.name_or_path, "set prompt.template to plain") from None
+
+
+def _load(kind: Any, spec: ModelSpec, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(
+            spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load it ({reason})", spec.name_or_path, REMEDY) from error

@@ -1,0 +1,230 @@
+"""Which artifacts a configuration asks for, and what each of them depends on.
+
+Everything here follows from the configuration and the digests of the raw files, without running a stage: so `status`,
+`path` and reuse agree, and a changed field moves exactly the artifacts that it can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from nextquill_core.config import Config
+from nextquill_core.evaluation.methods import METHODS
+from nextquill_core.ingest.sources import RawFiles, raw_files
+from nextquill_core.model.identity import external_model_identity
+from nextquill_core.prompts import PLAIN, resolve_template
+from storage import Artifact, DigestCache, Store, differences, fingerprint
+
+# Raised by hand when a stage's code changes what it produces from the same settings.
+REVISIONS = {"ingest": 1, "model": 1, "effects": 1, "score": 1, "train": 1, "predictions": 1, "evaluate": 1}
+
+State = Literal["fresh", "stale", "missing", "running", "failed"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact to be: its kind, a name people read, what decides it, and what it is made from."""
+
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    inputs: tuple[Step, ...] = ()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The fields behind the fingerprint."""
+        return {
+            "stage": self.kind,
+            "revision": REVISIONS[self.kind],
+            **self.settings,
+            "inputs": {step.name: step.fingerprint for step in self.inputs},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The artifact's address below its kind."""
+        return fingerprint(self.identity)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All artifacts of a configuration, in the order in which they are made.
+
+    Attributes:
+        files: The raw files of each category.
+        model: The offline base model, or None where the model comes from outside.
+        train: A step for each method that trains, the configured `train.method` first.
+        predictions: By (method, decoding).
+    """
+
+    config: Config
+    files: tuple[RawFiles, ...]
+    ingest: Step
+    model: Step | None
+    effects: Step
+    score: Step
+    train: Mapping[str, Step]
+    predictions: Mapping[tuple[str, str], Step]
+    evaluate: Step
+    model_identity: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> Iterator[Step]:
+        """The steps that a person knows by name: one a stage, and one a trained method."""
+        yield self.ingest
+        if self.model:
+            yield self.model
+        yield self.score
+        yield from self.train.values()
+        yield self.evaluate
+
+    def stage(self, name: str) -> Step | None:
+        """The step of this name; `train` is the configured method's."""
+        return next((step for step in self.stages if step.name == name), None)
+
+
+def make_plan(config: Config, digests: DigestCache) -> Plan:
+    """Work out every artifact of `config`.
+
+    Raises:
+        UserError: Raw files or the model folder are missing, or a name is unknown.
+    """
+    files = tuple(raw_files(config.ingest.source, raw) for raw in config.ingest.inputs)
+    raw = {
+        part.category: {
+            "reviews": [digests(path) for path in part.reviews],
+            "items": [digests(path) for path in part.items],
+        }
+        for part in files
+    }
+    settings = config.ingest.semantic()
+    del settings["inputs"]  # names of files say nothing about what is in them
+    ingest = Step("ingest", "ingest", {"ingest": settings, "raw": raw})
+
+    prompt = config.prompt.semantic() | {"template": resolve_template(config.prompt.template, config.model.name_or_path)}
+    prompt["revision"] = PLAIN.revision
+    model, model_identity = _model(config, ingest, prompt, digests)
+    common = {"model": model_identity, "prompt": prompt}
+    base = (ingest, model) if model else (ingest,)
+
+    effects = Step("effects", "effects", common | {"score": config.score.semantic()}, base)
+    score = Step("score", "score", {"weights": config.weights.semantic()}, (effects,))
+    needed = [config.train.method, *config.evaluate.methods]
+    train = {
+        name: _train(config, name, common, base, score)
+        for name in dict.fromkeys(needed)
+        if METHODS[name].training is not None
+    }
+    evaluation = config.evaluate.semantic()
+    predictions = {
+        (name, decoding): Step(
+            "predictions",
+            f"{name}-{decoding}",
+            common
+            | {"method": name, "decoding": decoding, "history": METHODS[name].history}
+            | {key: evaluation[key] for key in ("split", "max_new_tokens")},
+            (*base, train[name]) if name in train else base,
+        )
+        for name in config.evaluate.methods
+        for decoding in config.evaluate.decoding
+    }
+    report_inputs = (ingest, score, *train.values(), *predictions.values())
+    evaluate = Step("evaluate", "evaluate", {"evaluate": evaluation, "seed": config.seed}, report_inputs)
+    return Plan(config, files, ingest, model, effects, score, train, predictions, evaluate, model_identity)
+
+
+def _model(
+    config: Config, ingest: Step, prompt: Mapping[str, Any], digests: DigestCache
+) -> tuple[Step | None, dict[str, Any]]:
+    if config.model.name_or_path == "tiny":
+        settings = {"tiny": config.model.tiny.semantic(), "prompt": prompt, "seed": config.seed}
+        return Step("model", "model", settings, (ingest,)), {"name": "tiny", "dtype": config.model.dtype}
+    return None, external_model_identity(config.model, digests)
+
+
+def _train(config: Config, name: str, common: Mapping[str, Any], base: tuple[Step, ...], score: Step) -> Step:
+    training = METHODS[name].training
+    assert training is not None
+    settings = config.train.semantic()
+    del settings["method"]
+    if not training.causal:
+        del settings["alpha"]  # a method without L_p does not train again for another α
+    label = "train" if name == config.train.method else f"train:{name}"
+    recipe = {"history": METHODS[name].history, "weighted": training.weighted, "causal": training.causal}
+    inputs = (*base, score) if training.weighted else base
+    return Step("train", label, {**common, "train": settings, "recipe": recipe, "seed": config.seed}, inputs)
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Whether a step's artifact is there and still what its configuration and inputs ask for."""
+
+    state: State
+    why: str = ""
+    artifact: Artifact | None = None
+
+
+def freshness(store: Store, step: Step) -> Freshness:
+    """Look at the store and say how a step stands, and why."""
+    artifact = store.find(step.kind, step.fingerprint)
+    progress, message = store.progress(step.kind, step.fingerprint)
+    if progress == "running":
+        return Freshness("running", "", artifact)
+    if artifact is not None:
+        why = outdated(store, step, artifact)
+        return Freshness("stale" if why else "fresh", why, artifact)
+    if progress == "failed":
+        return Freshness("failed", message)
+    if progress == "interrupted":
+        return Freshness("failed", "interrupted; the same command goes on where it stopped")
+    older = next((found for found in store.newest_first(step.kind) if _same_line(found, step)), None)
+    if older is None:
+        return Freshness("missing")
+    changes = list(_explained(store, dict(older.manifest.identity), step))
+    return Freshness("stale", "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else ""))
+
+
+def outdated(store: Store, step: Step, artifact: Artifact) -> str:
+    """Why a committed artifact may not be reused as it is, or "": an input is gone, or was made anew differently."""
+    recorded = {(ref.kind, ref.fingerprint): ref.content for ref in artifact.manifest.inputs}
+    for source in step.inputs:
+        current = store.find(source.kind, source.fingerprint)
+        if current is None:
+            return f"its input {source.name} is missing"
+        if current.manifest.content != recorded.get((source.kind, source.fingerprint)):
+            return f"its input {source.name} was made anew and differs"
+        if why := outdated(store, source, current):
+            return f"its input {source.name} is stale: {why}"
+    return ""
+
+
+def _same_line(artifact: Artifact, step: Step) -> bool:
+    """Whether an older artifact is an earlier form of this step, and not another method's."""
+    return all(artifact.manifest.identity.get(key) == step.settings.get(key) for key in ("recipe", "method", "decoding"))
+
+
+def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:
+    """The differing settings, or, where only inputs differ, the settings that differ further up."""
+    new = dict(step.identity)
+    old_inputs, new_inputs = old.pop("inputs", {}), new.pop("inputs", {})
+    yield from differences(old, new)
+    sources = {source.name: source for source in step.inputs}
+    for name in sorted(old_inputs.keys() | new_inputs.keys()):
+        before, after = old_inputs.get(name), new_inputs.get(name)
+        if before == after:
+            continue
+        source = sources.get(name)
+        earlier = store.find(source.kind, before) if source and before else None
+        if source and earlier:
+            yield from (f"{name}: {change}" for change in _explained(store, dict(earlier.manifest.identity), source))
+        else:
+            yield f"input {name} {before or '(absent)'} → {after or '(absent)'}"
+
+
+def folder_of(store: Store, step: Step) -> Path:
+    """Where the step's artifact stands, or will stand."""
+    return store.folder(step.kind, step.fingerprint)

@@ -1,0 +1,239 @@
+"""How a synthetic review comes to be, and the exact causal effect of the writer's tastes on each word of it.
+
+Every user holds one style k_a for every aspect a, drawn from the population shares π, independently over aspects.
+Tastes touch neither which items a user reviews, nor the rating r, nor the review title, nor which aspects a review
+takes up: the query x says nothing about them. A sentence on aspect a draws its word w in three steps:
+
+    s ~ P(s | r)                           polarity: praise or complaint
+    own ~ Bernoulli(p)                     p = p_style
+    w ~ uniform over L_a(k_a, s) if own, else over L_a(s) = the words of all styles with that polarity
+
+so that
+
+    P(w | k, r) = Σ_s P(s | r) · [ p · 1{w ∈ L(k, s)} / |L(k, s)| + (1 − p) · 1{w ∈ L(s)} / |L(s)| ]        (A)
+    P(w | r)    = Σ_k π_k · P(w | k, r)                                                                      (B)
+    effect(w)   = P(w | k, r) − P(w | r)                                                                     (C)
+
+A review takes up an aspect at most once. Hence its earlier words tell nothing about the style behind the next taste
+word, and (C) is also the effect given everything written before: P(w | tastes, x, y_<t) − P(w | x, y_<t). Words drawn
+from the item or from the rating have effect 0, whoever writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from nextquill_core.synthetic import lexicon
+from nextquill_core.synthetic.lexicon import Aspect
+
+T = TypeVar("T")
+Tastes = tuple[int, ...]
+"""The index of a user's style for each aspect, in the order of `World.aspects`."""
+_BLANK = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The parameters of the generative model.
+
+    Attributes:
+        shares: π, the share of the population that holds each style; the same for every aspect.
+        p_style: p, the probability that a taste word comes from the writer's own style.
+        p_praise: P(praise | r) for ratings 1 to 5.
+        p_item: Probability that an item word is the item's own and not any word of its kind.
+        aspects_per_review: How many aspects a review takes up, each once.
+        min_chars: Padding is added until a review has this many characters.
+    """
+
+    aspects: tuple[Aspect, ...] = lexicon.ASPECTS
+    shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
+    p_style: float = 0.85
+    p_praise: tuple[float, ...] = (0.05, 0.2, 0.5, 0.85, 0.95)
+    p_item: float = 0.9
+    aspects_per_review: int = 5
+    min_chars: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One drawn word of a text, at characters [start, end).
+
+    Attributes:
+        source: The aspect, or the kind of item or rating word.
+        style: The writer's style of that aspect; none where no taste is at work.
+        p_factual: P(word | tastes, x), Eq. A.
+        p_counterfactual: P(word | x), Eq. B.
+    """
+
+    start: int
+    end: int
+    word: str
+    driver: Literal["taste", "item", "rating"]
+    source: str
+    style: str | None
+    p_factual: float
+    p_counterfactual: float
+
+    @property
+    def effect(self) -> float:
+        """Eq. C, a difference of probabilities."""
+        return self.p_factual - self.p_counterfactual
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewText:
+    """A review and its drawn words, in the order of the text."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """Sentences so far; spans count characters from the start of the review."""
+
+    sentences: list[str] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return sum(map(len, self.sentences)) + max(len(self.sentences) - 1, 0)
+
+    def add(self, frame: str, draw: Callable[[str], Span]) -> None:
+        """Append `frame` with every `{name}` filled by `draw(name)`."""
+        start = self.length + 1 if self.sentences else 0
+        sentence, used = "", 0
+        for blank in _BLANK.finditer(frame):
+            sentence += frame[used : blank.start()]
+            span = draw(blank.group(1))
+            at = start + len(sentence)
+            self.spans.append(
+                Span(
+                    at, at + len(span.word), span.word, span.driver, span.source, span.style,
+                    span.p_factual, span.p_counterfactual,
+                )
+            )  # fmt: skip
+            sentence += span.word
+            used = blank.end()
+        self.sentences.append(sentence + frame[used:])
+
+
+def word_probability(world: World, aspect: Aspect, word: str, style: int, rating: int) -> float:
+    """P(w | k, r), Eq. A, for a writer of style `style` and a rating from 1 to 5."""
+    praise = world.p_praise[rating - 1]
+    own = aspect.styles[style]
+    total = 0.0
+    for share, mine, pool in (
+        (praise, own.praise, polarity_words(aspect, praise=True)),
+        (1 - praise, own.complaint, polarity_words(aspect, praise=False)),
+    ):
+        total += share * (
+            world.p_style * mine.count(word) / len(mine) + (1 - world.p_style) * pool.count(word) / len(pool)
+        )
+    return total
+
+
+def marginal_probability(world: World, aspect: Aspect, word: str, rating: int) -> float:
+    """P(w | r), Eq. B: over the population, for a writer of whom nothing is known."""
+    return sum(share * word_probability(world, aspect, word, k, rating) for k, share in enumerate(world.shares))
+
+
+def exact_effect(world: World, aspect: Aspect, word: str, style: int, rating: int) -> float:
+    """P(w | k, r) − P(w | r), Eq. C."""
+    return word_probability(world, aspect, word, style, rating) - marginal_probability(world, aspect, word, rating)
+
+
+def style_posterior(world: World, aspect: Aspect, seen: Sequence[tuple[str, int]]) -> tuple[float, ...]:
+    """P(k | history) ∝ π_k · Π_i P(w_i | k, r_i): what the (word, rating) pairs of a history tell of the style.
+
+    With it, Σ_k P(k | history) · P(w | k, r) is the best any reader of that history can do.
+    """
+    weights = np.array(world.shares, dtype=np.float64)
+    for word, rating in seen:
+        weights *= [word_probability(world, aspect, word, k, rating) for k in range(len(aspect.styles))]
+    return tuple(float(weight) for weight in weights / weights.sum())
+
+
+def polarity_words(aspect: Aspect, *, praise: bool) -> tuple[str, ...]:
+    """L(s): the words of every style with one polarity."""
+    return tuple(word for style in aspect.styles for word in (style.praise if praise else style.complaint))
+
+
+def draw_taste_word(world: World, aspect: Aspect, style: int, rating: int, rng: np.random.Generator) -> str:
+    """One draw from Eq. A."""
+    praise = bool(rng.random() < world.p_praise[rating - 1])
+    if rng.random() < world.p_style:
+        own = aspect.styles[style]
+        return pick(own.praise if praise else own.complaint, rng)
+    return pick(polarity_words(aspect, praise=praise), rng)
+
+
+def compose_review(
+    world: World, tastes: Tastes, item_words: dict[str, str], rating: int, rng: np.random.Generator
+) -> ReviewText:
+    """Write one review: an opening, sentences on aspects and on the item in any order, a closing, padding if short.
+
+    Args:
+        world: The generative model.
+        tastes: The writer's.
+        item_words: The item's own word of every kind in `lexicon.ITEM_WORDS`.
+        rating: Whole stars, 1 to 5.
+        rng: Where chance comes from.
+    """
+
+    def taste(_: str) -> Span:
+        aspect, style = world.aspects[index], tastes[index]
+        word = draw_taste_word(world, aspect, style, rating, rng)
+        return Span(
+            0, 0, word, "taste", aspect.name, aspect.styles[style].name,
+            word_probability(world, aspect, word, style, rating), marginal_probability(world, aspect, word, rating),
+        )  # fmt: skip
+
+    def control(kind: str) -> Span:
+        return _control_word(world, kind, item_words, rating, rng)
+
+    aspects = rng.permutation(len(world.aspects))[: world.aspects_per_review]
+    remark_after = int(rng.integers(len(aspects)))
+    draft = _Draft()
+    draft.add(pick(lexicon.OPENINGS, rng), control)
+    for position, index in enumerate(int(a) for a in aspects):
+        draft.add(pick(world.aspects[index].frames, rng), taste)
+        if position == remark_after:
+            draft.add(pick(lexicon.REMARKS, rng), control)
+    draft.add(pick(lexicon.CLOSINGS, rng), control)
+    padding = [lexicon.PADDING[int(i)] for i in rng.permutation(len(lexicon.PADDING))]
+    while draft.length < world.min_chars:
+        # The length is looked at after the last drawn word only: a condition on it would bend (A).
+        padding.append(padding[0])
+        draft.add(padding.pop(0), control)
+    return ReviewText(" ".join(draft.sentences), tuple(draft.spans))
+
+
+def compose_title(item_words: dict[str, str], rating: int, rng: np.random.Generator) -> str:
+    """A review title. It is part of the query, so it draws on the rating and the item alone."""
+    words = {kind: pick(of_rating[rating - 1], rng) for kind, of_rating in lexicon.RATING_WORDS.items()}
+    title = pick(lexicon.REVIEW_TITLES, rng).format(stars=lexicon.STAR_WORDS[rating - 1], **words, **item_words)
+    return title[0].upper() + title[1:]
+
+
+def _control_word(world: World, kind: str, item_words: dict[str, str], rating: int, rng: np.random.Generator) -> Span:
+    """A word that the item or the rating drives: both branches give it the same probability."""
+    if kind in lexicon.RATING_WORDS:
+        words = lexicon.RATING_WORDS[kind][rating - 1]
+        word = pick(words, rng)
+        return Span(0, 0, word, "rating", kind, None, 1 / len(words), 1 / len(words))
+    pool = lexicon.ITEM_WORDS[kind]
+    own = item_words[kind]
+    word = own if rng.random() < world.p_item else pick(pool, rng)
+    probability = world.p_item * (word == own) + (1 - world.p_item) / len(pool)
+    return Span(0, 0, word, "item", kind, None, probability, probability)
+
+
+def pick(values: Sequence[T], rng: np.random.Generator) -> T:
+    """One of `values`, all equally likely."""
+    return values[int(rng.integers(len(values)))]

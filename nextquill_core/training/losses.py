@@ -1,0 +1,152 @@
+"""The preference-weighted losses, at the price of one linear layer on answer positions.
+
+    L_n = 1/|D| Σ_samples Σ_t ω_t · CE(f(x, h, y_<t), y_t)                      (Eq. 5)
+    L_p = 1/|D| Σ_samples Σ_t ω_t · CE(f(x, h, y_<t) − f(x, ∅, y_<t), y_t)      (Eq. 6, f as logits)
+    L   = L_n + α · L_p                                                          (Eq. 7)
+
+With a linear head, f(x, h, ·) − f(x, ∅, ·) = W(h − h_∅): L_p is a second linear cross-entropy, on the difference of
+hidden states. Neither needs a vocabulary-sized tensor: logits live for one chunk of rows at a time, and the gradient
+of the hidden states is formed there and then.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nextquill_core.model.head import Head
+
+Normalization = Literal["sequence", "weight"]
+Implementation = Literal["auto", "chunked", "dense"]
+CHUNK_ROWS = 512
+
+
+class LossOutput(NamedTuple):
+    """L, L_n and L_p (before α), each a scalar in nats."""
+
+    loss: Tensor
+    normal: Tensor
+    causal: Tensor
+
+
+def nextquill_loss(
+    hidden_ND: Tensor,
+    hidden_null_ND: Tensor | None,
+    head_VD: Tensor | Head,
+    target_N: Tensor,
+    weight_N: Tensor,
+    sequence_N: Tensor,
+    *,
+    alpha: float,
+    normalization: Normalization = "sequence",
+    impl: Implementation = "auto",
+    denominator: float | None = None,
+) -> LossOutput:
+    """L = L_n + α·L_p over the N answer tokens of a batch.
+
+    α = 0 is NormOnly, ω = 1 CausalOnly, both together plain fine-tuning.
+
+    Args:
+        hidden_ND: Final hidden states of the factual branch at the positions that predict each answer token.
+        hidden_null_ND: The same without history; may be None where α = 0, and is not read there.
+        head_VD: The LM head's matrix, or a `Head` with bias or soft cap, which takes the plain path.
+        target_N: Answer token ids.
+        weight_N: Preference weights ω.
+        sequence_N: Which sample each token belongs to.
+        alpha: α.
+        normalization: `sequence` divides by the number of samples (Eq. 5), `weight` by Σω (official code).
+        impl: `dense` forms all logits at once, `chunked` never; `auto` is `chunked`.
+        denominator: Divide by this instead: the number of samples, or Σω, of the whole optimizer step, so that
+            losses of micro-batches add up to the loss of the step.
+
+    Raises:
+        ValueError: α > 0 without `hidden_null_ND`.
+    """
+    if denominator is None:
+        denominator = float(sequence_N.unique().numel() if normalization == "sequence" else weight_N.sum())
+    coefficient_N = weight_N.float() / denominator
+    head = head_VD if isinstance(head_VD, Head) else Head(head_VD)
+    rows = max(len(target_N), 1) if impl == "dense" else CHUNK_ROWS
+    causal = hidden_ND.new_zeros((), dtype=torch.float32)
+    if head.is_linear and impl != "dense":
+        weight_VD = head.weight_VD
+        normal = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, coefficient_N, rows)
+        if alpha:
+            difference_ND = hidden_ND - _required(hidden_null_ND)
+            causal = _ChunkedCrossEntropy.apply(difference_ND, weight_VD, target_N, coefficient_N, rows)
+    else:
+        normal = _plain_cross_entropy(head, hidden_ND, None, target_N, coefficient_N, rows)
+        if alpha:
+            causal = _plain_cross_entropy(head, hidden_ND, _required(hidden_null_ND), target_N, coefficient_N, rows)
+    return LossOutput(normal + alpha * causal, normal, causal)
+
+
+def _required(hidden_null_ND: Tensor | None) -> Tensor:
+    if hidden_null_ND is None:
+        raise ValueError("alpha > 0 needs the hidden states without history (hidden_null_ND)")
+    return hidden_null_ND
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Σ_t c_t · CE(W·h_t, y_t) with ∂/∂h_t = c_t · Wᵀ(softmax(W·h_t) − onehot(y_t)), formed chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, coefficient_N: Tensor, rows: int
+    ) -> Tensor:
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(target_N), rows):
+            part = slice(start, start + rows)
+            hidden, target, coefficient = hidden_ND[part], target_N[part, None], coefficient_N[part]
+            logits = (hidden.to(head_VD.dtype) @ head_VD.T).float()
+            logsumexp = logits.logsumexp(dim=1)
+            total += (coefficient * (logsumexp - logits.gather(1, target).squeeze(1))).sum()
+            if not (wants_hidden or wants_head):
+                continue
+            grad_logits = logits.sub_(logsumexp[:, None]).exp_()  # in place: the softmax takes the logits' memory
+            grad_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+            grad_logits *= coefficient[:, None]
+            if grad_hidden_ND is not None:
+                grad_hidden_ND[part] = (grad_logits.to(head_VD.dtype) @ head_VD).to(hidden_ND.dtype)
+            if grad_head_VD is not None:
+                grad_head_VD += grad_logits.T @ hidden.float()
+        ctx.save_for_backward(grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        grad_output = grads[0]
+        return (
+            None if grad_hidden_ND is None else grad_hidden_ND * grad_output.to(grad_hidden_ND.dtype),
+            None if grad_head_VD is None else grad_head_VD * grad_output.to(grad_head_VD.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _plain_cross_entropy(
+    head: Head, hidden_ND: Tensor, null_ND: Tensor | None, target_N: Tensor, coefficient_N: Tensor, rows: int
+) -> Tensor:
+    """Σ_t c_t · CE(f(h_t) − f(h_∅t), y_t) through autograd, for heads where the difference is not linear."""
+
+    def of_chunk(hidden: Tensor, null: Tensor | None, target: Tensor, coefficient: Tensor) -> Tensor:
+        logits = head.logits(hidden) if null is None else head.logits(hidden) - head.logits(null)
+        return (F.cross_entropy(logits, target, reduction="none") * coefficient).sum()
+
+    total = hidden_ND.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(target_N), rows):
+        part = slice(start, start + rows)
+        null = None if null_ND is None else null_ND[part]
+        arguments = (hidden_ND[part], null, target_N[part], coefficient_N[part])
+        whole = rows >= len(target_N)
+        total = total + (of_chunk(*arguments) if whole else checkpoint(of_chunk, *arguments, use_reentrant=False))
+    return total

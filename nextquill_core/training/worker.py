@@ -1,0 +1,123 @@
+"""One rank of a training run; the DeepSpeed launcher starts it: `deepspeed --no_local_rank --module nextquill_core.training.worker SPEC`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from nextquill_core.errors import ModelError, UserError
+from nextquill_core.ingest.reader import read_examples
+from nextquill_core.model.loading import load_model, load_tokenizer
+from nextquill_core.tokens import encoder_for
+from nextquill_core.training.batches import TrainExample
+from nextquill_core.training.spec import TrainSpec
+from nextquill_core.training.trainer import PreferenceLoss, Trainer, deepspeed_config
+
+
+def main() -> int:
+    """Run the order named on the command line."""
+    end_with_parent()
+    spec = TrainSpec.load(Path(sys.argv[-1]))
+    try:
+        train(spec)
+    except UserError as error:
+        print(f"nextquill: {error}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def train(spec: TrainSpec) -> None:
+    """Load, wrap, train, save.
+
+    Raises:
+        ModelError: The model cannot be loaded, the weights do not fit the tokens, or the loss is not finite.
+    """
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=None if torch.cuda.is_available() else "gloo", verbose=False)
+    device = deepspeed.get_accelerator().current_device_name()
+    tokenizer = load_tokenizer(spec.model)
+    examples = training_examples(spec, tokenizer)
+    model = lora_model(spec, torch.device(device))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    engine, *_ = deepspeed.initialize(
+        model=PreferenceLoss(model, spec.alpha, spec.normalization),
+        model_parameters=trainable,
+        optimizer=optimizer,
+        config=deepspeed_config(spec),
+    )
+    Trainer(spec, engine, examples).run()
+
+
+def training_examples(spec: TrainSpec, tokenizer: Any) -> list[TrainExample]:
+    """The train split as token pairs, each with its preference weights, or 1 for every token without `effects`.
+
+    Raises:
+        ModelError: The stored weights were derived for other tokens.
+    """
+    encoder = encoder_for(spec.model, tokenizer, **asdict(spec.prompt))
+    pairs = encoder.encode(list(read_examples(Path(spec.sequences), ("train",))))
+    if spec.effects is None:
+        return [TrainExample(pair, [1.0] * len(pair.target)) for pair in pairs]
+    weights = dict(stored_weights(Path(spec.effects)))
+    for pair in pairs:
+        if len(weights.get(pair.example_id, [])) != len(pair.target):
+            raise ModelError(
+                f"the weights of {pair.example_id} do not fit its {len(pair.target)} tokens",
+                spec.effects,
+                "score again with the same model and prompt settings",
+            )
+    return [TrainExample(pair, weights[pair.example_id]) for pair in pairs]
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[str, list[float]]]:
+    """(example_id, ω of each token) from a score artifact."""
+    for shard in sorted((folder / "weights").glob("*.parquet")):
+        table = pq.read_table(shard)
+        yield from zip(table["example_id"].to_pylist(), table["weight"].to_pylist(), strict=True)
+
+
+def lora_model(spec: TrainSpec, device: torch.device) -> Any:
+    """θ0 with a fresh LoRA adapter on it, the same on every rank."""
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model(spec.model, device)
+    base.config.use_cache = False
+    if spec.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()
+    torch.manual_seed(spec.seed)
+    lora = spec.lora
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(base, config)
+
+
+def end_with_parent() -> None:
+    """End this process soon after its launcher has ended, however that ended (even by SIGKILL)."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(143)
+
+    threading.Thread(target=watch, name="watch-launcher", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

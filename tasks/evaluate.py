@@ -1,0 +1,38 @@
+"""Evaluate: predictions of every method and preset, then metrics, figures and the report."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from nextquill_core.stages import evaluate
+from nextquill_core.stages.run import Outcome, Run
+from tasks.progress import ShownProgress
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="generate {method} {decoding}")
+def generate_predictions(run: Run, method: str, decoding: str, force: bool) -> Outcome:
+    """The texts that one method writes under one decoding preset."""
+    with ShownProgress(f"generate {method} {decoding}") as progress:
+        return evaluate.predictions(run, method, decoding, progress, force=force)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def measure(run: Run, force: bool) -> Outcome:
+    """Metrics with intervals, figures and report, from stored predictions."""
+    with ShownProgress("metrics") as progress:
+        return evaluate.evaluation(run, progress, force=force)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def publish_results(outcome: Outcome) -> None:
+    """The table of methods by metrics, and where the report is, in the UI."""
+    artifact = outcome.artifact
+    create_table_artifact(
+        key="evaluation",
+        table=evaluate.result_cells(artifact),
+        description=f"Methods by metrics, 95 % bootstrap intervals over users ({artifact.manifest.fingerprint})",
+    )
+    report = artifact.folder / "report.html"
+    create_markdown_artifact(key="report", markdown=f"The report is at `{report}`.", description="Report")

@@ -1,0 +1,29 @@
+"""Ingest: raw files into user sequences, with the account of every row."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from nextquill_core.ingest.report import account_rows
+from nextquill_core.stages import prepare
+from nextquill_core.stages.run import Outcome, Run
+from tasks.progress import ShownProgress
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def make_sequences(run: Run, force: bool) -> Outcome:
+    """Sequences, items, examples and quarantine."""
+    with ShownProgress("ingest") as progress:
+        return prepare.ingest(run, progress, force=force)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def publish_account(outcome: Outcome) -> None:
+    """Rows read = rows kept + rows dropped by reason, as a table in the UI."""
+    create_table_artifact(
+        key="ingest-account",
+        table=account_rows(outcome.artifact.manifest.stats),
+        description=f"What became of every row read ({outcome.artifact.manifest.fingerprint})",
+    )

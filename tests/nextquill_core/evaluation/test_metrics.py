@@ -1,0 +1,181 @@
+"""Tests for the metrics: values derived by hand, and the field's own packages as reference."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nltk.translate.meteor_score import single_meteor_score
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+
+from nextquill_core.evaluation.metrics import METRICS, ExampleScores, bleu_of_sums, rouge, score_examples, settings
+from nextquill_core.evaluation.wordnet import load_wordnet, word_tokenize
+
+WORDS = ["the", "a", "cat", "sat", "on", "book", "was", "wonderful", "marvelous,", "it's", "Great.", "😀", "ספר", "3.5"]
+VALUES = ("rouge1", "rougeL", "meteor", "bleu", "length_ratio")
+
+
+def values(prediction: str, reference: str) -> dict[str, float]:
+    scores = score_examples([prediction], [reference])
+    return {key: scores.value(key) for key in VALUES}
+
+
+def texts(seed: int, count: int, longest: int = 30) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(0, longest))) for _ in range(count)]
+
+
+def test_metrics_table() -> None:
+    assert tuple(METRICS) == VALUES
+    assert [metric.higher_is_better for metric in METRICS.values()] == [True, True, True, True, None]
+    assert METRICS["rouge1"].text(0.23184) == "0.2318"
+
+
+def test_rouge_by_hand() -> None:
+    """All 4 words are shared, but only "the gunman" (2 of 4) in the same order: F = 1 and F = 1/2.
+
+    Then 2 of 4 words predicted against 2 of 3 expected: F = 2 · (1/2 · 2/3) / (1/2 + 2/3) = 4/7.
+    """
+    assert rouge("police kill the gunman", "the gunman kill police") == (1.0, 0.5)
+    assert rouge("the cat was here", "The cat slept!") == pytest.approx((4 / 7, 4 / 7))
+
+
+def test_meteor_by_hand() -> None:
+    """Two of three words match, next to each other: P = R = F = 2/3, penalty 0.5 · (1/2)³, so 2/3 · 15/16 = 0.625.
+
+    "a" is exact. NLTK looks for synonyms among stems: "wonder" has "marvel", but no word has "volum".
+    """
+    assert values("a wonderful book", "a marvelous volume")["meteor"] == pytest.approx(0.625)
+
+
+def test_meteor_of_a_match_in_two_chunks() -> None:
+    """All four words match, in two chunks: (1 - 0.5 · (2/4)³) · 1 = 0.9375. In one chunk: 1 - 0.5 / 4³."""
+    assert values("green tea red wine", "red wine green tea")["meteor"] == pytest.approx(0.9375)
+    assert values("red wine green tea", "red wine green tea")["meteor"] == pytest.approx(1 - 0.5 / 64)
+
+
+def test_meteor_weighs_recall_nine_to_one() -> None:
+    """One word of one predicted, of two expected: P = 1, R = 1/2, F = P·R / (0.9 P + 0.1 R) = 10/19, penalty 1/2."""
+    assert values("wine", "red wine")["meteor"] == pytest.approx(5 / 19)
+
+
+def test_bleu_by_hand() -> None:
+    """5 of 6 words, 3 of 5 pairs, 1 of 4 triples, and 0 of 3 fours, smoothed to half a match: 1/6."""
+    found = values("the cat sat on the mat", "the cat is on the mat")["bleu"]
+    assert found == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** (1 / 4))
+
+
+def test_bleu_brevity() -> None:
+    """Every n-gram of the 4 words matches, and the reference has 8: exp(1 - 8/4)."""
+    assert values("one two three four", "one two three four five six seven eight")["bleu"] == pytest.approx(
+        100 * np.exp(-1)
+    )
+
+
+def test_identity() -> None:
+    text = "It was the best of times, it was the worst of times."
+    found = values(text, text)
+    assert found["bleu"] == pytest.approx(100)
+    assert (found["rouge1"], found["rougeL"], found["length_ratio"]) == (1, 1, 1)
+
+
+def test_length_ratio_is_over_all_words() -> None:
+    scores = score_examples(["one two three", "one"], ["one", "one two three"])
+    assert scores.value("length_ratio") == 1
+
+
+@pytest.mark.parametrize("prediction", ["", "   \n"])
+@pytest.mark.parametrize("reference", ["A fine book.", "x", "", "😀"])
+def test_empty_prediction_scores_zero(prediction: str, reference: str) -> None:
+    assert set(values(prediction, reference).values()) == {0.0}
+
+
+def test_one_character_reference() -> None:
+    found = values("I like it", "I")
+    assert found["rouge1"] == pytest.approx(0.5)  # 1 of 3 and 1 of 1
+    assert found["length_ratio"] == 3
+    assert all(np.isfinite(list(values("?", "!").values())))
+
+
+def test_emoji_and_right_to_left_text() -> None:
+    """ROUGE as published sees Latin letters and digits only; the other metrics see every script."""
+    emoji = values("😀 😀 👍🏽", "😀 😀 👍🏽")
+    hebrew = values("ספר נפלא מאוד ומרגש", "ספר נפלא מאוד ומרגש")
+    assert emoji["rouge1"] == hebrew["rouge1"] == 0
+    assert emoji["meteor"] == pytest.approx(1 - 0.5 / 27)
+    assert hebrew["meteor"] == pytest.approx(1 - 0.5 / 64)
+    assert hebrew["bleu"] == pytest.approx(100)
+
+
+def test_a_model_that_never_stops() -> None:
+    found = values("good " * 20_000, "a good book")
+    assert found["rougeL"] == pytest.approx(2 / 20_003)
+    assert found["length_ratio"] == pytest.approx(20_000 / 3)
+    assert 0 < found["bleu"] < 0.01
+
+
+def test_corpus_bleu_is_sacrebleus_own() -> None:
+    predictions, references = texts(1, 60), texts(2, 60)
+    scores = score_examples(predictions, references)
+    assert scores.value("bleu") == BLEU().corpus_score(predictions, [references]).score
+    some = np.arange(7, 23)
+    assert scores.take(some).value("bleu") == BLEU().corpus_score(predictions[7:23], [references[7:23]]).score
+
+
+def test_vectorised_bleu_agrees_for_every_example() -> None:
+    """Among them empty ones, ones without a match, and ones too short for a fourth order."""
+    scores = score_examples(texts(3, 80, longest=8), texts(4, 80, longest=8))
+    single = [scores.take(np.array([row])).value("bleu") for row in range(80)]
+    assert bleu_of_sums(scores.stats("bleu")) == pytest.approx(single, rel=1e-12)
+    assert 0 in single
+    assert max(single) > 0
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join), st.lists(st.sampled_from(WORDS)).map(" ".join))
+def test_rouge_agrees_with_rouge_score(prediction: str, reference: str) -> None:
+    expected = RougeScorer(["rouge1", "rougeL"], use_stemmer=False).score(reference, prediction)
+    assert rouge(prediction, reference) == (expected["rouge1"].fmeasure, expected["rougeL"].fmeasure)
+
+
+def test_caches_do_not_change_meteor() -> None:
+    load_wordnet()
+    predictions, references = texts(5, 30), texts(6, 30)
+    scores = score_examples(predictions, references)
+    expected = [
+        single_meteor_score(word_tokenize(reference), word_tokenize(prediction))
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    assert scores.means["meteor"].tolist() == expected
+
+
+def test_value_does_not_depend_on_the_order() -> None:
+    scores = score_examples(texts(7, 50), texts(8, 50))
+    turned = scores.take(np.random.default_rng(0).permutation(50))
+    assert [scores.value(key) for key in VALUES] == [turned.value(key) for key in VALUES]
+
+
+def test_progress_counts_examples() -> None:
+    seen: list[tuple[float, float]] = []
+    score_examples(["a", "b"], ["a", "b"], lambda done, total, note="": seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_wrong_numbers() -> None:
+    with pytest.raises(ValueError, match="2 predictions for 1 references"):
+        score_examples(["a", "b"], ["a"])
+    nothing: ExampleScores = score_examples([], [])
+    with pytest.raises(ValueError, match="no examples"):
+        nothing.value("bleu")
+
+
+def test_settings_are_plain_and_complete() -> None:
+    found = settings()
+    assert json.loads(json.dumps(found)) == found
+    assert found["bleu"]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.")
+    assert found["meteor"]["wordnet"] == "3.0"
+    assert found["rouge"]["use_stemmer"] is False

@@ -1,0 +1,160 @@
+"""Tests for the rows of metrics.json and the tables made of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from nextquill_core.errors import UserError
+from nextquill_core.evaluation.metrics import METRICS, ExampleScores, score_examples
+from nextquill_core.evaluation.tables import (
+    comparison_rows,
+    from_document,
+    markdown_table,
+    metric_rows,
+    pivot,
+    to_document,
+)
+from nextquill_core.schemas import METRICS as METRICS_SCHEMA
+
+REFERENCES = [f"a very good book about the number {number} and its many friends" for number in range(12)]
+USERS = [f"user{number // 2}" for number in range(12)]
+CATEGORIES = ["Books"] * 8 + ["Movies"] * 4
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[tuple[str, str], ExampleScores]:
+    good = [text.replace("very", "rather") for text in REFERENCES]
+    middling = [text.replace("very good book", "bad film") for text in REFERENCES]
+    return {
+        ("qwen", "paper"): score_examples(["nothing to see"] * 12, REFERENCES),
+        ("nextquill", "paper"): score_examples(good, REFERENCES),
+        ("latestk", "paper"): score_examples(middling, REFERENCES),
+        ("nextquill", "sane"): score_examples(good, REFERENCES),
+    }
+
+
+def test_rows_have_the_schema_and_cover_everything(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
+    table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
+    assert len(table) == 4 * len(METRICS) * 3
+    assert all(set(row) == set(METRICS_SCHEMA.names) for row in rows)
+    counts = {row["category"]: row["n"] for row in rows}
+    assert counts == {"Books": 8, "Movies": 4, "all": 12}
+    assert all(row["ci_low"] <= row["value"] + 1e-9 and row["value"] <= row["ci_high"] + 1e-9 for row in rows)
+
+
+def test_values_are_the_scores_own(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
+    found = {(row["method"], row["decoding"], row["category"], row["metric"]): row["value"] for row in rows}
+    result = scores["nextquill", "paper"]
+    assert found["nextquill", "paper", "all", "bleu"] == result.value("bleu")
+    assert found["nextquill", "paper", "Movies", "rouge1"] == result.take(np.arange(8, 12)).value("rouge1")
+
+
+def test_one_category_needs_no_union(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    rows = metric_rows(scores, USERS, ["Books"] * 12, samples=100)
+    assert {row["category"] for row in rows} == {"Books"}
+
+
+def test_rows_do_not_depend_on_the_order(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    order = np.random.default_rng(0).permutation(12)
+    turned = {key: result.take(order) for key, result in scores.items()}
+    users, categories = [USERS[row] for row in order], [CATEGORIES[row] for row in order]
+    assert metric_rows(turned, users, categories, samples=100) == metric_rows(scores, USERS, CATEGORIES, samples=100)
+    assert comparison_rows(turned, users, categories, samples=100) == comparison_rows(
+        scores, USERS, CATEGORIES, samples=100
+    )
+
+
+def test_comparisons_against_a_reference(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    rows = comparison_rows(scores, USERS, CATEGORIES, reference="qwen", samples=999)
+    assert {(row["method"], row["reference"], row["decoding"]) for row in rows} == {
+        ("nextquill", "qwen", "paper"),
+        ("latestk", "qwen", "paper"),
+    }
+    assert {row["metric"] for row in rows} == {"rouge1", "rougeL", "meteor", "bleu"}
+    best = next(row for row in rows if row["method"] == "nextquill" and row["category"] == "all")
+    assert best["difference"] > 0.5
+    assert best["win_rate"] == 1
+    assert best["p_value"] == 0.001
+    assert best["p_adjusted"] == pytest.approx(0.008)  # eight comparisons in the table: two methods, four metrics
+
+
+def test_every_pair(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    rows = comparison_rows(scores, USERS, ["Books"] * 12, samples=100)
+    assert [(row["method"], row["reference"]) for row in rows if row["metric"] == "bleu"] == [
+        ("nextquill", "qwen"),
+        ("latestk", "qwen"),
+        ("latestk", "nextquill"),
+    ]
+
+
+def test_a_reference_that_did_not_run(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    assert comparison_rows(scores, USERS, CATEGORIES, reference="oppu", samples=100) == []
+
+
+def test_numbers_must_agree(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    with pytest.raises(ValueError, match=r"\[11, 12\] examples"):
+        metric_rows(scores, USERS[:-1], CATEGORIES)
+    with pytest.raises(ValueError, match="at least 1"):
+        metric_rows({}, [], [])
+
+
+def test_document_round_trip(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
+    comparisons = comparison_rows(scores, USERS, CATEGORIES, samples=100)
+    document = to_document({"bleu": {"signature": "s"}}, rows, comparisons)
+    assert from_document(json.loads(json.dumps(document, allow_nan=False))) == (
+        {"bleu": {"signature": "s"}},
+        rows,
+        comparisons,
+    )
+
+
+@pytest.mark.parametrize(
+    "document", [None, [], {}, {"settings": {}, "rows": []}, {"settings": 1, "rows": [], "comparisons": []}]
+)
+def test_a_damaged_document(document: object) -> None:
+    with pytest.raises(UserError, match=r"^m\.json: not a metrics file"):
+        from_document(document, "m.json")
+
+
+def row(method: str, metric: str, value: float) -> dict[str, object]:
+    return {
+        "method": method,
+        "category": "Books",
+        "decoding": "paper",
+        "metric": metric,
+        "value": value,
+        "ci_low": value - 0.01,
+        "ci_high": value + 0.01,
+        "n": 317,
+    }
+
+
+def test_markdown() -> None:
+    rows = [row("latestk", "rouge1", 0.0520), row("nextquill", "rouge1", 0.2318), row("nextquill", "bleu", 3.5718)]
+    assert markdown_table(rows, "paper", "Books") == (
+        "| method | ROUGE-1 | BLEU |\n"
+        "| --- | ---: | ---: |\n"
+        "| latestk | 0.0520 [0.0420, 0.0620] | – |\n"
+        "| nextquill | **0.2318** [0.2218, 0.2418] | **3.57** [3.56, 3.58] |\n"
+    )
+
+
+def test_what_looks_equal_is_equally_best() -> None:
+    rows = [
+        row("a", "rouge1", 0.12341),
+        row("b", "rouge1", 0.12339),
+        row("c", "rouge1", 0.12),
+        row("a", "length_ratio", 2),
+    ]
+    table = pivot(rows, "paper", "Books")
+    assert [cells[0].best for _, cells in table.lines] == [True, True, False]
+    assert not table.lines[0][1][1].best  # neither direction of a length is better
+    assert table.n == 317
+    assert pivot(rows, "sane", "Books").lines == ()

@@ -1,0 +1,112 @@
+"""Token pairs: one answer in both branches, limits that spare the prompt's end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nextquill_core.errors import ModelError
+from nextquill_core.prompts import Template, build_prompt, chat_template
+from nextquill_core.schemas import Example, Item
+from nextquill_core.tokens import PairEncoder
+from tests.conftest import review, text
+
+
+def encoder(tokenizer: Any, prompt: int = 4096, target: int = 512, **options: Any) -> PairEncoder:
+    return PairEncoder(tokenizer, max_history=4, max_prompt_tokens=prompt, max_target_tokens=target, **options)
+
+
+def test_prompts_and_answer_decode_to_their_texts(tiny_tokenizer: Any, examples: list[Example]) -> None:
+    for example, pair in zip(examples, encoder(tiny_tokenizer).encode(examples), strict=True):
+        target, shown = example.target, example.history[-4:]
+        assert tiny_tokenizer.decode(pair.factual) == build_prompt(target.item, target.rating, target.title, shown)
+        assert tiny_tokenizer.decode(pair.counterfactual) == build_prompt(target.item, target.rating, target.title, ())
+        assert tiny_tokenizer.decode(pair.target[:-1]) == target.text
+        assert pair.target[-1] == tiny_tokenizer.eos_token_id
+        assert pair.has_history == bool(example.history)
+        lengths = [len(pair.factual) + len(pair.target) - 1, len(pair.counterfactual) + len(pair.target) - 1]
+        assert pair.tokens == sum(lengths if example.history else lengths[:1])
+
+
+@pytest.mark.parametrize("limit", [64, 90, 120, 150, 200, 300])
+def test_too_long_prompts_lose_old_reviews_first_and_never_their_end(tiny_tokenizer: Any, limit: int) -> None:
+    example = Example("C:u:0", "u", "C", "train", review(50), tuple(review(past, 30) for past in range(6)))
+    pairs = encoder(tiny_tokenizer, prompt=limit)
+    pair = pairs.encode([example])[0]
+    assert len(pair.factual) <= limit
+    assert len(pair.counterfactual) <= limit
+    shown = tiny_tokenizer.decode(pair.factual)
+    ending = build_prompt(Item("", ""), example.target.rating, example.target.title, ()).partition("Item: ")[2].strip()
+    for branch in (pair.factual, pair.counterfactual):
+        assert tiny_tokenizer.decode(branch).rstrip().endswith(ending)
+    kept = [past for past in range(2, 6) if f"Book {past}\n" in shown]
+    assert kept == list(range(6 - len(kept), 6))
+    assert kept, "the newest past review stays, clipped if need be"
+    assert pairs.truncation["past_reviews_dropped"] == 4 - len(kept)
+
+
+def test_both_branches_show_the_same_clipped_item(tiny_tokenizer: Any) -> None:
+    target = replace(review(1), item=Item("Book", text(3, 300)))
+    example = Example("C:u:0", "u", "C", "train", target, (review(2),))
+    pair = encoder(tiny_tokenizer, prompt=150).encode([example])[0]
+    factual, counterfactual = tiny_tokenizer.decode(pair.factual), tiny_tokenizer.decode(pair.counterfactual)
+    described = factual.partition("Description: ")[2].partition("\n")[0]
+    assert described
+    assert f"Description: {described}\n" in counterfactual
+    assert len(described) < len(target.item.description)
+
+
+def test_a_limit_that_nothing_can_meet_names_the_key(tiny_tokenizer: Any, examples: list[Example]) -> None:
+    with pytest.raises(ModelError, match=r"prompt\.max_prompt_tokens"):
+        encoder(tiny_tokenizer, prompt=10).encode(examples)
+
+
+def test_long_answers_are_cut_without_a_stop_token(tiny_tokenizer: Any, examples: list[Example]) -> None:
+    pairs = encoder(tiny_tokenizer, target=5)
+    assert all(len(pair.target) == 5 for pair in pairs.encode(examples))
+    assert all(pair.target[-1] != tiny_tokenizer.eos_token_id for pair in pairs.encode(examples))
+    assert pairs.truncation["targets_cut"] == 2 * len(examples)
+
+
+def test_an_answer_of_exactly_the_limit_is_not_cut(tiny_tokenizer: Any, examples: list[Example]) -> None:
+    length = len(encoder(tiny_tokenizer).encode(examples[:1])[0].target)
+    assert encoder(tiny_tokenizer, target=length).encode(examples[:1])[0].target[-1] == tiny_tokenizer.eos_token_id
+
+
+def test_a_beginning_marker_opens_plain_prompts_and_not_chat_ones(tiny_folder: Any, examples: list[Example]) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder, bos_token="<|pad|>")
+    marker = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|pad|> $A", special_tokens=[("<|pad|>", marker)]
+    )
+    assert encoder(tokenizer).encode(examples)[1].factual[0] == marker
+    chat = Template("chat", "[", "]")
+    assert encoder(tokenizer, template=chat).encode(examples)[1].factual[0] != marker
+
+
+def test_a_tokenizer_that_cannot_stop_is_refused(tiny_folder: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="end-of-sequence"):
+        encoder(tokenizer)
+
+
+def test_chat_template_is_split_around_the_users_text(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    try:
+        assert chat_template(tiny_tokenizer) == Template("chat", "<|user|>\n", "\n<|assistant|>\n")
+        tiny_tokenizer.chat_template = "nothing of the user"
+        with pytest.raises(ValueError, match="does not keep"):
+            chat_template(tiny_tokenizer)
+    finally:
+        tiny_tokenizer.chat_template = None

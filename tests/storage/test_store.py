@@ -1,0 +1,175 @@
+"""An artifact is there whole or not at all, has one writer, and is explained when it is not reused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from storage import Store, UserError, differences, fingerprint
+from storage.manifest import Manifest
+
+
+def fill(store: Store, name: str = "a", rows: int = 3, basis: str = "b", **options: bool) -> Manifest:
+    with store.write("kind", name, basis, **options) as staging:
+        staging.write_table("part/0.parquet", pa.table({"x": list(range(rows))}))
+        (staging.scratch / "half.txt").write_text("not kept")
+        staging.path("note.txt").write_text("kept")
+        staging.seal(
+            kind="kind", fingerprint=name, identity={"a": 1}, config={}, inputs=[], stats={"rows": rows}, provenance={}
+        )
+        return store.commit("kind", name).manifest
+
+
+def test_commit_gives_the_folder_its_name_and_lists_every_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    manifest = fill(store)
+    folder = store.folder("kind", "a")
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["0.parquet", "manifest.json", "note.txt"]
+    assert [(shard.path, shard.rows) for shard in manifest.shards] == [("note.txt", None), ("part/0.parquet", 3)]
+    found = store.find("kind", "a")
+    assert found is not None
+    assert found.manifest == manifest
+    assert found.manifest.rows == 3
+
+
+def test_no_manifest_no_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    (store.folder("kind", "a") / "manifest.json").unlink()
+    assert store.find("kind", "a") is None
+
+
+def test_equal_content_has_equal_digest_and_logs_do_not_count(tmp_path: Path) -> None:
+    digests = []
+    for number in range(2):
+        store = Store(tmp_path / str(number))
+        with store.write("kind", "a", "b") as staging:
+            staging.write_table("0.parquet", pa.table({"x": [1]}))
+            staging.path("log.txt").write_text(f"run {number}")
+            staging.finish("log.txt", log=True)
+            manifest = staging.seal(
+                kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={}
+            )
+        digests.append(manifest.content)
+    assert digests[0] == digests[1]
+
+
+def test_an_error_leaves_finished_shards_and_a_note(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ZeroDivisionError), store.write("kind", "a", "b") as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        _ = 1 / 0
+    assert store.find("kind", "a") is None
+    assert store.progress("kind", "a") == ("failed", "division by zero")
+    with store.write("kind", "a", "b") as staging:
+        assert staging.has("0.parquet")
+
+
+def test_work_on_other_inputs_is_not_taken_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for basis, restart, expected in (("b", False, False), ("b", False, True), ("c", False, False), ("c", True, False)):
+        with store.write("kind", "a", basis, restart=restart) as staging:
+            assert staging.has("0.parquet") is expected
+            staging.write_table("0.parquet", pa.table({"x": [1]}))
+
+
+def test_replacing_an_artifact_keeps_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    fill(store, rows=5)
+    found = store.find("kind", "a")
+    assert found is not None
+    assert found.manifest.rows == 5
+    assert [path.name for path in (tmp_path / "kind").iterdir() if path.is_dir()] == ["a"]
+
+
+def _hold(root: Path) -> None:
+    with Store(root).write("kind", "a", "b") as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        time.sleep(60)
+
+
+def test_one_writer_at_a_time_and_a_killed_one_frees_the_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    writer = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path,))
+    writer.start()
+    deadline = time.monotonic() + 30
+    while store.progress("kind", "a")[0] != "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="another process is making kind a"), store.write("kind", "a", "b"):
+        pass
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    assert store.progress("kind", "a") == ("interrupted", "")
+    fill(store)
+    assert store.progress("kind", "a") == ("absent", "")
+
+
+def test_a_run_killed_between_manifest_and_rename_only_renames(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.write("kind", "a", "b") as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        staging.seal(kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={})
+    with store.write("kind", "a", "b") as staging:
+        assert staging.sealed
+        artifact = store.commit("kind", "a")
+    assert [shard.path for shard in artifact.manifest.shards] == ["0.parquet"]
+
+
+def test_adopted_shards_outlive_their_source(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    source = store.find("kind", "a")
+    assert source is not None
+    with store.write("other", "o", "b") as staging:
+        staging.adopt(source.folder, source.shards("part/"))
+        staging.seal(kind="other", fingerprint="o", identity={}, config={}, inputs=[], stats={}, provenance={})
+        adopted = store.commit("other", "o")
+    (source.folder / "part" / "0.parquet").unlink()
+    assert pa.parquet.read_table(adopted.folder / "part" / "0.parquet").num_rows == 3
+
+
+def test_damaged_or_newer_manifests_are_said_in_one_line(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    path = store.folder("kind", "a") / "manifest.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"schema_version": 99}))
+    with pytest.raises(UserError, match="manifest schema 99"):
+        store.find("kind", "a")
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        store.find("kind", "a")
+
+
+def test_remote_stores_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="s3://"):
+        Store.open("s3://bucket/prefix")
+
+
+def test_fingerprints_ignore_order_and_see_values() -> None:
+    assert fingerprint({"a": 1, "b": [2.0, None]}) == fingerprint({"b": [2.0, None], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_differences_name_the_field() -> None:
+    old, new = {"train": {"alpha": 0.05, "r": 1}, "x": 1}, {"train": {"alpha": 0.1, "r": 1}, "y": 2}
+    assert list(differences(old, new)) == ["train.alpha 0.05 → 0.1", "x 1 → (absent)", "y (absent) → 2"]
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "raw.jsonl"
+    file.write_text("one")
+    store = Store(tmp_path / "store")
+    first = store.digests(file)
+    assert store.digests(file) == first
+    file.write_text("two")
+    assert store.digests(file) != first
