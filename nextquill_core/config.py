@@ -116,6 +116,8 @@ class IngestConfig(Section):
         names = [raw.category for raw in self.inputs]
         if len(set(names)) < len(names):
             raise ValueError("each category may be named once")
+        if "all" in names:
+            raise ValueError("a category may not be named `all`: that is what all of them together are called")
         return self
 
 
@@ -209,7 +211,7 @@ class EvaluateConfig(Section):
     batch_tokens: Annotated[
         int, Field(ge=1, description="prompt tokens of one batch, with padding", json_schema_extra=OPERATIONAL)
     ] = 16384
-    bootstrap_samples: Annotated[int, Field(ge=100, description="resamples of users behind each interval")] = 1000
+    bootstrap_samples: Annotated[int, Field(ge=100, description="resamples of users behind each interval and p-value")] = 10000
 
 
 class Config(Section):

@@ -104,14 +104,15 @@ def effect_histogram(effects: ArrayLike, delta: float) -> Figure:
     for part, colour in ((~above, PALE), (above, BLUE)):
         counts = np.histogram(values[part], edges)[0]
         axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colour)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.7)
+    if values.size:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
     axes.minorticks_off()
     axes.set_xlim(-1, 1)
     axes.axvline(delta, color=VERMILION, linewidth=1.4)
     share = float(above.mean()) if values.size else 0.0
     axes.annotate(
-        f"δ = {delta:g}: {share:.1%} of {values.size:,} tokens lie above",
+        f"δ = {delta:g}: {100 * share:.1f} % of {values.size:,} tokens lie above",
         (delta, 1.03),
         xycoords=axes.get_xaxis_transform(),
         ha="center" if abs(delta) < 0.4 else "right" if delta > 0 else "left",

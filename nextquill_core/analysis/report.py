@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import base64
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nextquill_core.analysis.figures import DPI
 from nextquill_core.evaluation.metrics import METRICS
 from nextquill_core.evaluation.tables import ALL, Cell, Pivot, Row, pivot
 
 SIGNIFICANT = 0.05
 SHARED_WORDS = 3
+SCREEN_DPI = 108  # of a CSS inch 96, and a little larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,18 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """What became of the rows of one raw table; `read` = `kept` + the sum over `dropped`, by reason."""
+    """What became of the rows of one raw table; `dropped` by reason."""
 
     table: str
     read: int
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def fates(self) -> list[tuple[str, int]]:
+        """Where each row read went; a last line tells of rows that are not accounted for, which there must not be."""
+        lost = self.read - self.kept - sum(self.dropped.values())
+        return [("kept", self.kept), *self.dropped.items(), *([("not accounted for", lost)] if lost else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,7 @@ def render(report: Report) -> str:
         "duration": _duration,
         "size": _size,
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "pixels": _pixels,
         "visible": _visible,
         "flat": _flat,
     }
@@ -249,7 +259,7 @@ def _detail(row: Row | None) -> str:
     if row is None:
         return ""
     p_value = row["p_adjusted"]
-    return f"p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}, wins {row['win_rate']:.0%}"
+    return f"p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}, wins {100 * row['win_rate']:.0f} %"
 
 
 def _signed(value: float, decimals: int) -> str:
@@ -279,6 +289,12 @@ def _size(count: int | None) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def _pixels(png: bytes) -> tuple[int, int]:
+    """Width and height at which a figure's type has the size it was drawn for; from the PNG's header."""
+    width, height = struct.unpack(">2I", png[16:24])
+    return round(width * SCREEN_DPI / DPI), round(height * SCREEN_DPI / DPI)
 
 
 def _visible(token: str) -> str:

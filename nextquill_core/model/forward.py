@@ -21,7 +21,7 @@ def decoder_of(model: Any) -> Any:
 
 
 def answer_hidden_states(
-    model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, packed: bool | None = None
 ) -> Tensor:
     """Final hidden states at the positions that predict each answer token.
 
@@ -29,6 +29,7 @@ def answer_hidden_states(
         model: A causal language model, with or without adapter.
         prompts: Prompt ids of each sequence, at least one each.
         targets: Answer ids of each sequence, at least one each; the last is predicted but never read.
+        packed: One call for all sequences, or one each; None for what is faster on the model's device.
 
     Returns:
         (N, D) in the model's dtype: the rows of all sequences one after the other, N = Σ len(target).
@@ -38,10 +39,10 @@ def answer_hidden_states(
     inputs = [
         torch.tensor([*prompt, *target[:-1]], device=device) for prompt, target in zip(prompts, targets, strict=True)
     ]
-    if device.type == "cpu":
-        hidden = [decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in inputs]
-    else:
+    if packed if packed is not None else device.type != "cpu":
         positions = torch.cat([torch.arange(len(ids), device=device) for ids in inputs])
-        packed = decoder(input_ids=torch.cat(inputs)[None], position_ids=positions[None], use_cache=False)
-        hidden = list(packed.last_hidden_state[0].split([len(ids) for ids in inputs]))
+        states_1TD = decoder(input_ids=torch.cat(inputs)[None], position_ids=positions[None], use_cache=False)
+        hidden = list(states_1TD.last_hidden_state[0].split([len(ids) for ids in inputs]))
+    else:
+        hidden = [decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in inputs]
     return torch.cat([states[-len(target) :] for states, target in zip(hidden, targets, strict=True)])

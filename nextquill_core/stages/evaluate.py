@@ -100,3 +100,78 @@ def _adapted(base: Any, adapter: Path | None) -> Iterator[Any]:
         yield model.eval()
     finally:
         model.unload()
+
+
+def evaluation(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
+    """Metrics with intervals and tests, figures and the report, from stored predictions; never generates."""
+
+    def build(staging: Staging) -> dict[str, Any]:
+        return _measure(run, staging, progress)
+
+    return run.make(run.plan.evaluate, build, force=force)
+
+
+def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
+    from nextquill_core.analysis.assemble import figures_of, report_of
+    from nextquill_core.analysis.report import render
+    from nextquill_core.evaluation import metrics, tables
+
+    for step in run.plan.predictions.values():
+        source = run.artifact(step)
+        staging.adopt(source.folder, source.shards("predictions/"))
+    texts = read_predictions(staging.folder)
+    examples = _examples(run)
+    references = [example.target.text for example in examples]
+    total = len(texts) * len(examples)
+    scores = {}
+    for number, (key, by_example) in enumerate(texts.items()):
+        written = [by_example[example.example_id] for example in examples]
+        before = number * len(examples)
+        scores[key] = metrics.score_examples(
+            written, references, lambda done, _, note="", before=before: progress(before + done, total, note)
+        )
+    users = [f"{example.category}/{example.user_id}" for example in examples]
+    categories = [example.category for example in examples]
+    settings = run.config.evaluate
+    resampling = {"samples": settings.bootstrap_samples, "seed": run.config.seed}
+    rows = tables.metric_rows(scores, users, categories, **resampling)
+    ours = "nextquill" if "nextquill" in settings.methods else None
+    comparisons = tables.comparison_rows(scores, users, categories, reference=ours, **resampling)
+    write_json(staging.path("metrics.json"), tables.to_document(metrics.settings(), rows, comparisons))
+    staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
+    pictures = figures_of(run, rows)
+    for name, picture in pictures.items():
+        staging.path(f"figures/{name}.png").write_bytes(picture.png)
+    page = report_of(run, rows, comparisons, metrics.settings(), pictures, examples, texts)
+    write_text(staging.path("report.html"), render(page))
+    staging.finish("report.html", log=True)  # tells times and paths too
+    return {"examples": len(examples), "methods": list(settings.methods), "decoding": list(settings.decoding)}
+
+
+def read_predictions(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """By (method, decoding): the text written for each example."""
+    texts: dict[tuple[str, str], dict[str, str]] = {}
+    for shard in sorted((folder / "predictions").glob("*.parquet")):
+        for row in pq.read_table(shard).to_pylist():
+            texts.setdefault((row["method"], row["decoding"]), {})[row["example_id"]] = row["text"]
+    return texts
+
+
+def result_tables(artifact: Artifact) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """(title, a row a method) for each decoding preset and category, for people."""
+    from nextquill_core.evaluation.tables import from_document, pivot
+
+    path = artifact.folder / "metrics.json"
+    _, rows, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
+    for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
+        table = pivot(rows, decoding, category)
+        cells = [
+            {"method": method, **{metric.name: str(cell) for metric, cell in zip(table.metrics, line, strict=True)}}
+            for method, line in table.lines
+        ]
+        yield f"{category}, {decoding} decoding, n = {table.n}", cells
+
+
+def result_cells(artifact: Artifact) -> list[dict[str, str]]:
+    """The same as one table."""
+    return [{"table": title, **row} for title, rows in result_tables(artifact) for row in rows]

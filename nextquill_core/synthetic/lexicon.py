@@ -41,10 +41,11 @@ def _aspect(name: str, frames: tuple[str, ...], styles: dict[str, tuple[str, str
 
 
 def _judged(noun: str) -> tuple[str, ...]:
+    # The noun stands right before the word, so that whoever copies by context finds the aspect next to it.
     return (
-        f"The {noun} was {{word}}.",
         f"I found the {noun} {{word}}.",
-        f"The {noun} felt {{word}} to me.",
+        f"I call the {noun} {{word}} here.",
+        f"To me this made the {noun} {{word}}.",
     )
 
 
@@ -111,13 +112,13 @@ ASPECTS: tuple[Aspect, ...] = (
     ),
     # A habit, not a judgement: both polarities share the words, so the rating says nothing about them.
     _aspect(
-        "place",
-        ("I read most of it on the {word}.", "I finished it on the {word}.", "I read it on the {word}."),
+        "drink",
+        ("I read it over my {word}.", "I sat down with it and my {word}.", "I read most of it over my {word}."),
         {
-            "commuter": ("train bus", "train bus"),
-            "home": ("sofa bed", "sofa bed"),
-            "outdoors": ("beach lawn", "beach lawn"),
-            "traveller": ("plane ferry", "plane ferry"),
+            "coffee": ("coffee espresso", "coffee espresso"),
+            "tea": ("tea cocoa", "tea cocoa"),
+            "wine": ("wine beer", "wine beer"),
+            "juice": ("juice lemonade", "juice lemonade"),
         },
     ),
 )

@@ -24,13 +24,21 @@ METRICS = "metrics.jsonl"
 
 
 class PreferenceLoss(nn.Module):
-    """A PEFT model and the loss on top of it, as one module: what DeepSpeed wraps."""
+    """A PEFT model and the loss on top of it, as one module: what DeepSpeed wraps.
 
-    def __init__(self, model: Any, alpha: float, normalization: str) -> None:
+    Args:
+        model: A PEFT model.
+        alpha: α.
+        normalization: As in `nextquill_loss`.
+        packed: As in `answer_hidden_states`; ZeRO-3 needs as many forward calls on each rank, so one.
+    """
+
+    def __init__(self, model: Any, alpha: float, normalization: str, packed: bool | None = None) -> None:
         super().__init__()
         self.model = model
         self.alpha = alpha
         self.normalization = normalization
+        self.packed = packed
 
     def forward(self, examples: Sequence[TrainExample], denominator: float) -> LossOutput:
         """The examples' share of the step's loss, both branches in one pass."""
@@ -41,7 +49,7 @@ class PreferenceLoss(nn.Module):
         if self.alpha:
             prompts += [pair.counterfactual for pair in pairs]
             targets += targets
-        hidden = answer_hidden_states(self.model, prompts, targets)
+        hidden = answer_hidden_states(self.model, prompts, targets, packed=self.packed)
         device = hidden.device
         return nextquill_loss(
             hidden[:rows],
@@ -129,6 +137,7 @@ class Trainer:
             names = ", ".join(example.pair.example_id for example in batch)
             raise ModelError(f"the loss is {loss} at step {step + 1}", "train", f"lower the learning rate; batch: {names}")
         seconds = time.perf_counter() - started
+        tokens = sum(example.pair.tokens for example in batch)
         return {
             "step": step + 1,
             "steps": self.steps,
@@ -138,7 +147,9 @@ class Trainer:
             "causal": causal,
             "learning_rate": rate,
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
-            "tokens_per_second": round(sum(example.pair.tokens for example in batch) / seconds, 1),
+            "tokens": tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
         }
 
     def _backward(self, micro: MicroBatch, denominator: float, step: int) -> Tensor:

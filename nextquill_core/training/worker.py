@@ -46,6 +46,8 @@ def train(spec: TrainSpec) -> None:
     """
     import deepspeed
 
+    # On a CPU, DeepSpeed would compile a shared-memory kernel at the first run: minutes, and a compiler, to save nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=None if torch.cuda.is_available() else "gloo", verbose=False)
     device = deepspeed.get_accelerator().current_device_name()
     tokenizer = load_tokenizer(spec.model)
@@ -53,8 +55,11 @@ def train(spec: TrainSpec) -> None:
     model = lora_model(spec, torch.device(device))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    module = PreferenceLoss(model, spec.alpha, spec.normalization, packed=True if spec.zero_stage == 3 else None)
+    if spec.zero_stage == 3:  # the head's matrix is read outside its own layer
+        deepspeed.zero.register_external_parameter(module, model.get_output_embeddings().weight)
     engine, *_ = deepspeed.initialize(
-        model=PreferenceLoss(model, spec.alpha, spec.normalization),
+        model=module,
         model_parameters=trainable,
         optimizer=optimizer,
         config=deepspeed_config(spec),

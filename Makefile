@@ -1,0 +1,56 @@
+# Two commands for a stranger: `make run` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DEMO := data/demo
+
+.PHONY: help setup run test lint check format demo-data clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: setup $(DEMO)/reviews.jsonl  ## set up, then the whole pipeline on a synthetic category, offline, on the CPU
+	$(BIN)/nextquill run --config configs/demo.yaml
+
+test: setup  ## set up, then the whole test suite
+	$(BIN)/python -m pytest
+
+lint: setup  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint  ## lint and the fast tests, in under a minute
+	$(BIN)/python -m pytest -q -n 2 -m "not flow and not slow and not ranks"
+
+format:  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: .venv/ready wordnet  ## .venv from the lock of exact versions
+
+# torch first and by pip alone: whatever pulls it in later would bring several GB of another build. The lock is
+# complete, so the rest needs no resolver; DeepSpeed is built without its CUDA extensions.
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo "nextquill needs Python 3.11 or 3.12, $(PYTHON) is another; call make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || ./scripts/system-package python3-venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $$(grep -E '^(setuptools|wheel|packaging|torch)==' requirements.lock)
+	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-deps --no-build-isolation -r requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+# METEOR needs WordNet 3.0; Debian packages exactly its files.
+.PHONY: wordnet
+wordnet:
+	@test -e /usr/share/wordnet/index.sense -o -e /usr/share/wordnet/sense.index \
+	  || ./scripts/system-package wordnet-base wordnet-sense-index
+
+$(DEMO)/reviews.jsonl: | setup
+	$(BIN)/nextquill sample $(DEMO)
+
+clean:  ## remove the demo's data and artifacts; the environment stays
+	rm -rf artifacts data

@@ -1,0 +1,199 @@
+"""Gathers what a run's artifacts say into the values that figures and the report show."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from nextquill_core.analysis import figures
+from nextquill_core.analysis.report import Case, Cohort, Picture, Report, RowCount, Stage, TokenEffect, Training
+from nextquill_core.evaluation.generate import DECODINGS
+from nextquill_core.evaluation.methods import METHODS
+from nextquill_core.evaluation.tables import ALL, Row
+from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.schemas import Example
+from nextquill_core.stages.run import Run
+from storage import Artifact
+
+CASES = 6
+TOP_TOKENS = 30
+RARE_TOKEN = 5
+
+
+def figures_of(run: Run, rows: Sequence[Row]) -> dict[str, Picture]:
+    """The pictures of a run, by file name."""
+    pictures: dict[str, Picture] = {}
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    category = ALL if ALL in categories else categories[0]
+    for decoding in run.config.evaluate.decoding:
+        drawn = figures.metric_bars(rows, decoding, category, highlight="nextquill")
+        pictures[f"metrics-{decoding}"] = Picture(
+            f"Metrics, {decoding} decoding",
+            f"Bars of each metric by method with 95 % intervals, {decoding} decoding, {category}",
+            figures.png(drawn),
+            "Lines are 95 % bootstrap intervals over users.",
+        )
+    pictures["effects"] = Picture(
+        "Causal effects of history",
+        "Histogram of the causal effect of history on each ground-truth token",
+        figures.png(figures.effect_histogram(_all_effects(run.artifact(run.plan.score)), run.config.weights.delta)),
+        "p(token | query, history) − p(token | query), every token of every split; the line is δ.",
+    )
+    curves = {name: _curve(run.artifact(step)) for name, step in run.plan.train.items()}
+    if curves:
+        pictures["training"] = Picture(
+            "Training", "Loss by step for each trained method", figures.png(figures.training_curves(curves))
+        )
+    return pictures
+
+
+def report_of(
+    run: Run,
+    rows: Sequence[Row],
+    comparisons: Sequence[Row],
+    settings: Mapping[str, Any],
+    pictures: Mapping[str, Picture],
+    examples: Sequence[Example],
+    texts: Mapping[tuple[str, str], Mapping[str, str]],
+) -> Report:
+    """Everything that the report of a run shows."""
+    config = run.config
+    stats = run.artifact(run.plan.ingest).manifest.stats
+    scored = run.artifact(run.plan.score).manifest.stats["per_category"].values()
+    tokens = sum(part["tokens"] for part in scored)
+    above = sum(part["preference_tokens"] for part in scored)
+    return Report(
+        title=f"NextQuill on {', '.join(raw.category for raw in config.ingest.inputs)}",
+        lead="What each method wrote for reviews it had never seen, held against what the users wrote.",
+        facts=[
+            ("users", f"{stats['users']:,}"),
+            (f"{config.evaluate.split} examples", f"{len(examples):,}"),
+            ("tokens scored", f"{tokens:,}"),
+            ("preference tokens", f"{above / tokens:.1%}"),
+        ],
+        config=_settings(run),
+        stages=[_stage(run.artifact(step), step.name) for step in run.plan.stages if step.kind != "evaluate"],
+        counts=[
+            RowCount(table, stats[table]["read"], stats[table]["kept"], stats[table]["dropped"])
+            for table in ("reviews", "items")
+        ],
+        cohorts=[
+            Cohort(name, part["users"], part["items"]["kept"], part["reviews"]["kept"], part["examples"])
+            for name, part in stats["per_category"].items()
+        ],
+        rows=rows,
+        comparisons=comparisons,
+        settings=settings,
+        scores_figures=[picture for name, picture in pictures.items() if name.startswith("metrics-")],
+        effect_figures=[pictures["effects"]],
+        tokens=_strongest_tokens(run),
+        training=[_training(run.artifact(step), name) for name, step in run.plan.train.items()],
+        training_figures=[pictures["training"]] if "training" in pictures else [],
+        cases=_cases(run, examples, texts),
+        notes=_notes(run),
+        commands=[run.artifact(run.plan.ingest).manifest.provenance["command"]],
+    )
+
+
+def _settings(run: Run) -> list[tuple[str, str]]:
+    config = run.config
+    train, weights = config.train, config.weights
+    return [
+        ("base model θ0", f"{config.model.name_or_path} ({config.model.dtype})"),
+        ("protocol", config.ingest.protocol.name),
+        ("history", f"up to {config.prompt.max_history} newest reviews, {config.prompt.max_prompt_tokens} tokens"),
+        ("weights", f"δ = {weights.delta:g}, λ = {weights.high:g}, ε = {weights.low:g}"),
+        ("loss", f"α = {train.alpha:g}, normalised by {train.normalization}"),
+        ("training", f"{train.epochs} epochs, lr {train.learning_rate:g}, batch {train.global_batch}"),
+        ("LoRA", f"r {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout:g}, {train.lora.targets}"),
+        *((f"decoding `{name}`", DECODINGS[name].summary) for name in config.evaluate.decoding),
+        ("longest answer", f"{config.evaluate.max_new_tokens} tokens"),
+        ("seed", str(config.seed)),
+    ]
+
+
+def _notes(run: Run) -> list[str]:
+    notes = [f"{name}: {METHODS[name].summary}." for name in run.config.evaluate.methods]
+    if run.plan.model:
+        notes.append(
+            "The base model is the small offline one, pretrained on the base profiles of these users. The numbers "
+            "show that the pipeline works; they say nothing about large models."
+        )
+    for method, decoding in run.plan.predictions:
+        stats = run.artifact(run.plan.predictions[method, decoding]).manifest.stats
+        if stats["stopped"] < stats["examples"]:
+            cut = stats["examples"] - stats["stopped"]
+            notes.append(f"{method}, {decoding}: {cut} of {stats['examples']} answers were cut at the length limit.")
+    return notes
+
+
+def _stage(artifact: Artifact, name: str) -> Stage:
+    manifest = artifact.manifest
+    seconds = manifest.provenance["seconds"]
+    return Stage(name, manifest.fingerprint, str(artifact.folder), manifest.rows, manifest.bytes, seconds)
+
+
+def _training(artifact: Artifact, name: str) -> Training:
+    curve = _curve(artifact)
+    tail = curve[-max(1, len(curve) // 10) :]
+    mean = {key: sum(line[key] for line in tail) / len(tail) for key in ("loss", "normal", "causal")}
+    seconds = sum(line["seconds"] for line in curve)
+    causal = mean["causal"] if any(line["causal"] for line in curve) else None
+    return Training(name, len(curve), int(sum(line["tokens"] for line in curve)), seconds, mean["loss"], mean["normal"], causal)
+
+
+def _curve(artifact: Artifact) -> list[dict[str, Any]]:
+    lines = (artifact.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _all_effects(score: Artifact) -> np.ndarray[Any, np.dtype[np.float32]]:
+    columns = [pq.read_table(path, columns=["effect"])["effect"] for path in score.files("effects/")]
+    return np.concatenate([column.combine_chunks().flatten().to_numpy() for column in columns])
+
+
+def _strongest_tokens(run: Run) -> list[TokenEffect]:
+    """The tokens with the highest mean effect among those scored a few times at least."""
+    sums: dict[int, float] = defaultdict(float)
+    counts: dict[int, int] = defaultdict(int)
+    for path in run.artifact(run.plan.score).files("effects/"):
+        table = pq.read_table(path, columns=["target_ids", "effect"])
+        ids = table["target_ids"].combine_chunks().flatten().to_numpy()
+        effects = table["effect"].combine_chunks().flatten().to_numpy()
+        for token, total, count in zip(*_grouped(ids, effects), strict=True):
+            sums[int(token)] += float(total)
+            counts[int(token)] += int(count)
+    frequent = [token for token, count in counts.items() if count >= RARE_TOKEN]
+    strongest = heapq.nlargest(TOP_TOKENS, frequent, key=lambda token: sums[token] / counts[token])
+    tokenizer = load_tokenizer(run.model_spec)
+    return [TokenEffect(tokenizer.decode([token]), sums[token] / counts[token], counts[token]) for token in strongest]
+
+
+def _grouped(ids: Any, effects: Any) -> tuple[Any, Any, Any]:
+    tokens, where = np.unique(ids, return_inverse=True)
+    return tokens, np.bincount(where, weights=effects), np.bincount(where)
+
+
+def _cases(
+    run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]
+) -> list[Case]:
+    """A few examples spread evenly over the split, under the last decoding preset."""
+    decoding = run.config.evaluate.decoding[-1]
+    chosen = examples[:: max(1, len(examples) // CASES)][:CASES]
+    return [
+        Case(
+            title=example.example_id,
+            request=f"{example.target.item.title} · {example.target.rating:g} of 5 · {example.target.title}",
+            reference=example.target.text,
+            predictions={
+                method: texts[method, decoding][example.example_id] for method in run.config.evaluate.methods
+            },
+        )
+        for example in chosen
+    ]

@@ -1,0 +1,151 @@
+"""The artifact's tables: user sequences, their items, the examples, and the rows that could not be read.
+
+Users stand in the order of their ids, a fixed number of them to a shard. Texts wait in Parquet parts sorted by user,
+so that a shard is gathered without holding the others in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from nextquill_core.ingest.clean import cleaned
+from nextquill_core.ingest.cohort import TARGET
+from nextquill_core.schemas import EXAMPLES, ITEMS, QUARANTINE, REVIEW, SEQUENCES
+from storage.files import atomic_path
+from storage.staging import Staging
+
+USERS_PER_SHARD = 1000
+ROWS_PER_SHARD = 100_000  # of items and of quarantined rows
+GATHER_ROWS = 400_000  # reviews sorted in memory at a time
+ROW_GROUP = 20_000  # small enough that a shard skips most of what is not its own
+
+
+def gather(parts: Sequence[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[Path], pl.DataFrame]:
+    """Take the chosen reviews out of the scan's parts, clean their texts, and sort them by user.
+
+    Args:
+        parts: The parts of the reviews' scan.
+        chosen: `row` and `user` (the user's place among the sorted ids) of the reviews wanted.
+        folder: Where the sorted reviews go.
+
+    Returns:
+        Parquet files with `row`, `user`, `title`, cleaned `text` and `rating`; and `row` with `text` (u64), the hash
+        of the cleaned text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    hashes = [pl.DataFrame(schema={"row": pl.Int64, "text": pl.UInt64})]
+    for batch in _batches(parts, chosen):
+        texts = batch.with_columns(cleaned(pl.col("text"))).sort("user", "row")
+        hashes.append(texts.select("row", pl.col("text").hash()))
+        files.append(folder / f"{len(files):05d}.parquet")
+        with atomic_path(files[-1]) as temporary:
+            texts.write_parquet(temporary, compression="lz4", row_group_size=ROW_GROUP)
+    return files, pl.concat(hashes)
+
+
+def _batches(parts: Sequence[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    held: list[pl.DataFrame] = []
+    for part in parts:
+        rows = pl.scan_parquet(part).select("row", "rating", "title", "text").join(chosen.lazy(), on="row").collect()
+        held.append(rows)
+        if sum(frame.height for frame in held) >= GATHER_ROWS:
+            yield pl.concat(held)
+            held = []
+    if held:
+        yield pl.concat(held)
+
+
+def write_sequences(
+    staging: Staging, number: int, category: str, users: pl.DataFrame, rows: pl.DataFrame, texts: list[Path]
+) -> Counter[str]:
+    """Write a category's sequences and examples.
+
+    Args:
+        staging: The artifact.
+        number: The category's place in the config.
+        category: Its name.
+        users: `user` (place among the sorted ids) and `user_id` of all users, sorted.
+        rows: `row`, `user`, `item_id`, `time` and `target` of all reviews, sorted by user, oldest first.
+        texts: What `gather` wrote.
+
+    Returns:
+        The number of examples by split.
+    """
+    splits: Counter[str] = Counter()
+    for shard, start in enumerate(range(0, users.height, USERS_PER_SHARD)):
+        some = users.slice(start, USERS_PER_SHARD)
+        mine = rows.join(some, on="user", how="semi", maintain_order="left")
+        names = [f"{table}/{number:03d}-{shard:05d}.parquet" for table in ("sequences", "examples")]
+        examples = _examples(category, some["user_id"].to_list(), mine)
+        splits.update(examples["split"].to_pylist())
+        if not all(staging.has(name) for name in names):
+            between = pl.col("user").is_between(some["user"][0], some["user"][-1])
+            found = pl.scan_parquet(texts).filter(between).drop("user").collect()
+            whole = mine.join(found, on="row", how="left", maintain_order="left")
+            staging.write_table(names[0], _sequences(category, some["user_id"], whole))
+            staging.write_table(names[1], examples)
+    return splits
+
+
+def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
+    reviews = pa.StructArray.from_arrays(
+        [
+            rows["item_id"].to_arrow().cast(pa.string()),
+            rows["rating"].to_arrow().cast(pa.float32()),
+            rows["title"].to_arrow().cast(pa.string()),
+            rows["text"].to_arrow().cast(pa.string()),
+            rows["time"].to_arrow(),
+        ],
+        fields=list(REVIEW),
+    )
+    sizes = rows.group_by("user", maintain_order=True).len()["len"].to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+    return pa.Table.from_arrays(
+        [
+            user_ids.to_arrow().cast(pa.string()),
+            pa.array([category] * len(user_ids), pa.string()),
+            pa.ListArray.from_arrays(offsets, reviews),
+        ],
+        schema=SEQUENCES,
+    )
+
+
+def _examples(category: str, user_ids: Sequence[str], rows: pl.DataFrame) -> pa.Table:
+    """One example a target: the last is for test, the one before for validation, the others train."""
+    columns: dict[str, list[object]] = {name: [] for name in EXAMPLES.names}
+    sizes = rows.group_by("user", maintain_order=True).agg(pl.len(), (~pl.col(TARGET)).sum().alias("profile"))
+    for user_id, size, profile in zip(user_ids, sizes["len"], sizes["profile"], strict=True):
+        for target in range(profile, size):
+            columns["example_id"].append(f"{category}:{user_id}:{target}")
+            columns["user_id"].append(user_id)
+            columns["category"].append(category)
+            columns["split"].append({size - 1: "test", size - 2: "val"}.get(target, "train"))
+            columns["target"].append(target)
+            columns["history"].append(range(target))
+    return pa.Table.from_pydict(columns, schema=EXAMPLES)
+
+
+def write_items(staging: Staging, number: int, category: str, items: pl.DataFrame) -> None:
+    """Write a category's items (item_id, title, description; sorted)."""
+    table = items.select("item_id", pl.lit(category).alias("category"), "title", "description").to_arrow().cast(ITEMS)
+    _write_shards(staging, f"items/{number:03d}", table)
+
+
+def write_quarantine(staging: Staging, number: int, parts: Sequence[Path]) -> None:
+    """Write a category's bad rows; an empty table where there are none."""
+    rows = pl.concat([pl.read_parquet(part) for part in parts]).to_arrow() if parts else QUARANTINE.empty_table()
+    _write_shards(staging, f"quarantine/{number:03d}", rows.cast(QUARANTINE))
+
+
+def _write_shards(staging: Staging, prefix: str, table: pa.Table) -> None:
+    for shard, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_SHARD)):
+        name = f"{prefix}-{shard:05d}.parquet"
+        if not staging.has(name):
+            staging.write_table(name, table.slice(start, ROWS_PER_SHARD))

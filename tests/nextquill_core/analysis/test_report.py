@@ -1,0 +1,246 @@
+"""Tests for the report page: it is whole, holds what it was given, and nothing it was given can do harm."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from nextquill_core.analysis.figures import png
+from nextquill_core.analysis.report import (
+    Case,
+    Cohort,
+    Picture,
+    Report,
+    RowCount,
+    Stage,
+    TokenEffect,
+    Training,
+    render,
+    shared_segments,
+)
+
+EVIL = '</div><script>alert(1)</script><img src=http://evil.example/x onerror=go()> "it\'s" {{ 7*7 }} & \x00\x1b\ud800'
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Reads a page and fails where its tags are not properly nested."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if "style" in self.open else data
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [value for found, attributes in self.tags if found == tag and (value := attributes.get(name))]
+
+
+def row(method: str, metric: str, value: float, category: str = "Books", decoding: str = "paper") -> dict[str, object]:
+    return {
+        "method": method,
+        "category": category,
+        "decoding": decoding,
+        "metric": metric,
+        "value": value,
+        "ci_low": value - 0.01,
+        "ci_high": value + 0.01,
+        "n": 317,
+    }
+
+
+def compared(metric: str, difference: float, p_adjusted: float) -> dict[str, object]:
+    return {
+        "method": "nextquill",
+        "reference": "contextsft",
+        "category": "Books",
+        "decoding": "paper",
+        "metric": metric,
+        "difference": difference,
+        "ci_low": difference - 0.01,
+        "ci_high": difference + 0.01,
+        "p_value": p_adjusted / 2,
+        "p_adjusted": p_adjusted,
+        "win_rate": 0.71,
+        "n": 317,
+    }
+
+
+def picture(title: str = "Scores") -> Picture:
+    return Picture(title, "bars; the table has the numbers", png(Figure(figsize=(1.0, 0.5))), "Over users.")
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report(
+        title="NextQuill on Books",
+        lead="Two methods.",
+        facts=[("users", "317")],
+        config=[("model", "tiny")],
+        stages=[Stage("ingest", "a1b2c3", "store/ingest/a1b2c3", 1234, 4_500_000, 75.0, "reused")],
+        counts=[RowCount("reviews", 1000, 900, {"no item kept": 60, "not valid JSON": 40})],
+        cohorts=[Cohort("Books", 317, 5012, 12034, {"train": 2536, "test": 317})],
+        rows=[
+            row("contextsft", "rouge1", 0.1661),
+            row("nextquill", "rouge1", 0.2318),
+            row("contextsft", "length_ratio", 1.2),
+            row("nextquill", "rouge1", 0.3, decoding="sane"),
+        ],
+        comparisons=[compared("rouge1", 0.0657, 0.0004)],
+        settings={"bleu": {"signature": "nrefs:1", "smooth": True}},
+        scores_figures=[picture()],
+        effect_figures=[picture("Effects")],
+        tokens=[TokenEffect(" chapters\n", 0.31, 1200)],
+        training=[Training("nextquill", 600, 1_204_332, 3800.0, 2.8, 2.4, None)],
+        training_figures=[picture("Curves")],
+        cases=[
+            Case(
+                "The Silent Patient",
+                "5 stars",
+                "I could not put it down.",
+                {"nextquill": "Could not put it down!", "qwen": ""},
+            )
+        ],
+        notes=["Read with care."],
+        commands=["make run", "nextquill report --config demo.yaml"],
+    )
+
+
+def test_page_is_whole_and_self_contained(report: Report) -> None:
+    html = render(report)
+    page = Page(html)
+    sources = page.attributes("img", "src")
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"""https?://|url\(|@import""", html)
+    assert "default-src 'none'" in html
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    assert {target[1:] for target in page.attributes("a", "href")} == set(page.attributes("section", "id"))
+
+
+def test_everything_given_is_shown(report: Report) -> None:
+    text = Page(render(report)).text
+    for words in (
+        "Two methods.",
+        "Read with care.",
+        "a1b2c3",
+        "reused",
+        "4.5 MB",
+        "1 min 15 s",
+        "1,000 rows read",
+        "90.0 %",
+        "not valid JSON",
+        "12,034",
+        "0.2318",
+        "[0.2218, 0.2418]",
+        "+0.0657",
+        "p < 0.001, wins 71 %",
+        "Decoding: sane",
+        "bleu.signature",
+        "␣chapters↵",
+        "+0.310",
+        "1,204,332",
+        "1 h 03 min",
+        "nothing",
+        "nextquill report --config demo.yaml",
+    ):
+        assert words in text
+
+
+def test_best_and_significant_are_bold(report: Report) -> None:
+    html = render(report)
+    assert '<td class="num best">0.2318' in html
+    assert '<td class="num">0.1661' in html
+    assert '<td class="num best">+0.0657' in html
+    weaker = render(replace(report, comparisons=[compared("rouge1", -0.02, 0.2)]))
+    assert '<td class="num">−0.0200<small>[−0.0300, −0.0100]</small><small>p = 0.200' in weaker
+
+
+def test_the_union_of_categories_comes_first(report: Report) -> None:
+    rows = [row("qwen", "rouge1", 0.1, category) for category in ("Books", "Movies", "all")]
+    html = render(replace(report, rows=rows, comparisons=[]))
+    assert html.index("All categories: 317 examples") < html.index("<summary>Books") < html.index("<summary>Movies")
+
+
+def test_absent_sections_are_left_out() -> None:
+    page = Page(render(Report(title="Nothing yet")))
+    assert page.text.split() == ["Nothing", "yet"] * 2  # in the window's title and on the page
+    assert not {"section", "nav", "table", "figure", "dl"} & {tag for tag, _ in page.tags}
+    only_data = Page(render(Report(title="Data", counts=[RowCount("items", 0, 0)])))
+    assert only_data.attributes("section", "id") == ["data"]
+
+
+def test_rows_that_vanished_are_told() -> None:
+    assert "not accounted for" not in render(Report("r", counts=[RowCount("items", 10, 7, {"short": 3})]))
+    assert "not accounted for" in render(Report("r", counts=[RowCount("items", 10, 7, {"short": 2})]))
+
+
+def test_hostile_text_stays_text(report: Report) -> None:
+    hostile = Report(
+        title=EVIL,
+        lead=EVIL,
+        facts=[(EVIL, EVIL)],
+        config=[(EVIL, EVIL)],
+        stages=[Stage(EVIL, EVIL, EVIL, note=EVIL)],
+        counts=[RowCount(EVIL, 2, 1, {EVIL: 1})],
+        cohorts=[Cohort(EVIL, 1, 1, 1, {EVIL: 1})],
+        rows=[row(EVIL, "rouge1", 0.1, EVIL, EVIL), row(EVIL, "rouge1", 0.1, EVIL + "2", EVIL)],
+        comparisons=[{**compared("rouge1", 0.1, 0.1), "method": EVIL, "category": EVIL, "decoding": EVIL}],
+        settings={EVIL: {EVIL: EVIL}},
+        scores_figures=[Picture(EVIL, EVIL, picture().png, EVIL)],
+        tokens=[TokenEffect(EVIL, 0.1, 1)],
+        training=[Training(EVIL, 1, 1, 1)],
+        cases=[Case(EVIL, EVIL, EVIL, {EVIL: EVIL, "שלום": "ספר נפלא 😀"})],
+        notes=[EVIL],
+        commands=[EVIL],
+    )
+    html = render(hostile)
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert all(source.startswith("data:") for source in page.attributes("img", "src"))
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "49" not in page.text
+    assert "ספר נפלא 😀" in html
+    html.encode("utf-8")
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", html)
+
+
+def test_shared_segments_by_hand() -> None:
+    """Runs of three words, whatever their case and punctuation; two words in common are not enough."""
+    assert shared_segments("Well, I could NOT put it away.", "I could not, put down") == [
+        ("Well, ", False),
+        ("I could NOT put", True),
+        (" it away.", False),
+    ]
+    assert shared_segments("a b x a b", "a b c") == [("a b x a b", False)]
+    assert shared_segments("", "a b c") == []
+
+
+@given(st.text("ab ,.", max_size=40), st.text("ab ,.", max_size=40))
+def test_shared_segments_keep_the_text(text: str, reference: str) -> None:
+    pieces = shared_segments(text, reference)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert all(len(piece.split()) >= 1 for piece, shared in pieces if shared)
+    assert all(first[1] != second[1] for first, second in pairwise(pieces))

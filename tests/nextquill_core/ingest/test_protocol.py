@@ -1,0 +1,192 @@
+"""The protocol against an independent reference, and cases small enough to work out by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nextquill_core.config import ProtocolConfig
+from nextquill_core.errors import DataError
+from tests.nextquill_core.ingest import reference
+from tests.nextquill_core.ingest.world import SMALL, World, item, review
+
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "amazon-2023"
+
+TEXTS = st.sampled_from(
+    ["a", "b", "a b", "a  b", " a b", "a\tb", "a\x1cb", "a\u2003b\u00a0", "é", "日本", "", "<br />", "c" * 9]
+)
+REVIEWS = st.builds(
+    review,
+    user=st.sampled_from(["u1", "u2", "u3", "U", "é"]),
+    item=st.sampled_from(["i1", "i2", "i3", "i4", "i5", "gone"]),
+    time=st.integers(-2, 4),
+    text=TEXTS,
+    rating=st.sampled_from([5.0, 4, 1.0, 0.0]),
+    title=st.sampled_from(["t", "t", "s", ""]),
+)
+ITEMS = st.builds(
+    item,
+    st.sampled_from(["i1", "i2", "i3", "i4", "i5"]),
+    title=st.sampled_from(["T", "S", "T", "", None]),
+    description=st.sampled_from([["d"], ["Product Description", "d", "e"], ["Product Description"], [], None, ["x"] * 40]),
+    categories=st.sampled_from([["c"], ["c"], []]),
+    rating_number=st.sampled_from([1, 2, 3, 0, None]),
+)
+EVERY_ITEM = [item(f"i{i}") for i in range(1, 6)]
+PROTOCOLS = st.fixed_dictionaries(
+    {
+        "min_text_chars": st.integers(0, 2),
+        "min_user_reviews": st.integers(1, 4),
+        "max_user_reviews": st.integers(3, 9),
+        "min_item_users": st.integers(1, 3),
+        "n_targets": st.integers(3, 4),
+        "min_profile_reviews": st.integers(0, 2),
+        "min_profile_item_users": st.integers(0, 2),
+        "min_description_chars": st.integers(0, 1),
+    }
+)
+
+
+def agree(world: World, reviews: list[Any], items: list[Any], protocol: dict[str, int]) -> int:
+    """Run both and compare all that comes out; returns the number of users."""
+    wanted = reference.procedure(reviews, items, ProtocolConfig(**SMALL | protocol))
+    try:
+        stats = world.ingest(reviews, items, **protocol)
+    except DataError:
+        assert not wanted.sequences
+        return 0
+    assert wanted.sequences
+
+    def seen(row: dict[str, Any]) -> tuple[Any, ...]:
+        title, description = wanted.items[row["parent_asin"]]
+        return (title, description, row["title"], row["text"], row["timestamp"], row["rating"])
+
+    assert world.examples() == [
+        (user, split, seen(target), [seen(past) for past in history])
+        for user, split, target, history in reference.examples(wanted)
+    ]
+    kept = [row for profile, targets in wanted.sequences.values() for row in profile + targets]
+    assert stats["users"] == len(wanted.sequences)
+    assert stats["reviews"]["kept"] == len(kept)
+    assert [row["item_id"] for row in world.table("items")] == sorted({row["parent_asin"] for row in kept})
+    for what, rows in (("reviews", reviews), ("items", items)):
+        account = stats[what]
+        assert account["read"] == len(rows) == account["kept"] + sum(account["dropped"].values())
+    return len(wanted.sequences)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    reviews=st.lists(REVIEWS, min_size=10, max_size=60),
+    items=st.lists(ITEMS, max_size=8).map(lambda some: some + EVERY_ITEM[: 5 - len(some) // 2]),
+    protocol=PROTOCOLS,
+)
+def test_a_random_dirty_category_agrees_with_the_reference(
+    tmp_path_factory: pytest.TempPathFactory, reviews: list[Any], items: list[Any], protocol: dict[str, int]
+) -> None:
+    agree(World(tmp_path_factory.mktemp("world")), reviews, items, protocol)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        {"min_user_reviews": 4, "min_item_users": 2, "min_profile_reviews": 1, "min_profile_item_users": 2},
+        {"min_user_reviews": 5, "min_item_users": 3, "min_profile_reviews": 2, "min_profile_item_users": 2},
+        {"min_user_reviews": 6, "max_user_reviews": 25, "min_item_users": 4, "n_targets": 4, "min_description_chars": 20},
+    ],
+)
+def test_the_real_slice_agrees_with_the_reference(tmp_path: Path, protocol: dict[str, int]) -> None:
+    if not REAL.exists():
+        pytest.skip(f"no {REAL}")
+
+    def read(name: str) -> list[Any]:
+        with gzip.open(REAL / name, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    wanted = {"min_text_chars": 200, "max_description_chars": 2000} | protocol
+    assert agree(World(tmp_path), read("Digital_Music.jsonl.gz"), read("meta_Digital_Music.jsonl.gz"), wanted) > 10
+
+
+def sequence(world: World, user: str = "u1") -> list[tuple[str, int]]:
+    rows = {row["user_id"]: row["reviews"] for row in world.table("sequences")}
+    return [(entry["item_id"], entry["timestamp_ms"]) for entry in rows[user]]
+
+
+def test_of_repeats_the_newest_is_kept_and_a_dropped_one_hides_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    reviews = [
+        review(item="i1", time=1, text="x"),  # kept: the review that shares its text is itself dropped
+        review(item="i2", time=2, text="x"),  # dropped: i2 comes again later
+        review(item="i2", time=3, text="y"),
+        review(item="i3", time=4, text="z"),
+    ]
+    stats = world.ingest(reviews, EVERY_ITEM)
+    assert sequence(world) == [("i1", 1), ("i2", 3), ("i3", 4)]
+    assert stats["reviews"]["dropped"] == {"repeat_item": 1}
+
+
+def test_ties_in_time_stay_in_file_order_and_the_first_of_equals_is_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    reviews = [
+        review(item="i3", time=7, text="c"),
+        review(item="i1", time=7, text="a"),
+        review(item="i1", time=7, text="b", title="again"),
+        review(item="i2", time=7, text="d"),
+    ]
+    world.ingest(reviews, EVERY_ITEM)
+    assert sequence(world) == [("i3", 7), ("i1", 7), ("i2", 7)]
+    assert "again" not in str(world.table("sequences"))
+
+
+def test_repeats_are_counted_for_items_but_not_for_users(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    # u2 has two reviews of one item, so one without repeats: u2 goes, but on the first pass i1 still has two users
+    reviews = [review("u1", f"i{i}", i, str(i)) for i in range(1, 4)] + [review("u2", "i1", t, "same") for t in (1, 2)]
+    reviews += [review("u3", f"i{i}", i, f"u3 {i}") for i in range(1, 4)]
+    stats = world.ingest(reviews, EVERY_ITEM, min_user_reviews=2, min_item_users=2)
+    assert stats["users"] == 2
+    assert stats["reviews"]["dropped"] == {"user_too_few_reviews": 2}
+
+
+def test_texts_that_become_equal_by_cleaning_are_repeats_only_after_the_first_core(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    reviews = [review(item=f"i{i}", time=i, text="a" + " " * i + "b") for i in range(1, 5)]
+    stats = world.ingest(reviews, EVERY_ITEM, min_user_reviews=4)  # four raw texts pass a minimum of four
+    assert sequence(world) == [("i4", 4)]
+    assert stats["reviews"]["dropped"] == {"repeat_text": 3}
+    assert stats["examples"] == {"train": 0, "val": 0, "test": 1}
+    assert world.examples()[0][3] == []
+
+
+def test_a_negative_time_counts_and_a_time_of_zero_does_not(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    stats = world.ingest([review(item=f"i{i}", time=t, text=str(t)) for i, t in enumerate((-5, 0, 5), 1)], EVERY_ITEM)
+    assert sequence(world) == [("i1", -5), ("i3", 5)]
+    assert stats["reviews"]["dropped"] == {"no_timestamp": 1}
+
+
+def test_the_second_core_filters_profiles_and_never_targets(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    reviews = [review("u1", f"i{i}", i, f"a{i}") for i in range(1, 6)]  # profile i1, i2; targets i3, i4, i5
+    reviews += [review("u2", name, t, f"b{t}") for t, name in enumerate(("i1", "i5", "i4", "i3"), 1)]  # profile i1
+    stats = world.ingest(reviews, EVERY_ITEM, min_profile_item_users=2, min_profile_reviews=1)
+    assert [name for name, _ in sequence(world, "u1")] == ["i1", "i3", "i4", "i5"]  # i2 has one profile only
+    assert stats["reviews"]["dropped"] == {"profile_item_too_few_users": 1}
+    rows = world.table("examples")
+    assert [row["split"] for row in rows if row["user_id"] == "u1"] == ["train", "val", "test"]
+    assert [row["history"] for row in rows if row["user_id"] == "u1"] == [[0], [0, 1], [0, 1, 2]]
+    assert [row["example_id"] for row in rows] == ["C:u1:1", "C:u1:2", "C:u1:3", "C:u2:1", "C:u2:2", "C:u2:3"]
+
+
+def test_the_last_row_that_passes_describes_an_item(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    items = [item("i1", title="first"), item("i1", title="second"), item("i1", title=None)]
+    stats = world.ingest([review()], items)
+    assert world.table("items") == [{"item_id": "i1", "category": "C", "title": "second", "description": "d"}]
+    assert stats["items"] == {"read": 3, "kept": 1, "dropped": {"no_title": 1, "repeat_item": 1}}

@@ -1,0 +1,92 @@
+"""Small raw categories on disk, and the stage run on them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from nextquill_core.config import IngestConfig, ProtocolConfig, RawInput
+from nextquill_core.ingest.blocks import BLOCK_BYTES
+from nextquill_core.ingest.reader import read_examples
+from nextquill_core.ingest.sources import raw_files
+from nextquill_core.ingest.stage import make_sequences
+from nextquill_core.progress import silent
+from storage.staging import Staging
+
+Row = dict[str, Any]
+SMALL = {
+    "min_text_chars": 1, "min_user_reviews": 1, "max_user_reviews": 500, "min_item_users": 1, "n_targets": 3,
+    "min_profile_reviews": 0, "min_profile_item_users": 0, "min_description_chars": 0, "max_description_chars": 50,
+}  # fmt: skip
+
+
+def review(user: str = "u1", item: str = "i1", time: int = 1, text: str = "good", **other: Any) -> Row:
+    row = {"rating": 5.0, "title": "t", "text": text, "parent_asin": item, "user_id": user, "timestamp": time}
+    return row | other
+
+
+def item(name: str = "i1", **other: Any) -> Row:
+    row = {"parent_asin": name, "title": f"Item {name}", "description": ["d"], "categories": ["c"], "rating_number": 3}
+    return row | other
+
+
+def lines(rows: Iterable[Row | bytes], ending: bytes = b"\n") -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + ending for row in rows)
+
+
+def plain_category() -> tuple[list[Row], list[Row]]:
+    """Four users with six reviews each of six items."""
+    reviews = [review(f"u{u}", f"i{i}", 10 * i + u, f"text {u} of {i}") for u in range(4) for i in range(6)]
+    return reviews, [item(f"i{i}") for i in range(6)]
+
+
+class World:
+    """A folder with raw files, and another one for what comes out."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp())
+        self.out = self.folder / "out"
+
+    def write(self, name: str, content: bytes | Iterable[Row | bytes]) -> Path:
+        data = content if isinstance(content, bytes) else lines(content)
+        path = self.folder / name
+        path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+        return path
+
+    def config(self, reviews: Path | str, items: Path | str, category: str = "C", **settings: Any) -> IngestConfig:
+        own = {name: settings.pop(name) for name in ("bad_rows", "max_bad_share") if name in settings}
+        raw = RawInput(category=category, reviews=str(reviews), items=str(items))
+        return IngestConfig(inputs=(raw,), protocol=ProtocolConfig(**SMALL | settings), **{"max_bad_share": 1.0} | own)
+
+    def run(self, config: IngestConfig, block_bytes: int = BLOCK_BYTES, out: Path | None = None) -> dict[str, Any]:
+        files = [raw_files(config.source, raw) for raw in config.inputs]
+        return make_sequences(config, files, Staging(out or self.out, "basis"), silent, block_bytes=block_bytes)
+
+    def ingest(self, reviews: Any, items: Any, block_bytes: int = BLOCK_BYTES, **settings: Any) -> dict[str, Any]:
+        """Write both files and run the stage on them."""
+        config = self.config(self.write("r.jsonl", reviews), self.write("i.jsonl", items), **settings)
+        return self.run(config, block_bytes)
+
+    def table(self, name: str, out: Path | None = None) -> list[Row]:
+        paths = sorted(((out or self.out) / name).glob("*.parquet"))
+        return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+    def shards(self, out: Path | None = None) -> dict[str, bytes]:
+        """The bytes of every table."""
+        root = out or self.out
+        found = [path for name in ("sequences", "items", "examples", "quarantine") for path in root.glob(f"{name}/*")]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+    def examples(self) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:
+        """User, split, target and history, each review as (item title, title, text, time, rating)."""
+        return [(e.user_id, e.split, seen(e.target), [seen(past) for past in e.history]) for e in read_examples(self.out)]
+
+
+def seen(review: Any) -> tuple[Any, ...]:
+    return (review.item.title, review.item.description, review.title, review.text, review.timestamp_ms, review.rating)
