@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
+WIDE = 110  # columns from which intervals fit beside the values
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
 
 
@@ -102,7 +104,7 @@ def path(
     """Print the folder of a stage's artifact, and nothing else."""
     from nextquill_core.stages.run import Run
 
-    current = Run(_settings(config, overrides, store))
+    current = Run(_settings(config, overrides, store), fetch=False)
     step = current.plan.stage(stage)
     if step is None:
         names = ", ".join(known.name for known in current.plan.stages)
@@ -115,7 +117,7 @@ def report(config: ConfigOption, overrides: SetOption = None, store: StoreOption
     """Print the path of the report."""
     from nextquill_core.stages.run import Run
 
-    current = Run(_settings(config, overrides, store))
+    current = Run(_settings(config, overrides, store), fetch=False)
     print(current.artifact(current.plan.evaluate).folder / "report.html")
 
 
@@ -159,11 +161,11 @@ def _all_fresh(settings: Any) -> bool:
     from nextquill_core.stages.run import Run
 
     current = Run(settings)
-    standing = {step: freshness(current.store, step) for step in current.plan.stages}
+    standing = {step.name: freshness(current.store, step) for step in current.plan.stages}
     if os.environ.get("PREFECT_API_URL") or any(fresh.state != "fresh" for fresh in standing.values()):
         return False
-    for step, fresh in standing.items():
-        print(f"{step.name}: reused, fresh at {fresh.artifact and fresh.artifact.folder}", file=sys.stderr)
+    for name, fresh in standing.items():
+        print(f"{name}: reused, fresh at {fresh.artifact and fresh.artifact.folder}", file=sys.stderr)
     return True
 
 
@@ -172,6 +174,7 @@ def _run_flow(name: str, settings: Any, *, force: bool) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
     _print_run_lines()
     flow(settings, force=force)
@@ -193,10 +196,10 @@ def _show_results(settings: Any) -> None:
     from flows.status import results_table
     from nextquill_core.stages.run import Run
 
-    current = Run(settings)
+    current = Run(settings, fetch=False)
     evaluation = current.artifact(current.plan.evaluate)
     console = _console()
-    for table in results_table(evaluation):
+    for table in results_table(evaluation, intervals=console.width >= WIDE):
         console.print(table)
     print(f"report: {evaluation.folder / 'report.html'}")
 

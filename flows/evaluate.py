@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import State, flow
+from prefect import flow
 
 from flows.results import finished
 from nextquill_core.config import Config
@@ -13,7 +13,7 @@ from tasks.evaluate import generate_predictions, measure, publish_results
 
 
 @flow(name="evaluate", persist_result=False)
-def evaluate(config: Config, force: bool = False) -> State[Any]:
+def evaluate(config: Config, force: bool = False) -> dict[str, Any]:
     """Let every method write the reviews of the split, measure them, and report; stored predictions are reused."""
     run = Run(config)
     for method, decoding in run.plan.predictions:

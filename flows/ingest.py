@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import State, flow
+from prefect import flow
 
 from flows.results import finished
 from nextquill_core.config import Config
@@ -13,7 +13,7 @@ from tasks.ingest import make_sequences, publish_account
 
 
 @flow(name="ingest", persist_result=False)
-def ingest(config: Config, force: bool = False) -> State[Any]:
+def ingest(config: Config, force: bool = False) -> dict[str, Any]:
     """Read raw reviews and items, apply the protocol, write sequences, items, examples and quarantine."""
     outcome = make_sequences(Run(config), force)
     publish_account(outcome)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import State, flow
+from prefect import flow
 from prefect.states import Completed
 
-from flows.results import finished
+from flows.results import as_result, finished
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Run
 from tasks.model import train_base_model
 
 
 @flow(name="model", persist_result=False)
-def model(config: Config, force: bool = False) -> State[Any]:
+def model(config: Config, force: bool = False) -> dict[str, Any]:
     """Train the offline base model that `model.name_or_path: tiny` asks for."""
     outcome = train_base_model(Run(config), force)
     if outcome is None:
-        return Completed(message=f"model: {config.model.name_or_path} comes from outside", data={})
+        return as_result(Completed(message=f"model: {config.model.name_or_path} comes from outside", data={}))
     return finished("model", outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import State
 from prefect.logging import get_run_logger
@@ -13,8 +13,11 @@ from nextquill_core.stages.run import Outcome
 REUSED = "Reused"
 
 
-def finished(name: str, outcome: Outcome) -> State[Any]:
+def finished(name: str, outcome: Outcome) -> dict[str, Any]:
     """Say what was done and give the flow run its final state: `Reused`, or `Completed` with the artifact's reference.
+
+    Returned from a flow, the state becomes the flow run's, and its data, the reference, the caller's result; hence the
+    type.
 
     The manifest on disk decides what is reused, never Prefect's cache, which does not look at files.
     """
@@ -31,4 +34,9 @@ def finished(name: str, outcome: Outcome) -> State[Any]:
         seconds = manifest.provenance["seconds"]
         message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {outcome.artifact.folder}"
     get_run_logger().info(message)
-    return Completed(name=REUSED if outcome.reused else None, message=message, data=reference)
+    return as_result(Completed(name=REUSED if outcome.reused else None, message=message, data=reference))
+
+
+def as_result(state: State[Any]) -> dict[str, Any]:
+    """A state to return from a flow, under the type that the flow's caller gets."""
+    return cast("dict[str, Any]", state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import State, flow
+from prefect import flow
 
 from flows.results import finished
 from nextquill_core.config import Config
@@ -13,7 +13,7 @@ from tasks.score import derive_weights, publish_effects, score_effects
 
 
 @flow(name="score", persist_result=False)
-def score(config: Config, force: bool = False) -> State[Any]:
+def score(config: Config, force: bool = False) -> dict[str, Any]:
     """Score under θ0 with and without history, then derive weights; a change of δ, λ or ε only does the second."""
     run = Run(config)
     score_effects(run, force)

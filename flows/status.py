@@ -18,11 +18,13 @@ COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cy
 
 def status_rows(config: Config) -> list[dict[str, Any]]:
     """A row a stage: stage, state, why, path, rows, bytes, seconds (the last three None without an artifact)."""
-    run = Run(config)
+    run = Run(config, fetch=False)
     rows = []
     for step in run.plan.stages:
         standing = freshness(run.store, step)
         manifest = standing.artifact.manifest if standing.artifact else None
+        parts = [run.store.find(part.kind, part.fingerprint) for part in run.plan.parts(step)]
+        seconds = sum(part.manifest.provenance["seconds"] for part in parts if part)
         rows.append(
             {
                 "stage": step.name,
@@ -31,7 +33,7 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
                 "path": str(folder_of(run.store, step)),
                 "rows": manifest.rows if manifest else None,
                 "bytes": manifest.bytes if manifest else None,
-                "seconds": manifest.provenance["seconds"] if manifest else None,
+                "seconds": round(manifest.provenance["seconds"] + seconds, 1) if manifest else None,
             }
         )
     return rows
@@ -55,11 +57,11 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def results_table(evaluation: Artifact) -> Iterator[Table]:
-    """Methods by metrics with their intervals, a table for each decoding preset and category."""
+def results_table(evaluation: Artifact, *, intervals: bool) -> Iterator[Table]:
+    """Methods by metrics, a table for each decoding preset and category."""
     from nextquill_core.stages.evaluate import result_tables
 
-    for title, cells in result_tables(evaluation):
+    for title, cells in result_tables(evaluation, intervals=intervals):
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for heading in cells[0]:
             table.add_column(heading)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import State, flow
+from prefect import flow
 
-from flows.results import REUSED, finished
+from flows.results import finished
 from nextquill_core.config import Config, MethodName
 from nextquill_core.stages.run import Run
 from tasks.train import train_adapter
 
 
 @flow(name="train", persist_result=False)
-def train(config: Config, method: MethodName | None = None, force: bool = False) -> State[Any]:
+def train(config: Config, method: MethodName | None = None, force: bool = False) -> dict[str, Any]:
     """Train adapters under DeepSpeed, each going on from its newest checkpoint.
 
     Args:
@@ -23,5 +23,6 @@ def train(config: Config, method: MethodName | None = None, force: bool = False)
     """
     run = Run(config)
     outcomes = {name: train_adapter(run, name, force) for name in ([method] if method else run.plan.train)}
-    states = [finished(f"train {name}", outcome) for name, outcome in outcomes.items()]
-    return next((state for state in states if state.name != REUSED), states[0])
+    results = {name: finished(f"train {name}", outcome) for name, outcome in outcomes.items()}
+    made = [name for name, outcome in outcomes.items() if not outcome.reused]
+    return results[made[0] if made else next(iter(results))]

@@ -91,9 +91,9 @@ class ProtocolConfig(Section):
     min_user_reviews: Annotated[int, Field(ge=1, description="reviews a user needs, without repeats")] = 18
     max_user_reviews: Annotated[int, Field(ge=1, description="reviews above which a user is left out")] = 500
     min_item_users: Annotated[int, Field(ge=1, description="distinct users an item needs")] = 8
-    n_targets: Annotated[int, Field(ge=3, description="newest reviews a user: all but two train, one val, one test")] = (
-        10
-    )
+    n_targets: Annotated[
+        int, Field(ge=3, description="newest reviews a user: all but two train, one val, one test")
+    ] = 10
     min_profile_reviews: Annotated[int, Field(ge=0, description="reviews a base profile needs")] = 8
     min_profile_item_users: Annotated[int, Field(ge=0, description="distinct users an item of a profile needs")] = 5
     min_description_chars: NonNegative = 100
@@ -168,9 +168,9 @@ class LauncherConfig(Section):
     """Where the ranks run."""
 
     kind: Literal["local"] = "local"
-    processes: Annotated[
-        int | Literal["auto"], Field(description="ranks; auto: one an accelerator, one on a CPU")
-    ] = "auto"
+    processes: Annotated[int | Literal["auto"], Field(description="ranks; auto: one an accelerator, one on a CPU")] = (
+        "auto"
+    )
 
 
 class TrainConfig(Section):
@@ -211,7 +211,9 @@ class EvaluateConfig(Section):
     batch_tokens: Annotated[
         int, Field(ge=1, description="prompt tokens of one batch, with padding", json_schema_extra=OPERATIONAL)
     ] = 16384
-    bootstrap_samples: Annotated[int, Field(ge=100, description="resamples of users behind each interval and p-value")] = 10000
+    bootstrap_samples: Annotated[
+        int, Field(ge=100, description="resamples of users behind each interval and p-value")
+    ] = 10000
 
 
 class Config(Section):

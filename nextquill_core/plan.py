@@ -72,6 +72,11 @@ class Plan:
     evaluate: Step
     model_identity: Mapping[str, Any] = field(default_factory=dict)
 
+    @staticmethod
+    def parts(step: Step) -> list[Step]:
+        """The nameless artifacts behind a stage: effects behind score, predictions behind evaluate."""
+        return [source for source in step.inputs if source.kind in ("effects", "predictions")]
+
     @property
     def stages(self) -> Iterator[Step]:
         """The steps that a person knows by name: one a stage, and one a trained method."""
@@ -87,13 +92,13 @@ class Plan:
         return next((step for step in self.stages if step.name == name), None)
 
 
-def make_plan(config: Config, digests: DigestCache) -> Plan:
-    """Work out every artifact of `config`.
+def make_plan(config: Config, digests: DigestCache, *, fetch: bool) -> Plan:
+    """Work out every artifact of `config`; `fetch` allows to download raw files that are to come from the hub.
 
     Raises:
         UserError: Raw files or the model folder are missing, or a name is unknown.
     """
-    files = tuple(raw_files(config.ingest.source, raw) for raw in config.ingest.inputs)
+    files = tuple(raw_files(config.ingest.source, raw, fetch=fetch) for raw in config.ingest.inputs)
     raw = {
         part.category: {
             "reviews": [digests(path) for path in part.reviews],
@@ -105,7 +110,9 @@ def make_plan(config: Config, digests: DigestCache) -> Plan:
     del settings["inputs"]  # names of files say nothing about what is in them
     ingest = Step("ingest", "ingest", {"ingest": settings, "raw": raw})
 
-    prompt = config.prompt.semantic() | {"template": resolve_template(config.prompt.template, config.model.name_or_path)}
+    prompt = config.prompt.semantic() | {
+        "template": resolve_template(config.prompt.template, config.model.name_or_path)
+    }
     prompt["revision"] = PLAIN.revision
     model, model_identity = _model(config, ingest, prompt, digests)
     common = {"model": model_identity, "prompt": prompt}
@@ -114,13 +121,13 @@ def make_plan(config: Config, digests: DigestCache) -> Plan:
     effects = Step("effects", "effects", common | {"score": config.score.semantic()}, base)
     score = Step("score", "score", {"weights": config.weights.semantic()}, (effects,))
     needed = [config.train.method, *config.evaluate.methods]
-    train = {
+    train: dict[str, Step] = {
         name: _train(config, name, common, base, score)
         for name in dict.fromkeys(needed)
         if METHODS[name].training is not None
     }
     evaluation = config.evaluate.semantic()
-    predictions = {
+    predictions: dict[tuple[str, str], Step] = {
         (name, decoding): Step(
             "predictions",
             f"{name}-{decoding}",
@@ -148,7 +155,8 @@ def _model(
 
 def _train(config: Config, name: str, common: Mapping[str, Any], base: tuple[Step, ...], score: Step) -> Step:
     training = METHODS[name].training
-    assert training is not None
+    if training is None:
+        raise ValueError(f"{name} does not train")
     settings = config.train.semantic()
     del settings["method"]
     if not training.causal:
@@ -204,7 +212,9 @@ def outdated(store: Store, step: Step, artifact: Artifact) -> str:
 
 def _same_line(artifact: Artifact, step: Step) -> bool:
     """Whether an older artifact is an earlier form of this step, and not another method's."""
-    return all(artifact.manifest.identity.get(key) == step.settings.get(key) for key in ("recipe", "method", "decoding"))
+    return all(
+        artifact.manifest.identity.get(key) == step.settings.get(key) for key in ("recipe", "method", "decoding")
+    )
 
 
 def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:

@@ -84,7 +84,9 @@ def build_prompt(
     sections = [TASK, _item_lines(item)]
     if history:
         sections.append(HISTORY_HEADING)
-        sections += [f"{_item_lines(past.item)}\n{_review_lines(past.rating, past.title)}{past.text}" for past in history]
+        sections += [
+            f"{_item_lines(past.item)}\n{_review_lines(past.rating, past.title)}{past.text}" for past in history
+        ]
     sections.append(_review_lines(rating, review_title))
     text = "\n\n".join(sections)
     around = PLAIN if template == "plain" else template

@@ -92,8 +92,8 @@ class PairEncoder:
         counterfactual = self._prompts(examples, items, without)
         targets = self._ids([example.target.text for example in examples])
         return [
-            TokenPair(example.example_id, *branches, self._closed(target))
-            for example, *branches, target in zip(examples, factual, counterfactual, targets, strict=True)
+            TokenPair(example.example_id, with_history, alone, self._closed(target))
+            for example, with_history, alone, target in zip(examples, factual, counterfactual, targets, strict=True)
         ]
 
     def _shown(self, example: Example) -> tuple[Review, ...]:
@@ -158,11 +158,11 @@ def _clip_longest(item: Item, kept: tuple[Review, ...], over: int) -> tuple[Item
 
     A token is one character at least, so cutting `over` characters never cuts more than is needed; the caller repeats.
     """
-    past = kept[-1] if kept else None
+    past = kept[-1] if kept else Review(Item("", ""), 0, "", "")
     lengths = {
         "description": len(item.description),
-        "past_text": len(past.text) if past else 0,
-        "past_description": len(past.item.description) if past else 0,
+        "past_text": len(past.text),
+        "past_description": len(past.item.description),
         "title": len(item.title) // 2,  # a title says more a character than the other texts do
     }
     longest = max(lengths, key=lambda name: lengths[name])
@@ -172,7 +172,6 @@ def _clip_longest(item: Item, kept: tuple[Review, ...], over: int) -> tuple[Item
         return replace(item, description=item.description[:-over].rstrip()), kept
     if longest == "title":
         return replace(item, title=item.title[:-over].rstrip()), kept
-    assert past is not None
     if longest == "past_text":
         return item, (replace(past, text=past.text[:-over].rstrip()),)
     shorter = replace(past.item, description=past.item.description[:-over].rstrip())

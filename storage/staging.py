@@ -101,7 +101,8 @@ class Staging:
 
     def fail(self, error: BaseException) -> None:
         """Leave a note of why the work stopped, for `status` to show; finished shards stay."""
-        write_json(self.folder / FAILURE, {"error": type(error).__name__, "message": str(error)})
+        message = str(error) or type(error).__name__
+        write_json(self.folder / FAILURE, {"error": type(error).__name__, "message": message})
 
     def seal(
         self,

@@ -1,4 +1,4 @@
-"""The artifact store: `STORE/KIND/FINGERPRINT/` holds an artifact, complete from the moment the folder has that name."""
+"""The artifact store: `STORE/KIND/FINGERPRINT/` is an artifact, complete from the moment the folder has that name."""
 
 from __future__ import annotations
 

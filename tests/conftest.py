@@ -12,7 +12,26 @@ from nextquill_core.schemas import Example, Item, Review
 REPO = Path(__file__).resolve().parent.parent
 REAL = REPO.parent / "shared" / "data" / "amazon-2023"
 
-WORDS = "the plot was slow and warm but i loved this quiet book about rivers never dull always bright".split()
+WORDS = [
+    "the",
+    "plot",
+    "was",
+    "slow",
+    "and",
+    "warm",
+    "but",
+    "i",
+    "loved",
+    "this",
+    "quiet",
+    "book",
+    "about",
+    "rivers",
+    "never",
+    "dull",
+    "always",
+    "bright",
+]
 
 
 def text(seed: int, words: int = 12) -> str:
@@ -21,7 +40,9 @@ def text(seed: int, words: int = 12) -> str:
 
 
 def review(seed: int, words: int = 12) -> Review:
-    return Review(Item(f"Book {seed}", text(seed + 100, 8)), float(seed % 5 + 1), f"title {seed}", text(seed, words), seed)
+    return Review(
+        Item(f"Book {seed}", text(seed + 100, 8)), float(seed % 5 + 1), f"title {seed}", text(seed, words), seed
+    )
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +51,9 @@ def examples() -> list[Example]:
     found = []
     for number in range(9):
         history = tuple(review(number * 10 + past) for past in range(number % 6))
-        found.append(Example(f"C:u{number % 3}:{number}", f"u{number % 3}", "C", "train", review(number, 6 + number), history))
+        found.append(
+            Example(f"C:u{number % 3}:{number}", f"u{number % 3}", "C", "train", review(number, 6 + number), history)
+        )
     return found
 
 

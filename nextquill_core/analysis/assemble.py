@@ -145,7 +145,9 @@ def _training(artifact: Artifact, name: str) -> Training:
     mean = {key: sum(line[key] for line in tail) / len(tail) for key in ("loss", "normal", "causal")}
     seconds = sum(line["seconds"] for line in curve)
     causal = mean["causal"] if any(line["causal"] for line in curve) else None
-    return Training(name, len(curve), int(sum(line["tokens"] for line in curve)), seconds, mean["loss"], mean["normal"], causal)
+    return Training(
+        name, len(curve), int(sum(line["tokens"] for line in curve)), seconds, mean["loss"], mean["normal"], causal
+    )
 
 
 def _curve(artifact: Artifact) -> list[dict[str, Any]]:
@@ -180,9 +182,7 @@ def _grouped(ids: Any, effects: Any) -> tuple[Any, Any, Any]:
     return tokens, np.bincount(where, weights=effects), np.bincount(where)
 
 
-def _cases(
-    run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]
-) -> list[Case]:
+def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Case]:
     """A few examples spread evenly over the split, under the last decoding preset."""
     decoding = run.config.evaluate.decoding[-1]
     chosen = examples[:: max(1, len(examples) // CASES)][:CASES]
@@ -191,9 +191,7 @@ def _cases(
             title=example.example_id,
             request=f"{example.target.item.title} · {example.target.rating:g} of 5 · {example.target.title}",
             reference=example.target.text,
-            predictions={
-                method: texts[method, decoding][example.example_id] for method in run.config.evaluate.methods
-            },
+            predictions={method: texts[method, decoding][example.example_id] for method in run.config.evaluate.methods},
         )
         for example in chosen
     ]

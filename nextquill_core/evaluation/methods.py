@@ -46,7 +46,9 @@ METHODS: dict[str, Method] = {
         Method("latestk", "the base model with the newest past reviews", history=True),
         Method("sft", "LoRA on query → review, no history", False, Training(weighted=False, causal=False)),
         Method("contextsft", "LoRA on query and history → review", True, Training(weighted=False, causal=False)),
-        Method("causal-only", "contextsft + α·L_p, every token weighted 1", True, Training(weighted=False, causal=True)),
+        Method(
+            "causal-only", "contextsft + α·L_p, every token weighted 1", True, Training(weighted=False, causal=True)
+        ),
         Method("norm-only", "preference-weighted L_n alone (α = 0)", True, Training(weighted=True, causal=False)),
         Method("nextquill", "preference-weighted L_n + α·L_p", True, Training(weighted=True, causal=True)),
     )
@@ -61,5 +63,7 @@ def method(name: str) -> Method:
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
-        raise UserError(f"no method {name!r}", remedy=f"did you mean {near[0]!r}?" if near else "see `nextquill methods`")
+        raise UserError(
+            f"no method {name!r}", remedy=f"did you mean {near[0]!r}?" if near else "see `nextquill methods`"
+        )
     return METHODS[name]

@@ -15,6 +15,7 @@ from nextquill_core.errors import DataError
 BLOCK_BYTES = 64 << 20
 MAX_LINE_BYTES = 16 << 20  # a thousand times the longest review: past it, this is no row
 HEAD_BYTES = 8192  # what is kept of a line that is too long
+PACKED_BYTES = 16 << 10  # inflated at a time: at most 16 MB, and all that is lost before a corrupt place
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -127,35 +128,30 @@ def _chunks(file: BinaryIO, path: Path, size: int, start: int) -> Iterator[bytes
 
 
 def _inflated(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Inflate one gzip member after another; all that could be inflated comes before a `_DamagedFileError`."""
+    """Inflate one gzip member after another, into pieces of about `size` bytes."""
     inflate = zlib.decompressobj(wbits=31)
     pieces: list[bytes] = []
-    held = 0
-    damage = None
-    packed = b""
-    while packed := packed or file.read(1 << 20):
+    held, packed, damage = 0, b"", None
+    while packed := packed or file.read(PACKED_BYTES):
         if inflate.eof:
             packed = packed.lstrip(b"\0")  # members may be followed by padding
             if not packed:
                 continue
             inflate = zlib.decompressobj(wbits=31)
         try:
-            piece = inflate.decompress(packed, size - held)
+            pieces.append(inflate.decompress(packed))
         except zlib.error:
             damage = "corrupt-gzip"
             break
-        packed = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-        pieces.append(piece)
-        held += len(piece)
+        packed = inflate.unused_data
+        held += len(pieces[-1])
         if held >= size:
             yield b"".join(pieces)
             pieces, held = [], 0
-    else:
-        damage = None if inflate.eof else "truncated-gzip"
     if held:
         yield b"".join(pieces)
-    if damage:
-        raise _DamagedFileError(damage)
+    if damage or not inflate.eof:
+        raise _DamagedFileError(damage or "truncated-gzip")
 
 
 def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:

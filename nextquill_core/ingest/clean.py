@@ -20,7 +20,10 @@ def cleaned(text: pl.Expr) -> pl.Expr:
 
 
 def joined(description: pl.Expr) -> pl.Expr:
-    """An item's description (list of str) as one text: joined by blanks, without a leading "Product Description"."""
+    """An item's description (list of str) as one text: joined by blanks, without a leading "Product Description".
+
+    Nulls in the list are left out.
+    """
     parts = description.fill_null([])
     headed = parts.list.first().eq(_HEADING).fill_null(False)
     return pl.when(headed).then(parts.list.slice(1)).otherwise(parts).list.join(" ").alias("description")

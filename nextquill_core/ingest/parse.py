@@ -76,11 +76,11 @@ class Parser:
             )
         lines = _Lines(block.data, self._max_line_bytes)
         reasons = lines.faults | {i: self.reason(lines[i]) or "not-json" for i in lines.odd}
-        good = np.setdiff1d(np.arange(len(lines)), [*reasons, *lines.blank])
+        good = lines.without([*reasons, *lines.blank])
         table = self._table(block.data if not reasons else lines.join(good), len(good), lines.longest)
         if table is None:
             reasons |= {i: self._reason_refused(lines[i]) for i in self._refused(lines, good)}
-            good = np.setdiff1d(good, list(reasons))
+            good = lines.without([*reasons, *lines.blank])
             table = self._table(lines.join(good), len(good), lines.longest)
             if table is None:
                 raise RuntimeError(f"lines {block.first_line} ff.: read one by one, but not together")
@@ -187,7 +187,7 @@ class _Lines:
     def __init__(self, data: bytes, max_line_bytes: int) -> None:
         self._data = data
         text = np.frombuffer(data, np.uint8)
-        ends = np.flatnonzero(text == ord("\n"))
+        ends = _newlines(text)
         if len(text) and text[-1] != ord("\n"):
             ends = np.append(ends, len(text))
         self._starts, self._ends = np.append(0, ends[:-1] + 1)[: len(ends)], ends
@@ -217,13 +217,25 @@ class _Lines:
     def __getitem__(self, i: int) -> bytes:
         return self._data[self._starts[i] : self._ends[i]]
 
+    def without(self, which: list[int]) -> npt.NDArray[np.int64]:
+        """Numbers of the other lines."""
+        rest = np.ones(len(self), np.bool_)
+        rest[which] = False
+        return np.flatnonzero(rest)
+
     def join(self, which: npt.NDArray[np.int64]) -> bytes:
         return b"\n".join(self[i] for i in which.tolist())
 
 
+def _newlines(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    step = 1 << 18  # a piece that stays in the processor's cache is compared several times faster
+    found = [np.flatnonzero(text[i : i + step] == ord("\n")) + i for i in range(0, len(text), step)]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
 def _is(kind: Kind, value: Any) -> bool:
     if kind == "strings":
-        return isinstance(value, list) and all(isinstance(element, str) for element in value)
+        return isinstance(value, list) and all(element is None or isinstance(element, str) for element in value)
     if kind == "string":
         return isinstance(value, str)
     if isinstance(value, bool):

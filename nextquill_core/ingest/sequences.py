@@ -52,14 +52,24 @@ def gather(parts: Sequence[Path], chosen: pl.DataFrame, folder: Path) -> tuple[l
 
 def _batches(parts: Sequence[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
     held: list[pl.DataFrame] = []
+    chosen = chosen.sort("row")
     for part in parts:
-        rows = pl.scan_parquet(part).select("row", "rating", "title", "text").join(chosen.lazy(), on="row").collect()
-        held.append(rows)
+        rows = pl.read_parquet(part, columns=["row", "rating", "title", "text"])
+        held.append(rows.join(_between(chosen, "row", rows["row"]), on="row"))
         if sum(frame.height for frame in held) >= GATHER_ROWS:
             yield pl.concat(held)
             held = []
     if held:
         yield pl.concat(held)
+
+
+def _between(rows: pl.DataFrame, column: str, values: pl.Series) -> pl.DataFrame:
+    """The part of `rows`, which is sorted by `column`, that stands between the first and the last of `values`."""
+    if values.is_empty():
+        return rows.clear()
+    first = rows[column].search_sorted(values[0], side="left")
+    last = rows[column].search_sorted(values[-1], side="right")
+    return rows.slice(first, last - first)
 
 
 def write_sequences(
@@ -81,9 +91,9 @@ def write_sequences(
     splits: Counter[str] = Counter()
     for shard, start in enumerate(range(0, users.height, USERS_PER_SHARD)):
         some = users.slice(start, USERS_PER_SHARD)
-        mine = rows.join(some, on="user", how="semi", maintain_order="left")
+        mine = _between(rows, "user", some["user"])
         names = [f"{table}/{number:03d}-{shard:05d}.parquet" for table in ("sequences", "examples")]
-        examples = _examples(category, some["user_id"].to_list(), mine)
+        examples = _examples(category, some["user_id"], mine)
         splits.update(examples["split"].to_pylist())
         if not all(staging.has(name) for name in names):
             between = pl.col("user").is_between(some["user"][0], some["user"][-1])
@@ -117,19 +127,29 @@ def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Tab
     )
 
 
-def _examples(category: str, user_ids: Sequence[str], rows: pl.DataFrame) -> pa.Table:
+def _examples(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
     """One example a target: the last is for test, the one before for validation, the others train."""
-    columns: dict[str, list[object]] = {name: [] for name in EXAMPLES.names}
-    sizes = rows.group_by("user", maintain_order=True).agg(pl.len(), (~pl.col(TARGET)).sum().alias("profile"))
-    for user_id, size, profile in zip(user_ids, sizes["len"], sizes["profile"], strict=True):
-        for target in range(profile, size):
-            columns["example_id"].append(f"{category}:{user_id}:{target}")
-            columns["user_id"].append(user_id)
-            columns["category"].append(category)
-            columns["split"].append({size - 1: "test", size - 2: "val"}.get(target, "train"))
-            columns["target"].append(target)
-            columns["history"].append(range(target))
-    return pa.Table.from_pydict(columns, schema=EXAMPLES)
+    last, target = pl.col("size") - 1, pl.col("target")
+    targets = (
+        rows.group_by("user", maintain_order=True)
+        .agg(pl.len().cast(pl.Int32).alias("size"), (~pl.col(TARGET)).sum().cast(pl.Int32).alias("profile"))
+        .select(user_ids, "size", pl.int_ranges("profile", "size", dtype=pl.Int32).alias("target"))
+        .explode("target")
+    )
+    examples = targets.select(
+        pl.concat_str(pl.lit(f"{category}:"), "user_id", pl.lit(":"), target).alias("example_id"),
+        "user_id",
+        pl.lit(category).alias("category"),
+        pl.when(target == last)
+        .then(pl.lit("test"))
+        .when(target == last - 1)
+        .then(pl.lit("val"))
+        .otherwise(pl.lit("train"))
+        .alias("split"),
+        target,
+        pl.int_ranges(0, target, dtype=pl.Int32).alias("history"),
+    )
+    return examples.to_arrow().cast(EXAMPLES)
 
 
 def write_items(staging: Staging, number: int, category: str, items: pl.DataFrame) -> None:

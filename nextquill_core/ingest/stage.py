@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ class _Category:
         described.dropped["in_no_sequence"] = items.kept - table.height
         return CategoryAccount(reviews, described, users.height, examples)
 
-    def _note(self, what: str) -> Any:
+    def _note(self, what: str) -> Callable[[int], None]:
         return lambda read: self.meter.advance(read, f"{self.raw.category}: reading {what}")
 
     def _scratch_key(self) -> Mapping[str, Any]:

@@ -49,7 +49,9 @@ def head_of(model: Any) -> Head:
     """
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
-        raise ModelError(f"its output layer is {type(layer).__name__}, not linear", model.config.name_or_path or "model")
+        raise ModelError(
+            f"its output layer is {type(layer).__name__}, not linear", model.config.name_or_path or "model"
+        )
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite divides

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from nextquill_core.errors import ModelError
 from nextquill_core.model.identity import REMEDY, ModelSpec
@@ -53,6 +54,7 @@ def load_template(name: str, spec: ModelSpec, tokenizer: Any) -> Template:
 
 
 def _load(kind: Any, spec: ModelSpec, **options: Any) -> Any:
+    transformers_logging.disable_progress_bar()  # our own bars tell more
     try:
         return kind.from_pretrained(
             spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options

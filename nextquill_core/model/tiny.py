@@ -83,7 +83,7 @@ def train_tiny_model(
 def pretraining_documents(
     profiles: Sequence[Sequence[Review]], max_history: int, seed: int
 ) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) for each review of each profile: every review once without history, and once with, if it has one."""
+    """(prompt, answer) for each review of each profile: once without history, and once with, if there is one."""
     choice = random.Random(seed)  # noqa: S311 - a seeded draw, not a secret
     for profile in profiles:
         for position, review in enumerate(profile):

@@ -119,7 +119,8 @@ def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     for step in run.plan.predictions.values():
         source = run.artifact(step)
         staging.adopt(source.folder, source.shards("predictions/"))
-    texts = read_predictions(staging.folder)
+    written_by = read_predictions(staging.folder)
+    texts = {key: written_by[key] for key in run.plan.predictions}  # in the config's order
     examples = _examples(run)
     references = [example.target.text for example in examples]
     total = len(texts) * len(examples)
@@ -157,7 +158,7 @@ def read_predictions(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
     return texts
 
 
-def result_tables(artifact: Artifact) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def result_tables(artifact: Artifact, *, intervals: bool = True) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """(title, a row a method) for each decoding preset and category, for people."""
     from nextquill_core.evaluation.tables import from_document, pivot
 
@@ -165,8 +166,12 @@ def result_tables(artifact: Artifact) -> Iterator[tuple[str, list[dict[str, str]
     _, rows, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
     for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
         table = pivot(rows, decoding, category)
+        names = [metric.name for metric in table.metrics]
         cells = [
-            {"method": method, **{metric.name: str(cell) for metric, cell in zip(table.metrics, line, strict=True)}}
+            {
+                "method": method,
+                **{name: str(cell) if intervals else cell.value for name, cell in zip(names, line, strict=True)},
+            }
             for method, line in table.lines
         ]
         yield f"{category}, {decoding} decoding, n = {table.n}", cells

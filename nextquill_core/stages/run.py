@@ -34,14 +34,18 @@ class Outcome:
 class Run:
     """A configuration and its store.
 
+    Args:
+        config: The run's settings.
+        fetch: Download raw files that are to come from the hub; commands that only look do not.
+
     Raises:
         UserError: On construction: raw files or the model folder are missing, or the store cannot be used.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, fetch: bool = True) -> None:
         self.config = config
         self.store = Store.open(config.store)
-        self.plan: Plan = make_plan(config, self.store.digests)
+        self.plan: Plan = make_plan(config, self.store.digests, fetch=fetch)
 
     def artifact(self, step: Step) -> Artifact:
         """The artifact of a step that another is made from.

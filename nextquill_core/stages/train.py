@@ -35,7 +35,11 @@ def train(run: Run, method: str, launch: Launch, *, force: bool = False) -> Outc
             staging.finish(name, log=True)
         curve = (staging.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(curve[-1])
-        return {"method": method, "steps": last["steps"], "final": {key: last[key] for key in ("loss", "normal", "causal")}}
+        return {
+            "method": method,
+            "steps": last["steps"],
+            "final": {key: last[key] for key in ("loss", "normal", "causal")},
+        }
 
     return run.make(step, build, force=force)
 

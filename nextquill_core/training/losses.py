@@ -74,10 +74,10 @@ def nextquill_loss(
     causal = hidden_ND.new_zeros((), dtype=torch.float32)
     if head.is_linear and impl != "dense":
         weight_VD = head.weight_VD
-        normal = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, coefficient_N, rows)
+        normal = _chunked_cross_entropy(hidden_ND, weight_VD, target_N, coefficient_N, rows)
         if alpha:
             difference_ND = hidden_ND - _required(hidden_null_ND)
-            causal = _ChunkedCrossEntropy.apply(difference_ND, weight_VD, target_N, coefficient_N, rows)
+            causal = _chunked_cross_entropy(difference_ND, weight_VD, target_N, coefficient_N, rows)
     else:
         normal = _plain_cross_entropy(head, hidden_ND, None, target_N, coefficient_N, rows)
         if alpha:
@@ -89,6 +89,15 @@ def _required(hidden_null_ND: Tensor | None) -> Tensor:
     if hidden_null_ND is None:
         raise ValueError("alpha > 0 needs the hidden states without history (hidden_null_ND)")
     return hidden_null_ND
+
+
+def _chunked_cross_entropy(
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, coefficient_N: Tensor, rows: int
+) -> Tensor:
+    total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, head_VD, target_N, coefficient_N, rows
+    )
+    return total
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

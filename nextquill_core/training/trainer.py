@@ -135,7 +135,9 @@ class Trainer:
         loss, normal, causal = sums.tolist()
         if not math.isfinite(loss):
             names = ", ".join(example.pair.example_id for example in batch)
-            raise ModelError(f"the loss is {loss} at step {step + 1}", "train", f"lower the learning rate; batch: {names}")
+            raise ModelError(
+                f"the loss is {loss} at step {step + 1}", "train", f"lower the learning rate; batch: {names}"
+            )
         seconds = time.perf_counter() - started
         tokens = sum(example.pair.tokens for example in batch)
         return {

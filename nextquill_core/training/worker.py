@@ -1,4 +1,7 @@
-"""One rank of a training run; the DeepSpeed launcher starts it: `deepspeed --no_local_rank --module nextquill_core.training.worker SPEC`."""
+"""One rank of a training run, as the DeepSpeed launcher starts it.
+
+deepspeed --no_local_rank --module nextquill_core.training.worker ORDER.json
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def train(spec: TrainSpec) -> None:
     """
     import deepspeed
 
-    # On a CPU, DeepSpeed would compile a shared-memory kernel at the first run: minutes, and a compiler, to save nothing.
+    # On a CPU, DeepSpeed would first compile a shared-memory kernel: minutes, and a compiler, to save nothing.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=None if torch.cuda.is_available() else "gloo", verbose=False)
     device = deepspeed.get_accelerator().current_device_name()

@@ -19,7 +19,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, "train: {alpha: 0.2, epochs: 1}\n")
-    config = load_config(path, ["train.alpha=0.3", "ingest.inputs=[{category: Mine, reviews: r.jsonl, items: i.jsonl}]"])
+    config = load_config(
+        path, ["train.alpha=0.3", "ingest.inputs=[{category: Mine, reviews: r.jsonl, items: i.jsonl}]"]
+    )
     assert (config.train.alpha, config.train.epochs, config.train.learning_rate) == (0.3, 1, 5e-6)
     assert config.ingest.inputs[0].category == "Mine"
 

@@ -24,7 +24,8 @@ def test_with_history() -> None:
 def test_without_history_nothing_mentions_one() -> None:
     prompt = build_prompt(BOOK, 4.5, "Clever", (), template="plain")
     assert prompt == (
-        "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\nRating: 4.5\nTitle: Clever\nReview:\n"
+        "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\n"
+        "Rating: 4.5\nTitle: Clever\nReview:\n"
     )
     assert not {"past", "history", "previous", "none", "user"} & set(prompt.lower().replace(":", " ").split())
 

@@ -31,7 +31,11 @@ def test_commit_gives_the_folder_its_name_and_lists_every_file(tmp_path: Path) -
     store = Store(tmp_path)
     manifest = fill(store)
     folder = store.folder("kind", "a")
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["0.parquet", "manifest.json", "note.txt"]
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
+        "0.parquet",
+        "manifest.json",
+        "note.txt",
+    ]
     assert [(shard.path, shard.rows) for shard in manifest.shards] == [("note.txt", None), ("part/0.parquet", 3)]
     found = store.find("kind", "a")
     assert found is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nextquill_core.evaluation.generate import DECODINGS, CUT, STOPPED, batches_by_length, generate
+from nextquill_core.evaluation.generate import CUT, DECODINGS, STOPPED, batches_by_length, generate
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import PairEncoder
 

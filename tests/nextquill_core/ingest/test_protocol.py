@@ -18,32 +18,33 @@ from tests.nextquill_core.ingest.world import SMALL, World, item, review
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "amazon-2023"
 
-TEXTS = st.sampled_from(
-    ["a", "b", "a b", "a  b", " a b", "a\tb", "a\x1cb", "a\u2003b\u00a0", "é", "日本", "", "<br />", "c" * 9]
-)
+SHARED = ["a", "b", "a b", "a  b", " a b", "a\tb", "a\x1cb", "a\u2003b\u00a0", "é", "日本", "", "<br />", "c" * 9]
+TEXTS = st.sampled_from(SHARED + [f"text {number}" for number in range(40)])
 REVIEWS = st.builds(
     review,
-    user=st.sampled_from(["u1", "u2", "u3", "U", "é"]),
-    item=st.sampled_from(["i1", "i2", "i3", "i4", "i5", "gone"]),
+    user=st.sampled_from(["u1", "u2", "U", "é"]),
+    item=st.sampled_from(["i1", "i2", "i3", "i4", "i5", "i6", "i7", "gone"]),
     time=st.integers(-2, 4),
     text=TEXTS,
-    rating=st.sampled_from([5.0, 4, 1.0, 0.0]),
-    title=st.sampled_from(["t", "t", "s", ""]),
+    rating=st.sampled_from([5.0, 4, 1.0, 2.0, 3, 3.5, 5, 0.0]),
+    title=st.sampled_from(["t", "r", "s", "é", "p", "o", "n", ""]),
 )
 ITEMS = st.builds(
     item,
-    st.sampled_from(["i1", "i2", "i3", "i4", "i5"]),
+    st.sampled_from(["i1", "i2", "i3", "i4", "i5", "i6"]),
     title=st.sampled_from(["T", "S", "T", "", None]),
-    description=st.sampled_from([["d"], ["Product Description", "d", "e"], ["Product Description"], [], None, ["x"] * 40]),
+    description=st.sampled_from(
+        [["d"], ["Product Description", "d", "e"], ["Product Description"], [], None, ["x"] * 40]
+    ),
     categories=st.sampled_from([["c"], ["c"], []]),
     rating_number=st.sampled_from([1, 2, 3, 0, None]),
 )
-EVERY_ITEM = [item(f"i{i}") for i in range(1, 6)]
+EVERY_ITEM = [item(f"i{i}") for i in range(1, 8)]
 PROTOCOLS = st.fixed_dictionaries(
     {
         "min_text_chars": st.integers(0, 2),
         "min_user_reviews": st.integers(1, 4),
-        "max_user_reviews": st.integers(3, 9),
+        "max_user_reviews": st.integers(5, 9),
         "min_item_users": st.integers(1, 3),
         "n_targets": st.integers(3, 4),
         "min_profile_reviews": st.integers(0, 2),
@@ -83,8 +84,8 @@ def agree(world: World, reviews: list[Any], items: list[Any], protocol: dict[str
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    reviews=st.lists(REVIEWS, min_size=10, max_size=60),
-    items=st.lists(ITEMS, max_size=8).map(lambda some: some + EVERY_ITEM[: 5 - len(some) // 2]),
+    reviews=st.lists(REVIEWS, min_size=30, max_size=60),
+    items=st.lists(ITEMS, max_size=8).map(lambda some: some + EVERY_ITEM[len(some) // 4 :]),
     protocol=PROTOCOLS,
 )
 def test_a_random_dirty_category_agrees_with_the_reference(
@@ -98,7 +99,13 @@ def test_a_random_dirty_category_agrees_with_the_reference(
     [
         {"min_user_reviews": 4, "min_item_users": 2, "min_profile_reviews": 1, "min_profile_item_users": 2},
         {"min_user_reviews": 5, "min_item_users": 3, "min_profile_reviews": 2, "min_profile_item_users": 2},
-        {"min_user_reviews": 6, "max_user_reviews": 25, "min_item_users": 4, "n_targets": 4, "min_description_chars": 20},
+        {
+            "min_user_reviews": 6,
+            "max_user_reviews": 25,
+            "min_item_users": 4,
+            "n_targets": 4,
+            "min_description_chars": 20,
+        },
     ],
 )
 def test_the_real_slice_agrees_with_the_reference(tmp_path: Path, protocol: dict[str, int]) -> None:

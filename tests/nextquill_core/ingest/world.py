@@ -42,7 +42,7 @@ def lines(rows: Iterable[Row | bytes], ending: bytes = b"\n") -> bytes:
 
 def plain_category() -> tuple[list[Row], list[Row]]:
     """Four users with six reviews each of six items."""
-    reviews = [review(f"u{u}", f"i{i}", 10 * i + u, f"text {u} of {i}") for u in range(4) for i in range(6)]
+    reviews = [review(f"u{u}", f"i{i}", 10 * i + u + 1, f"text {u} of {i}") for u in range(4) for i in range(6)]
     return reviews, [item(f"i{i}") for i in range(6)]
 
 
@@ -85,7 +85,9 @@ class World:
 
     def examples(self) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:
         """User, split, target and history, each review as (item title, title, text, time, rating)."""
-        return [(e.user_id, e.split, seen(e.target), [seen(past) for past in e.history]) for e in read_examples(self.out)]
+        return [
+            (e.user_id, e.split, seen(e.target), [seen(past) for past in e.history]) for e in read_examples(self.out)
+        ]
 
 
 def seen(review: Any) -> tuple[Any, ...]:

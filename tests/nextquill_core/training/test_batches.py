@@ -12,9 +12,7 @@ lengths = st.lists(st.integers(1, 60), min_size=1, max_size=20)
 
 
 def make(sizes: list[int]) -> list[TrainExample]:
-    return [
-        TrainExample(TokenPair(f"e{index:02d}", [1] * size, [1], [2]), [1.0]) for index, size in enumerate(sizes)
-    ]
+    return [TrainExample(TokenPair(f"e{index:02d}", [1] * size, [1], [2]), [1.0]) for index, size in enumerate(sizes)]
 
 
 @given(lengths, st.integers(1, 8), st.integers(0, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -82,10 +83,8 @@ def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...]) -> None:
     h, h0, w, target, weight, sequence = batch()
     whole = nextquill_loss(h, h0, w, target, weight, sequence, alpha=0.3)
     parts = [
-        nextquill_loss(
-            h[a:b], h0[a:b], w, target[a:b], weight[a:b], sequence[a:b], alpha=0.3, denominator=5.0
-        ).loss
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        nextquill_loss(h[a:b], h0[a:b], w, target[a:b], weight[a:b], sequence[a:b], alpha=0.3, denominator=5.0).loss
+        for a, b in itertools.pairwise(cuts)
     ]
     torch.testing.assert_close(sum(parts), whole.loss)
 
