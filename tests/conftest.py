@@ -83,3 +83,13 @@ def tiny_model(tiny_folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic category of 20 users."""
+    from nextquill_core.synthetic.sample import write_sample
+
+    folder = tmp_path_factory.mktemp("world")
+    write_sample(folder, users=20, seed=1)
+    return folder

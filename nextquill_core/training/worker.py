@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from nextquill_core.errors import ModelError, UserError
+from nextquill_core.errors import DataError, ModelError, UserError
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_model, load_tokenizer
 from nextquill_core.tokens import encoder_for
@@ -78,6 +78,8 @@ def training_examples(spec: TrainSpec, tokenizer: Any) -> list[TrainExample]:
     """
     encoder = encoder_for(spec.model, tokenizer, **asdict(spec.prompt))
     pairs = encoder.encode(list(read_examples(Path(spec.sequences), ("train",))))
+    if not pairs:
+        raise DataError("there is no train example", spec.sequences, "ingest again; check ingest.protocol.n_targets")
     if spec.effects is None:
         return [TrainExample(pair, [1.0] * len(pair.target)) for pair in pairs]
     weights = dict(stored_weights(Path(spec.effects)))

@@ -65,3 +65,11 @@ def test_operational_fields_take_no_part() -> None:
 def test_every_config_in_the_repository_is_valid(path: Path) -> None:
     load_config(path)
     assert path.read_text().startswith("# nextquill run --config")
+
+
+def test_the_documentation_lists_every_key() -> None:
+    from nextquill_core.config_docs import markdown
+
+    assert (REPO / "docs" / "configuration.md").read_text() == markdown(), (
+        "python -m nextquill_core.config_docs > docs/configuration.md"
+    )

@@ -1,0 +1,128 @@
+"""The pipeline under a real Prefect server: killed, resumed, reused, refused, deployed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.flows.conftest import Server
+from tests.tasks.processes import workers_of
+from tests.world import small_settings, write_config
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+STAGES = {"ingest", "model", "score", "train", "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def config(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return write_config(folder / "config.yaml", small_settings(small_world, folder / "store"))
+
+
+def states(server: Server) -> list[tuple[str, str]]:
+    """(flow run's flow, state), the newest run of each flow last."""
+    flows = {flow["id"]: flow["name"] for flow in server.post("/flows/filter")}
+    runs = server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_ASC"}))
+    return [(flows[run["flow_id"]], run["state"]["name"]) for run in runs]
+
+
+@pytest.mark.ranks
+def test_killed_in_training_the_same_command_completes(server: Server, config: Path) -> None:
+    store = config.parent / "store"
+    process = server.start("flows.cli", "run", "--config", str(config))
+    deadline = time.monotonic() + 400
+    while not list(store.glob("train/.staging-*/metrics.jsonl")):
+        assert process.poll() is None, "it ended before training"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while workers_of(store) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers_of(store), "ranks outlived the flow"
+    scored = next(store.glob("score/*/manifest.json")).stat().st_mtime_ns
+
+    done = server.run("flows.cli", "run", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    assert "score: reused, fresh at" in done.stderr
+    assert "train nextquill: made in" in done.stderr
+    assert "Small, paper decoding" in done.stdout
+    assert Path(done.stdout.splitlines()[-1].removeprefix("report: ")).is_file()
+    assert next(store.glob("score/*/manifest.json")).stat().st_mtime_ns == scored
+
+
+@pytest.mark.ranks
+def test_tables_report_and_progress_are_in_the_ui(server: Server, config: Path) -> None:
+    artifacts = {artifact["key"]: artifact for artifact in server.post("/artifacts/filter")}
+    assert {"ingest-account", "score-effects", "evaluation", "report"} <= set(artifacts)
+    rows = json.loads(artifacts["evaluation"]["data"])
+    assert {row["method"] for row in rows} == {"qwen", "contextsft", "nextquill"}
+    assert any(key.startswith("progress-") for key in artifacts)
+
+
+@pytest.mark.ranks
+def test_all_fresh_is_reused_and_says_so(server: Server, config: Path) -> None:
+    done = server.run("flows.cli", "run", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    newest = dict(states(server))
+    assert {newest[stage] for stage in STAGES} == {"Reused"}
+    assert newest["nextquill"] == "Completed"
+    alone = server.environment | {"PREFECT_API_URL": ""}
+    quick = Server("", alone).run("flows.cli", "run", "--config", str(config))
+    assert quick.returncode == 0
+    assert quick.stderr.count("reused, fresh at") == 6, "without a server to show it in, none is started to reuse"
+
+
+@pytest.mark.ranks
+def test_a_deleted_artifact_is_made_again_and_what_depends_on_it_stays(server: Server, config: Path) -> None:
+    store = config.parent / "store"
+    shutil.rmtree(next(store.glob("ingest/*/manifest.json")).parent)
+    done = server.run("flows.cli", "run", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    assert "ingest: made in" in done.stderr
+    assert done.stderr.count("reused, fresh at") == 5, "the same bytes came out, so nothing else is made again"
+
+
+def test_one_stage_alone_and_bad_data_found_inside_it(server: Server, small_world: Path, tmp_path: Path) -> None:
+    settings = small_settings(small_world, tmp_path / "store")
+    config = str(write_config(tmp_path / "config.yaml", settings))
+    done = server.run("flows.cli", "score", "--config", config)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the ingest artifact is missing" in done.stderr
+    done = server.run("flows.cli", "ingest", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "min_user_reviews" in done.stderr
+    assert dict(states(server))["ingest"] == "Failed"
+    status = server.run("flows.cli", "status", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
+    assert "failed" in status.stdout
+
+
+def test_every_deployment_is_accepted(server: Server) -> None:
+    for pool in ("cpu", "gpu"):
+        assert server.run("prefect", "work-pool", "create", pool, "--type", "process").returncode == 0
+    done = server.run("prefect", "--no-prompt", "deploy", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {deployment["name"]: deployment for deployment in server.post("/deployments/filter")}
+    assert set(found) == STAGES | {"pipeline"}
+    form = found["pipeline"]["parameter_openapi_schema"]["definitions"]
+    assert form["WeightsConfig"]["properties"]["delta"]["description"]
+    assert found["pipeline"]["parameters"]["config"]["ingest"]["inputs"][0]["category"] == "Demo"
+
+
+def test_the_deployed_parameters_are_the_demo_s() -> None:
+    import yaml
+
+    from nextquill_core.config import load_config, parse_config
+
+    project = yaml.safe_load((REPO / "prefect.yaml").read_text())
+    for deployment in project["deployments"]:
+        deployed = parse_config(deployment["parameters"]["config"], deployment["name"])
+        assert deployed == load_config(REPO / "configs" / "demo.yaml")

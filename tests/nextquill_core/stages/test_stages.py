@@ -1,0 +1,187 @@
+"""All stages for real on a small world, without Prefect: what they leave, and that interruption changes no byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from nextquill_core import schemas
+from nextquill_core.progress import silent
+from nextquill_core.stages import evaluate, prepare, score, train
+from nextquill_core.stages.run import Run
+from tasks.launch import run_ranks
+from tests.world import small_config
+
+pytestmark = pytest.mark.ranks
+
+
+def launch(order: Path, log: Path) -> None:
+    run_ranks(order, log, ranks=2, on_step=lambda metrics: None)
+
+
+def run_all(run: Run) -> None:
+    prepare.ingest(run, silent)
+    prepare.base_model(run, silent)
+    score.effects(run, silent)
+    score.weights(run)
+    for method in run.plan.train:
+        train.train(run, method, launch)
+    for method, decoding in run.plan.predictions:
+        evaluate.predictions(run, method, decoding, silent)
+    evaluate.evaluation(run, silent)
+
+
+def contents(run: Run) -> dict[str, str]:
+    plan = run.plan
+    steps = [plan.ingest, plan.model, plan.effects, plan.score, *plan.train.values(), *plan.predictions.values()]
+    return {step.name: run.artifact(step).manifest.content for step in steps if step}
+
+
+@pytest.fixture(scope="module")
+def whole(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(small_config(small_world, tmp_path_factory.mktemp("store")))
+    run_all(run)
+    return run
+
+
+def read(run: Run, step: Any, pattern: str) -> Any:
+    return pq.read_table(sorted(run.artifact(step).folder.glob(pattern)))
+
+
+def test_tables_have_the_promised_columns(whole: Run) -> None:
+    plan = whole.plan
+    for step, pattern, schema in (
+        (plan.ingest, "sequences/*.parquet", schemas.SEQUENCES),
+        (plan.ingest, "items/*.parquet", schemas.ITEMS),
+        (plan.ingest, "examples/*.parquet", schemas.EXAMPLES),
+        (plan.ingest, "quarantine/*.parquet", schemas.QUARANTINE),
+        (plan.score, "effects/*.parquet", schemas.EFFECTS),
+        (plan.score, "weights/*.parquet", schemas.WEIGHTS),
+        (plan.evaluate, "predictions/*.parquet", schemas.PREDICTIONS),
+        (plan.evaluate, "metrics.parquet", schemas.METRICS),
+    ):
+        assert read(whole, step, pattern).schema.equals(schema), pattern
+
+
+def test_every_example_is_scored_weighted_and_answered(whole: Run) -> None:
+    examples = read(whole, whole.plan.ingest, "examples/*.parquet").to_pylist()
+    ids = [row["example_id"] for row in examples]
+    effects = read(whole, whole.plan.score, "effects/*.parquet").to_pylist()
+    weights = read(whole, whole.plan.score, "weights/*.parquet").to_pylist()
+    assert [row["example_id"] for row in effects] == [row["example_id"] for row in weights] == ids
+    for effect, weight in zip(effects, weights, strict=True):
+        assert len(effect["target_ids"]) == len(effect["effect"]) == len(weight["weight"])
+        assert {round(value, 6) for value in weight["weight"]} <= {0.9, 0.1}
+    predictions = read(whole, whole.plan.evaluate, "predictions/*.parquet").to_pylist()
+    test = {row["example_id"] for row in examples if row["split"] == "test"}
+    for method in ("qwen", "contextsft", "nextquill"):
+        for decoding in ("paper", "sane"):
+            chosen = [row for row in predictions if (row["method"], row["decoding"]) == (method, decoding)]
+            assert {row["example_id"] for row in chosen} == test
+            assert len(chosen) == len(test)
+
+
+def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
+    folder = whole.artifact(whole.plan.evaluate).folder
+    document = json.loads((folder / "metrics.json").read_text())
+    names = {(row["method"], row["decoding"], row["metric"]) for row in document["rows"]}
+    assert {metric for *_, metric in names} == {"rouge1", "rougeL", "meteor", "bleu", "length_ratio"}
+    assert len(names) == 3 * 2 * 5
+    assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in document["rows"])
+    page = (folder / "report.html").read_text()
+    assert "nextquill" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (folder / "figures" / "effects.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_adapter_opens_with_plain_peft_and_holds_no_pickle(whole: Run) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    folder = whole.artifact(whole.plan.train["nextquill"]).folder
+    model = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
+    trained = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert trained
+    assert all(bool(parameter.abs().sum() > 0) for parameter in trained), "every LoRA matrix has moved"
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".jsonl", ".log", ".safetensors"}
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (folder / "checkpoints").is_dir()
+
+
+def test_changed_weights_never_score_again(whole: Run, small_world: Path) -> None:
+    changed = Run(small_config(small_world, whole.store.root, weights={"delta": 0.0, "high": 0.7}))
+    assert score.effects(changed, silent).reused
+    outcome = score.weights(changed)
+    assert not outcome.reused
+    assert outcome.why == "weights.delta 0.05 → 0.0; weights.high 0.9 → 0.7"
+    derived = read(changed, changed.plan.score, "weights/*.parquet")["weight"].combine_chunks().flatten().to_pylist()
+    assert {round(value, 6) for value in derived} == {0.7, 0.1}
+
+
+def test_a_second_run_reuses_everything(whole: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.store.root.rglob("manifest.json")}
+    run_all(Run(whole.config))
+    assert {path: path.stat().st_mtime_ns for path in whole.store.root.rglob("manifest.json")} == before
+
+
+class Killed(BaseException):
+    """Stands for the moment at which a process dies: nothing but `finally` runs after it."""
+
+
+def dies_after(calls: int) -> Callable[..., None]:
+    left = calls
+
+    def progress(done: float, total: float, note: str = "") -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    return progress
+
+
+def test_interrupted_equals_uninterrupted(whole: Run, small_world: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(score.in_shards, "__defaults__", (16,))  # several shards, so that there is a middle
+    steady, broken = (Run(small_config(small_world, tmp_path / name)) for name in ("steady", "broken"))
+    for run in (steady, broken):
+        prepare.ingest(run, silent)
+        prepare.base_model(run, silent)
+    score.effects(steady, silent)
+    for calls in (0, 3, 4):
+        with pytest.raises(Killed):
+            score.effects(broken, dies_after(calls))
+    finished = list((broken.store.root / "effects").glob(".staging-*/effects/*.parquet"))
+    assert 0 < len(finished) < len(steady.artifact(steady.plan.effects).shards("effects/"))
+    score.effects(broken, silent)
+    score.weights(steady)
+    score.weights(broken)
+    for step in (steady.plan.effects, steady.plan.score):
+        assert steady.artifact(step).manifest.content == broken.artifact(step).manifest.content
+
+
+def test_a_training_killed_in_the_middle_resumes_to_the_same_bytes(whole: Run, small_world: Path, tmp_path: Path) -> None:
+    from tests.tasks.processes import kill_in_the_middle
+
+    run = Run(small_config(small_world, tmp_path))
+    for stage in (prepare.ingest, prepare.base_model, score.effects):
+        stage(run, silent)
+    score.weights(run)
+    staging = run.store.root / "train" / f".staging-{run.plan.train['nextquill'].fingerprint}"
+    kill_in_the_middle(run.config, "nextquill", until=lambda: any((staging / "checkpoints").glob("step-*")))
+    resumed_from = sorted(path.name for path in (staging / "checkpoints").glob("step-*"))
+    assert resumed_from
+    train.train(run, "nextquill", launch)
+    ours, theirs = (r.artifact(r.plan.train["nextquill"]) for r in (run, whole))
+    assert ours.manifest.shards != (), "the adapter was committed"
+    name = "adapter/adapter_model.safetensors"
+    assert (ours.folder / name).read_bytes() == (theirs.folder / name).read_bytes()
+    curves = [
+        [json.loads(line)["loss"] for line in (artifact.folder / "metrics.jsonl").read_text().splitlines()]
+        for artifact in (ours, theirs)
+    ]
+    assert curves[0] == curves[1]

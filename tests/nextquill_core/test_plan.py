@@ -1,0 +1,152 @@
+"""A changed field moves exactly the artifacts that it can change, and status says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from nextquill_core.config import Config
+from nextquill_core.errors import UserError
+from nextquill_core.plan import Plan, Step, freshness
+from nextquill_core.stages.run import Run
+from storage import Staging
+from tests.world import small_config
+
+STAGES = ("ingest", "model", "effects", "score", "train", "train:contextsft", "evaluate")
+
+
+def every_step(plan: Plan) -> Iterator[Step]:
+    yield from (plan.ingest, *([plan.model] if plan.model else []), plan.effects, plan.score)
+    yield from (*plan.train.values(), *plan.predictions.values(), plan.evaluate)
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    return {step.name: step.fingerprint for step in every_step(Run(config).plan)}
+
+
+def make_all(run: Run) -> None:
+    """Commit a stand-in for every artifact."""
+
+    def build(staging: Staging) -> dict[str, Any]:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        return {}
+
+    for step in every_step(run.plan):
+        run.make(step, build)
+
+
+def states(run: Run) -> dict[str, str]:
+    return {step.name: freshness(run.store, step).state for step in run.plan.stages}
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"weights": {"delta": 0.1}}, {"score", "train", "evaluate", "nextquill-paper", "nextquill-sane"}),
+        ({"train": {"alpha": 0.1}}, {"train", "evaluate", "nextquill-paper", "nextquill-sane"}),
+        ({"evaluate": {"bootstrap_samples": 300}}, {"evaluate"}),
+        ({"score": {"batch_tokens": 7}}, set()),
+        ({"train": {"batch_tokens": 7, "launcher": {"processes": 1}, "checkpoint_every": 1}}, set()),
+    ],
+)
+def test_what_a_field_moves(small_world: Path, tmp_path: Path, change: dict[str, Any], moved: set[str]) -> None:
+    before = fingerprints(small_config(small_world, tmp_path))
+    after = fingerprints(small_config(small_world, tmp_path, **change))
+    assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_the_place_of_the_store_moves_nothing(small_world: Path, tmp_path: Path) -> None:
+    assert fingerprints(small_config(small_world, tmp_path / "a")) == fingerprints(small_config(small_world, tmp_path / "b"))
+
+
+def test_methods_and_presets_have_predictions_of_their_own(small_world: Path, tmp_path: Path) -> None:
+    """Another method or preset generates nothing again for those that are there."""
+    before = fingerprints(small_config(small_world, tmp_path))
+    more = fingerprints(small_config(small_world, tmp_path, evaluate={"methods": ["qwen", "latestk", "nextquill"]}))
+    assert {before[name] for name in before.keys() & more.keys()} - set(more.values()) == {before["evaluate"]}
+
+
+def test_raw_files_count_by_content_not_by_name(small_world: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_world, copy)
+    before = fingerprints(small_config(small_world, tmp_path))
+    assert fingerprints(small_config(copy, tmp_path)) == before
+    with (copy / "reviews.jsonl").open("a") as file:
+        file.write("\n")
+    assert fingerprints(small_config(copy, tmp_path))["ingest"] != before["ingest"]
+
+
+def test_status_from_missing_to_fresh_to_stale(small_world: Path, tmp_path: Path) -> None:
+    run = Run(small_config(small_world, tmp_path))
+    assert set(states(run).values()) == {"missing"}
+    make_all(run)
+    assert set(states(run).values()) == {"fresh"}
+    changed = Run(small_config(small_world, tmp_path, weights={"delta": 0.2}))
+    assert states(changed) == {
+        "ingest": "fresh", "model": "fresh", "score": "stale", "train": "stale", "train:contextsft": "fresh",
+        "evaluate": "stale",
+    }  # fmt: skip
+    assert freshness(changed.store, changed.plan.score).why == "weights.delta 0.05 → 0.2"
+    assert "score: weights.delta 0.05 → 0.2" in freshness(changed.store, changed.plan.train["nextquill"]).why
+
+
+def test_a_deleted_input_makes_what_depends_on_it_stale_until_it_is_back(small_world: Path, tmp_path: Path) -> None:
+    run = Run(small_config(small_world, tmp_path))
+    make_all(run)
+    shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
+    assert states(run)["ingest"] == "missing"
+    assert freshness(run.store, run.plan.score).why.endswith("its input ingest is missing")
+    run.make(run.plan.ingest, lambda staging: {"same": bool(staging.write_table("0.parquet", pa.table({"x": [1]})))})
+    assert set(states(run).values()) == {"fresh"}
+    shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
+    run.make(run.plan.ingest, lambda staging: {"same": not staging.write_table("0.parquet", pa.table({"x": [2]}))})
+    assert "its input ingest was made anew and differs" in freshness(run.store, run.plan.score).why
+
+
+def test_failed_and_interrupted(small_world: Path, tmp_path: Path) -> None:
+    run = Run(small_config(small_world, tmp_path))
+
+    def broken(staging: Staging) -> dict[str, Any]:
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError):
+        run.make(run.plan.ingest, broken)
+    standing = freshness(run.store, run.plan.ingest)
+    assert (standing.state, standing.why) == ("failed", "disk on fire")
+    next(run.store.root.glob("ingest/.staging-*/failure.json")).unlink()
+    assert "the same command goes on" in freshness(run.store, run.plan.ingest).why
+
+
+def test_a_missing_input_names_the_command(small_world: Path, tmp_path: Path) -> None:
+    run = Run(small_config(small_world, tmp_path))
+    with pytest.raises(UserError, match="run `nextquill ingest` with the same config first"):
+        run.make(run.plan.effects, lambda staging: {})
+
+
+def test_the_manifest_says_what_was_asked_and_where_it_came_from(small_world: Path, tmp_path: Path) -> None:
+    run = Run(small_config(small_world, tmp_path))
+    make_all(run)
+    manifest = json.loads((run.artifact(run.plan.score).folder / "manifest.json").read_text())
+    assert manifest["identity"]["weights"] == {"delta": 0.05, "high": 0.9, "low": 0.1}
+    assert [(ref["kind"], ref["fingerprint"]) for ref in manifest["inputs"]] == [
+        ("effects", run.plan.effects.fingerprint)
+    ]
+    assert {"code_version", "dirty", "command", "host", "start", "end", "libraries", "model"} <= set(
+        manifest["provenance"]
+    )
+    assert manifest["config"]["weights"]["delta"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("./nowhere", "no such model folder"), ("/", "it has no config.json"), ("unheard-of", "no such model folder")],
+)
+def test_unknown_model_folders(small_world: Path, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Run(small_config(small_world, tmp_path, model={"name_or_path": name}))

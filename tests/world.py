@@ -1,0 +1,51 @@
+"""A small synthetic category and settings with which the whole pipeline takes a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nextquill_core.config import Config, parse_config
+
+
+def small_settings(folder: Path, store: Path) -> dict[str, Any]:
+    """Settings of a quick run on the sample in `folder`."""
+    return {
+        "store": str(store),
+        "model": {
+            "name_or_path": "tiny",
+            "dtype": "float32",
+            "tiny": {"vocab_size": 600, "hidden_size": 32, "layers": 2, "heads": 2, "steps": 12, "batch_tokens": 1024},
+        },
+        "ingest": {
+            "inputs": [
+                {"category": "Small", "reviews": str(folder / "reviews.jsonl"), "items": str(folder / "items.jsonl")}
+            ]
+        },
+        "prompt": {"max_history": 2, "max_prompt_tokens": 512, "max_target_tokens": 96},
+        "train": {
+            "epochs": 1,
+            "learning_rate": 1e-3,
+            "global_batch": 40,
+            "batch_tokens": 6000,
+            "checkpoint_every": 2,
+            "lora": {"r": 4, "alpha": 8},
+            "launcher": {"processes": 2},
+        },
+        "evaluate": {"methods": ["qwen", "contextsft", "nextquill"], "max_new_tokens": 8, "bootstrap_samples": 200},
+    }
+
+
+def small_config(folder: Path, store: Path, **changes: Any) -> Config:
+    """The same as a `Config`; `train={"alpha": 0.1}` changes single keys of a section."""
+    settings = small_settings(folder, store)
+    for section, values in changes.items():
+        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
+    return parse_config(settings, "the test")
+
+
+def write_config(path: Path, settings: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(settings))
+    return path
