@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.results import finished
+from flows.results import announce, finished
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Run
 from tasks.evaluate import generate_predictions, measure, publish_results
@@ -17,7 +17,9 @@ def evaluate(config: Config, force: bool = False) -> dict[str, Any]:
     """Let every method write the reviews of the split, measure them, and report; stored predictions are reused."""
     run = Run(config)
     for method, decoding in run.plan.predictions:
-        generate_predictions(run, method, decoding, force)
+        predictions = generate_predictions(run, method, decoding, force)
+        if not predictions.reused:
+            announce(f"predictions {method} {decoding}", predictions)
     outcome = measure(run, force)
     publish_results(outcome)
     return finished("evaluate", outcome)

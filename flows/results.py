@@ -21,20 +21,26 @@ def finished(name: str, outcome: Outcome) -> dict[str, Any]:
 
     The manifest on disk decides what is reused, never Prefect's cache, which does not look at files.
     """
-    manifest = outcome.artifact.manifest
     reference = {
         "stage": name,
-        "fingerprint": manifest.fingerprint,
+        "fingerprint": outcome.artifact.manifest.fingerprint,
         "path": str(outcome.artifact.folder),
         "reused": outcome.reused,
     }
-    if outcome.reused:
-        message = f"{name}: reused, fresh at {outcome.artifact.folder}"
-    else:
-        seconds = manifest.provenance["seconds"]
-        message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {outcome.artifact.folder}"
-    get_run_logger().info(message)
+    message = announce(name, outcome)
     return as_result(Completed(name=REUSED if outcome.reused else None, message=message, data=reference))
+
+
+def announce(name: str, outcome: Outcome) -> str:
+    """Log in one line what became of an artifact, and return the line."""
+    folder = outcome.artifact.folder
+    if outcome.reused:
+        message = f"{name}: reused, fresh at {folder}"
+    else:
+        seconds = outcome.artifact.manifest.provenance["seconds"]
+        message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {folder}"
+    get_run_logger().info(message)
+    return message
 
 
 def as_result(state: State[Any]) -> dict[str, Any]:

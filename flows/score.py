@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.results import finished
+from flows.results import announce, finished
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Run
 from tasks.score import derive_weights, publish_effects, score_effects
@@ -16,7 +16,9 @@ from tasks.score import derive_weights, publish_effects, score_effects
 def score(config: Config, force: bool = False) -> dict[str, Any]:
     """Score under θ0 with and without history, then derive weights; a change of δ, λ or ε only does the second."""
     run = Run(config)
-    score_effects(run, force)
+    effects = score_effects(run, force)
+    if not effects.reused:
+        announce("effects", effects)
     outcome = derive_weights(run, force)
     publish_effects(outcome)
     return finished("score", outcome)

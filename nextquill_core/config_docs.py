@@ -24,7 +24,8 @@ def markdown() -> str:
         "",
         "Made by `python -m nextquill_core.config_docs > docs/configuration.md`.",
     ]
-    for name, section in [("top level", Config), *_sections(Config)]:
+    sections: list[tuple[str, type[Section]]] = [("top level", Config), *_sections(Config)]
+    for name, section in sections:
         lines += ["", f"## {name}", "", *((section.__doc__ or "").splitlines()[:1]), ""]
         lines += ["| key | default | values | |", "|---|---|---|---|"]
         lines += [_row(key, field) for key, field in section.model_fields.items() if _section_of(field) is None]
@@ -62,7 +63,11 @@ def _yaml(value: Any) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    bounds = [f"{BOUNDS[type(mark)][0]} {getattr(mark, BOUNDS[type(mark)][1])}" for mark in field.metadata if type(mark) in BOUNDS]
+    bounds = [
+        f"{BOUNDS[type(mark)][0]} {getattr(mark, BOUNDS[type(mark)][1])}"
+        for mark in field.metadata
+        if type(mark) in BOUNDS
+    ]
     return f"{_kind(field.annotation)} {', '.join(bounds)}".strip()
 
 

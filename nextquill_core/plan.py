@@ -188,7 +188,7 @@ def freshness(store: Store, step: Step) -> Freshness:
     if progress == "failed":
         return Freshness("failed", message)
     if progress == "interrupted":
-        return Freshness("failed", "interrupted; the same command goes on where it stopped")
+        return Freshness("failed", "interrupted")
     older = next((found for found in store.newest_first(step.kind) if _same_line(found, step)), None)
     if older is None:
         return Freshness("missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -53,8 +54,15 @@ def load_template(name: str, spec: ModelSpec, tokenizer: Any) -> Template:
         raise ModelError(str(error), spec.name_or_path, "set prompt.template to plain") from None
 
 
+def quiet_libraries() -> None:
+    """Keep the terminal for what the user asked for: our own bars tell more, and the absent GPU is no news."""
+    transformers_logging.disable_progress_bar()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by others in passing, would warn
+
+
 def _load(kind: Any, spec: ModelSpec, **options: Any) -> Any:
-    transformers_logging.disable_progress_bar()  # our own bars tell more
+    quiet_libraries()
     try:
         return kind.from_pretrained(
             spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options

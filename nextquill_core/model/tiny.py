@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from nextquill_core.errors import DataError
+from nextquill_core.model.loading import quiet_libraries
 from nextquill_core.progress import Progress, silent
 from nextquill_core.prompts import build_prompt
 from nextquill_core.schemas import Review
@@ -61,6 +62,7 @@ def train_tiny_model(
     Raises:
         DataError: There is no text to learn from.
     """
+    quiet_libraries()
     documents = list(pretraining_documents(profiles, spec.max_history, spec.seed))
     if not documents:
         raise DataError("no base profile has a review to learn from", "model.name_or_path: tiny", "ingest more users")

@@ -111,4 +111,5 @@ class Run:
                     provenance=provenance(started, LIBRARIES, model=dict(self.plan.model_identity)),
                 )
             artifact = self.store.commit(step.kind, step.fingerprint)
-        return Outcome(artifact, reused=False, why="forced" if force else known.why or known.state)
+        why = f"resumed; it had stopped: {known.why}" if known.state == "failed" else known.why or known.state
+        return Outcome(artifact, reused=False, why="forced" if force else why)

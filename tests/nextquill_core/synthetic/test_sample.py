@@ -1,0 +1,158 @@
+"""The files of a sample, read by a plain reimplementation of the data protocol."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from nextquill_core.config import ProtocolConfig
+from nextquill_core.errors import UserError
+from nextquill_core.synthetic import SampleSummary, write_sample
+
+Row = dict[str, Any]
+FILES = ("reviews.jsonl", "items.jsonl", "truth/users.jsonl", "truth/tokens.jsonl", "truth/world.json")
+
+
+@pytest.fixture(scope="module", params=[20, 60, 300])
+def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
+    return write_sample(tmp_path_factory.mktemp("sample"), users=request.param)
+
+
+def read(path: Path) -> tuple[list[Row], int]:
+    """The rows of a file, and how many lines are not JSON."""
+    rows, bad = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            rows.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            bad += 1
+    return rows, bad
+
+
+def description_of(item: Row) -> str:
+    parts = item["description"]
+    return " ".join(parts[1:] if parts[:1] == ["Product Description"] else parts)
+
+
+def newest_once(rows: list[Row]) -> list[Row]:
+    """Newest first, without a row whose item or text was seen."""
+    items, texts, kept = set(), set(), []
+    for row in sorted(rows, key=lambda row: -row["timestamp"]):
+        if row["parent_asin"] not in items and row["text"] not in texts:
+            items.add(row["parent_asin"])
+            texts.add(row["text"])
+            kept.append(row)
+    return kept
+
+
+def by_user(rows: list[Row]) -> dict[str, list[Row]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["user_id"]].append(row)
+    return groups
+
+
+def users_of_items(rows: list[Row]) -> dict[str, set[str]]:
+    users = defaultdict(set)
+    for row in rows:
+        users[row["parent_asin"]].add(row["user_id"])
+    return users
+
+
+def survivors(folder: Path) -> dict[str, list[Row]]:
+    """User to kept reviews, base profile and targets, under the default thresholds."""
+    p = ProtocolConfig()
+    items = {
+        item["parent_asin"]
+        for item in read(folder / "items.jsonl")[0]
+        if p.min_description_chars <= len(description_of(item)) <= p.max_description_chars
+        and item["title"] and item["categories"] and item["rating_number"]
+    }  # fmt: skip
+    rows = [
+        row
+        for row in read(folder / "reviews.jsonl")[0]
+        if len(row["text"] or "") >= p.min_text_chars
+        and row["rating"] and row["title"] and row["timestamp"] and row["parent_asin"] in items
+    ]  # fmt: skip
+    before = -1
+    while len(rows) != before:
+        before = len(rows)
+        users = {
+            user
+            for user, mine in by_user(rows).items()
+            if p.min_user_reviews <= len(newest_once(mine)) <= p.max_user_reviews
+        }
+        reviewers = users_of_items(rows)
+        rows = [
+            row for row in rows if row["user_id"] in users and len(reviewers[row["parent_asin"]]) >= p.min_item_users
+        ]
+    cleaned = [row | {"text": " ".join(row["text"].split())} for row in rows]
+    kept = {user: newest_once(mine)[::-1] for user, mine in by_user(cleaned).items()}
+    profiles = {user: mine[: -p.n_targets] for user, mine in kept.items()}
+    before = -1
+    while len(profiles) != before:
+        before = len(profiles)
+        reviewers = users_of_items([row for mine in profiles.values() for row in mine])
+        profiles = {
+            user: [row for row in mine if len(reviewers[row["parent_asin"]]) >= p.min_profile_item_users]
+            for user, mine in profiles.items()
+        }
+        profiles = {user: mine for user, mine in profiles.items() if len(mine) >= p.min_profile_reviews}
+    return {user: [*mine, *kept[user][-p.n_targets :]] for user, mine in profiles.items()}
+
+
+def test_nearly_all_regular_users_pass_and_spans_hold_after_cleaning(sample: SampleSummary) -> None:
+    kinds = {user["user_id"]: user["kind"] for user in read(sample.folder / "truth/users.jsonl")[0]}
+    truth = {
+        (row["user_id"], row["parent_asin"], row["timestamp"]): row
+        for row in read(sample.folder / "truth/tokens.jsonl")[0]
+    }
+    kept = survivors(sample.folder)
+    regular = {user for user in kept if kinds[user] == "regular"}
+    assert len(regular) >= 0.9 * sample.users
+    assert not set(kept) - regular
+    for rows in kept.values():
+        for row in rows:
+            of_row = truth[row["user_id"], row["parent_asin"], row["timestamp"]]
+            for span in of_row["spans"] + of_row["controls"]:
+                assert row["text"][span["start"] : span["end"]] == span["word"]
+            for span in of_row["spans"]:
+                assert span["effect"] == pytest.approx(span["p_factual"] - span["p_counterfactual"])
+
+
+def test_dirt_is_there_and_malformed_lines_are_few(sample: SampleSummary) -> None:
+    reviews, bad = read(sample.folder / "reviews.jsonl")
+    items, bad_items = read(sample.folder / "items.jsonl")
+    assert bad_items == 0
+    assert bad == sample.malformed_lines
+    assert 0 < bad < 0.005 * sample.review_rows
+    assert len(reviews) + bad == sample.review_rows
+    assert len(items) == sample.item_rows
+    assert all(count > 0 for count in sample.dirt.values())
+    assert any(row["rating"] == 0 for row in reviews)
+    assert any(len(row["text"]) < 200 for row in reviews)
+    assert any("<br />" in row["text"] for row in reviews)
+    assert len({orjson.dumps(row) for row in reviews}) < len(reviews)
+    assert any(item["description"] == [] for item in items)
+    assert any(item["description"][:1] == ["Product Description"] for item in items)
+    usable = [item for item in items if len(description_of(item)) >= 100]
+    assert len(usable) >= sample.items
+    assert max(len(description_of(item)) for item in usable) <= 300
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_sample(tmp_path / name, users=8, seed=seed)
+    for file in FILES:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert (tmp_path / "a" / file).read_bytes() != (tmp_path / "c" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("users", "seed"), [(0, 42), (5, -1)])
+def test_impossible_arguments_are_refused(tmp_path: Path, users: int, seed: int) -> None:
+    with pytest.raises(UserError):
+        write_sample(tmp_path, users=users, seed=seed)
