@@ -130,7 +130,11 @@ def sample(
     """Write a synthetic category in the Amazon 2023 layout, with its ground truth."""
     from nextquill_core.synthetic.sample import write_sample
 
-    print(write_sample(folder, users=users, seed=seed))
+    done = write_sample(folder, users=users, seed=seed)
+    print(
+        f"{done.folder}: {done.review_rows:,} review rows of {done.users:,} regular and {done.cold_users:,} cold users, "
+        f"{done.item_rows:,} item rows; {done.folder / 'truth'} says which words whose taste drove"
+    )
 
 
 @app.command()

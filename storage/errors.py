@@ -20,4 +20,5 @@ class UserError(ValueError):
         line = f"{self.where}: {self.what}" if self.where else self.what
         if self.remedy:
             line = f"{line}; {self.remedy}"
-        return " ".join(line.split())
+        # One line whatever came in: raw data may be quoted here, and a terminal obeys control characters.
+        return "".join(sign if sign.isprintable() else "·" for sign in " ".join(line.split()))
