@@ -132,8 +132,8 @@ def sample(
 
     done = write_sample(folder, users=users, seed=seed)
     print(
-        f"{done.folder}: {done.review_rows:,} review rows of {done.users:,} regular and {done.cold_users:,} cold users, "
-        f"{done.item_rows:,} item rows; {done.folder / 'truth'} says which words whose taste drove"
+        f"{done.folder}: {done.review_rows:,} review rows of {done.users:,} regular and {done.cold_users:,} cold "
+        f"users, {done.item_rows:,} item rows; {done.folder / 'truth'} says which words whose taste drove"
     )
 
 
