@@ -6,13 +6,13 @@ from typing import Any
 
 from prefect import flow
 
-from flows.results import announce, finished
+from flows.results import announce, finished, run_name
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Run
 from tasks.evaluate import generate_predictions, measure, publish_results
 
 
-@flow(name="evaluate", persist_result=False)
+@flow(name="evaluate", persist_result=False, flow_run_name=run_name)
 def evaluate(config: Config, force: bool = False) -> dict[str, Any]:
     """Let every method write the reviews of the split, measure them, and report; stored predictions are reused."""
     run = Run(config)

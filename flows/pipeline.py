@@ -9,12 +9,13 @@ from prefect import flow
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.model import model
+from flows.results import run_name
 from flows.score import score
 from flows.train import train
 from nextquill_core.config import Config
 
 
-@flow(name="nextquill", persist_result=False)
+@flow(name="nextquill", persist_result=False, flow_run_name=run_name)
 def pipeline(config: Config, force: bool = False) -> list[dict[str, Any]]:
     """Ingest, score, train, evaluate; what is fresh is reused, what was interrupted goes on.
 

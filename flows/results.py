@@ -6,11 +6,20 @@ from typing import Any, cast
 
 from prefect import State
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from nextquill_core.config import Config, RawInput
 from nextquill_core.stages.run import Outcome
 
 REUSED = "Reused"
+
+
+def run_name() -> str:
+    """The name of a flow run: its categories, so that runs of different data are told apart at a glance."""
+    config = flow_run.parameters["config"]
+    raw = config.ingest.inputs if isinstance(config, Config) else config["ingest"]["inputs"]
+    return " ".join(part.category if isinstance(part, RawInput) else part["category"] for part in raw)
 
 
 def finished(name: str, outcome: Outcome) -> dict[str, Any]:

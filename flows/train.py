@@ -6,13 +6,13 @@ from typing import Any
 
 from prefect import flow
 
-from flows.results import finished
+from flows.results import finished, run_name
 from nextquill_core.config import Config, MethodName
 from nextquill_core.stages.run import Run
 from tasks.train import train_adapter
 
 
-@flow(name="train", persist_result=False)
+@flow(name="train", persist_result=False, flow_run_name=run_name)
 def train(config: Config, method: MethodName | None = None, force: bool = False) -> dict[str, Any]:
     """Train adapters under DeepSpeed, each going on from its newest checkpoint.
 
