@@ -112,9 +112,9 @@ def evaluation(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
 
 
 def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
-    from nextquill_core.analysis.assemble import figures_of, report_of
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, tables
+    from nextquill_core.stages.reporting import figures_of, report_of
 
     for step in run.plan.predictions.values():
         source = run.artifact(step)
