@@ -123,6 +123,9 @@ def tiny_qwen2(spec: TinySpec, vocabulary: int, stop_id: int, pad_id: int) -> Qw
             num_key_value_heads=max(1, spec.heads // 2),
             max_position_embeddings=32768,
             tie_word_embeddings=True,
+            # About 1/√hidden: with the usual 0.02, attention starts so flat at this width that no recipe within the
+            # budget learned to look at the history (gain of the history on taste words 0.00 nats, with this 0.31).
+            initializer_range=0.9 / math.sqrt(spec.hidden_size),
             bos_token_id=None,
             eos_token_id=stop_id,
             pad_token_id=pad_id,
