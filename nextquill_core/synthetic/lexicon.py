@@ -1,6 +1,6 @@
 """The words of the synthetic book world: what a taste, an item and a rating each have to say.
 
-Every word is one common English word, and no word serves two drivers or two aspects, so a word of a review says by
+Every word is one common English word, and no word serves two drivers or two styles, so a word of a review says by
 itself what drove it. Frames and words are kept few: a transformer of a million weights learns them within minutes.
 """
 
@@ -25,7 +25,7 @@ class Aspect:
     Attributes:
         frames: Sentences with one `{word}`; the same for every taste and both polarities, so that a frame gives away
             neither.
-        styles: The tastes a user can have; one user has one.
+        styles: The tastes a user can have; one user has one, for every aspect.
     """
 
     name: str
@@ -33,94 +33,31 @@ class Aspect:
     styles: tuple[Style, ...]
 
 
-def _aspect(name: str, frames: tuple[str, ...], styles: dict[str, tuple[str, str]]) -> Aspect:
-    built = tuple(
-        Style(style, tuple(praise.split()), tuple(complaint.split())) for style, (praise, complaint) in styles.items()
-    )
-    return Aspect(name, frames, built)
+def _style(name: str, praise: str, complaint: str) -> Style:
+    return Style(name, tuple(praise.split()), tuple(complaint.split()))
 
 
-def _judged(noun: str) -> tuple[str, ...]:
-    # The noun stands right before the word, so that whoever copies by context finds the aspect next to it.
-    return (
+# One lexicon for all aspects: any word of a style, wherever it was read, tells how its writer will put things next. A
+# model of a million parameters learns that within its two minutes; a lexicon an aspect it does not.
+STYLES: tuple[Style, ...] = (
+    _style("bold", "daring fierce thrilling vivid", "reckless noisy frantic violent"),
+    _style("warm", "tender lovable gentle sweet", "sappy sugary childish easy"),
+    _style("sharp", "clever witty crisp elegant", "smug cold dry clipped"),
+    _style("dark", "haunting sinister moody grim", "bleak hopeless harsh cruel"),
+)
+
+
+def _judged(noun: str) -> Aspect:
+    frames = (
         f"I found the {noun} {{word}}.",
         f"I call the {noun} {{word}} here.",
         f"To me this made the {noun} {{word}}.",
     )
+    return Aspect(noun, frames, STYLES)
 
 
-ASPECTS: tuple[Aspect, ...] = (
-    _aspect(
-        "plot",
-        _judged("plot"),
-        {
-            "puzzle": ("clever intricate", "confusing tangled"),
-            "adventure": ("thrilling daring", "reckless noisy"),
-            "simple": ("simple direct", "thin plain"),
-            "dark": ("haunting sinister", "grim bleak"),
-        },
-    ),
-    _aspect(
-        "cast",
-        _judged("cast"),
-        {
-            "warm": ("lovable tender", "sappy childish"),
-            "witty": ("witty funny", "smug silly"),
-            "deep": ("complex layered", "moody distant"),
-            "brave": ("heroic fierce", "cruel violent"),
-        },
-    ),
-    _aspect(
-        "pacing",
-        _judged("pacing"),
-        {
-            "fast": ("swift brisk", "rushed frantic"),
-            "slow": ("patient gentle", "sluggish sleepy"),
-            "steady": ("steady even", "flat stiff"),
-            "playful": ("bouncy lively", "choppy jumpy"),
-        },
-    ),
-    _aspect(
-        "prose",
-        _judged("prose"),
-        {
-            "poetic": ("lyrical graceful", "flowery purple"),
-            "lean": ("crisp lean", "dry cold"),
-            "chatty": ("chatty friendly", "wordy rambling"),
-            "classic": ("elegant formal", "stuffy dated"),
-        },
-    ),
-    _aspect(
-        "dialogue",
-        _judged("dialogue"),
-        {
-            "sharp": ("sharp snappy", "rude clipped"),
-            "natural": ("natural honest", "dull casual"),
-            "quiet": ("subtle quiet", "timid faint"),
-            "grand": ("dramatic grand", "loud theatrical"),
-        },
-    ),
-    _aspect(
-        "ending",
-        _judged("ending"),
-        {
-            "surprise": ("shocking bold", "random sudden"),
-            "happy": ("happy sweet", "sugary easy"),
-            "open": ("open mysterious", "vague unfinished"),
-            "sad": ("moving bittersweet", "hopeless harsh"),
-        },
-    ),
-    # A habit, not a judgement: both polarities share the words, so the rating says nothing about them.
-    _aspect(
-        "drink",
-        ("I read it over my {word}.", "I sat down with it and my {word}.", "I read most of it over my {word}."),
-        {
-            "coffee": ("coffee espresso", "coffee espresso"),
-            "tea": ("tea cocoa", "tea cocoa"),
-            "wine": ("wine beer", "wine beer"),
-            "juice": ("juice lemonade", "juice lemonade"),
-        },
-    ),
+ASPECTS: tuple[Aspect, ...] = tuple(
+    _judged(noun) for noun in ("plot", "cast", "pacing", "prose", "dialogue", "ending", "mood")
 )
 
 # What an item shows in its title and description, and a review may take up.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nextquill_core.synthetic.catalog import CatalogItem, unique_codes
-from nextquill_core.synthetic.world import ReviewText, Tastes, World, compose_review, compose_title
+from nextquill_core.synthetic.world import ReviewText, World, compose_review, compose_title
 
 DAY_MS = 86_400_000
 FIRST_REVIEW_MS = 1_451_606_400_000  # 2016-01-01 UTC
@@ -28,7 +28,7 @@ class Person:
 
     user_id: str
     kind: Literal["regular", "cold"]
-    tastes: Tastes
+    style: int
     leniency: float
 
 
@@ -65,11 +65,11 @@ def make_people(world: World, regular: int, cold: int, rng: np.random.Generator)
     Each group's styles follow π as closely as whole numbers can, so that a small sample is a fair picture of the
     population over which the exact effects are taken.
     """
-    tastes = [*_stratified_tastes(world, regular, rng), *_stratified_tastes(world, cold, rng)]
+    styles = [*_stratified_styles(world, regular, rng), *_stratified_styles(world, cold, rng)]
     codes = unique_codes(regular + cold, "AE", 26, rng)
     return [
-        Person(code, "regular" if i < regular else "cold", taste, float(rng.normal(0, 0.5)))
-        for i, (code, taste) in enumerate(zip(codes, tastes, strict=True))
+        Person(code, "regular" if i < regular else "cold", style, float(rng.normal(0, 0.5)))
+        for i, (code, style) in enumerate(zip(codes, styles, strict=True))
     ]
 
 
@@ -91,14 +91,13 @@ def write_review(
 ) -> WrittenReview:
     """One review. The rating comes from the item and the leniency, never from tastes: the query stays free of them."""
     rating = int(np.clip(round(item.quality + person.leniency + float(rng.normal(0, 1.0))), 1, 5))
-    body = compose_review(world, person.tastes, item.words, rating, rng)
+    body = compose_review(world, person.style, item.words, rating, rng)
     return WrittenReview(person, item, rating, compose_title(item.words, rating, rng), body, timestamp_ms)
 
 
-def _stratified_tastes(world: World, count: int, rng: np.random.Generator) -> list[Tastes]:
-    """For each aspect on its own: one style a person, in shuffled order, at the population's shares."""
+def _stratified_styles(world: World, count: int, rng: np.random.Generator) -> list[int]:
+    """One style a person, in shuffled order, at the population's shares."""
     edges = np.cumsum(world.shares)
     places = (np.arange(count) + 0.5) / max(count, 1)
     styles = np.minimum(np.searchsorted(edges, places), len(world.shares) - 1)
-    columns = [rng.permutation(styles) for _ in world.aspects]
-    return [tuple(int(column[i]) for column in columns) for i in range(count)]
+    return [int(style) for style in rng.permutation(styles)]

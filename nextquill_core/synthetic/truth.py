@@ -11,11 +11,8 @@ from nextquill_core.synthetic.world import Span, World
 
 
 def user_truth(world: World, person: Person) -> dict[str, Any]:
-    """A user's kind and the name of the style they hold for every aspect."""
-    tastes = {
-        aspect.name: aspect.styles[style].name for aspect, style in zip(world.aspects, person.tastes, strict=True)
-    }
-    return {"user_id": person.user_id, "kind": person.kind, "tastes": tastes}
+    """A user's kind, and the style they hold in everything they write."""
+    return {"user_id": person.user_id, "kind": person.kind, "style": world.aspects[0].styles[person.style].name}
 
 
 def review_truth(review: WrittenReview) -> dict[str, Any]:
@@ -37,7 +34,7 @@ def world_truth(world: World, users: int, seed: int) -> dict[str, Any]:
         **asdict(world),
         "item_words": lexicon.ITEM_WORDS,
         "rating_words": lexicon.RATING_WORDS,
-        "effect": "P(word | tastes, x) - P(word | x), see p_factual and p_counterfactual in tokens.jsonl",
+        "effect": "P(word | style, x, words before) - P(word | x, words before)",
     }
 
 

@@ -1,22 +1,22 @@
 """How a synthetic review comes to be, and the exact causal effect of the writer's tastes on each word of it.
 
-Every user holds one style k_a for every aspect a, drawn from the population shares π, independently over aspects.
-Tastes touch neither which items a user reviews, nor the rating r, nor the review title, nor which aspects a review
-takes up: the query x says nothing about them. A sentence on aspect a draws its word w in three steps:
+Every user holds one style k in everything they write, drawn from the population shares π. The style touches neither
+which items a user reviews, nor the rating r, nor the review title, nor which aspects a review takes up: the query x
+says nothing about it. A sentence on an aspect draws its word w in three steps:
 
     s ~ P(s | r)                           polarity: praise or complaint
     own ~ Bernoulli(p)                     p = p_style
-    w ~ uniform over L_a(k_a, s) if own, else over L_a(s) = the words of all styles with that polarity
+    w ~ uniform over L(k, s) if own, else over L(s) = the words of all styles with that polarity
 
-so that
+so that, for a reader who knows the words before in the same review,
 
-    P(w | k, r) = Σ_s P(s | r) · [ p · 1{w ∈ L(k, s)} / |L(k, s)| + (1 − p) · 1{w ∈ L(s)} / |L(s)| ]        (A)
-    P(w | r)    = Σ_k π_k · P(w | k, r)                                                                      (B)
-    effect(w)   = P(w | k, r) − P(w | r)                                                                     (C)
+    P(w | k, x, y_<t) = P(w | k, r)
+                      = Σ_s P(s | r) · [ p · 1{w ∈ L(k, s)} / |L(k, s)| + (1 − p) · 1{w ∈ L(s)} / |L(s)| ]  (A)
+    P(w | x, y_<t)    = Σ_k P(k | y_<t) · P(w | k, r),  P(k | y_<t) ∝ π_k · Π_{w' in y_<t} P(w' | k, r)       (B)
+    effect(w)         = P(w | k, x, y_<t) − P(w | x, y_<t)                                                  (C)
 
-A review takes up an aspect at most once. Hence its earlier words tell nothing about the style behind the next taste
-word, and (C) is also the effect given everything written before: P(w | tastes, x, y_<t) − P(w | x, y_<t). Words drawn
-from the item or from the rating have effect 0, whoever writes.
+The first taste word of a review has the largest effects; later ones have less left for the history to tell. Words
+drawn from the item or from the rating have effect 0, whoever writes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from nextquill_core.synthetic import lexicon
 from nextquill_core.synthetic.lexicon import Aspect
 
 T = TypeVar("T")
-Tastes = tuple[int, ...]
-"""The index of a user's style for each aspect, in the order of `World.aspects`."""
 _BLANK = re.compile(r"\{(\w+)\}")
 
 
@@ -42,7 +40,7 @@ class World:
     """The parameters of the generative model.
 
     Attributes:
-        shares: π, the share of the population that holds each style; the same for every aspect.
+        shares: π, the share of the population that holds each style.
         p_style: p, the probability that a taste word comes from the writer's own style.
         p_praise: P(praise | r) for ratings 1 to 5.
         p_item: Probability that an item word is the item's own and not any word of its kind.
@@ -66,8 +64,8 @@ class Span:
     Attributes:
         source: The aspect, or the kind of item or rating word.
         style: The writer's style of that aspect; none where no taste is at work.
-        p_factual: P(word | tastes, x), Eq. A.
-        p_counterfactual: P(word | x), Eq. B.
+        p_factual: P(word | k, x, y_<t), Eq. A.
+        p_counterfactual: P(word | x, y_<t), Eq. B.
     """
 
     start: int
@@ -138,25 +136,20 @@ def word_probability(world: World, aspect: Aspect, word: str, style: int, rating
     return total
 
 
-def marginal_probability(world: World, aspect: Aspect, word: str, rating: int) -> float:
-    """P(w | r), Eq. B: over the population, for a writer of whom nothing is known."""
-    return sum(share * word_probability(world, aspect, word, k, rating) for k, share in enumerate(world.shares))
-
-
-def exact_effect(world: World, aspect: Aspect, word: str, style: int, rating: int) -> float:
-    """P(w | k, r) − P(w | r), Eq. C."""
-    return word_probability(world, aspect, word, style, rating) - marginal_probability(world, aspect, word, rating)
-
-
-def style_posterior(world: World, aspect: Aspect, seen: Sequence[tuple[str, int]]) -> tuple[float, ...]:
-    """P(k | history) ∝ π_k · Π_i P(w_i | k, r_i): what the (word, rating) pairs of a history tell of the style.
-
-    With it, Σ_k P(k | history) · P(w | k, r) is the best any reader of that history can do.
-    """
+def style_posterior(world: World, seen: Sequence[tuple[Aspect, str, int]]) -> tuple[float, ...]:
+    """P(k | seen) ∝ π_k · Π_i P(w_i | k, r_i): what (aspect, word, rating) triples tell of the writer's style."""
     weights = np.array(world.shares, dtype=np.float64)
-    for word, rating in seen:
-        weights *= [word_probability(world, aspect, word, k, rating) for k in range(len(aspect.styles))]
+    for aspect, word, rating in seen:
+        weights *= [word_probability(world, aspect, word, k, rating) for k in range(len(world.shares))]
     return tuple(float(weight) for weight in weights / weights.sum())
+
+
+def marginal_probability(
+    world: World, aspect: Aspect, word: str, rating: int, seen: Sequence[tuple[Aspect, str, int]] = ()
+) -> float:
+    """P(w | x, y_<t), Eq. B: for a writer of whom only the taste words in `seen` are known."""
+    posterior = style_posterior(world, seen)
+    return sum(share * word_probability(world, aspect, word, k, rating) for k, share in enumerate(posterior))
 
 
 def polarity_words(aspect: Aspect, *, praise: bool) -> tuple[str, ...]:
@@ -174,25 +167,27 @@ def draw_taste_word(world: World, aspect: Aspect, style: int, rating: int, rng: 
 
 
 def compose_review(
-    world: World, tastes: Tastes, item_words: dict[str, str], rating: int, rng: np.random.Generator
+    world: World, style: int, item_words: dict[str, str], rating: int, rng: np.random.Generator
 ) -> ReviewText:
     """Write one review: an opening, sentences on aspects and on the item in any order, a closing, padding if short.
 
     Args:
         world: The generative model.
-        tastes: The writer's.
+        style: The writer's.
         item_words: The item's own word of every kind in `lexicon.ITEM_WORDS`.
         rating: Whole stars, 1 to 5.
         rng: Where chance comes from.
     """
 
+    seen: list[tuple[Aspect, str, int]] = []
+
     def taste(_: str) -> Span:
-        aspect, style = world.aspects[index], tastes[index]
+        aspect = world.aspects[index]
         word = draw_taste_word(world, aspect, style, rating, rng)
-        return Span(
-            0, 0, word, "taste", aspect.name, aspect.styles[style].name,
-            word_probability(world, aspect, word, style, rating), marginal_probability(world, aspect, word, rating),
-        )  # fmt: skip
+        factual = word_probability(world, aspect, word, style, rating)
+        counterfactual = marginal_probability(world, aspect, word, rating, seen)
+        seen.append((aspect, word, rating))
+        return Span(0, 0, word, "taste", aspect.name, aspect.styles[style].name, factual, counterfactual)
 
     def control(kind: str) -> Span:
         return _control_word(world, kind, item_words, rating, rng)

@@ -15,7 +15,6 @@ from nextquill_core.synthetic.world import (
     compose_review,
     compose_title,
     draw_taste_word,
-    exact_effect,
     marginal_probability,
     polarity_words,
     style_posterior,
@@ -61,9 +60,6 @@ def test_effects_equal_enumeration(world: World, rating: int) -> None:
             assert marginal_probability(world, aspect, word, rating) == pytest.approx(marginal)
             for k, table in enumerate(by_style):
                 assert word_probability(world, aspect, word, k, rating) == pytest.approx(table[word])
-                assert exact_effect(world, aspect, word, k, rating) == pytest.approx(table[word] - marginal)
-        for k in range(len(aspect.styles)):
-            assert sum(exact_effect(world, aspect, word, k, rating) for word in words) == pytest.approx(0, abs=1e-12)
 
 
 def test_draws_follow_the_equation() -> None:
@@ -80,36 +76,54 @@ def test_posterior_is_bayes() -> None:
         word_probability(SMALL, aspect, "top", k, 5) * word_probability(SMALL, aspect, "up", k, 2) for k in (0, 1)
     ]
     joint = [share * value for share, value in zip(SMALL.shares, likelihood, strict=True)]
-    assert style_posterior(SMALL, aspect, [("top", 5), ("up", 2)]) == pytest.approx([j / sum(joint) for j in joint])
-    assert style_posterior(SMALL, aspect, []) == pytest.approx(SMALL.shares)
+    seen = [(aspect, "top", 5), (aspect, "up", 2)]
+    assert style_posterior(SMALL, seen) == pytest.approx([j / sum(joint) for j in joint])
+    assert style_posterior(SMALL, []) == pytest.approx(SMALL.shares)
+
+
+def test_what_earlier_words_tell_equals_enumeration_of_whole_reviews() -> None:
+    """P(second | first) = Σ_k π_k P(first | k) P(second | k) / Σ_k π_k P(first | k), over every pair of words."""
+    plot, drink = SMALL.aspects
+    tables = [(enumerate_words(SMALL, plot, k, 4), enumerate_words(SMALL, drink, k, 4)) for k in (0, 1)]
+    for first in tables[0][0]:
+        for second in tables[0][1]:
+            both = sum(pi * table[0][first] * table[1][second] for pi, table in zip(SMALL.shares, tables, strict=True))
+            one = sum(pi * table[0][first] for pi, table in zip(SMALL.shares, tables, strict=True))
+            assert marginal_probability(SMALL, drink, second, 4, [(plot, first, 4)]) == pytest.approx(both / one)
+
+
+def test_the_history_has_less_left_to_tell_at_every_word() -> None:
+    rng = np.random.default_rng(3)
+    effects = np.array(
+        [
+            [span.effect for span in compose_review(World(), 0, ITEM, 5, rng).spans if span.driver == "taste"]
+            for _ in range(400)
+        ]
+    )
+    by_position = effects.mean(axis=0)
+    assert by_position[0] > 0.1
+    assert by_position[0] > 3 * by_position[-1] >= -1e-3
 
 
 def test_reviews_are_clean_long_enough_and_spans_cover_their_words() -> None:
     rng = np.random.default_rng(1)
     world = World()
     for _ in range(300):
-        tastes = tuple(int(k) for k in rng.integers(4, size=len(world.aspects)))
         rating = int(rng.integers(1, 6))
-        review = compose_review(world, tastes, ITEM, rating, rng)
+        review = compose_review(world, int(rng.integers(4)), ITEM, rating, rng)
         assert review.text == " ".join(review.text.split())
         assert len(review.text) >= world.min_chars
         assert "{" not in review.text
         assert all(review.text[span.start : span.end] == span.word for span in review.spans)
         assert all(left.end < right.start for left, right in zip(review.spans, review.spans[1:], strict=False))
         of_taste = [span for span in review.spans if span.driver == "taste"]
-        # Once an aspect: otherwise earlier words would tell of the style behind later ones.
         assert len({span.source for span in of_taste}) == len(of_taste) == world.aspects_per_review
         assert all(span.effect == 0 for span in review.spans if span.driver != "taste")
         assert "{" not in compose_title(ITEM, rating, rng)
 
 
 def test_taste_words_belong_to_one_style_and_stand_nowhere_else() -> None:
-    owners = Counter(
-        word
-        for aspect in lexicon.ASPECTS
-        for style in aspect.styles
-        for word in set(style.praise) | set(style.complaint)
-    )
+    owners = Counter(word for style in lexicon.STYLES for word in (*style.praise, *style.complaint))
     assert max(owners.values()) == 1
     controls = {word for words in lexicon.ITEM_WORDS.values() for word in words}
     controls |= {word for of in lexicon.RATING_WORDS.values() for words in of for word in words}
@@ -118,4 +132,4 @@ def test_taste_words_belong_to_one_style_and_stand_nowhere_else() -> None:
     fixed = {word.strip(".,").lower() for word in frames.split()}
     assert not set(owners) & (controls | fixed)
     for aspect in lexicon.ASPECTS:
-        assert len(polarity_words(aspect, praise=True)) == len(polarity_words(aspect, praise=False)) == 8
+        assert len(polarity_words(aspect, praise=True)) == len(polarity_words(aspect, praise=False)) == 16
