@@ -124,7 +124,7 @@ def tiny_qwen2(spec: TinySpec, vocabulary: int, stop_id: int, pad_id: int) -> Qw
             max_position_embeddings=32768,
             tie_word_embeddings=True,
             # About 1/√hidden: with the usual 0.02, attention starts so flat at this width that no recipe within the
-            # budget learned to look at the history (gain of the history on taste words 0.00 nats, with this 0.31).
+            # budget learned to look at the history: it then gains 0.00 nats on the demo's taste words, with this 0.37.
             initializer_range=0.9 / math.sqrt(spec.hidden_size),
             bos_token_id=None,
             eos_token_id=stop_id,
