@@ -36,15 +36,19 @@ def token_budget_batches(pairs: Sequence[TokenPair], batch_tokens: int) -> Itera
 def score_batch(model: Any, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
     """(logp_factual, logp_counterfactual) of each pair, nats, fp32 on the CPU, shape (len(target),) each.
 
-    A pair without history has one branch only, so its effects are exactly 0.
+    A pair without history has one branch only, so its effects are exactly 0. The head is applied sequence by sequence:
+    a matrix product rounds differently with the number of its rows, and no number here shall depend on what else was
+    in the batch. (On a GPU the packed forward pass still may.)
     """
     with_history = [pair for pair in pairs if pair.has_history]
     prompts = [pair.factual for pair in pairs] + [pair.counterfactual for pair in with_history]
     targets = [pair.target for pair in pairs] + [pair.target for pair in with_history]
     hidden_ND = answer_hidden_states(model, prompts, targets)
-    target_N = torch.tensor([token for target in targets for token in target], device=hidden_ND.device)
-    logp_N = target_logprobs(head_of(model), hidden_ND, target_N).cpu()
-    branches = logp_N.split([len(target) for target in targets])
+    head = head_of(model)
+    branches = [
+        target_logprobs(head, hidden_TD, torch.tensor(target, device=hidden_TD.device)).cpu()
+        for hidden_TD, target in zip(hidden_ND.split([len(target) for target in targets]), targets, strict=True)
+    ]
     counterfactual = iter(branches[len(pairs) :])
     return [
         (factual, next(counterfactual) if pair.has_history else factual)
