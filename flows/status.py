@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nextquill_core.config import Config
-from nextquill_core.plan import folder_of, freshness
+from nextquill_core.plan import freshness
 from nextquill_core.stages.run import Run
 from storage import Artifact
 
@@ -30,7 +30,7 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
                 "stage": step.name,
                 "state": standing.state,
                 "why": standing.why,
-                "path": str(folder_of(run.store, step)),
+                "path": str(run.store.folder(step.kind, step.fingerprint)),
                 "rows": manifest.rows if manifest else None,
                 "bytes": manifest.bytes if manifest else None,
                 "seconds": round(manifest.provenance["seconds"] + seconds, 1) if manifest else None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from nextquill_core.config import Config
@@ -233,8 +232,3 @@ def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:
             yield from (f"{name}: {change}" for change in _explained(store, dict(earlier.manifest.identity), source))
         else:
             yield f"input {name} {before or '(absent)'} → {after or '(absent)'}"
-
-
-def folder_of(store: Store, step: Step) -> Path:
-    """Where the step's artifact stands, or will stand."""
-    return store.folder(step.kind, step.fingerprint)
