@@ -58,11 +58,13 @@ def _stage_command(name: str, help_text: str) -> None:
     def stage(
         config: ConfigOption, overrides: SetOption = None, store: StoreOption = None, force: ForceOption = False
     ) -> None:
-        from nextquill_core.stages.run import Run
+        from flows.runs import open_run
 
         settings = _settings(config, overrides, store)
-        Run(settings)  # finds what is wrong with the input before Prefect starts
+        open_run(settings)  # finds what is wrong with the input before Prefect starts
         _run_flow(name, settings, force=force)
+        if name == "ingest":
+            _show_account(settings)
         if name == "evaluate":
             _show_results(settings)
 
@@ -102,9 +104,9 @@ def path(
     store: StoreOption = None,
 ) -> None:
     """Print the folder of a stage's artifact, and nothing else."""
-    from nextquill_core.stages.run import Run
+    from flows.runs import open_run
 
-    current = Run(_settings(config, overrides, store), fetch=False)
+    current = open_run(_settings(config, overrides, store), fetch=False)
     step = current.plan.stage(stage)
     if step is None:
         names = ", ".join(known.name for known in current.plan.stages)
@@ -115,9 +117,9 @@ def path(
 @app.command()
 def report(config: ConfigOption, overrides: SetOption = None, store: StoreOption = None) -> None:
     """Print the path of the report."""
-    from nextquill_core.stages.run import Run
+    from flows.runs import open_run
 
-    current = Run(_settings(config, overrides, store), fetch=False)
+    current = open_run(_settings(config, overrides, store), fetch=False)
     print(current.artifact(current.plan.evaluate).folder / "report.html")
 
 
@@ -138,11 +140,49 @@ def sample(
 
 
 @app.command()
-def sources() -> None:
-    """List the kinds of raw data that `ingest.source` can name."""
-    from nextquill_core.ingest.sources import SOURCES
+def sources(
+    check: Annotated[bool, typer.Option("--check", help="Try the config's source out on its files.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The run's YAML file, for --check.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """List the kinds of raw data that `ingest.source` can name, or say whether one keeps its contract."""
+    if check:
+        if config is None:
+            raise UserError("--check needs files to read", "nextquill sources", "name a run's file with --config")
+        _check_source(_settings(config, overrides, None).ingest)
+        return
+    from nextquill_core.ingest.sources import BUILT_IN, added, load
 
-    _list({name: source.summary for name, source in SOURCES.items()})
+    rows, broken = {name: source.summary for name, source in BUILT_IN.items()}, []
+    for name, point in added().items():
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+        try:
+            rows[name] = f"{load(name).summary} [{package}]"
+        except UserError as error:
+            broken.append(f"{error} [{package}]")
+        except AttributeError:
+            broken.append(f"source `{name}` has no summary; give its class one [{package}]")
+    _list(rows)
+    for line in broken:
+        print(f"nextquill: {line}", file=sys.stderr)
+
+
+def _check_source(ingest: Any) -> None:
+    from nextquill_core.ingest.conformance import check_source
+    from nextquill_core.ingest.sources import source
+
+    errors = 0
+    for raw in ingest.inputs:
+        found = check_source(source(ingest.source, ingest.options), raw)
+        errors += sum(finding.level == "error" for finding in found)
+        for finding in found:
+            print(finding)
+        if not found:
+            print(f"{raw.category}: {ingest.source} keeps its contract")
+    if errors:
+        count = f"{errors} error{'s' if errors > 1 else ''}"
+        remedy = "mend what is named above, docs/sources.md says what is promised"
+        raise UserError(count, f"source {ingest.source}", remedy)
 
 
 @app.command()
@@ -161,10 +201,12 @@ def _settings(config: Path, overrides: list[str] | None, store: str | None) -> A
 
 def _all_fresh(settings: Any) -> bool:
     """Whether nothing is left to do and no Prefect server watches; then none needs to be started to say so."""
+    from flows.runs import open_run
     from nextquill_core.plan import freshness
-    from nextquill_core.stages.run import Run
 
-    current = Run(settings)
+    current = open_run(settings)
+    if current.privacy.forget:
+        return False  # what others left in the store has to be looked through
     standing = {step.name: freshness(current.store, step) for step in current.plan.stages}
     if os.environ.get("PREFECT_API_URL") or any(fresh.state != "fresh" for fresh in standing.values()):
         return False
@@ -196,11 +238,19 @@ def _print_run_lines() -> None:
         logging.getLogger(name).addHandler(handler)
 
 
-def _show_results(settings: Any) -> None:
-    from flows.status import results_table
-    from nextquill_core.stages.run import Run
+def _show_account(settings: Any) -> None:
+    from flows.runs import open_run
+    from flows.status import account_table
 
-    current = Run(settings, fetch=False)
+    current = open_run(settings, fetch=False)
+    _console().print(account_table(current.artifact(current.plan.ingest)))
+
+
+def _show_results(settings: Any) -> None:
+    from flows.runs import open_run
+    from flows.status import results_table
+
+    current = open_run(settings, fetch=False)
     evaluation = current.artifact(current.plan.evaluate)
     console = _console()
     for table in results_table(evaluation, intervals=console.width >= WIDE):

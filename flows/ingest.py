@@ -6,15 +6,22 @@ from typing import Any
 
 from prefect import flow
 
-from flows.results import finished, run_name
+from flows.results import announce, finished, run_name
+from flows.runs import open_run
 from nextquill_core.config import Config
-from nextquill_core.stages.run import Run
-from tasks.ingest import make_sequences, publish_account
+from tasks.ingest import forget_users, make_sequences, publish_account, scan_raw
 
 
 @flow(name="ingest", persist_result=False, flow_run_name=run_name)
 def ingest(config: Config, force: bool = False) -> dict[str, Any]:
-    """Read raw reviews and items, apply the protocol, write sequences, items, examples and quarantine."""
-    outcome = make_sequences(Run(config), force)
+    """Scan raw reviews and items, apply the protocol, write sequences, items, examples and quarantine."""
+    run = open_run(config)
+    if config.privacy.forget:
+        forget_users(run)
+    for category in run.plan.scans:  # one after the other: each uses every core and as much memory as there should be
+        scanned = scan_raw(run, category, force)
+        if not scanned.reused:
+            announce(f"scan of {category}", scanned)
+    outcome = make_sequences(run, force)
     publish_account(outcome)
     return finished("ingest", outcome)

@@ -8,15 +8,15 @@ from prefect import flow
 from prefect.states import Completed
 
 from flows.results import as_result, finished, run_name
+from flows.runs import open_run
 from nextquill_core.config import Config
-from nextquill_core.stages.run import Run
 from tasks.model import train_base_model
 
 
 @flow(name="model", persist_result=False, flow_run_name=run_name)
 def model(config: Config, force: bool = False) -> dict[str, Any]:
     """Train the offline base model that `model.name_or_path: tiny` asks for."""
-    outcome = train_base_model(Run(config), force)
+    outcome = train_base_model(open_run(config), force)
     if outcome is None:
         return as_result(Completed(message=f"model: {config.model.name_or_path} comes from outside", data={}))
     return finished("model", outcome)

@@ -7,15 +7,15 @@ from typing import Any
 from prefect import flow
 
 from flows.results import announce, finished, run_name
+from flows.runs import open_run
 from nextquill_core.config import Config
-from nextquill_core.stages.run import Run
 from tasks.score import derive_weights, publish_effects, score_effects
 
 
 @flow(name="score", persist_result=False, flow_run_name=run_name)
 def score(config: Config, force: bool = False) -> dict[str, Any]:
     """Score under θ0 with and without history, then derive weights; a change of δ, λ or ε only does the second."""
-    run = Run(config)
+    run = open_run(config)
     effects = score_effects(run, force)
     if not effects.reused:
         announce("effects", effects)

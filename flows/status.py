@@ -8,9 +8,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from flows.runs import open_run
 from nextquill_core.config import Config
+from nextquill_core.ingest.report import account_rows
 from nextquill_core.plan import freshness
-from nextquill_core.stages.run import Run
 from storage import Artifact
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cyan", "failed": "red"}
@@ -18,13 +19,15 @@ COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cy
 
 def status_rows(config: Config) -> list[dict[str, Any]]:
     """A row a stage: stage, state, why, path, rows, bytes, seconds (the last three None without an artifact)."""
-    run = Run(config, fetch=False)
+    run = open_run(config, fetch=False)
     rows = []
     for step in run.plan.stages:
         standing = freshness(run.store, step)
         manifest = standing.artifact.manifest if standing.artifact else None
-        parts = [run.store.find(part.kind, part.fingerprint) for part in run.plan.parts(step)]
-        seconds = sum(part.manifest.provenance["seconds"] for part in parts if part)
+        parts = [freshness(run.store, part) for part in run.plan.parts(step)]
+        if standing.state != "fresh":  # then what holds it up may be one of its parts
+            standing = next((part for part in parts if part.state in ("running", "failed")), standing)
+        seconds = sum(part.artifact.manifest.provenance["seconds"] for part in parts if part.artifact)
         rows.append(
             {
                 "stage": step.name,
@@ -54,6 +57,17 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
             "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
             row["why"] or (row["path"] if row["state"] == "fresh" else ""),
         )
+    return table
+
+
+def account_table(sequences: Artifact) -> Table:
+    """What became of every row that ingest read."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("category", "what", "outcome", "rows", "share"):
+        table.add_column(heading, justify="right" if heading in ("rows", "share") else "left")
+    for row in account_rows(sequences.manifest.stats):
+        share = "" if row["share"] is None else f"{row['share']:.2%}"
+        table.add_row(row["category"], row["what"], row["outcome"], f"{row['rows']:,}", share)
     return table
 
 

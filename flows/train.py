@@ -7,8 +7,8 @@ from typing import Any
 from prefect import flow
 
 from flows.results import finished, run_name
+from flows.runs import open_run
 from nextquill_core.config import Config, MethodName
-from nextquill_core.stages.run import Run
 from tasks.train import train_adapter
 
 
@@ -21,7 +21,7 @@ def train(config: Config, method: MethodName | None = None, force: bool = False)
         method: Train this one only; empty trains `train.method` and what else `evaluate.methods` needs.
         force: Train anew even where the adapter is fresh.
     """
-    run = Run(config)
+    run = open_run(config)
     outcomes = {name: train_adapter(run, name, force) for name in ([method] if method else run.plan.train)}
     results = {name: finished(f"train {name}", outcome) for name, outcome in outcomes.items()}
     made = [name for name, outcome in outcomes.items() if not outcome.reused]

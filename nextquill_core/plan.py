@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from nextquill_core.config import Config
 from nextquill_core.evaluation.methods import METHODS
-from nextquill_core.ingest.sources import RawFiles, raw_files
+from nextquill_core.ingest.sources import RawFiles, Source, source
 from nextquill_core.model.identity import external_model_identity
 from nextquill_core.prompts import PLAIN, resolve_template
 from storage import Artifact, DigestCache, Store, differences, fingerprint
 
 # Raised by hand when a stage's code changes what it produces from the same settings.
-REVISIONS = {"ingest": 1, "model": 1, "effects": 1, "score": 1, "train": 1, "predictions": 1, "evaluate": 1}
+REVISIONS = {"scan": 1, "ingest": 2, "model": 1, "effects": 1, "score": 1, "train": 1, "predictions": 1, "evaluate": 1}
 
 State = Literal["fresh", "stale", "missing", "running", "failed"]
 
@@ -54,14 +54,18 @@ class Plan:
     """All artifacts of a configuration, in the order in which they are made.
 
     Attributes:
+        source: What reads raw files.
         files: The raw files of each category.
+        scans: By category.
         model: The offline base model, or None where the model comes from outside.
         train: A step for each method that trains, the configured `train.method` first.
         predictions: By (method, decoding).
     """
 
     config: Config
+    source: Source
     files: tuple[RawFiles, ...]
+    scans: Mapping[str, Step]
     ingest: Step
     model: Step | None
     effects: Step
@@ -73,8 +77,8 @@ class Plan:
 
     @staticmethod
     def parts(step: Step) -> list[Step]:
-        """The nameless artifacts behind a stage: effects behind score, predictions behind evaluate."""
-        return [source for source in step.inputs if source.kind in ("effects", "predictions")]
+        """The nameless artifacts behind ingest (scans), score (effects) and evaluate (predictions)."""
+        return [part for part in step.inputs if part.kind in ("scan", "effects", "predictions")]
 
     @property
     def stages(self) -> Iterator[Step]:
@@ -91,23 +95,29 @@ class Plan:
         return next((step for step in self.stages if step.name == name), None)
 
 
-def make_plan(config: Config, digests: DigestCache, *, fetch: bool) -> Plan:
-    """Work out every artifact of `config`; `fetch` allows to download raw files that are to come from the hub.
+def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Mapping[str, Any] | None = None) -> Plan:
+    """Work out every artifact of `config`.
+
+    Args:
+        config: The settings.
+        digests: Of raw files.
+        fetch: Whether raw files that are to come from the hub may be downloaded.
+        privacy: What fingerprints may know of the key and the list of users to forget.
 
     Raises:
         UserError: Raw files or the model folder are missing, or a name is unknown.
     """
-    files = tuple(raw_files(config.ingest.source, raw, fetch=fetch) for raw in config.ingest.inputs)
-    raw = {
-        part.category: {
-            "reviews": [digests(path) for path in part.reviews],
-            "items": [digests(path) for path in part.items],
-        }
-        for part in files
-    }
+    reader = source(config.ingest.source, config.ingest.options)
+    files = tuple(reader.find(raw, fetch=fetch) for raw in config.ingest.inputs)
     settings = config.ingest.semantic()
     del settings["inputs"]  # names of files say nothing about what is in them
-    ingest = Step("ingest", "ingest", {"ingest": settings, "raw": raw})
+    reading = {name: settings.pop(name) for name in ("source", "options")} | {"revision": reader.revision}
+    scans: dict[str, Step] = {}
+    for raw in files:
+        digested = {part: [digests(path) for path in raw.of(part)] for part in ("reviews", "items")}
+        scan = {"source": reading, "privacy": privacy or {}, "raw": digested}
+        scans[raw.category] = Step("scan", f"scan:{raw.category}", scan)
+    ingest = Step("ingest", "ingest", {"ingest": settings}, tuple(scans.values()))
 
     prompt = config.prompt.semantic() | {
         "template": resolve_template(config.prompt.template, config.model.name_or_path)
@@ -140,7 +150,9 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool) -> Plan:
     }
     report_inputs = (ingest, score, *train.values(), *predictions.values())
     evaluate = Step("evaluate", "evaluate", {"evaluate": evaluation, "seed": config.seed}, report_inputs)
-    return Plan(config, files, ingest, model, effects, score, train, predictions, evaluate, model_identity)
+    return Plan(
+        config, reader, files, scans, ingest, model, effects, score, train, predictions, evaluate, model_identity
+    )
 
 
 def _model(
@@ -198,14 +210,14 @@ def freshness(store: Store, step: Step) -> Freshness:
 def outdated(store: Store, step: Step, artifact: Artifact) -> str:
     """Why a committed artifact may not be reused as it is, or "": an input is gone, or was made anew differently."""
     recorded = {(ref.kind, ref.fingerprint): ref.content for ref in artifact.manifest.inputs}
-    for source in step.inputs:
-        current = store.find(source.kind, source.fingerprint)
+    for origin in step.inputs:
+        current = store.find(origin.kind, origin.fingerprint)
         if current is None:
-            return f"its input {source.name} is missing"
-        if current.manifest.content != recorded.get((source.kind, source.fingerprint)):
-            return f"its input {source.name} was made anew and differs"
-        if why := outdated(store, source, current):
-            return f"its input {source.name} is stale: {why}"
+            return f"its input {origin.name} is missing"
+        if current.manifest.content != recorded.get((origin.kind, origin.fingerprint)):
+            return f"its input {origin.name} was made anew and differs"
+        if why := outdated(store, origin, current):
+            return f"its input {origin.name} is stale: {why}"
     return ""
 
 
@@ -221,14 +233,14 @@ def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:
     new = dict(step.identity)
     old_inputs, new_inputs = old.pop("inputs", {}), new.pop("inputs", {})
     yield from differences(old, new)
-    sources = {source.name: source for source in step.inputs}
+    origins = {origin.name: origin for origin in step.inputs}
     for name in sorted(old_inputs.keys() | new_inputs.keys()):
         before, after = old_inputs.get(name), new_inputs.get(name)
         if before == after:
             continue
-        source = sources.get(name)
-        earlier = store.find(source.kind, before) if source and before else None
-        if source and earlier:
-            yield from (f"{name}: {change}" for change in _explained(store, dict(earlier.manifest.identity), source))
+        origin = origins.get(name)
+        earlier = store.find(origin.kind, before) if origin and before else None
+        if origin and earlier:
+            yield from (f"{name}: {change}" for change in _explained(store, dict(earlier.manifest.identity), origin))
         else:
             yield f"input {name} {before or '(absent)'} → {after or '(absent)'}"

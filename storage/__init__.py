@@ -5,11 +5,12 @@ from storage.files import DigestCache, sha256_of, write_json, write_text
 from storage.fingerprint import canonical_json, differences, fingerprint
 from storage.manifest import InputRef, Manifest, Shard
 from storage.provenance import provenance
-from storage.staging import Staging
+from storage.staging import Basis, Staging
 from storage.store import Artifact, Store
 
 __all__ = [
     "Artifact",
+    "Basis",
     "DigestCache",
     "InputRef",
     "Manifest",

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,40 @@ from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_d
 RECORDS = ".shards"
 SCRATCH = "scratch"
 FAILURE = "failure.json"
-BASIS = f"{RECORDS}/basis"
+BASIS = f"{RECORDS}/basis.json"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What unfinished work was begun with; if any of it changes, the work begins anew.
+
+    Attributes:
+        inputs: The artifacts it is made from, and what they held.
+        tools: What else decides the bytes of the parts, such as a library's version.
+    """
+
+    inputs: tuple[InputRef, ...] = ()
+    tools: str = ""
+
+    @classmethod
+    def of(cls, folder: Path) -> Basis | None:
+        """The basis of the work standing in `folder`, or None where that cannot be told."""
+        try:
+            values = json.loads((folder / BASIS).read_text(encoding="utf-8"))
+            return cls(tuple(InputRef(**ref) for ref in values["inputs"]), values["tools"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 class Staging:
     """The unfinished form of one artifact; made by `Store.write`, under its lock."""
 
-    def __init__(self, folder: Path, basis: str) -> None:
+    def __init__(self, folder: Path, basis: Basis) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FAILURE).unlink(missing_ok=True)
         self.discard_unfinished()
-        write_text(folder / BASIS, basis)
-
-    @staticmethod
-    def is_based_on(folder: Path, basis: str) -> bool:
-        """Whether the work standing in `folder` was begun with inputs of this digest."""
-        try:
-            return (folder / BASIS).read_text(encoding="utf-8") == basis
-        except OSError:
-            return False
+        write_json(folder / BASIS, asdict(basis))
 
     @property
     def sealed(self) -> bool:
@@ -91,7 +105,8 @@ class Staging:
 
     def finished(self) -> list[Shard]:
         """The finished shards, in the order of their paths."""
-        records = sorted((self.folder / RECORDS).rglob("*.json"))
+        basis = self.folder / BASIS
+        records = [path for path in (self.folder / RECORDS).rglob("*.json") if path != basis]
         return sorted((Shard(**json.loads(record.read_text())) for record in records), key=lambda shard: shard.path)
 
     def discard_unfinished(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from filelock import FileLock, Timeout
 from storage.errors import UserError
 from storage.files import DigestCache
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
-from storage.staging import FAILURE, RECORDS, Staging
+from storage.staging import FAILURE, RECORDS, Basis, Staging
 
+STAGING, ASIDE = ".staging-", ".aside-"
 Progress = Literal["absent", "running", "failed", "interrupted"]
 
 
@@ -77,11 +79,11 @@ class Store:
                 yield artifact
 
     @contextmanager
-    def write(self, kind: str, fingerprint: str, basis: str, *, restart: bool = False) -> Iterator[Staging]:
+    def write(self, kind: str, fingerprint: str, basis: Basis, *, restart: bool = False) -> Iterator[Staging]:
         """Open the artifact's staging folder as its only writer; call `commit` when `Staging.seal` has been called.
 
-        What an earlier, interrupted run finished is still there, unless `restart` is set or `basis`, a digest of what
-        the inputs hold, is no longer what it was. An error leaves a note in the folder and passes on.
+        What an earlier, interrupted run finished is still there, unless `restart` is set or `basis` is no longer what
+        it was. An error leaves a note in the folder and passes on.
 
         Raises:
             UserError: Another process is writing this artifact.
@@ -95,7 +97,7 @@ class Store:
             ) from None
         try:
             folder = self._staging(kind, fingerprint)
-            if restart or not Staging.is_based_on(folder, basis):
+            if restart or Basis.of(folder) != basis:
                 shutil.rmtree(folder, ignore_errors=True)
             staging = Staging(folder, basis)
             try:
@@ -110,10 +112,7 @@ class Store:
         """Give a sealed staging folder its name, in the place of an older artifact of the same fingerprint."""
         staging, folder = self._staging(kind, fingerprint), self.folder(kind, fingerprint)
         shutil.rmtree(staging / RECORDS, ignore_errors=True)
-        replaced = staging.with_name(f".replaced-{fingerprint}")
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
+        replaced = self._set_aside(folder)
         staging.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
         artifact = self.find(kind, fingerprint)
@@ -136,13 +135,71 @@ class Store:
         except (OSError, ValueError, KeyError):
             return "interrupted", ""
 
+    def remove_with_descendants(self, doomed: Iterable[InputRef]) -> list[str]:
+        """Remove artifacts, all that was made from them, and unfinished work on what would be.
+
+        Returns:
+            What was removed, as `KIND/FINGERPRINT`, the last made first.
+
+        Raises:
+            UserError: Another process is making one of them; what can be removed then is.
+        """
+        gone = {(ref.kind, ref.fingerprint) for ref in doomed}
+        lineage = dict(self._lineage())
+        while grown := {name for name, inputs in lineage.items() if inputs & gone} - gone:
+            gone |= grown
+        removed, busy = [], []
+        for kind, name in sorted(gone, key=lambda entry: self._age(*entry)):
+            try:
+                with self._lock(kind, name).acquire(timeout=0):
+                    for folder in (self.folder(kind, name), self._staging(kind, name)):
+                        self._set_aside(folder)
+                removed.append(f"{kind}/{name}")
+            except Timeout:
+                busy.append(f"{kind}/{name}")
+        for leftover in self.root.glob(f"*/{ASIDE}*"):  # those of a process that was killed here as well
+            shutil.rmtree(leftover)
+        if busy:
+            raise UserError(
+                f"{', '.join(busy)} must be removed, but is being made", str(self.root), "stop that process"
+            )
+        return removed
+
+    def unfinished(self, kind: str) -> list[InputRef]:
+        """Unfinished work of this kind; what it will hold is not known yet."""
+        folders = (self.root / kind).glob(f"{STAGING}*")
+        return [InputRef(kind, path.name.removeprefix(STAGING), "") for path in folders if path.is_dir()]
+
+    def _set_aside(self, folder: Path) -> Path:
+        """Take a folder's name away in one step, so that it is never an artifact with a part missing."""
+        aside = folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}")
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        return aside
+
+    def _lineage(self) -> Iterator[tuple[tuple[str, str], set[tuple[str, str]]]]:
+        """Each artifact and each unfinished work, with what it is made from."""
+        for kind in (path.name for path in self.root.glob("*") if path.is_dir()):
+            for artifact in self.newest_first(kind):
+                inputs = {(ref.kind, ref.fingerprint) for ref in artifact.manifest.inputs}
+                yield (kind, artifact.manifest.fingerprint), inputs
+            for ref in self.unfinished(kind):
+                basis = Basis.of(self._staging(kind, ref.fingerprint)) or Basis()
+                if not self.folder(kind, ref.fingerprint).exists():
+                    yield (kind, ref.fingerprint), {(origin.kind, origin.fingerprint) for origin in basis.inputs}
+
+    def _age(self, kind: str, fingerprint: str) -> float:
+        folder = self.folder(kind, fingerprint)
+        return time.time() - folder.stat().st_mtime if folder.exists() else 0.0
+
     @property
     def digests(self) -> DigestCache:
         """Digests of raw files, remembered in this store."""
         return DigestCache(self.root / ".digests.json")
 
     def _staging(self, kind: str, fingerprint: str) -> Path:
-        return self.root / kind / f".staging-{fingerprint}"
+        return self.root / kind / f"{STAGING}{fingerprint}"
 
     def _lock(self, kind: str, fingerprint: str) -> FileLock:
         path = self.root / kind / f".lock-{fingerprint}"

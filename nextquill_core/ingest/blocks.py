@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nextquill_core.errors import DataError
+from nextquill_core.ingest.sources.base import BATCH_BYTES
 
-BLOCK_BYTES = 64 << 20
 MAX_LINE_BYTES = 16 << 20  # a thousand times the longest review: past it, this is no row
 HEAD_BYTES = 8192  # what is kept of a line that is too long
+TAIL_BYTES = 64 << 10  # where a block's last newline is looked for first
 PACKED_BYTES = 16 << 10  # inflated at a time: at most 16 MB, and all that is lost before a corrupt place
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
@@ -46,12 +47,14 @@ class _DamagedFileError(Exception):
 def read_blocks(
     path: Path,
     *,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = BATCH_BYTES,
     max_line_bytes: int = MAX_LINE_BYTES,
     start: int = 0,
     first_line: int = 1,
 ) -> Iterator[Block]:
     """Cut a file into blocks of about `block_bytes` at newlines, reading one block ahead.
+
+    Blocks end at the last newline before a multiple of `block_bytes`, so they are the same wherever reading begins.
 
     Args:
         path: Plain text, or gzip where the name ends in .gz.
@@ -92,7 +95,9 @@ def _blocks(path: Path, block_bytes: int, max_line_bytes: int, start: int, line:
                 carry, chunk, line, skipping = b"", chunk[newline + 1 :], line + 1, False
             newline = chunk.rfind(b"\n")
             if newline >= 0:
-                data, carry = carry + chunk[: newline + 1], chunk[newline + 1 :]
+                whole = not carry and newline == len(chunk) - 1
+                data = chunk if whole else b"".join((carry, memoryview(chunk)[: newline + 1]))
+                carry = chunk[newline + 1 :]
                 end += len(data)
                 yield Block(data.removeprefix(BOM) if line == 1 else data, line, end, file.tell())
                 line += data.count(b"\n")
@@ -116,9 +121,7 @@ def _chunks(file: BinaryIO, path: Path, size: int, start: int) -> Iterator[bytes
     if magic in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError("is UTF-16", str(path), "convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
     if not zipped:
-        file.seek(start)
-        while chunk := file.read(size):
-            yield chunk
+        yield from _whole_lines(file, size, start)
         return
     file.seek(0)
     for chunk in _inflated(file, size):
@@ -127,11 +130,29 @@ def _chunks(file: BinaryIO, path: Path, size: int, start: int) -> Iterator[bytes
         start = max(0, start - len(chunk))
 
 
+def _whole_lines(file: BinaryIO, size: int, start: int) -> Iterator[bytes]:
+    """Pieces up to the last newline before a multiple of `size`, or, where none is near, up to the multiple itself.
+
+    A piece of whole lines is a block as it stands: its bytes are copied once, from the file.
+    """
+    while True:
+        boundary = (start // size + 1) * size
+        tail_start = max(start, boundary - TAIL_BYTES)
+        file.seek(tail_start)
+        newline = file.read(boundary - tail_start).rfind(b"\n")
+        end = boundary if newline < 0 else tail_start + newline + 1
+        file.seek(start)
+        chunk = file.read(end - start)
+        if not chunk:
+            return
+        yield chunk
+        start += len(chunk)
+
+
 def _inflated(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Inflate one gzip member after another, into pieces of about `size` bytes."""
+    """Inflate one gzip member after another, into pieces of `size` bytes; the last one may be shorter."""
     inflate = zlib.decompressobj(wbits=31)
-    pieces: list[bytes] = []
-    held, packed, damage = 0, b"", None
+    held, packed, damage = bytearray(), b"", None
     while packed := packed or file.read(PACKED_BYTES):
         if inflate.eof:
             packed = packed.lstrip(b"\0")  # members may be followed by padding
@@ -139,17 +160,16 @@ def _inflated(file: BinaryIO, size: int) -> Iterator[bytes]:
                 continue
             inflate = zlib.decompressobj(wbits=31)
         try:
-            pieces.append(inflate.decompress(packed))
+            held += inflate.decompress(packed)
         except zlib.error:
             damage = "corrupt-gzip"
             break
         packed = inflate.unused_data
-        held += len(pieces[-1])
-        if held >= size:
-            yield b"".join(pieces)
-            pieces, held = [], 0
+        while len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
     if held:
-        yield b"".join(pieces)
+        yield bytes(held)
     if damage or not inflate.eof:
         raise _DamagedFileError(damage or "truncated-gzip")
 

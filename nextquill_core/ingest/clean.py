@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
+
 import polars as pl
 
 from nextquill_core.config import ProtocolConfig
@@ -29,49 +31,57 @@ def joined(description: pl.Expr) -> pl.Expr:
     return pl.when(headed).then(parts.list.slice(1)).otherwise(parts).list.join(" ").alias("description")
 
 
-def item_reason(protocol: ProtocolConfig) -> pl.Expr:
-    """Why an item goes (str), null for one that stays; expects a joined description. Lengths are code points."""
+def item_reason(protocol: ProtocolConfig, absent: Container[str] = ()) -> pl.Expr:
+    """Why an item goes (enum), null for one that stays. Lengths are code points of the joined description.
+
+    Args:
+        protocol: The thresholds.
+        absent: Columns that the raw data do not have at all, as `Source.absent`; nothing is asked of them.
+    """
     chars = pl.col("description").str.len_chars()
-    return (
-        pl.when(chars < protocol.min_description_chars)
-        .then(pl.lit("short_description"))
-        .when(chars > protocol.max_description_chars)
-        .then(pl.lit("long_description"))
-        .when(_falsy_text("title"))
-        .then(pl.lit("no_title"))
-        .when(pl.col("categories").list.len().fill_null(0) == 0)
-        .then(pl.lit("no_categories"))
-        .when(_falsy_number("rating_number"))
-        .then(pl.lit("no_rating_number"))
-        .alias(REASON)
-    )
+    rules = {
+        "short_description": chars < protocol.min_description_chars,
+        "long_description": chars > protocol.max_description_chars,
+        "no_title": pl.col("title").fill_null("") == "",
+        "no_categories": pl.col("categories") == 0,
+        "no_rating_number": _zero("rating_number"),
+    }
+    asked = ("description", "description", "title", "categories", "rating_number")
+    return _first_broken(rules, [f"items.{name}" for name in asked], absent)
 
 
-def review_reason(protocol: ProtocolConfig) -> pl.Expr:
-    """Why a review goes, whatever its item (str), null for one that stays. Lengths are code points of the raw text."""
-    return (
-        pl.when(_falsy_text("text"))
-        .then(pl.lit("no_text"))
-        .when(pl.col("text").str.len_chars() < protocol.min_text_chars)
-        .then(pl.lit("short_text"))
-        .when(_falsy_number("rating"))
-        .then(pl.lit("no_rating"))
-        .when(_falsy_text("title"))
-        .then(pl.lit("no_title"))
-        .when(_falsy_number("timestamp_ms"))
-        .then(pl.lit("no_timestamp"))
-        .alias(REASON)
-    )
+def review_reason(protocol: ProtocolConfig, absent: Container[str] = ()) -> pl.Expr:
+    """Why a review goes, whatever its item (enum), null for one that stays. Lengths are code points of the raw text.
+
+    Args:
+        protocol: The thresholds.
+        absent: Columns that the raw data do not have at all, as `Source.absent`; nothing is asked of them.
+    """
+    rules = {
+        "no_text": pl.col("chars") == 0,
+        "short_text": pl.col("chars") < protocol.min_text_chars,
+        "no_rating": _zero("rating"),
+        "no_title": ~pl.col("titled"),
+        "no_timestamp": _zero("timestamp_ms"),
+    }
+    asked = ("text", "text", "rating", "title", "timestamp_ms")
+    return _first_broken(rules, [f"reviews.{name}" for name in asked], absent)
 
 
 def counts(reasons: pl.Series) -> dict[str, int]:
     """How often each reason occurs; nulls are not counted."""
-    return dict(reasons.drop_nulls().value_counts().sort(REASON).iter_rows())
+    return dict(reasons.drop_nulls().cast(pl.String).value_counts().sort(REASON).iter_rows())
 
 
-def _falsy_text(name: str) -> pl.Expr:
-    return pl.col(name).fill_null("") == ""
+def _first_broken(rules: Mapping[str, pl.Expr], asked: Sequence[str], absent: Container[str]) -> pl.Expr:
+    reasons = pl.Enum(list(rules))  # a byte a row, where a string takes sixteen
+    broken = [
+        pl.when(rule).then(pl.lit(reason, dtype=reasons))
+        for (reason, rule), column in zip(rules.items(), asked, strict=True)
+        if column not in absent
+    ]
+    return pl.coalesce(pl.lit(None, dtype=reasons), *broken).alias(REASON)
 
 
-def _falsy_number(name: str) -> pl.Expr:
+def _zero(name: str) -> pl.Expr:
     return pl.col(name).fill_null(0) == 0

@@ -171,7 +171,7 @@ def _review_counts(rows: pl.DataFrame, enough: int) -> pl.DataFrame:
 
 def _user_counts(rows: pl.DataFrame) -> pl.DataFrame:
     """Each item's number of distinct `users`."""
-    return rows.select("item", "user").unique().group_by("item").len("users")
+    return rows.group_by("item").agg(pl.col("user").n_unique().alias("users"))
 
 
 def _alone(rows: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, protocol: ProtocolConfig) -> Alone:

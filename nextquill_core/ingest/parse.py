@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,77 +21,91 @@ import pyarrow.compute
 import pyarrow.json
 
 from nextquill_core.ingest.blocks import HEAD_BYTES, MAX_LINE_BYTES, Block
-from nextquill_core.ingest.sources import Column, Kind
+from nextquill_core.ingest.canonical import LINE, canonical
+from nextquill_core.ingest.literals import as_json_lines
+from nextquill_core.ingest.sources.base import BadRow, Batch, Part
+from nextquill_core.ingest.sources.jsonlines import Column, Kind
 
 RAW_CHARS = 2000  # of a bad line's raw text
 PARSER_BYTES = 4 << 20  # the unit in which pyarrow shares a block among its threads
+MAX_SECONDS = 2**63 // 1000  # what milliseconds can hold: 292 million years
 CHUNK_LINES = 1024  # lines tried together in a block that fails as a whole
 BLANK = b" \t\r\n"
+STRINGS = pa.list_(pa.string())
 ARROW: dict[Kind, pa.DataType] = {
     "string": pa.string(),
     "number": pa.float64(),
     "integer": pa.int64(),
-    "strings": pa.list_(pa.string()),
+    "seconds": pa.int64(),
+    "strings": STRINGS,
+    "text": pa.string(),
+    "lists": pa.list_(STRINGS),
 }
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A line that is not a row: its number from 1, why, and the beginning of its text."""
-
-    line: int
-    reason: str
-    raw: str
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """What a block holds.
-
-    Attributes:
-        rows: The canonical columns and `line` (i64, from 1), in file order.
-        bad: Lines that cannot be read, in file order.
-        blank: Number of blank lines; these are no rows.
-    """
-
-    rows: pl.DataFrame
-    bad: list[BadLine] = field(default_factory=list)
-    blank: int = 0
 
 
 class Parser:
     """Reads blocks by an explicit narrow schema; all other keys are skipped, whatever their type."""
 
-    def __init__(self, columns: Mapping[str, Column], max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        part: Part,
+        *,
+        literals: bool = False,
+        max_line_bytes: int = MAX_LINE_BYTES,
+    ) -> None:
         self._columns = columns
+        self._part: Part = part
+        self._literals = literals
         self._max_line_bytes = max_line_bytes
         self._schema = pa.schema({key: ARROW[column.kind] for column in columns.values() for key in column.keys})
         self._numbers = [key for column in columns.values() if column.kind == "number" for key in column.keys]
 
-    def parse(self, block: Block) -> Parsed:
+    def parse(self, block: Block) -> Batch:
         """Read a block; rows and bad lines together are all its lines but the blank ones."""
         if block.fault:
-            return Parsed(
-                self._canonical(self._schema.empty_table(), []), [_bad(block.first_line, block.fault, block.data)]
+            bad = _bad(block.first_line, block.fault, block.data)
+            ends = block.fault.endswith("gzip")  # reading the file once more would find its damage once more
+            return Batch(
+                rows=self._canonical(self._schema.empty_table(), []),
+                bad=[bad],
+                last_line=block.first_line,
+                position=block.position,
+                resume="end" if ends else (block.end, block.first_line + 1),
             )
         lines = _Lines(block.data, self._max_line_bytes)
+        rows, reasons = self._read(lines, block.data)
+        if self._literals and reasons:
+            converted = as_json_lines(block.data, self._schema.names)
+            rows, reasons = self._read(_Lines(converted, self._max_line_bytes), converted)
+        return Batch(
+            rows=rows.with_columns(pl.col(LINE) + block.first_line),
+            bad=[_bad(block.first_line + i, reasons[i], lines[i]) for i in sorted(reasons)],
+            blank=len(lines.blank),
+            last_line=block.first_line + len(lines) - 1,
+            position=block.position,
+            resume=(block.end, block.first_line + len(lines)),
+            raw=lambda line: _shown(lines[line - block.first_line]),
+        )
+
+    def _read(self, lines: _Lines, data: bytes) -> tuple[pl.DataFrame, dict[int, str]]:
+        """The canonical rows, their `line` counted from 0, and for every line that is none the reason."""
         reasons = lines.faults | {i: self.reason(lines[i]) or "not-json" for i in lines.odd}
         good = lines.without([*reasons, *lines.blank])
-        table = self._table(block.data if not reasons else lines.join(good), len(good), lines.longest)
+        table = self._table(data if not reasons else lines.join(good), len(good), lines.longest)
         if table is None:
             reasons |= {i: self._reason_refused(lines[i]) for i in self._refused(lines, good)}
             good = lines.without([*reasons, *lines.blank])
             table = self._table(lines.join(good), len(good), lines.longest)
             if table is None:
-                raise RuntimeError(f"lines {block.first_line} ff.: read one by one, but not together")
-        rows = self._canonical(table, good + block.first_line)
-        nameless = self._incomplete(rows)
+                raise RuntimeError("lines that are rows one by one are none together")
+        rows = self._canonical(table, good)
+        nameless = self._incomplete(rows, table)
         if nameless:
             absent = {int(good[i]): reason for i in nameless if (reason := self.reason(lines[int(good[i])]))}
             reasons |= absent
-            rows = rows.filter(~pl.col("line").is_in([i + block.first_line for i in absent]))
-        bad = [_bad(block.first_line + i, reasons[i], lines[i]) for i in sorted(reasons)]
-        return Parsed(rows, bad, len(lines.blank))
+            rows = rows.filter(~pl.col(LINE).is_in(list(absent)))
+        return rows, reasons
 
     def reason(self, line: bytes) -> str | None:
         """Why this line is not a row; None if nothing is found wrong with it."""
@@ -109,6 +123,8 @@ class Parser:
             for key in column.keys:
                 if row.get(key) is not None and not _is(column.kind, row[key]):
                     return f"wrong-type-{key}"
+                if row.get(key) is not None and not _fits(column, key, row[key]):
+                    return f"missing-{key}" if column.identifies else f"wrong-type-{key}"
         for column in self._columns.values():
             if column.required and not any(key in row for key in column.keys):
                 return f"missing-{column.keys[0]}"
@@ -159,15 +175,20 @@ class Parser:
 
     def _canonical(self, table: pa.Table, numbers: Iterable[int]) -> pl.DataFrame:
         raw = pl.DataFrame(pl.from_arrow(table))
-        return raw.select(
-            pl.Series("line", numbers, dtype=pl.Int64),
-            *(pl.coalesce(column.keys).alias(name) for name, column in self._columns.items()),
+        rows = raw.select(
+            pl.Series(LINE, numbers, dtype=pl.Int64),
+            *(_converted(column).alias(name) for name, column in self._columns.items()),
         )
+        return canonical(rows, self._part)
 
-    def _incomplete(self, rows: pl.DataFrame) -> list[int]:
-        """Positions of the rows with a null where a value is expected: null itself, or no such key."""
+    def _incomplete(self, rows: pl.DataFrame, table: pa.Table) -> list[int]:
+        """Positions of the rows with a null where a value is expected: null itself, no such key, or no value fits."""
         expected = [name for name, column in self._columns.items() if column.required or column.identifies]
         nulls = rows.select(pl.any_horizontal(pl.col(expected).is_null())).to_series()
+        for name, column in self._columns.items():
+            if column.convert:
+                given = pl.DataFrame(pl.from_arrow(table.select(column.keys))).select(pl.coalesce(column.keys))
+                nulls |= rows[name].is_null() & given.to_series().is_not_null()
         return nulls.arg_true().to_list()
 
 
@@ -233,16 +254,41 @@ def _newlines(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
+def _converted(column: Column) -> pl.Expr:
+    value = _as_canonical(column)
+    return column.convert(value) if column.convert else value
+
+
+def _as_canonical(column: Column) -> pl.Expr:
+    value = pl.coalesce(column.keys)
+    if column.kind == "seconds":
+        return value.clip(-MAX_SECONDS, MAX_SECONDS) * 1000
+    if column.kind == "text":
+        return pl.when(value.is_not_null()).then(pl.concat_list(value))
+    if column.kind == "lists":
+        return value.list.eval(pl.element().explode())
+    return value
+
+
 def _is(kind: Kind, value: Any) -> bool:
+    if kind == "lists":
+        return isinstance(value, list) and all(element is None or _is("strings", element) for element in value)
     if kind == "strings":
         return isinstance(value, list) and all(element is None or isinstance(element, str) for element in value)
-    if kind == "string":
+    if kind in ("string", "text"):
         return isinstance(value, str)
     if isinstance(value, bool):
         return False
-    if kind == "integer":
+    if kind in ("integer", "seconds"):
         return isinstance(value, int) and -(2**63) <= value < 2**63
     return isinstance(value, int | float)
+
+
+def _fits(column: Column, key: str, value: Any) -> bool:
+    if not column.convert:
+        return True
+    table = pa.table({key: pa.array([value], ARROW[column.kind])})
+    return pl.DataFrame(pl.from_arrow(table)).select(_converted(replace(column, keys=(key,)))).item() is not None
 
 
 def _outer_keys(line: bytes) -> list[str]:
@@ -261,5 +307,9 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _bad(line: int, reason: str, raw: bytes) -> BadLine:
-    return BadLine(line, reason, raw[:HEAD_BYTES].decode(errors="replace")[:RAW_CHARS])
+def _bad(line: int, reason: str, raw: bytes) -> BadRow:
+    return BadRow(line, reason, _shown(raw))
+
+
+def _shown(raw: bytes) -> str:
+    return raw[:HEAD_BYTES].decode(errors="replace")[:RAW_CHARS]

@@ -48,15 +48,22 @@ def read_examples(folder: Path, splits: Sequence[str] | None = None) -> Iterator
             )
 
 
-def base_profiles(folder: Path) -> list[tuple[Review, ...]]:
-    """Each user's base profile, oldest review first: what was written before the first target. It may be empty."""
+def base_profiles(folder: Path, before_ms: int | None = None) -> list[tuple[Review, ...]]:
+    """Each user's base profile, oldest review first: what was written before the first target. It may be empty.
+
+    Args:
+        folder: The artifact's folder.
+        before_ms: Leave out what was written at this time (UTC ms) or later.
+    """
     profiles: list[tuple[Review, ...]] = []
     for reviews_of, examples in _shards(folder):
         first: dict[tuple[str, str], int] = {}
         for row in examples:
             key = row["category"], row["user_id"]
             first[key] = min(row["target"], first.get(key, row["target"]))
-        profiles += [tuple(reviews[: first[key]]) for key, reviews in reviews_of.items()]
+        for key, reviews in reviews_of.items():
+            profile = reviews[: first[key]]
+            profiles.append(tuple(r for r in profile if before_ms is None or r.timestamp_ms < before_ms))
     return profiles
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nextquill_core.config import ProtocolConfig
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.cohort import Core, Split
+
+if TYPE_CHECKING:
+    from nextquill_core.ingest.cohort import Core, Split
 
 
 @dataclass
@@ -20,11 +22,13 @@ class Account:
         read: Rows read; blank lines are none.
         kept: Rows that are in the artifact, or, for items, described in it.
         dropped: The others, by reason: those of bad rows first, then those of the protocol.
+        suspect: Rows that can be read but are hardly true, by reason, whether kept or dropped in the end.
     """
 
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    suspect: Counter[str] = field(default_factory=Counter)
 
     def check(self, what: str) -> None:
         """Stop where a row is unaccounted for.
@@ -39,7 +43,8 @@ class Account:
     def to_json(self) -> dict[str, Any]:
         """As JSON values, the commonest reason first."""
         reasons = sorted(self.dropped.items(), key=lambda entry: (-entry[1], entry[0]))
-        return {"read": self.read, "kept": self.kept, "dropped": {reason: n for reason, n in reasons if n}}
+        shown: dict[str, Any] = {"read": self.read, "kept": self.kept, "dropped": {name: n for name, n in reasons if n}}
+        return shown | ({"suspect": dict(sorted(self.suspect.items()))} if self.suspect else {})
 
 
 @dataclass
@@ -84,8 +89,9 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The stats as rows of a table for display.
 
     Returns:
-        Rows with `category`, `what` (reviews, items, users, examples), `outcome` (read, kept, then each reason, the
-        commonest first), `rows`, and `share` (of the rows read, 0 to 1; None for users and examples).
+        Rows with `category`, `what` (reviews, items, users, examples), `outcome` (read, kept, each reason, the
+        commonest first, then how many are suspect), `rows`, and `share` (of the rows read, 0 to 1; None for users and
+        examples).
     """
     table: list[dict[str, Any]] = []
 
@@ -96,6 +102,7 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
         for what in ("reviews", "items"):
             account = category[what]
             outcomes = {"read": account["read"], "kept": account["kept"], **account["dropped"]}
+            outcomes |= {f"suspect: {reason}": n for reason, n in account.get("suspect", {}).items()}
             for outcome, n in outcomes.items():
                 add(name, what, outcome, n, round(n / account["read"], 6))
         add(name, "users", "kept", category["users"], None)
@@ -176,4 +183,5 @@ def _sum(accounts: Iterable[Account]) -> Account:
         total.read += account.read
         total.kept += account.kept
         total.dropped.update(account.dropped)
+        total.suspect.update(account.suspect)
     return total

@@ -1,247 +1,312 @@
-"""Raw files into Parquet parts of what single-row rules keep, with an account of every line.
+"""One category's raw files as Parquet: every row that can be read, whatever the protocol will think of it.
 
-One part a block. A part is finished once its record stands beside it, so a scan that was killed goes on with the next
-block; what the parts hold together does not depend on where blocks end.
+This is the expensive pass, and the only one that sees raw files, so it knows no threshold: a change of the protocol
+never repeats it. A batch becomes a part; a part is finished once its record stands in the scratch folder, so a scan
+that was killed goes on after it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.blocks import Block, read_blocks
-from nextquill_core.ingest.parse import BadLine, Parsed, Parser
-from nextquill_core.ingest.sources import Column
+from nextquill_core.ingest.clean import joined
+from nextquill_core.ingest.privacy import Privacy
+from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, Source
+from nextquill_core.ingest.suspects import SUSPECT, suspect_reason
+from nextquill_core.progress import Progress
 from storage.files import atomic_path, write_json
+from storage.staging import Staging
 
+UNREADABLE = ("not-json", "not-an-object", "not-csv", "wrong-number-of-fields", "invalid-utf8", "line-too-long")
 HOPELESS_ROWS = 10_000  # a file without one readable row among so many is not read to its end
-UNREADABLE = ("not-json", "not-an-object", "invalid-utf8", "line-too-long")
+TELLING_ROWS = 100_000  # from so many rows on, the share of bad ones in a file is known well enough to stop
+LISTED = 1_000  # suspect rows of one reason that are listed a batch; all are counted
+ROW_GROUP = 10_000
+WRITERS = 2  # one waits for the disk while another compresses
+MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
 QUARANTINE = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String}
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What the rules make of some rows: those to store, and how many went for which reason."""
-
-    rows: pl.DataFrame
-    dropped: Mapping[str, int]
-
-
-Rules = Callable[[pl.DataFrame], Kept]
-
-
 @dataclass
-class Scan:
-    """The outcome of scanning one category's reviews or items.
+class Tally:
+    """What was found in the files of one part (reviews or items).
 
     Attributes:
-        parts: Parquet files with the kept rows; `row` (i64) numbers the lines of all files together, in order.
-        quarantine: Parquet files with the bad rows.
-        read: Rows read: every line but the blank ones.
-        dropped: Rows that went, by reason; bad ones under `bad:REASON`.
-        examples: The first bad line of each reason, as `FILE:LINE: TEXT`.
+        read: Rows read: everything but blank lines.
+        bad: Rows that cannot be read, by reason.
+        suspect: Rows that can be read but are hardly true, by reason; they are stored like the others.
+        forgotten: Rows of users who are to be forgotten; they are not stored.
+        examples: The first bad or suspect row of each reason, as `FILE:LINE: TEXT`.
+        files: For each file its name and the `row` before its first.
     """
 
-    parts: list[Path] = field(default_factory=list)
-    quarantine: list[Path] = field(default_factory=list)
     read: int = 0
     blank: int = 0
     bad: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
+    suspect: Counter[str] = field(default_factory=Counter)
+    forgotten: int = 0
     examples: dict[str, str] = field(default_factory=dict)
+    files: list[tuple[str, int]] = field(default_factory=list)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a part's record in."""
         self.read += record["read"]
         self.blank += record["blank"]
         self.bad.update(record["bad"])
-        self.dropped.update(record["dropped"])
+        self.suspect.update(record["suspect"])
+        self.forgotten += record["forgotten"]
         for reason, example in record["examples"].items():
             self.examples.setdefault(reason, example)
 
-    def frame(self) -> pl.LazyFrame:
-        """All kept rows, in file order."""
-        return pl.scan_parquet(self.parts)
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for a manifest's stats."""
+        return vars(self) | {"bad": dict(self.bad), "suspect": dict(self.suspect)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Tally:
+        """Back from a manifest's stats."""
+        own = {**values, "files": [(name, first) for name, first in values["files"]]}
+        return cls(**own | {name: Counter(values[name]) for name in ("bad", "suspect")})
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file and the line behind a `row`."""
+        name, first = max((entry for entry in self.files if entry[1] < row), key=lambda entry: entry[1])
+        return name, row - first
 
 
-@dataclass(frozen=True)
-class Scanner:
-    """Scans files in blocks, part by part.
+def scan_category(
+    config: IngestConfig, source: Source, raw: RawFiles, privacy: Privacy, staging: Staging, progress: Progress
+) -> dict[str, Any]:
+    """Read a category's raw files into `reviews/`, `items/`, `bad/` and `suspect/`.
 
-    Attributes:
-        config: What happens to bad rows, and how many may be.
-        folder: Where the parts go; what an earlier run of the same config left there is taken up.
-        block_bytes: Size of a block; it does not show in the outcome.
+    Reviews: `row` (i64, numbers the lines of all files together), the canonical columns, `suspect` (str or null), and
+    what the protocol decides by without looking at texts: `user`, `item`, `text_hash`, `twin` (u64, hashes of the ids,
+    of the raw text, and of the whole row), `chars` (u32, code points of the text) and `titled` (bool).
+    Items: `row`, `item` (u64), `item_id`, `title`, `description` (joined), `categories` (u32, how many) and
+    `rating_number`.
+
+    Args:
+        config: `bad_rows: fail` stops at the first bad row, and too large a share of them stops early.
+        source: How to read.
+        raw: The files.
+        privacy: What is hidden.
+        staging: Where the tables go; an interrupted scan is taken up. The caller seals it.
+        progress: Told of the bytes on disk that were read.
+
+    Returns:
+        The stats, as JSON values: a `Tally` for `reviews` and one for `items`, and `scanned_at`.
+
+    Raises:
+        DataError: A file cannot be used, or too many of its rows are bad.
     """
+    begun = staging.scratch / "begun.json"
+    if not begun.exists():
+        write_json(begun, datetime.now(UTC).isoformat(timespec="seconds"))
+    scanned_at = datetime.fromisoformat(json.loads(begun.read_text(encoding="utf-8")))
+    meter = _Meter(progress, sum(path.stat().st_size for path in (*raw.items, *raw.reviews)), raw.category)
+    stats: dict[str, Any] = {"scanned_at": scanned_at.isoformat()}
+    for part in ("items", "reviews"):
+        tally, last_row = Tally(), 0
+        for number, path in enumerate(raw.of(part)):
+            name = path.name if [file.name for file in raw.of(part)].count(path.name) == 1 else str(path)
+            tally.files.append((name, last_row))
+            file = _File(config, source, privacy, staging, part, number, path, name, last_row, scanned_at)
+            last_row = file.scan(tally, meter)
+        stats[part] = tally.to_json()
+    progress(meter.total, meter.total, "done")
+    return stats
 
-    config: IngestConfig
-    folder: Path
-    block_bytes: int
 
-    def scan(
-        self,
-        what: Literal["reviews", "items"],
-        files: Sequence[Path],
-        columns: Mapping[str, Column],
-        rules: Rules,
-        advance: Callable[[int], None],
-    ) -> Scan:
-        """Scan the files of one kind.
+@dataclass
+class _Meter:
+    progress: Progress
+    total: int
+    category: str
+    before: int = 0  # bytes of the files that are done
 
-        Args:
-            what: Which kind they are.
-            files: In the order in which their rows count.
-            columns: Where raw rows hold the canonical columns.
-            rules: Given the canonical columns and `row`, says which rows are stored, and what of them.
-            advance: Called with the bytes on disk that have been read since the last call.
-
-        Raises:
-            DataError: A file cannot be read or holds no rows, or too many rows are bad.
-        """
-        total = Scan()
-        parser = Parser(columns)
-        first_row = 0
-        for number, path in enumerate(files):
-            label = path.name if [file.name for file in files].count(path.name) == 1 else str(path)
-            one = _OneFile(self, path, label, self.folder / what / f"{number:04d}", first_row)
-            first_row += one.scan(parser, rules, total, advance)
-        share = sum(total.bad.values()) / total.read
-        if share > self.config.max_bad_share:
-            raise DataError(
-                f"{sum(total.bad.values()):,} of {total.read:,} rows cannot be read ({share:.2%}, allowed are "
-                f"{self.config.max_bad_share:.2%}): {_commonest(total)}",
-                f"{what}, {files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else ""),
-                "mend the file, or raise ingest.max_bad_share",
-            )
-        return total
+    def __call__(self, position: int, part: Part) -> None:
+        self.progress(min(self.before + position, self.total), self.total, f"{self.category}: reading {part}")
 
 
 @dataclass(frozen=True)
-class _OneFile:
-    scanner: Scanner
+class _File:
+    config: IngestConfig
+    source: Source
+    privacy: Privacy
+    staging: Staging
+    part: Part
+    number: int
     path: Path
-    label: str
-    folder: Path
+    name: str
     first_row: int
+    scanned_at: datetime
 
-    def scan(self, parser: Parser, rules: Rules, total: Scan, advance: Callable[[int], None]) -> int:
-        """Scan one file and count it into `total`; returns its number of lines."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        mine = Scan()
-        part, end, line, read, whole = 0, 0, 1, 0, False
+    def scan(self, tally: Tally, meter: _Meter) -> int:
+        """Scan the file and count it into `tally`; returns the last `row`."""
+        mine, done, resume, last_line = Tally(), 0, None, 0
         for record in self._finished():
             mine.add(record)
-            part, end, line, whole = part + 1, record["end"], record["next_line"], record["last"]
-            advance(record["position"] - read)
-            read = record["position"]
-        if not whole:
-            for block in read_blocks(self.path, block_bytes=self.scanner.block_bytes, start=end, first_line=line):
-                record = self._write(part, block, parser.parse(block), rules)
+            done, resume, last_line = done + 1, record["resume"], record["last_line"]
+        batches = self.source.read(self.part, self.path, resume)
+        batches = batches if resume is not None else islice(batches, done, None)
+        size = self.path.stat().st_size
+        with ThreadPoolExecutor(WRITERS, thread_name_prefix="ingest-writer") as writers:
+            writing: deque[Future[None]] = deque()
+            for number, whole in enumerate(batches, done):
+                batch, forgotten = self.privacy.apply(whole)
+                table = self._table(batch.rows)
+                record = self._record(batch, table, forgotten)
                 mine.add(record)
-                part, line = part + 1, record["next_line"]
-                self._stop_if_hopeless(mine, at_end=False)
-                advance(block.position - read)
-                read = block.position
-        self._stop_if_hopeless(mine, at_end=True)
-        total.add(
-            {name: getattr(mine, name) for name in ("read", "blank", "bad", "dropped", "examples")},
-        )
-        total.parts += [self._part(number) for number in range(part)]
-        total.quarantine += [path for number in range(part) if (path := self._bad(number)).exists()]
-        return line - 1
+                last_line = batch.last_line
+                self._stop_if_told_to(batch.bad)
+                self._stop_if_hopeless(mine, batch.position / size)
+                if len(writing) == WRITERS:
+                    writing.popleft().result()
+                writing.append(writers.submit(self._write, f"{self.number:04d}-{number:06d}", table, batch, record))
+                meter(batch.position, self.part)
+            for future in writing:
+                future.result()
+        self._stop_if_hopeless(mine, 1.0)
+        if not mine.read:
+            raise DataError("the file holds no rows", str(self.path), "fetch it again, or leave it out")
+        meter.before += size
+        tally.add(mine.to_json())
+        return self.first_row + last_line
 
-    def _write(self, part: int, block: Block, parsed: Parsed, rules: Rules) -> dict[str, Any]:
-        if parsed.bad and self.scanner.config.bad_rows == "fail":
-            first = parsed.bad[0]
-            raise DataError(
-                f"{first.reason}: {_shown(first.raw)}",
-                f"{self.path}, line {first.line}",
-                "mend the line, or set ingest.bad_rows to quarantine",
+    def _table(self, rows: pl.DataFrame) -> pl.DataFrame:
+        row = (pl.col("line") + self.first_row).alias("row")
+        if self.part == "items":
+            return rows.select(
+                row,
+                pl.col("item_id").hash().alias("item"),
+                "item_id",
+                "title",
+                joined(pl.col("description")),
+                pl.col("categories").list.len().fill_null(0),
+                "rating_number",
             )
-        kept = rules(parsed.rows.with_columns(row=pl.col("line") + self.first_row))
-        if parsed.bad and self.scanner.config.bad_rows == "quarantine":
-            columns = {
-                "file": [self.label] * len(parsed.bad),
-                "line": [bad.line for bad in parsed.bad],
-                "reason": [bad.reason for bad in parsed.bad],
-                "raw": [bad.raw for bad in parsed.bad],
-            }
-            with atomic_path(self._bad(part)) as temporary:
-                pl.DataFrame(columns, schema=QUARANTINE).write_parquet(temporary)
-        with atomic_path(self._part(part)) as temporary:
-            kept.rows.write_parquet(temporary, compression="lz4")
-        rows = parsed.rows.height + len(parsed.bad)
-        record = {
-            "read": rows,
-            "blank": parsed.blank,
-            "bad": Counter(bad.reason for bad in parsed.bad),
-            "dropped": dict(kept.dropped),
-            "examples": self._examples(parsed.bad),
-            "end": block.end,
-            "next_line": block.first_line + rows + parsed.blank,
-            "position": block.position,
-            "last": bool(block.fault and block.fault.endswith("gzip")),
-        }
-        write_json(self._record(part), record)
-        return record
+        now_ms = int(self.scanned_at.timestamp() * 1000)
+        columns = ("user_id", "item_id", "rating", "title", "text", "timestamp_ms")
+        return rows.select(
+            row,
+            *columns,
+            suspect_reason(self.source, now_ms),
+            pl.col("user_id").hash().alias("user"),
+            pl.col("item_id").hash().alias("item"),
+            pl.col("text").hash().alias("text_hash"),
+            _mixed(columns).alias("twin"),
+            pl.col("text").str.len_chars().fill_null(0).alias("chars"),
+            (pl.col("title").fill_null("") != "").alias("titled"),
+        )
 
-    def _examples(self, bad: Sequence[BadLine]) -> dict[str, str]:
+    def _record(self, batch: Batch, table: pl.DataFrame, forgotten: int) -> dict[str, Any]:
+        """What is known of a part once it is written."""
+        suspects = self._suspects(table, batch)
+        return {
+            "read": table.height + len(batch.bad) + forgotten,
+            "blank": batch.blank,
+            "bad": dict(Counter(row.reason for row in batch.bad)),
+            "suspect": dict(table[SUSPECT].drop_nulls().value_counts().iter_rows()) if SUSPECT in table else {},
+            "forgotten": forgotten,
+            "examples": self._examples([*batch.bad, *suspects]),
+            "resume": batch.resume,
+            "last_line": batch.last_line,
+        }
+
+    def _write(self, name: str, table: pl.DataFrame, batch: Batch, record: Mapping[str, Any]) -> None:
+        self._write_table(f"{self.part}/{name}.parquet", table)
+        self._write_listed(f"bad/{self.part}-{name}.parquet", batch.bad)
+        self._write_listed(f"suspect/{self.part}-{name}.parquet", self._suspects(table, batch))
+        write_json(self._record_path(name), record)
+
+    def _write_listed(self, name: str, rows: Sequence[BadRow]) -> None:
+        if rows:
+            columns = {column: [getattr(row, column) for row in rows] for column in ("line", "reason", "raw")}
+            self._write_table(name, pl.DataFrame({"file": [self.name] * len(rows)} | columns, schema=QUARANTINE))
+
+    def _write_table(self, name: str, table: pl.DataFrame) -> None:
+        with atomic_path(self.staging.path(name)) as temporary:
+            table.write_parquet(temporary, compression="lz4", statistics=False, row_group_size=ROW_GROUP)
+        self.staging.finish(name, rows=table.height)
+
+    def _suspects(self, table: pl.DataFrame, batch: Batch) -> list[BadRow]:
+        if SUSPECT not in table:
+            return []
+        found = table.filter(pl.col(SUSPECT).is_not_null()).select("row", SUSPECT).group_by(SUSPECT).head(LISTED)
+        raw = batch.raw or (lambda _: "")
+        listed = ((row - self.first_row, reason) for reason, row in found.sort("row").iter_rows())
+        return [BadRow(line, reason, raw(line)) for line, reason in listed]
+
+    def _examples(self, rows: Sequence[BadRow]) -> dict[str, str]:
         first: dict[str, str] = {}
-        for line in bad:
-            first.setdefault(line.reason, f"{self.label}:{line.line}: {_shown(line.raw)}")
+        for row in rows:
+            first.setdefault(row.reason, f"{self.name}:{row.line}: {shortened(row.raw)}")
         return first
 
     def _finished(self) -> Iterator[dict[str, Any]]:
         part = 0
-        while self._record(part).exists():
-            yield json.loads(self._record(part).read_text(encoding="utf-8"))
+        while (path := self._record_path(f"{self.number:04d}-{part:06d}")).exists():
+            yield json.loads(path.read_text(encoding="utf-8"))
             part += 1
 
-    def _stop_if_hopeless(self, so_far: Scan, *, at_end: bool) -> None:
-        if at_end and not so_far.read:
-            raise DataError("the file holds no rows", str(self.path), "fetch it again, or leave it out")
-        unreadable = sum(so_far.bad[reason] for reason in UNREADABLE)
-        if so_far.read == unreadable and (at_end or so_far.read >= HOPELESS_ROWS):
-            reason, example = next(iter(so_far.examples.items()))
+    def _record_path(self, name: str) -> Path:
+        return self.staging.scratch / self.part / f"{name}.json"
+
+    def _stop_if_told_to(self, bad: Sequence[BadRow]) -> None:
+        if bad and self.config.bad_rows == "fail":
             raise DataError(
-                f"is not JSON lines: none of {so_far.read:,} rows can be read, the first is {reason} ({example})",
-                str(self.path),
-                "give a file with one JSON object a line",
+                f"{bad[0].reason}: {shortened(bad[0].raw)}",
+                f"{self.path}, line {bad[0].line}",
+                "mend the line, or set ingest.bad_rows to quarantine",
             )
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.parquet"
-
-    def _bad(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.bad.parquet"
-
-    def _record(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.json"
-
-
-def scratch_for(folder: Path, key: Mapping[str, Any]) -> Path:
-    """An emptied folder, unless it already holds the work that goes by the same key."""
-    record = folder / "key.json"
-    wanted = json.dumps(key, sort_keys=True)
-    if not record.exists() or record.read_text(encoding="utf-8").strip() != json.dumps(wanted):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_json(record, wanted)
-    return folder
+    def _stop_if_hopeless(self, mine: Tally, share_read: float) -> None:
+        """Stop where nothing in the file can be read, or where too much cannot and the rest will not change that."""
+        bad, unreadable = sum(mine.bad.values()), sum(mine.bad[reason] for reason in UNREADABLE)
+        at_end = share_read >= 1
+        if mine.read and mine.read == unreadable and (at_end or mine.read >= HOPELESS_ROWS):
+            reason, example = next(iter(mine.examples.items()))
+            raise DataError(
+                f"none of {mine.read:,} rows can be read, the first is {reason} ({example})",
+                str(self.path),
+                f"give a file as ingest.source {self.source.name} reads it",
+            )
+        if mine.read >= TELLING_ROWS and bad > self.config.max_bad_share * mine.read / share_read:
+            raise too_many_bad(mine, self.part, self.config.max_bad_share)
 
 
-def _commonest(scan: Scan) -> str:
-    return "; ".join(f"{reason} {count:,}× ({scan.examples[reason]})" for reason, count in scan.bad.most_common(3))
+def _mixed(columns: Sequence[str]) -> pl.Expr:
+    """One hash (u64) of several columns; hashing them as a struct is ten times slower."""
+    mixed = pl.lit(0, dtype=pl.UInt64)
+    for column in columns:
+        mixed = mixed * MIXER + pl.col(column).hash()
+    return mixed
 
 
-def _shown(raw: str) -> str:
+def too_many_bad(tally: Tally, part: Part, allowed: float) -> DataError:
+    """More rows are bad than `ingest.max_bad_share` allows: how many, and the commonest reasons with an example."""
+    bad = sum(tally.bad.values())
+    commonest = "; ".join(f"{reason} {n:,}× ({tally.examples[reason]})" for reason, n in tally.bad.most_common(3))
+    return DataError(
+        f"{bad:,} of {tally.read:,} rows cannot be read ({bad / tally.read:.2%}, allowed are {allowed:.2%}): "
+        f"{commonest}",
+        part,
+        "mend the files, or raise ingest.max_bad_share",
+    )
+
+
+def shortened(raw: str) -> str:
+    """A raw text for a message."""
     return raw if len(raw) <= 80 else raw[:77] + "..."

@@ -16,17 +16,18 @@ import pyarrow as pa
 
 from nextquill_core.ingest.clean import cleaned
 from nextquill_core.ingest.cohort import TARGET
+from nextquill_core.ingest.splits import SPLIT
 from nextquill_core.schemas import EXAMPLES, ITEMS, QUARANTINE, REVIEW, SEQUENCES
 from storage.files import atomic_path
 from storage.staging import Staging
 
 USERS_PER_SHARD = 1000
 ROWS_PER_SHARD = 100_000  # of items and of quarantined rows
-GATHER_ROWS = 400_000  # reviews sorted in memory at a time
+GATHER_PARTS = 16  # of a scan, whose texts are in memory at a time: 400 MB if everybody stays
 ROW_GROUP = 20_000  # small enough that a shard skips most of what is not its own
 
 
-def gather(parts: Sequence[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[Path], pl.DataFrame]:
+def gather(parts: list[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[Path], pl.DataFrame]:
     """Take the chosen reviews out of the scan's parts, clean their texts, and sort them by user.
 
     Args:
@@ -50,17 +51,15 @@ def gather(parts: Sequence[Path], chosen: pl.DataFrame, folder: Path) -> tuple[l
     return files, pl.concat(hashes)
 
 
-def _batches(parts: Sequence[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    held: list[pl.DataFrame] = []
+def _batches(parts: list[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The chosen reviews with their texts, in file order, `GATHER_PARTS` parts at a time."""
     chosen = chosen.sort("row")
-    for part in parts:
-        rows = pl.read_parquet(part, columns=["row", "rating", "title", "text"])
-        held.append(rows.join(_between(chosen, "row", rows["row"]), on="row"))
-        if sum(frame.height for frame in held) >= GATHER_ROWS:
-            yield pl.concat(held)
-            held = []
-    if held:
-        yield pl.concat(held)
+    for start in range(0, len(parts), GATHER_PARTS):
+        some = pl.scan_parquet(parts[start : start + GATHER_PARTS])
+        mine = _between(chosen, "row", some.select("row").collect()["row"])
+        if mine.height:
+            texts = some.select("row", "rating", pl.col("title").fill_null(""), "text")
+            yield texts.filter(pl.col("row").is_in(mine["row"].implode())).collect().join(mine, on="row")
 
 
 def _between(rows: pl.DataFrame, column: str, values: pl.Series) -> pl.DataFrame:
@@ -82,7 +81,7 @@ def write_sequences(
         number: The category's place in the config.
         category: Its name.
         users: `user` (place among the sorted ids) and `user_id` of all users, sorted.
-        rows: `row`, `user`, `item_id`, `time` and `target` of all reviews, sorted by user, oldest first.
+        rows: `row`, `user`, `item_id`, `time`, `target` and `split` of all reviews, sorted by user, oldest first.
         texts: What `gather` wrote.
 
     Returns:
@@ -128,26 +127,17 @@ def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Tab
 
 
 def _examples(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
-    """One example a target: the last is for test, the one before for validation, the others train."""
-    last, target = pl.col("size") - 1, pl.col("target")
-    targets = (
-        rows.group_by("user", maintain_order=True)
-        .agg(pl.len().cast(pl.Int32).alias("size"), (~pl.col(TARGET)).sum().cast(pl.Int32).alias("profile"))
-        .select(user_ids, "size", pl.int_ranges("profile", "size", dtype=pl.Int32).alias("target"))
-        .explode("target")
-    )
+    """One example a target; its history is all that the user wrote before."""
+    named = pl.DataFrame({"user": rows["user"].unique(maintain_order=True), "user_id": user_ids})
+    place = pl.int_range(pl.len(), dtype=pl.Int32).over("user").alias("target")
+    targets = rows.select("user", SPLIT, place, wanted=TARGET).filter("wanted").join(named, on="user", how="left")
     examples = targets.select(
-        pl.concat_str(pl.lit(f"{category}:"), "user_id", pl.lit(":"), target).alias("example_id"),
+        pl.concat_str(pl.lit(f"{category}:"), "user_id", pl.lit(":"), "target").alias("example_id"),
         "user_id",
         pl.lit(category).alias("category"),
-        pl.when(target == last)
-        .then(pl.lit("test"))
-        .when(target == last - 1)
-        .then(pl.lit("val"))
-        .otherwise(pl.lit("train"))
-        .alias("split"),
-        target,
-        pl.int_ranges(0, target, dtype=pl.Int32).alias("history"),
+        SPLIT,
+        "target",
+        pl.int_ranges(0, "target", dtype=pl.Int32).alias("history"),
     )
     return examples.to_arrow().cast(EXAMPLES)
 
@@ -158,10 +148,9 @@ def write_items(staging: Staging, number: int, category: str, items: pl.DataFram
     _write_shards(staging, f"items/{number:03d}", table)
 
 
-def write_quarantine(staging: Staging, number: int, parts: Sequence[Path]) -> None:
-    """Write a category's bad rows; an empty table where there are none."""
-    rows = pl.concat([pl.read_parquet(part) for part in parts]).to_arrow() if parts else QUARANTINE.empty_table()
-    _write_shards(staging, f"quarantine/{number:03d}", rows.cast(QUARANTINE))
+def write_quarantine(staging: Staging, number: int, listed: Sequence[pl.DataFrame]) -> None:
+    """Write a category's bad, suspect and repeated rows; an empty table where there are none."""
+    _write_shards(staging, f"quarantine/{number:03d}", pl.concat(listed).to_arrow().cast(QUARANTINE))
 
 
 def _write_shards(staging: Staging, prefix: str, table: pa.Table) -> None:

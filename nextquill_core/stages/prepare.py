@@ -9,12 +9,32 @@ from nextquill_core.stages.run import Outcome, Run
 from storage import Staging
 
 
+def scan(run: Run, category: str, progress: Progress, *, force: bool = False) -> Outcome:
+    """A category's raw files as Parquet; the expensive part, independent of every threshold."""
+    import polars as pl
+
+    from nextquill_core.ingest.scan import scan_category
+
+    raw = next(files for files in run.plan.files if files.category == category)
+
+    def build(staging: Staging) -> dict[str, Any]:
+        return scan_category(run.config.ingest, run.plan.source, raw, run.privacy, staging, progress)
+
+    # the parts hold hashes that are compared with each other, and they may differ between versions of Polars
+    return run.make(run.plan.scans[category], build, force=force, tools=f"polars {pl.__version__}")
+
+
 def ingest(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
-    """Sequences, items, examples and quarantine from the raw files."""
+    """Sequences, items, examples and quarantine from the scans."""
+    from nextquill_core.ingest.selection import Scanned
     from nextquill_core.ingest.stage import make_sequences
 
     def build(staging: Staging) -> dict[str, Any]:
-        return make_sequences(run.config.ingest, list(run.plan.files), staging, progress)
+        scans = []
+        for category, step in run.plan.scans.items():
+            artifact = run.artifact(step)
+            scans.append(Scanned.open(category, artifact.folder, artifact.manifest.stats))
+        return make_sequences(run.config.ingest, run.plan.source, scans, staging, progress)
 
     return run.make(run.plan.ingest, build, force=force)
 
@@ -36,7 +56,9 @@ def base_model(run: Run, progress: Progress, *, force: bool = False) -> Outcome 
             max_tokens=prompt.max_prompt_tokens + prompt.max_target_tokens,
             seed=run.config.seed,
         )
-        profiles = base_profiles(run.artifact(run.plan.ingest).folder)
+        sequences = run.artifact(run.plan.ingest)
+        cuts = sequences.manifest.stats.get("cuts")  # nothing trains that is younger than what is tested
+        profiles = base_profiles(sequences.folder, cuts["val_from"] if cuts else None)
         return dict(train_tiny_model(profiles, spec, staging.path("model"), progress))
 
     return run.make(step, build, force=force)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from nextquill_core.config import Config
+from nextquill_core.ingest.privacy import Privacy, privacy
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.plan import Plan, Step, freshness, make_plan
 from nextquill_core.prompts import resolve_template
-from storage import Artifact, Staging, Store, UserError, fingerprint, provenance
+from storage import Artifact, Basis, Staging, Store, UserError, provenance
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "polars", "pyarrow", "prefect", "sacrebleu", "nltk")
 
@@ -37,15 +38,17 @@ class Run:
     Args:
         config: The run's settings.
         fetch: Download raw files that are to come from the hub; commands that only look do not.
+        secret: The key of the pseudonyms, where it comes from elsewhere than the environment.
 
     Raises:
-        UserError: On construction: raw files or the model folder are missing, or the store cannot be used.
+        UserError: On construction: raw files, the model folder or the key are missing, or the store cannot be used.
     """
 
-    def __init__(self, config: Config, *, fetch: bool = True) -> None:
+    def __init__(self, config: Config, *, fetch: bool = True, secret: str | None = None) -> None:
         self.config = config
         self.store = Store.open(config.store)
-        self.plan: Plan = make_plan(config, self.store.digests, fetch=fetch)
+        self.privacy: Privacy = privacy(config.privacy, secret)
+        self.plan: Plan = make_plan(config, self.store.digests, fetch=fetch, privacy=self.privacy.identity)
 
     def artifact(self, step: Step) -> Artifact:
         """The artifact of a step that another is made from.
@@ -56,7 +59,7 @@ class Run:
         artifact = self.store.find(step.kind, step.fingerprint)
         if artifact is None:
             command = step.name.partition(":")[0]
-            command = {"effects": "score", "model": "run"}.get(command, command)
+            command = {"scan": "ingest", "effects": "score", "model": "run"}.get(command, command)
             raise UserError(
                 f"the {step.name} artifact is missing",
                 str(self.store.folder(step.kind, step.fingerprint)),
@@ -81,13 +84,16 @@ class Run:
         template = resolve_template(self.config.prompt.template, self.config.model.name_or_path)
         return self.config.prompt.model_dump() | {"template": template}
 
-    def make(self, step: Step, build: Callable[[Staging], Mapping[str, Any]], *, force: bool = False) -> Outcome:
+    def make(
+        self, step: Step, build: Callable[[Staging], Mapping[str, Any]], *, force: bool = False, tools: str = ""
+    ) -> Outcome:
         """Reuse the step's artifact, or build and commit it.
 
         Args:
             step: What to make.
             build: Fills the staging folder and returns the stats for the manifest.
             force: Make it anew even if it is fresh.
+            tools: What else has to be the same for unfinished work to be taken up, such as a library's version.
 
         Raises:
             UserError: An input is missing, or another process is making this artifact.
@@ -96,8 +102,7 @@ class Run:
         if known.state == "fresh" and known.artifact and not force:
             return Outcome(known.artifact, reused=True)
         inputs = [self.artifact(source).ref for source in step.inputs]
-        basis = fingerprint([ref.content for ref in inputs])
-        with self.store.write(step.kind, step.fingerprint, basis, restart=force) as staging:
+        with self.store.write(step.kind, step.fingerprint, Basis(tuple(inputs), tools), restart=force) as staging:
             if not staging.sealed:
                 started = datetime.now(UTC)
                 stats = build(staging)

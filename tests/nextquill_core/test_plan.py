@@ -22,7 +22,7 @@ STAGES = ("ingest", "model", "effects", "score", "train", "train:contextsft", "e
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
-    yield from (plan.ingest, *([plan.model] if plan.model else []), plan.effects, plan.score)
+    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), plan.effects, plan.score)
     yield from (*plan.train.values(), *plan.predictions.values(), plan.evaluate)
 
 
@@ -111,18 +111,39 @@ def test_a_deleted_input_makes_what_depends_on_it_stale_until_it_is_back(small_w
     assert "its input ingest was made anew and differs" in freshness(run.store, run.plan.score).why
 
 
+def test_thresholds_never_scan_again_and_a_category_is_scanned_once_for_all_configs(
+    small_world: Path, tmp_path: Path
+) -> None:
+    def scans(**ingest: Any) -> dict[str, str]:
+        config = small_config(small_world, tmp_path)
+        ingest = config.ingest.model_dump() | ingest
+        return {name: step.fingerprint for name, step in Run(parse(config, ingest)).plan.scans.items()}
+
+    def parse(config: Config, ingest: dict[str, Any]) -> Config:
+        return Config.model_validate(config.model_dump() | {"ingest": ingest})
+
+    before = scans()
+    (raw,) = small_config(small_world, tmp_path).ingest.inputs
+    protocol = {"name": "global-time", "min_text_chars": 1, "min_user_reviews": 2}
+    assert scans(protocol=protocol, bad_rows="drop", max_bad_share=0.5, suspect_rows="bad") == before
+    two = scans(inputs=[raw.model_dump(), raw.model_dump() | {"category": "Other"}])
+    assert set(two.values()) == set(before.values())
+    assert scans(source="amazon-2018") != before
+
+
 def test_failed_and_interrupted(small_world: Path, tmp_path: Path) -> None:
     run = Run(small_config(small_world, tmp_path))
 
     def broken(staging: Staging) -> dict[str, Any]:
         raise RuntimeError("disk on fire")
 
+    (scan,) = run.plan.scans.values()
     with pytest.raises(RuntimeError):
-        run.make(run.plan.ingest, broken)
-    standing = freshness(run.store, run.plan.ingest)
+        run.make(scan, broken)
+    standing = freshness(run.store, scan)
     assert (standing.state, standing.why) == ("failed", "disk on fire")
-    next(run.store.root.glob("ingest/.staging-*/failure.json")).unlink()
-    assert freshness(run.store, run.plan.ingest).why == "interrupted"
+    next(run.store.root.glob("scan/.staging-*/failure.json")).unlink()
+    assert freshness(run.store, scan).why == "interrupted"
 
 
 def test_a_missing_input_names_the_command(small_world: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage import Store, UserError, differences, fingerprint
-from storage.manifest import Manifest
+from storage import Basis, Store, UserError, differences, fingerprint
+from storage.manifest import InputRef, Manifest
+
+BASIS = Basis(tools="b")
 
 
 def fill(store: Store, name: str = "a", rows: int = 3, basis: str = "b", **options: bool) -> Manifest:
-    with store.write("kind", name, basis, **options) as staging:
+    with store.write("kind", name, Basis(tools=basis), **options) as staging:
         staging.write_table("part/0.parquet", pa.table({"x": list(range(rows))}))
         (staging.scratch / "half.txt").write_text("not kept")
         staging.path("note.txt").write_text("kept")
@@ -54,7 +56,7 @@ def test_equal_content_has_equal_digest_and_logs_do_not_count(tmp_path: Path) ->
     digests = []
     for number in range(2):
         store = Store(tmp_path / str(number))
-        with store.write("kind", "a", "b") as staging:
+        with store.write("kind", "a", BASIS) as staging:
             staging.write_table("0.parquet", pa.table({"x": [1]}))
             staging.path("log.txt").write_text(f"run {number}")
             staging.finish("log.txt", log=True)
@@ -67,19 +69,19 @@ def test_equal_content_has_equal_digest_and_logs_do_not_count(tmp_path: Path) ->
 
 def test_an_error_leaves_finished_shards_and_a_note(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(ZeroDivisionError), store.write("kind", "a", "b") as staging:
+    with pytest.raises(ZeroDivisionError), store.write("kind", "a", BASIS) as staging:
         staging.write_table("0.parquet", pa.table({"x": [1]}))
         _ = 1 / 0
     assert store.find("kind", "a") is None
     assert store.progress("kind", "a") == ("failed", "division by zero")
-    with store.write("kind", "a", "b") as staging:
+    with store.write("kind", "a", BASIS) as staging:
         assert staging.has("0.parquet")
 
 
 def test_work_on_other_inputs_is_not_taken_up(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for basis, restart, expected in (("b", False, False), ("b", False, True), ("c", False, False), ("c", True, False)):
-        with store.write("kind", "a", basis, restart=restart) as staging:
+        with store.write("kind", "a", Basis(tools=basis), restart=restart) as staging:
             assert staging.has("0.parquet") is expected
             staging.write_table("0.parquet", pa.table({"x": [1]}))
 
@@ -95,7 +97,7 @@ def test_replacing_an_artifact_keeps_one(tmp_path: Path) -> None:
 
 
 def _hold(root: Path) -> None:
-    with Store(root).write("kind", "a", "b") as staging:
+    with Store(root).write("kind", "a", BASIS) as staging:
         staging.write_table("0.parquet", pa.table({"x": [1]}))
         time.sleep(60)
 
@@ -107,7 +109,7 @@ def test_one_writer_at_a_time_and_a_killed_one_frees_the_artifact(tmp_path: Path
     deadline = time.monotonic() + 30
     while store.progress("kind", "a")[0] != "running" and time.monotonic() < deadline:
         time.sleep(0.05)
-    with pytest.raises(UserError, match="another process is making kind a"), store.write("kind", "a", "b"):
+    with pytest.raises(UserError, match="another process is making kind a"), store.write("kind", "a", BASIS):
         pass
     assert writer.pid is not None
     os.kill(writer.pid, signal.SIGKILL)
@@ -119,10 +121,10 @@ def test_one_writer_at_a_time_and_a_killed_one_frees_the_artifact(tmp_path: Path
 
 def test_a_run_killed_between_manifest_and_rename_only_renames(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with store.write("kind", "a", "b") as staging:
+    with store.write("kind", "a", BASIS) as staging:
         staging.write_table("0.parquet", pa.table({"x": [1]}))
         staging.seal(kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={})
-    with store.write("kind", "a", "b") as staging:
+    with store.write("kind", "a", BASIS) as staging:
         assert staging.sealed
         artifact = store.commit("kind", "a")
     assert [shard.path for shard in artifact.manifest.shards] == ["0.parquet"]
@@ -133,7 +135,7 @@ def test_adopted_shards_outlive_their_source(tmp_path: Path) -> None:
     fill(store)
     source = store.find("kind", "a")
     assert source is not None
-    with store.write("other", "o", "b") as staging:
+    with store.write("other", "o", BASIS) as staging:
         staging.adopt(source.folder, source.shards("part/"))
         staging.seal(kind="other", fingerprint="o", identity={}, config={}, inputs=[], stats={}, provenance={})
         adopted = store.commit("other", "o")
@@ -177,3 +179,38 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert store.digests(file) == first
     file.write_text("two")
     assert store.digests(file) != first
+
+
+def chain(store: Store, *names: str) -> None:
+    """Artifacts of one kind each, every one made from the one before."""
+    inputs: list[InputRef] = []
+    for name in names:
+        with store.write(name, "x", Basis(tuple(inputs))) as staging:
+            staging.path("note.txt").write_text(name)
+            staging.seal(kind=name, fingerprint="x", identity={}, config={}, inputs=inputs, stats={}, provenance={})
+            inputs = [store.commit(name, "x").ref]
+
+
+def test_removing_takes_all_that_was_made_from_it_and_nothing_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    chain(store, "a", "b", "c")
+    chain(store, "other")
+    ref = InputRef("b", "x", "")
+    with pytest.raises(ZeroDivisionError), store.write("d", "x", Basis((ref,))) as staging:
+        staging.path("note.txt").write_text(str(1 / 0))
+    (tmp_path / "c" / ".aside-y").mkdir()  # of a process that was killed while it removed
+    assert sorted(store.remove_with_descendants([ref])) == ["b/x", "c/x", "d/x"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name == "x") == ["x", "x"]
+    assert store.find("a", "x")
+    assert store.find("other", "x")
+    assert not [path for path in tmp_path.rglob(".*") if path.is_dir()]
+    assert store.remove_with_descendants([ref]) == ["b/x"]
+
+
+def test_what_is_being_made_is_not_taken_from_under_its_maker(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    chain(store, "a", "b")
+    with store.write("b", "x", Basis(), restart=True), pytest.raises(UserError, match="b/x must be removed, but is"):
+        store.remove_with_descendants([InputRef("a", "x", "")])
+    assert store.find("a", "x") is None
+    assert store.find("b", "x")

@@ -80,7 +80,7 @@ FINE = [
 
 @pytest.fixture(scope="module")
 def parser() -> Parser:
-    return Parser(Amazon2023.review_columns)
+    return Parser(Amazon2023.columns["reviews"], "reviews")
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD, ids=lambda value: repr(value)[:50])
@@ -126,7 +126,9 @@ def test_a_line_has_the_same_outcome_in_any_company(parser: Parser) -> None:
     ],
 )
 def test_a_bad_item_is_named(change: dict[str, object], reason: str) -> None:
-    parsed = Parser(Amazon2023.item_columns).parse(Block(lines([item(), item() | change, item()]), 1, 0, 0))
+    parsed = Parser(Amazon2023.columns["items"], "items").parse(
+        Block(lines([item(), item() | change, item()]), 1, 0, 0)
+    )
     assert [(bad.line, bad.reason) for bad in parsed.bad] == [(2, reason)]
 
 
@@ -207,7 +209,7 @@ def test_too_many_bad_rows_stop_the_run_and_the_commonest_are_shown(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         World(tmp_path).ingest([*reviews, *bad], items, max_bad_share=0.2)
     message = str(caught.value)
-    assert message.startswith("reviews, ")
+    assert message.startswith("reviews: ")
     assert "9 of 33 rows cannot be read (27.27%, allowed are 20.00%)" in message
     assert "missing-user_id 4× (r.jsonl:27: {})" in message
     assert "not-json 2× (r.jsonl:25: x)" in message
@@ -220,7 +222,7 @@ def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "r.jsonl"
     long = GOOD[:-1] + b', "x": "' + b"y" * 300 + b'"}'
     path.write_bytes(b"\n".join([GOOD, long, GOOD, long]))
-    parser = Parser(Amazon2023.review_columns, max_line_bytes=200)
+    parser = Parser(Amazon2023.columns["reviews"], "reviews", max_line_bytes=200)
     monkeypatch.setattr(blocks, "HEAD_BYTES", 150)
     for block_bytes in (10, 150, 250, 10_000):
         parsed = [parser.parse(b) for b in read_blocks(path, block_bytes=block_bytes, max_line_bytes=200)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,14 @@ import pytest
 
 from nextquill_core.config import RawInput
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.sources import SOURCES, raw_files
+from nextquill_core.ingest.canonical import CANONICAL
+from nextquill_core.ingest.sources import BUILT_IN, JsonLines, RawFiles, source
+from tests.conftest import REAL
 from tests.nextquill_core.ingest.world import World, plain_category
+
+
+def raw_files(name: str, raw: RawInput) -> RawFiles:
+    return source(name).find(raw, fetch=True)
 
 
 def find(reviews: object, items: object) -> tuple[list[str], list[str]]:
@@ -56,43 +63,6 @@ def test_an_unknown_source_is_answered_with_the_nearest() -> None:
         raw_files("zzz", RawInput(category="C"))
 
 
-def test_a_category_without_paths_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked = []
-
-    def download(repository: str, file: str, *, repo_type: str, local_files_only: bool) -> str:
-        asked.append((repository, file, repo_type, local_files_only))
-        return str(tmp_path / file.rpartition("/")[2])
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    found = raw_files("amazon-2023", RawInput(category="Books"))
-    assert (found.reviews, found.items) == ((tmp_path / "Books.jsonl",), (tmp_path / "meta_Books.jsonl",))
-    hub = "McAuley-Lab/Amazon-Reviews-2023"
-    assert asked == [
-        (hub, "raw/review_categories/Books.jsonl", "dataset", False),
-        (hub, "raw/meta_categories/meta_Books.jsonl", "dataset", False),
-    ]
-
-
-def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def download(*_: object, **__: object) -> str:
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(DataError, match=r"cannot fetch raw/review_categories/Books\.jsonl: no route; check") as caught:
-        raw_files("amazon-2023", RawInput(category="Books"))
-    assert "to host" not in str(caught.value)
-
-
-def test_without_fetching_only_an_earlier_copy_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match="cannot fetch"):
-        raw_files("amazon-2023", RawInput(category="Books"), fetch=False)
-
-
 def test_several_files_are_one_category(tmp_path: Path) -> None:
     reviews, items = plain_category()
     world = World(tmp_path)
@@ -121,9 +91,88 @@ def test_imports_stay_light(module: str, unwanted: set[str]) -> None:
 
 
 def test_every_source_says_what_it_is() -> None:
-    for name, source in SOURCES.items():
-        assert source.name == name
-        assert source.summary
-        assert "\n" not in source.summary
-        assert set(source.review_columns) == {"user_id", "item_id", "rating", "title", "text", "timestamp_ms"}
-        assert set(source.item_columns) == {"item_id", "title", "description", "categories", "rating_number"}
+    for name, found in BUILT_IN.items():
+        assert found.name == name
+        assert found.summary
+        assert "\n" not in found.summary
+
+
+@pytest.mark.parametrize("name", ["amazon-2014", "amazon-2018", "amazon-2023"])
+def test_what_a_layout_does_not_have_is_said_to_be_absent(name: str) -> None:
+    reader = source(name)
+    assert isinstance(reader, JsonLines)
+    for part, columns in reader.columns.items():
+        assert columns.keys() == {name for name in CANONICAL[part] if f"{part}.{name}" not in reader.absent}
+
+
+def test_options_that_a_source_does_not_take_are_refused() -> None:
+    with pytest.raises(DataError, match=r"ingest\.options: amazon-2023 takes no options, got delimiter"):
+        source("amazon-2023", {"delimiter": ","})
+
+
+OLD = {"reviewerID": "u1", "asin": "i1", "overall": 4.0, "summary": "t", "unixReviewTime": 1400000000}
+OLD["reviewText"] = "good"
+LITERALS = [
+    (repr(OLD), None),
+    (json.dumps(OLD), None),
+    (repr(OLD | {"reviewText": 'it\'s "so" é \n'}), None),
+    (repr(OLD | {"overall": 1e999}), "not-json"),  # `inf` is no literal
+    (repr(OLD).replace("4.0", "1e999"), "not-json"),
+    (repr(OLD).replace("'good'", "__import__('os').getcwd()"), "not-json"),
+    (repr(OLD).replace("'good'", "'a' + 'b'"), "not-json"),
+    (repr(OLD).replace("'good'", "b'good'"), "not-json"),
+    (repr(OLD).replace("'good'", "7"), "wrong-type-reviewText"),
+    (repr(OLD)[:-1] + ", 'asin': 'i2'}", "not-json"),
+    ("{" + "[" * 500 + "}", "not-json"),
+    ("{'reviewerID': 'u1'}", "missing-asin"),
+    ("{1, 2}", "not-json"),
+    ("{**{}}", "not-json"),
+]
+
+
+def test_python_literals_are_read_and_nothing_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.json"
+    path.write_text("\n".join(line for line, _ in LITERALS), encoding="utf-8")
+    batches = list(source("amazon-2014").read("reviews", path))
+    assert [(bad.line, bad.reason) for batch in batches for bad in batch.bad] == [
+        (line, reason) for line, (_, reason) in enumerate(LITERALS, 1) if reason
+    ]
+    rows = [row for batch in batches for row in batch.rows.to_dicts()]
+    assert [row["text"] for row in rows] == ["good", "good", 'it\'s "so" é \n']
+    assert rows[0] == {
+        "line": 1, "user_id": "u1", "item_id": "i1", "rating": 4.0, "title": "t", "text": "good",
+        "timestamp_ms": 1400000000000,
+    }  # fmt: skip
+
+
+def test_the_older_metadata_become_the_same_columns(tmp_path: Path) -> None:
+    nested = {"asin": "i1", "title": "T", "description": "d", "categories": [["a", "b"], ["c"]]}
+    flat = {"asin": "i1", "title": "T", "description": ["d"], "category": ["a", "b", "c"]}
+    expected = {
+        "line": 1, "item_id": "i1", "title": "T", "description": ["d"], "categories": ["a", "b", "c"],
+        "rating_number": None,
+    }  # fmt: skip
+    for name, row in (("amazon-2014", nested), ("amazon-2018", flat)):
+        for line in (repr(row), json.dumps(row)):
+            path = tmp_path / "items.json"
+            path.write_text(line)
+            (batch,) = source(name).read("items", path)
+            assert batch.rows.to_dicts() == [expected]
+
+
+def test_the_2014_and_the_2023_layout_of_the_same_reviews_give_the_same_sequences(tmp_path: Path) -> None:
+    if not REAL.exists():
+        pytest.skip(f"no {REAL}")
+    layouts = {
+        "amazon-2014": ("amazon-2014/reviews_Digital_Music_5.json.gz", "amazon-2014/meta_Digital_Music.json.gz"),
+        "amazon-2023": ("amazon-2023/Digital_Music.jsonl.gz", "amazon-2023/meta_Digital_Music.jsonl.gz"),
+    }
+    world, tables, accounts = World(tmp_path), [], []
+    for name, (reviews, items) in layouts.items():
+        thresholds = {"min_text_chars": 200, "min_user_reviews": 4, "max_description_chars": 2000}
+        config = world.config(REAL.parent / reviews, REAL.parent / items, source=name, **thresholds)
+        accounts.append(world.run(config, out=tmp_path / name))
+        tables.append([world.table(table, tmp_path / name) for table in ("sequences", "examples", "items")])
+    assert accounts[0]["users"] > 100
+    assert tables[0] == tables[1]
+    assert accounts[0]["reviews"] == accounts[1]["reviews"]

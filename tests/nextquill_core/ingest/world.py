@@ -12,14 +12,18 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from nextquill_core.config import IngestConfig, ProtocolConfig, RawInput
-from nextquill_core.ingest.blocks import BLOCK_BYTES
+from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.reader import read_examples
-from nextquill_core.ingest.sources import raw_files
+from nextquill_core.ingest.scan import scan_category
+from nextquill_core.ingest.selection import Scanned
+from nextquill_core.ingest.sources import source
+from nextquill_core.ingest.sources.base import BATCH_BYTES
 from nextquill_core.ingest.stage import make_sequences
 from nextquill_core.progress import silent
-from storage.staging import Staging
+from storage.staging import Basis, Staging
 
 Row = dict[str, Any]
+OPEN = Privacy()
 SMALL = {
     "min_text_chars": 1, "min_user_reviews": 1, "max_user_reviews": 500, "min_item_users": 1, "n_targets": 3,
     "min_profile_reviews": 0, "min_profile_item_users": 0, "min_description_chars": 0, "max_description_chars": 50,
@@ -60,18 +64,36 @@ class World:
         return path
 
     def config(self, reviews: Path | str, items: Path | str, category: str = "C", **settings: Any) -> IngestConfig:
-        own = {name: settings.pop(name) for name in ("bad_rows", "max_bad_share") if name in settings}
+        own = {name: settings.pop(name) for name in IngestConfig.model_fields if name in settings}
         raw = RawInput(category=category, reviews=str(reviews), items=str(items))
-        return IngestConfig(inputs=(raw,), protocol=ProtocolConfig(**SMALL | settings), **{"max_bad_share": 1.0} | own)
+        defaults = {"max_bad_share": 1.0, "suspect_rows": "ignore"}
+        return IngestConfig(inputs=(raw,), protocol=ProtocolConfig(**SMALL | settings), **defaults | own)
 
-    def run(self, config: IngestConfig, block_bytes: int = BLOCK_BYTES, out: Path | None = None) -> dict[str, Any]:
-        files = [raw_files(config.source, raw) for raw in config.inputs]
-        return make_sequences(config, files, Staging(out or self.out, "basis"), silent, block_bytes=block_bytes)
+    def scan(
+        self, config: IngestConfig, batch_bytes: int = BATCH_BYTES, out: Path | None = None, privacy: Privacy = OPEN
+    ) -> list[Scanned]:
+        """Scan every category into a folder of its own below `out`."""
+        reader = source(config.source, config.options)
+        reader.batch_bytes = batch_bytes
+        scans = []
+        for raw in config.inputs:
+            folder = (out or self.out) / "scan" / raw.category
+            files = reader.find(raw, fetch=False)
+            stats = scan_category(config, reader, files, privacy, Staging(folder, Basis()), silent)
+            scans.append(Scanned.open(raw.category, folder, json.loads(json.dumps(stats))))
+        return scans
 
-    def ingest(self, reviews: Any, items: Any, block_bytes: int = BLOCK_BYTES, **settings: Any) -> dict[str, Any]:
+    def run(
+        self, config: IngestConfig, batch_bytes: int = BATCH_BYTES, out: Path | None = None, privacy: Privacy = OPEN
+    ) -> dict[str, Any]:
+        scans = self.scan(config, batch_bytes, out, privacy)
+        reader = source(config.source, config.options)
+        return make_sequences(config, reader, scans, Staging(out or self.out, Basis()), silent)
+
+    def ingest(self, reviews: Any, items: Any, batch_bytes: int = BATCH_BYTES, **settings: Any) -> dict[str, Any]:
         """Write both files and run the stage on them."""
         config = self.config(self.write("r.jsonl", reviews), self.write("i.jsonl", items), **settings)
-        return self.run(config, block_bytes)
+        return self.run(config, batch_bytes)
 
     def table(self, name: str, out: Path | None = None) -> list[Row]:
         paths = sorted(((out or self.out) / name).glob("*.parquet"))
@@ -81,6 +103,12 @@ class World:
         """The bytes of every table."""
         root = out or self.out
         found = [path for name in ("sequences", "items", "examples", "quarantine") for path in root.glob(f"{name}/*")]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+    def parts(self, out: Path | None = None) -> dict[str, bytes]:
+        """The bytes of every part of every scan; unlike the tables they depend on the size of batches."""
+        root = (out or self.out) / "scan"
+        found = [path for name in ("reviews", "items", "bad", "suspect") for path in root.glob(f"*/{name}/*.parquet")]
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
     def examples(self) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:

@@ -24,8 +24,14 @@ def launch(order: Path, log: Path) -> None:
     run_ranks(order, log, ranks=2, on_step=lambda metrics: None)
 
 
-def run_all(run: Run) -> None:
+def ingest(run: Run) -> None:
+    for category in run.plan.scans:
+        prepare.scan(run, category, silent)
     prepare.ingest(run, silent)
+
+
+def run_all(run: Run) -> None:
+    ingest(run)
     prepare.base_model(run, silent)
     score.effects(run, silent)
     score.weights(run)
@@ -149,7 +155,7 @@ def test_interrupted_equals_uninterrupted(whole: Run, small_world: Path, tmp_pat
     monkeypatch.setattr(score.in_shards, "__defaults__", (16,))  # several shards, so that there is a middle
     steady, broken = (Run(small_config(small_world, tmp_path / name)) for name in ("steady", "broken"))
     for run in (steady, broken):
-        prepare.ingest(run, silent)
+        ingest(run)
         prepare.base_model(run, silent)
     score.effects(steady, silent)
     for calls in (0, 3, 4):
@@ -170,7 +176,8 @@ def test_a_training_killed_in_the_middle_resumes_to_the_same_bytes(
     from tests.tasks.processes import kill_in_the_middle
 
     run = Run(small_config(small_world, tmp_path))
-    for stage in (prepare.ingest, prepare.base_model, score.effects):
+    ingest(run)
+    for stage in (prepare.base_model, score.effects):
         stage(run, silent)
     score.weights(run)
     staging = run.store.root / "train" / f".staging-{run.plan.train['nextquill'].fingerprint}"

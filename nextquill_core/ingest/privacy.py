@@ -1,0 +1,134 @@
+"""Whose ids are replaced and who is forgotten, before anything is written.
+
+Both happen where raw rows come in, so no artifact, not even a part of one, ever holds what is to be hidden. Raw texts
+of lines that cannot be read may hold anything; under either setting they are withheld.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextquill_core.config import PrivacyConfig
+from nextquill_core.errors import DataError
+from nextquill_core.ingest.sources.base import Batch
+from storage.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    import polars as pl
+
+WITHHELD = "(withheld: privacy)"
+MIN_KEY_BYTES = 16
+HEX_DIGITS = 32
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What is hidden.
+
+    Attributes:
+        key: The key of the pseudonyms; None where there is none. It is never shown and never written.
+        pseudonymize: Whether ids are replaced.
+        forget: Users who must not appear, by their id or their pseudonym.
+    """
+
+    key: bytes | None = None
+    pseudonymize: bool = False
+    forget: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"Privacy(pseudonymize={self.pseudonymize}, forget={len(self.forget)} users)"
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is hidden at all."""
+        return self.pseudonymize or bool(self.forget)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an artifact's fingerprint may know: digests that change with the key and with the list."""
+        return {
+            "key": self.pseudonym("nextquill: which key is this") if self.pseudonymize else None,
+            "forget": fingerprint(sorted(self.forget)) if self.forget else None,
+        }
+
+    def pseudonym(self, user_id: str) -> str:
+        """A user's pseudonym: BLAKE2b with the key, 128 bits in hexadecimal.
+
+        Raises:
+            ValueError: There is no key.
+        """
+        if self.key is None:
+            raise ValueError("no key")
+        return hashlib.blake2b(user_id.encode(), key=self.key[:64], digest_size=HEX_DIGITS // 2).hexdigest()
+
+    def forgotten(self, user_ids: pl.Series) -> pl.Series:
+        """Which of these ids (raw, or pseudonyms under the same key) belong to users who are to be forgotten."""
+        import polars as pl
+
+        listed = pl.Series(sorted(self.forget), dtype=pl.String)
+        found = user_ids.is_in(listed.implode())
+        if self.key is None or listed.is_empty():
+            return found
+        return (
+            found
+            | user_ids.is_in(self._pseudonyms(listed).implode())
+            | self._pseudonyms(user_ids).is_in(listed.implode())
+        )
+
+    def apply(self, batch: Batch) -> tuple[Batch, int]:
+        """The batch without what is hidden, and how many rows went because their user is forgotten."""
+        if not self.active:
+            return batch, 0
+        rows = batch.rows
+        if "user_id" in rows:
+            rows = rows.filter(~self.forgotten(rows["user_id"]))
+            if self.pseudonymize:
+                rows = rows.with_columns(self._pseudonyms(rows["user_id"]))
+        bad = [replace(row, raw=WITHHELD) for row in batch.bad]
+        return replace(batch, rows=rows, bad=bad, raw=lambda _: WITHHELD), batch.rows.height - rows.height
+
+    def _pseudonyms(self, user_ids: pl.Series) -> pl.Series:
+        each = user_ids.unique()
+        return user_ids.replace(each, [self.pseudonym(name) for name in each])
+
+
+def privacy(config: PrivacyConfig, secret: str | None = None) -> Privacy:
+    """The privacy settings with their key and list.
+
+    Args:
+        config: The settings.
+        secret: The key, where it comes from elsewhere than the environment.
+
+    Raises:
+        DataError: There is no key or it is too short, or the list cannot be read.
+    """
+    text = secret if secret is not None else os.environ.get(config.key_env)
+    key = hashlib.blake2b(text.encode()).digest() if text else None
+    if config.pseudonymize:
+        if not text:
+            raise DataError("no key for pseudonyms", f"environment variable {config.key_env}", "set it to a secret")
+        if len(text.encode()) < MIN_KEY_BYTES:
+            raise DataError(
+                f"the key for pseudonyms is shorter than {MIN_KEY_BYTES} bytes",
+                f"environment variable {config.key_env}" if secret is None else "the Prefect secret",
+                'make one with `python -c "import secrets; print(secrets.token_hex(32))"`',
+            )
+    return Privacy(key, config.pseudonymize, _listed(config.forget))
+
+
+def _listed(path: str | None) -> frozenset[str]:
+    if path is None:
+        return frozenset()
+    try:
+        lines: Iterable[str] = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise DataError(
+            f"cannot be read ({reason})", path, "privacy.forget names a text file, one user id a line"
+        ) from None
+    return frozenset(line.strip() for line in lines if line.strip())

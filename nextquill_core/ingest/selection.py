@@ -1,0 +1,179 @@
+"""Which of a scanned category's rows the protocol looks at: the rules for single rows, on ids and lengths alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nextquill_core.config import IngestConfig, ProtocolConfig
+from nextquill_core.errors import DataError
+from nextquill_core.ingest.clean import REASON, counts, item_reason, review_reason
+from nextquill_core.ingest.report import Account
+from nextquill_core.ingest.scan import Tally, shortened, too_many_bad
+from nextquill_core.ingest.sources.base import Part
+from nextquill_core.ingest.suspects import SUSPECT
+
+UNKNOWN_ITEM, ITEM_DROPPED, DUPLICATE = "unknown_item", "item_dropped", "duplicate_row"
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """A finished scan.
+
+    Attributes:
+        folder: Where its tables are.
+        reviews: What was found in the files of reviews.
+        items: What was found in those of items.
+    """
+
+    category: str
+    folder: Path
+    reviews: Tally
+    items: Tally
+
+    @classmethod
+    def open(cls, category: str, folder: Path, stats: Mapping[str, Any]) -> Scanned:
+        """A scan with the stats that `scan_category` returned."""
+        return cls(category, folder, Tally.from_json(stats["reviews"]), Tally.from_json(stats["items"]))
+
+    def parts(self, table: str) -> list[Path]:
+        """The Parquet files of a table, in the order of their rows."""
+        return sorted((self.folder / table).glob("*.parquet"))
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """A table, in the order of its rows."""
+        return pl.scan_parquet(self.parts(name))
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of a category by `item`, the hash of their id.
+
+    Attributes:
+        kept: `item` and `row` of the items that stay. Where several rows of an item pass the rules, the last counts.
+        dropped: `item` of the others.
+        account: Where the rows went; those of items that no sequence will need are still among the kept.
+    """
+
+    kept: pl.DataFrame
+    dropped: pl.Series
+    account: Account
+
+    def describe(self, scanned: Scanned, chosen: pl.Series) -> pl.DataFrame:
+        """The items with these hashes: item, item_id, title, description, sorted by item_id."""
+        rows = self.kept.filter(pl.col("item").is_in(chosen.unique().implode())).select("row")
+        columns = ("item", "item_id", pl.col("title").fill_null(""), "description")
+        found = scanned.table("items").join(rows.lazy(), on="row", how="semi").select(columns)
+        return found.collect().sort("item_id")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The reviews that pass the rules for single rows.
+
+    Attributes:
+        rows: As `cohort` wants them, in file order: `row`, `user`, `item`, `text` (hash of the raw text), `time`.
+        duplicates: The `row` of each review that repeats an earlier row in every column.
+        account: Where the others went.
+    """
+
+    rows: pl.DataFrame
+    duplicates: pl.Series
+    account: Account
+
+
+def check_bad_rows(scanned: Scanned, config: IngestConfig) -> None:
+    """Hold a finished scan to `bad_rows` and `max_bad_share`: it may have been made under other ones.
+
+    Raises:
+        DataError: There are bad rows though none may be, or too many.
+    """
+    parts: tuple[tuple[Part, Tally], ...] = (("items", scanned.items), ("reviews", scanned.reviews))
+    for part, tally in parts:
+        suspect = tally.suspect if config.suspect_rows == "bad" else Counter[str]()
+        whole = Tally(read=tally.read, bad=tally.bad + suspect, examples=tally.examples)
+        bad = whole.bad.total()
+        if bad and config.bad_rows == "fail":
+            reason = next(iter(whole.bad))
+            raise DataError(
+                f"{reason}: {shortened(tally.examples[reason])}",
+                f"{part} of {scanned.category}",
+                "mend the line, or set ingest.bad_rows to quarantine",
+            )
+        if bad > config.max_bad_share * tally.read:
+            raise too_many_bad(whole, part, config.max_bad_share)
+
+
+def select_items(scanned: Scanned, protocol: ProtocolConfig, absent: Container[str]) -> Items:
+    """Apply the rules for items."""
+    rows = scanned.table("items").select("row", "item", item_reason(protocol, absent)).collect()
+    account = _account(scanned.items, rows[REASON])
+    passed = rows.filter(pl.col(REASON).is_null())
+    kept = passed.group_by("item").agg(pl.col("row").max())
+    account.dropped["repeat_item"] = passed.height - kept.height
+    dropped = rows.select("item").unique().join(kept, on="item", how="anti")["item"]
+    return Items(kept, dropped, account)
+
+
+def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, absent: Container[str]) -> Selection:
+    """Apply the rules for single reviews: those of their own, then their item has to be one that stays.
+
+    Raises:
+        DataError: The items of the reviews are none of the category's.
+    """
+    reason = review_reason(config.protocol, absent)
+    if config.suspect_rows == "bad":
+        reason = pl.coalesce(SUSPECT, reason.cast(pl.String)).alias(REASON)
+    columns = ("row", "user", "item", "text_hash", "timestamp_ms", "twin")
+    judged = scanned.table("reviews").select(*columns, reason).collect()
+    account = _account(scanned.reviews, judged[REASON])
+    if config.suspect_rows == "list":
+        account.suspect = Counter(scanned.reviews.suspect)
+    passed = judged.filter(pl.col(REASON).is_null()).drop(REASON)
+    del judged
+    kept = passed.join(items.kept, on="item", how="semi", maintain_order="left")
+    dropped = passed.height - kept.height
+    account.dropped[ITEM_DROPPED] = passed.join(items.dropped.to_frame(), on="item", how="semi").height
+    account.dropped[UNKNOWN_ITEM] = dropped - account.dropped[ITEM_DROPPED]
+    if account.dropped[UNKNOWN_ITEM] and account.dropped[UNKNOWN_ITEM] == passed.height:
+        raise DataError(
+            f"the metadata matches no review: none of the items of {passed.height:,} reviews is in "
+            f"{', '.join(name for name, _ in scanned.items.files)}",
+            scanned.category,
+            "give the metadata of the same category in ingest.inputs[].items",
+        )
+    first = kept["twin"].is_first_distinct()
+    account.dropped[DUPLICATE] = int((~first).sum())
+    rows = kept.filter(first).select("row", "user", "item", text="text_hash", time="timestamp_ms")
+    return Selection(rows, kept["row"].filter(~first), account)
+
+
+def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:
+    """The rows that repeat an earlier one, for the quarantine: file, line, reason, raw (the row's columns as JSON)."""
+    columns = ("user_id", "item_id", "rating", "title", "text", "timestamp_ms")
+    rows = scanned.table("reviews").join(selection.duplicates.to_frame().lazy(), on="row", how="semi")
+    found = rows.select("row", *columns).collect().sort("row")
+    places = [scanned.reviews.place(row) for row in found["row"]]
+    raw = [json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True)]
+    return pl.DataFrame(
+        {
+            "file": [name for name, _ in places],
+            "line": [line for _, line in places],
+            "reason": [DUPLICATE] * len(raw),
+            "raw": [text[:2000] for text in raw],
+        },
+        schema={"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String},
+    )
+
+
+def _account(tally: Tally, reasons: pl.Series) -> Account:
+    dropped = Counter(tally.bad)
+    dropped["forgotten_user"] = tally.forgotten
+    dropped.update(counts(reasons))
+    return Account(read=tally.read, dropped=dropped)

@@ -1,0 +1,101 @@
+"""The three Amazon review collections of the McAuley lab, each in the layout in which it is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from nextquill_core.errors import DataError
+from nextquill_core.ingest.sources.base import Part
+from nextquill_core.ingest.sources.jsonlines import Column, JsonLines
+
+
+class Amazon2023(JsonLines):
+    """Amazon Reviews 2023: one JSON object a line."""
+
+    name = "amazon-2023"
+    summary = "Amazon Reviews 2023 (JSON lines, plain or .gz): local files, or a category name fetched from the hub"
+    # `details`, `price`, `images` and `videos` change type from row to row, so only these keys are ever read.
+    columns = {
+        "reviews": {
+            "user_id": Column("string", ("user_id",), identifies=True),
+            "item_id": Column("string", ("parent_asin",), identifies=True),
+            "rating": Column("number", ("rating",)),
+            "title": Column("string", ("title",)),
+            "text": Column("string", ("text",)),
+            "timestamp_ms": Column("integer", ("timestamp", "sort_timestamp")),
+        },
+        "items": {
+            "item_id": Column("string", ("parent_asin",), identifies=True),
+            "title": Column("string", ("title",), required=False),
+            "description": Column("strings", ("description",), required=False),
+            "categories": Column("strings", ("categories",), required=False),
+            "rating_number": Column("number", ("rating_number",), required=False),
+        },
+    }
+    repository: ClassVar[str] = "McAuley-Lab/Amazon-Reviews-2023"
+
+    def fetched(self, category: str, part: Part, fetch: bool) -> tuple[Path, ...]:
+        """The category's file of the hub data set, in the hub's own cache; a broken download goes on where it broke."""
+        folder, prefix = ("review_categories", "") if part == "reviews" else ("meta_categories", "meta_")
+        file = f"raw/{folder}/{prefix}{category}.jsonl"
+        local = f"name local files in ingest.inputs[].{part}"
+        from nextquill_core.ingest.sources import hub  # imports the hub client, which takes a second
+
+        try:
+            return (hub.hub_file(self.repository, file, fetch=fetch),)
+        except hub.NotInDataSetError:
+            what, remedy = f"there is no category `{category}`", f"correct ingest.inputs[].category, or {local}"
+        except hub.NotDownloadedError:
+            what, remedy = "it is not downloaded yet", f"run `nextquill ingest` with a network, or {local}"
+        except Exception as error:  # the hub client raises many kinds; each of them means that there is no file
+            what = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+            remedy = f"check the network and run the command again, which goes on where it broke, or {local}"
+        raise DataError(f"cannot fetch {file}: {what}", f"hub data set {self.repository}", remedy)
+
+
+# The two older collections share their reviews' keys. Reviewers often left no summary, and some dumps no text.
+_OLD_REVIEWS = {
+    "user_id": Column("string", ("reviewerID",), identifies=True),
+    "item_id": Column("string", ("asin",), identifies=True),
+    "rating": Column("number", ("overall",)),
+    "title": Column("string", ("summary",), required=False),
+    "text": Column("string", ("reviewText",), required=False),
+    "timestamp_ms": Column("seconds", ("unixReviewTime",)),
+}
+
+
+class Amazon2018(JsonLines):
+    """Amazon Review Data (2018): JSON lines, times in seconds, descriptions and categories as lists of strings."""
+
+    name = "amazon-2018"
+    summary = "Amazon Review Data 2018 (JSON lines, plain or .gz): local files"
+    absent = frozenset({"items.rating_number"})
+    literals = True
+    columns = {
+        "reviews": _OLD_REVIEWS,
+        "items": {
+            "item_id": Column("string", ("asin",), identifies=True),
+            "title": Column("string", ("title",), required=False),
+            "description": Column("strings", ("description",), required=False),
+            "categories": Column("strings", ("category",), required=False),
+        },
+    }
+
+
+class Amazon2014(JsonLines):
+    """Amazon product data (2014): times in seconds; metadata as Python literals, description a single text."""
+
+    name = "amazon-2014"
+    summary = "Amazon product data 2014 (JSON lines or Python literals, plain or .gz): local files"
+    absent = frozenset({"items.rating_number"})
+    literals = True
+    columns = {
+        "reviews": _OLD_REVIEWS,
+        "items": {
+            "item_id": Column("string", ("asin",), identifies=True),
+            "title": Column("string", ("title",), required=False),
+            "description": Column("text", ("description",), required=False),
+            "categories": Column("lists", ("categories",), required=False),
+        },
+    }

@@ -1,0 +1,133 @@
+"""A file of a hub data set in the hub's own cache; a download goes on where it broke, in this process or a later one.
+
+The hub client throws away what it has of a file once its process ends or a connection is reset. Raw categories have up
+to 30 GB, so here the part that has come stays beside the cache's blobs until the rest is there. This is plain HTTP: the
+client's Xet downloads, where they are used, cannot be taken up.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+from pathlib import Path
+
+from filelock import FileLock
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils._headers import build_hf_headers
+
+# Seconds before each try that follows one without a new byte. The client itself tries for some seconds every time.
+PAUSES = (1, 2, 4, 8, 16)
+
+
+class NotInDataSetError(Exception):
+    """The data set has no such file."""
+
+
+class NotDownloadedError(Exception):
+    """There is no local copy, and nothing may be fetched."""
+
+
+def hub_file(repository: str, file: str, *, fetch: bool) -> Path:
+    """The local copy of a data set's file, as of the newest commit.
+
+    Without the network an earlier copy serves. On a terminal a bar shows the progress.
+
+    Args:
+        repository: The data set, as OWNER/NAME.
+        file: The file's path in it.
+        fetch: Whether to download; otherwise only an earlier copy counts.
+
+    Raises:
+        NotInDataSetError: The hub says that there is no such file.
+        NotDownloadedError: There is no copy, and `fetch` is False.
+        Exception: Whatever the hub client raises: no network, no permission, no space.
+    """
+    if not fetch:
+        copy = _copy(repository, file)
+        if copy is None:
+            raise NotDownloadedError(file)
+        return copy
+    try:
+        metadata = get_hf_file_metadata(hf_hub_url(repository, file, repo_type="dataset"))
+    except EntryNotFoundError:
+        raise NotInDataSetError(file) from None
+    except Exception:
+        copy = _copy(repository, file)
+        if copy is None:
+            raise
+        return copy
+    if metadata.etag and metadata.size and metadata.commit_hash:
+        blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="dataset"), "blobs")
+        url = hf_hub_url(repository, file, repo_type="dataset", revision=metadata.commit_hash)
+        _complete(blobs / metadata.etag, url, metadata.size, file.rpartition("/")[2])
+    return Path(hf_hub_download(repository, file, repo_type="dataset"))  # finds the blob and names it
+
+
+def _copy(repository: str, file: str) -> Path | None:
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset", local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _complete(blob: Path, url: str, size: int, shown: str) -> None:
+    """Download what is missing of a blob, then give it its name."""
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    partial = blob.with_name(f"{blob.name}.nextquill-partial")
+    with FileLock(f"{partial}.lock"):
+        if blob.exists():
+            return
+        if _size(partial) > size:
+            partial.unlink()
+        resumed, tries = _size(partial) > 0, 0
+        while (before := _size(partial)) < size:
+            try:
+                with partial.open("ab") as target:
+                    http_get(
+                        url,
+                        target,
+                        resume_size=before,
+                        headers=build_hf_headers(),
+                        expected_size=size,
+                        displayed_filename=shown,
+                    )
+            except HfHubHTTPError as error:
+                if error.response is not None and error.response.status_code < 500:
+                    raise
+                tries = _again(error, tries, _size(partial) > before)
+            except Exception as error:  # of the client's transport, which changes with its version
+                tries = _again(error, tries, _size(partial) > before)
+            resumed = resumed or before > 0
+        if resumed and not _is_whole(partial, blob.name):
+            partial.unlink()
+            raise OSError("the download was damaged and is thrown away: run the command again")
+        partial.replace(blob)
+
+
+def _again(error: Exception, tries: int, came_on: bool) -> int:
+    """Wait before another try and return how many there were without a new byte; raise what is no use to repeat."""
+    if isinstance(error, ValueError):  # a file that this way of downloading does not take
+        raise error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise error
+    if came_on:
+        tries = 0
+    if tries == len(PAUSES):
+        raise error
+    time.sleep(PAUSES[tries])
+    return tries + 1
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_whole(path: Path, etag: str) -> bool:
+    """Whether the bytes are those of the etag, where that is their SHA-256: of all large files of the hub."""
+    if len(etag) != 64:
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == etag

@@ -1,0 +1,197 @@
+"""The source `table`: Parquet, and what is the same whatever the format."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from nextquill_core.errors import DataError
+from nextquill_core.ingest import parquet
+from tests.conftest import REAL
+from tests.nextquill_core.ingest.test_table import (
+    CANONICAL,
+    NOON,
+    ROW,
+    accounted,
+    as_csv,
+    bad,
+    batches,
+    rows,
+    write_csv,
+    write_parquet,
+)
+from tests.nextquill_core.ingest.world import World, plain_category
+
+
+def test_parquet_takes_columns_as_they_are_typed(tmp_path: Path) -> None:
+    moment = datetime(2018, 7, 7, 12, tzinfo=UTC)
+    fixed = {
+        "bid": pa.array(["a", "b", "a"]).dictionary_encode(),
+        "stars": pa.array([1, None, 5], pa.int8()),
+        "head": pa.array(["h", None, "h"], pa.large_string()),
+        "body": pa.array([b"x", b"y", "ü".encode()], pa.binary()),
+    }
+    for kind in (pa.timestamp("s"), pa.timestamp("ns", "UTC"), pa.timestamp("us", "Europe/Berlin"), pa.date32()):
+        dates = pa.array([moment if pa.types.is_timestamp(kind) and kind.tz else moment.replace(tzinfo=None)] * 3, kind)
+        found = batches(write_parquet(tmp_path, {"uid": pa.array([1, 2, 3], pa.uint64()), **fixed, "date": dates}))
+        midday = NOON - (12 * 3600_000 if pa.types.is_date(kind) else 0)
+        assert rows(found) == [
+            {"user_id": "1", "item_id": "a", "rating": 1.0, "title": "h", "text": "x", "timestamp_ms": midday},
+            {"user_id": "2", "item_id": "b", "rating": None, "title": None, "text": "y", "timestamp_ms": midday},
+            {"user_id": "3", "item_id": "a", "rating": 5.0, "title": "h", "text": "ü", "timestamp_ms": midday},
+        ]
+        assert found[-1].position == (tmp_path / "r.parquet").stat().st_size
+
+
+def test_bad_rows_of_parquet_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 2)
+    broken = pa.StringArray.from_buffers(5, *pa.array([b"a", b"b", b"\xff", b"d", b"e"], pa.binary()).buffers()[1:])
+    columns = {
+        "uid": ["u", None, "u", "u", "u"], "bid": ["i", "i", "i", "", "i"], "body": broken, "head": ["h"] * 5,
+        "stars": [float("nan"), 1.0, 2.0, 3.0, 4.0], "date": [str(NOON)] * 5,
+    }  # fmt: skip
+    found = batches(write_parquet(tmp_path, columns))
+    assert bad(found) == [(1, "wrong-type-stars"), (2, "missing-uid"), (3, "invalid-utf8"), (4, "missing-bid")]
+    assert rows(found) == [CANONICAL | {"user_id": "u", "item_id": "i", "text": "e"}]
+    assert json.loads(found[0].bad[1].raw)["bid"] == "i"
+    accounted(found, 5)
+
+
+def test_parquet_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {key: [value] for key, value in ROW.items()}
+    path = write_parquet(tmp_path, columns | {"uid": [1.5]})
+    with pytest.raises(DataError, match="column `uid` is double, which is no user_id; convert it"):
+        batches(path)
+    path = write_parquet(tmp_path, {("Uid" if key == "uid" else key): value for key, value in columns.items()})
+    with pytest.raises(DataError, match=r"there is no column `uid`; did you mean `Uid`\?"):
+        batches(path)
+    path = write_parquet(tmp_path, columns)
+    with pytest.raises(DataError, match="column `date` is int64, which is no timestamp"):
+        batches(path, options={"timestamp": "iso"})
+    data = path.read_bytes()
+    for broken in (data[: len(data) // 2], data[:40] + b"\xff" * 200 + data[240:], b"PAR1"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"r\.parquet: (is no Parquet, or damaged|cannot be read)") as caught:
+            batches(path)
+        assert "\n" not in str(caught.value)
+
+
+def converted(
+    folder: Path, reviews: list[dict[str, Any]], items: list[dict[str, Any]], options: dict[str, Any], **settings: Any
+) -> tuple[dict[str, list[Any]], list[Any]]:
+    """The sequences, examples and items that each format gives, and what the first one's stats are."""
+    world, found, stats = World(folder), {}, []
+    one = [row | {key: " ".join(value) for key, value in row.items() if isinstance(value, list)} for row in items]
+    names = {"jsonl": ("r.jsonl", "i.jsonl"), "csv": ("r.csv.gz", "i.csv"), "parquet": ("r.parquet", "i.parquet")}
+    world.write("r.jsonl", reviews)
+    world.write("i.jsonl", items)
+    write_csv(folder, as_csv(reviews), "r.csv.gz")
+    write_csv(folder, as_csv(one), "i.csv")
+    pl.DataFrame(reviews, infer_schema_length=None).write_parquet(folder / "r.parquet")
+    pl.DataFrame(items, infer_schema_length=None).write_parquet(folder / "i.parquet")
+    for kind, (review_file, item_file) in names.items():
+        for size in (700, 64 << 20) if len(reviews) < 100 else (64 << 20,):
+            out = folder / f"{kind}-{size}"
+            config = world.config(folder / review_file, folder / item_file, source="table", options=options, **settings)
+            stats.append(world.run(config, size, out))
+            found[out.name] = [world.table(name, out) for name in ("sequences", "items", "examples")]
+    return found, stats
+
+
+def without_rows(value: Any) -> Any:
+    """Numbers of rows differ between formats: CSV has a header."""
+    if isinstance(value, dict):
+        return {key: without_rows(each) for key, each in value.items() if key != "row"}
+    return [without_rows(each) for each in value] if isinstance(value, list) else value
+
+
+def test_every_format_and_size_of_batch_gives_the_same_sequences(tmp_path: Path) -> None:
+    reviews, items = plain_category()
+    for number, row in enumerate(reviews):
+        row["text"] += f' "{number}",\nnext line'
+    mapped = {"user_id": "user_id", "item_id": "parent_asin", "rating": "rating", "title": "title", "text": "text"}
+    options = {
+        "reviews": mapped | {"timestamp": "timestamp"},
+        "items": {"item_id": "parent_asin", "title": "title", "description": "description",
+                  "categories": "categories", "rating_number": "rating_number"},
+    }  # fmt: skip
+    found, stats = converted(tmp_path, reviews, items, options)
+    first, *others = map(without_rows, found.values())
+    assert len(first[0]) == 4
+    assert [each == first for each in others] == [True] * 5
+    assert all(each == stats[0] for each in stats)
+
+
+def test_the_real_slice_is_the_same_in_every_format(tmp_path: Path) -> None:
+    if not REAL.exists():
+        pytest.skip(f"no {REAL}")
+
+    def read(name: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+        with gzip.open(REAL / name, "rt", encoding="utf-8") as file:
+            return [{key: row.get(key) for key in keys.values()} for row in map(json.loads, file)]
+
+    reviews = {key: key for key in ("user_id", "rating", "title", "text", "timestamp")} | {"item_id": "parent_asin"}
+    items = {key: key for key in ("title", "description", "categories", "rating_number")} | {"item_id": "parent_asin"}
+    found, _ = converted(
+        tmp_path, read("Digital_Music.jsonl.gz", reviews), read("meta_Digital_Music.jsonl.gz", items),
+        {"reviews": reviews, "items": items}, min_user_reviews=4, min_item_users=2, min_text_chars=200,
+    )  # fmt: skip
+    lines, table, parquet = (without_rows(each) for each in found.values())
+    assert len(lines[0]) > 10
+    assert lines == table == parquet
+    world = World(tmp_path)
+    paths = (REAL / "Digital_Music.jsonl.gz", REAL / "meta_Digital_Music.jsonl.gz")
+    protocol = {"min_user_reviews": 4, "min_item_users": 2, "min_text_chars": 200}
+    world.run(world.config(*paths, **protocol))
+    assert [without_rows(world.table(name)) for name in ("sequences", "items", "examples")] == lines
+
+
+def test_a_date_of_python_is_a_day(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {key: [value] for key, value in ROW.items()}
+    path = write_parquet(tmp_path, columns | {"date": [date(2018, 7, 7)]})
+    assert rows(batches(path)) == [CANONICAL | {"timestamp_ms": NOON - 12 * 3600_000}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_scan_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    from nextquill_core.ingest.scan import _File
+
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 5)
+    world = World(tmp_path)
+    table = [ROW | {"uid": f"u{n}", "body": f"text {n}", "date": NOON + n} for n in range(23)]
+    world.write("r.jsonl", table)
+    write_csv(tmp_path, as_csv(table))
+    pl.DataFrame(table).write_parquet(tmp_path / "r.parquet")
+    world.write("i.jsonl", [{"bid": "i1"}])
+    columns = {"user_id": "uid", "item_id": "bid", "text": "body", "timestamp": "date"}
+    options = {"reviews": columns, "items": {"item_id": "bid"}}
+    config = world.config(tmp_path / f"r.{kind}", tmp_path / "i.jsonl", source="table", options=options)
+    world.scan(config, 120, tmp_path / "whole")
+    write, written = _File._write, []
+
+    def dies(self: _File, *args: Any) -> None:
+        written.append(args[0])
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        write(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_File, "_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            world.scan(config, 120, tmp_path / "killed")
+    world.scan(config, 120, tmp_path / "killed")
+
+    def found(name: str) -> list[tuple[int, str]]:
+        paths = sorted((tmp_path / name).rglob("reviews/*.parquet"))
+        assert len(paths) > 3
+        return [row for path in paths for row in pl.read_parquet(path).select("row", "text").iter_rows()]
+
+    assert found("killed") == found("whole")
+    assert [text for _, text in found("whole")] == [f"text {n}" for n in range(23)]
