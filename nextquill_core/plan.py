@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nextquill_core.config import Config
 from nextquill_core.evaluation.methods import METHODS
-from nextquill_core.ingest.sources import RawFiles, Source, source
+from nextquill_core.ingest.sources import PARTS, RawFiles, Source, source
 from nextquill_core.model.identity import external_model_identity
 from nextquill_core.prompts import PLAIN, resolve_template
 from storage import Artifact, DigestCache, Store, differences, fingerprint
@@ -114,7 +114,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     reading = {name: settings.pop(name) for name in ("source", "options")} | {"revision": reader.revision}
     scans: dict[str, Step] = {}
     for raw in files:
-        digested = {part: [digests(path) for path in raw.of(part)] for part in ("reviews", "items")}
+        digested = {part: [digests(path) for path in raw.of(part)] for part in PARTS}
         scan = {"source": reading, "privacy": privacy or {}, "raw": digested}
         scans[raw.category] = Step("scan", f"scan:{raw.category}", scan)
     ingest = Step("ingest", "ingest", {"ingest": settings}, tuple(scans.values()))

@@ -13,8 +13,8 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from storage.digests import DigestCache
 from storage.errors import UserError
-from storage.files import DigestCache
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
 from storage.staging import FAILURE, RECORDS, Basis, Staging
 

@@ -46,9 +46,9 @@ def elements(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[bytes
         pieces.close()
         for block in read_blocks(path, block_bytes=piece_bytes):
             if block.fault:
-                yield block.data, block.position, block.fault
+                yield bytes(block.data), block.position, block.fault
                 continue
-            lines = block.data.split(b"\n")
+            lines = bytes(block.data).split(b"\n")
             yield from ((line, block.position, None) for line in (lines if lines[-1] else lines[:-1]))
         return
     if not buffer.startswith(b"["):

@@ -23,7 +23,7 @@ from nextquill_core.errors import DataError
 from nextquill_core.ingest.canonical import CANONICAL, IDS, LINE
 from nextquill_core.ingest.findings import Finding, implausible
 from nextquill_core.ingest.parse import RAW_CHARS
-from nextquill_core.ingest.sources.base import Batch, Part, RawFiles, Source
+from nextquill_core.ingest.sources.base import PARTS, Batch, Part, RawFiles, Source
 
 __all__ = ["Finding", "assert_conforms", "check_source"]
 
@@ -32,7 +32,6 @@ PIECES = 5  # batches into which what was read is cut again
 RESUMED = 8  # batches after which reading is taken up
 REASON = re.compile(r"[a-z][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 REASON_CHARS, REASONS = 60, 100
-PARTS: tuple[Part, ...] = ("reviews", "items")
 
 
 def check_source(source: Source, raw: RawInput, *, rows: int = ROWS) -> list[Finding]:

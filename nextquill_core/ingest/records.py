@@ -56,9 +56,9 @@ class _Lines(Iterator[str]):
                 self.fault = block
                 raise StopIteration
             try:
-                text = block.data.decode()
+                text = bytes(block.data).decode()
             except UnicodeDecodeError:
-                text, self.dirty = block.data.decode(errors="surrogateescape"), True
+                text, self.dirty = bytes(block.data).decode(errors="surrogateescape"), True
             lines = text.split("\n")
             self.waiting.extend(line + "\n" for line in lines[:-1])
             if lines[-1]:
@@ -103,7 +103,7 @@ def records(path: Path, delimiter: str, block_bytes: int = READ_BYTES) -> Iterat
             if fault is None:
                 return
             lines.fault = None
-            yield Record([], fault.data.decode(errors="replace"), fault.position, fault.fault)
+            yield Record([], bytes(fault.data).decode(errors="replace"), fault.position, fault.fault)
             continue
         except csv.Error:
             lines.give_back()

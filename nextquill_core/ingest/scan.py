@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import xxhash
 
 from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
@@ -34,6 +35,7 @@ HOPELESS_ROWS = 10_000  # a file without one readable row among so many is not r
 TELLING_ROWS = 100_000  # from so many rows on, the share of bad ones in a file is known well enough to stop
 LISTED = 1_000  # suspect rows of one reason that are listed a batch; all are counted
 ROW_GROUP = 10_000
+DIGEST_BYTES = 64 << 10  # small enough to stay in the processor's cache
 WRITERS = 2  # one waits for the disk while another compresses
 MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
 QUARANTINE = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String}
@@ -50,6 +52,7 @@ class Tally:
         forgotten: Rows of users who are to be forgotten; they are not stored.
         examples: The first bad or suspect row of each reason, as `FILE:LINE: TEXT`.
         files: For each file its name and the `row` before its first.
+        digests: For each file the digest of all its bytes, as `DigestCache` computes it.
     """
 
     read: int = 0
@@ -59,6 +62,7 @@ class Tally:
     forgotten: int = 0
     examples: dict[str, str] = field(default_factory=dict)
     files: list[tuple[str, int]] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a part's record in."""
@@ -161,7 +165,8 @@ class _File:
             done, resume, last_line = done + 1, record["resume"], record["last_line"]
         batches = self.source.read(self.part, self.path, resume)
         batches = batches if resume is not None else islice(batches, done, None)
-        size = self.path.stat().st_size
+        before, bytes_read = self.path.stat(), _BytesRead(self.path)
+        size = before.st_size
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="ingest-writer") as writers:
             writing: deque[Future[None]] = deque()
             for number, whole in enumerate(batches, done):
@@ -176,13 +181,19 @@ class _File:
                     writing.popleft().result()
                 writing.append(writers.submit(self._write, f"{self.number:04d}-{number:06d}", table, batch, record))
                 meter(batch.position, self.part)
+                bytes_read.up_to(batch.position)
             for future in writing:
                 future.result()
         self._stop_if_hopeless(mine, 1.0)
         if not mine.read:
             raise DataError("the file holds no rows", str(self.path), "fetch it again, or leave it out")
+        bytes_read.up_to(size)
+        after = self.path.stat()
+        if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
+            raise DataError("the file changed while it was read", str(self.path), "run the command again")
         meter.before += size
         tally.add(mine.to_json())
+        tally.digests.append(bytes_read.digest)
         return self.first_row + last_line
 
     def _table(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -238,7 +249,7 @@ class _File:
 
     def _write_table(self, name: str, table: pl.DataFrame) -> None:
         with atomic_path(self.staging.path(name)) as temporary:
-            table.write_parquet(temporary, compression="lz4", statistics=False, row_group_size=ROW_GROUP)
+            table.write_parquet(temporary, compression="snappy", statistics=False, row_group_size=ROW_GROUP)
         self.staging.finish(name, rows=table.height)
 
     def _suspects(self, table: pl.DataFrame, batch: Batch) -> list[BadRow]:
@@ -285,6 +296,27 @@ class _File:
             )
         if mine.read >= TELLING_ROWS and bad > self.config.max_bad_share * mine.read / share_read:
             raise too_many_bad(mine, self.part, self.config.max_bad_share)
+
+
+class _BytesRead:
+    """Digests a file's bytes soon after the source has read them, when they are still in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done = 0
+        self._state = xxhash.xxh3_128()
+
+    def up_to(self, position: int) -> None:
+        """Take in what lies before `position`."""
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._done)
+            while self._done < position and (piece := file.read(min(DIGEST_BYTES, position - self._done))):
+                self._state.update(piece)
+                self._done += len(piece)
+
+    @property
+    def digest(self) -> str:
+        return self._state.hexdigest()
 
 
 def _mixed(columns: Sequence[str]) -> pl.Expr:

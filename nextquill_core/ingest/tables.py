@@ -277,7 +277,7 @@ def sniffed_columns(path: Path, keys: Mapping[str, str], times: str, part: Part)
     check_times(times)
     block = next(iter(read_blocks(path, block_bytes=SNIFFED_BYTES)), None)
     seen: dict[str, Any] = {}
-    for line in block.data.split(b"\n")[:SNIFFED_LINES] if block else ():
+    for line in bytes(block.data).split(b"\n")[:SNIFFED_LINES] if block else ():
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:

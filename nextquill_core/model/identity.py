@@ -44,7 +44,7 @@ def external_model_identity(config: ModelConfig, digests: DigestCache) -> dict[s
         if not (folder / "config.json").is_file():
             raise ModelError("not a Hugging Face model folder: it has no config.json", config.name_or_path, REMEDY)
         files = sorted({path for pattern in WEIGHTS_AND_TOKENIZER for path in folder.glob(pattern)})
-        return {"files": {path.name: digests(path) for path in files}, "dtype": config.dtype}
+        return {"files": {path.name: digests.whole(path) for path in files}, "dtype": config.dtype}
     if config.name_or_path.count("/") != 1 or config.name_or_path[0] in "./~":
         raise ModelError("no such model folder", config.name_or_path, REMEDY)
     return {"name": config.name_or_path, "revision": config.revision, "dtype": config.dtype}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from nextquill_core.ingest.sources.base import PARTS
 from nextquill_core.progress import Progress
 from nextquill_core.stages.run import Outcome, Run
-from storage import Staging
+from storage import Staging, UserError
 
 
 def scan(run: Run, category: str, progress: Progress, *, force: bool = False) -> Outcome:
@@ -16,12 +17,20 @@ def scan(run: Run, category: str, progress: Progress, *, force: bool = False) ->
     from nextquill_core.ingest.scan import scan_category
 
     raw = next(files for files in run.plan.files if files.category == category)
+    step, digests = run.plan.scans[category], run.store.digests
 
     def build(staging: Staging) -> dict[str, Any]:
-        return scan_category(run.config.ingest, run.plan.source, raw, run.privacy, staging, progress)
+        for part in PARTS:
+            if [digests(path) for path in raw.of(part)] != step.settings["raw"][part]:
+                raise UserError(f"the {part} changed since the run began", category, "run the command again")
+        stats = scan_category(run.config.ingest, run.plan.source, raw, run.privacy, staging, progress)
+        for part in PARTS:
+            for path, whole in zip(raw.of(part), stats[part]["digests"], strict=True):
+                digests.confirm(path, whole)
+        return stats
 
     # the parts hold hashes that are compared with each other, and they may differ between versions of Polars
-    return run.make(run.plan.scans[category], build, force=force, tools=f"polars {pl.__version__}")
+    return run.make(step, build, force=force, tools=f"polars {pl.__version__}")
 
 
 def ingest(run: Run, progress: Progress, *, force: bool = False) -> Outcome:

@@ -171,16 +171,6 @@ def test_differences_name_the_field() -> None:
     assert list(differences(old, new)) == ["train.alpha 0.05 → 0.1", "x 1 → (absent)", "y (absent) → 2"]
 
 
-def test_digests_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
-    file = tmp_path / "raw.jsonl"
-    file.write_text("one")
-    store = Store(tmp_path / "store")
-    first = store.digests(file)
-    assert store.digests(file) == first
-    file.write_text("two")
-    assert store.digests(file) != first
-
-
 def chain(store: Store, *names: str) -> None:
     """Artifacts of one kind each, every one made from the one before."""
     inputs: list[InputRef] = []

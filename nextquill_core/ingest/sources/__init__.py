@@ -12,13 +12,14 @@ from typing import Any
 
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.sources.amazon import Amazon2014, Amazon2018, Amazon2023
-from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, Source, local_files
+from nextquill_core.ingest.sources.base import PARTS, BadRow, Batch, Part, RawFiles, Source, local_files
 from nextquill_core.ingest.sources.jsonlines import Column, JsonLines, Kind
 from nextquill_core.ingest.sources.lamp import Lamp
 from nextquill_core.ingest.sources.table import Table
 
 __all__ = [
     "BUILT_IN",
+    "PARTS",
     "BadRow",
     "Batch",
     "Column",

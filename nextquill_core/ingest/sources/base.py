@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Part = Literal["reviews", "items"]
+PARTS: tuple[Part, ...] = ("reviews", "items")
 BATCH_BYTES = 24 << 20  # below 32 MB, from where on malloc has the kernel clear new memory each time
 
 

@@ -49,6 +49,7 @@ class JsonLines(Source):
 
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
         """Read a file in blocks of whole lines; a block that was done with is never read again."""
+        from nextquill_core.ingest.ahead import in_order
         from nextquill_core.ingest.blocks import read_blocks
         from nextquill_core.ingest.parse import Parser
 
@@ -56,5 +57,5 @@ class JsonLines(Source):
         if resume == "end":
             return
         start, line = resume or (0, 1)
-        for block in read_blocks(path, block_bytes=self.batch_bytes, start=start, first_line=line):
-            yield parser.parse(block)
+        blocks = read_blocks(path, block_bytes=self.batch_bytes, start=start, first_line=line)
+        yield from in_order(parser.parse, blocks)

@@ -21,12 +21,12 @@ def test_blocks_are_whole_lines_and_together_the_file(tmp_path: Path, block_byte
     path.write_bytes(gzip.compress(TEXT) if name.endswith("gz") else TEXT)
     found = list(read_blocks(path, block_bytes=block_bytes))
     assert b"".join(block.data for block in found) == TEXT
-    assert all(block.data.endswith(b"\n") for block in found[:-1])
+    assert all(bytes(block.data).endswith(b"\n") for block in found[:-1])
     line, end = 1, 0
     for block in found:
         end += len(block.data)
         assert (block.first_line, block.end) == (line, end)
-        line += block.data.count(b"\n")
+        line += bytes(block.data).count(b"\n")
     for block in found:  # from the end of any block on, the rest is the same
         rest = list(read_blocks(path, block_bytes=block_bytes, start=block.end, first_line=9))
         assert b"".join(part.data for part in rest) == TEXT[block.end :]

@@ -1,0 +1,116 @@
+"""Which raw file is which, without reading tens of gigabytes to find that nothing has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from storage.files import write_json
+
+SAMPLES = 64
+SAMPLE_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a file as it stood at one moment.
+
+    Attributes:
+        digest: What it goes by.
+        sample: Digest of its size and of pieces of it.
+        whole: Digest of all its bytes, once somebody has read them.
+    """
+
+    digest: str
+    sample: str
+    whole: str | None = None
+
+
+class DigestCache:
+    """Digests of large files (XXH3, 128 bits), remembered by path, size, inode and modification time.
+
+    A raw file that is met for the first time goes by a digest of its size and of 64 pieces of 64 kB spread over it. One
+    that agrees with a known one in all these, but was touched, copied or written anew, is read as a whole and held
+    against the other's bytes. So a change is seen unless size, inode and modification time all stay (writing in place
+    and setting the clock back). What stores cannot tell each other is that two files differ between the pieces.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            self._known = {key: _Known(**value) for key, value in values.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._known = {}
+
+    def __call__(self, file: Path) -> str:
+        """What `file` goes by.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        key = _standing(file)
+        if key not in self._known:
+            sample = _sample(file)
+            alike = {other: known for other, known in self._known.items() if known.sample == sample}
+            if not alike:
+                self._remember(key, _Known(sample, sample))
+            else:
+                whole = _whole(file)
+                same = (known for other, known in alike.items() if self._whole_of(other) == whole)
+                found = next(same, None)
+                self._remember(key, _Known(found.digest if found else whole, sample, whole))
+        return self._known[key].digest
+
+    def whole(self, file: Path) -> str:
+        """The digest of all bytes of `file`.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        self(file)
+        return self._whole_of(_standing(file)) or _whole(file)
+
+    def confirm(self, file: Path, whole: str) -> None:
+        """Take note of the digest of all bytes of `file`, from somebody who had to read them anyway."""
+        self(file)
+        key = _standing(file)
+        self._remember(key, replace(self._known[key], whole=whole))
+
+    def _whole_of(self, key: str) -> str | None:
+        """The digest of all bytes of a known file; None if they were not read while it stood like that."""
+        known = self._known[key]
+        file = Path(key.rsplit("|", 3)[0])
+        if known.whole is None and file.exists() and _standing(file) == key:
+            known = replace(known, whole=_whole(file))
+            self._remember(key, known)
+        return known.whole
+
+    def _remember(self, key: str, known: _Known) -> None:
+        if self._known.get(key) != known:
+            self._known[key] = known
+            write_json(self._path, {key: asdict(value) for key, value in self._known.items()})
+
+
+def _standing(file: Path) -> str:
+    stat = file.stat()
+    return f"{file.resolve()}|{stat.st_size}|{stat.st_ino}|{stat.st_mtime_ns}"
+
+
+def _sample(file: Path) -> str:
+    size = file.stat().st_size
+    digest = xxhash.xxh3_128(str(size).encode())
+    with file.open("rb", buffering=0) as opened:
+        for piece in range(SAMPLES):
+            opened.seek(piece * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
+            digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _whole(file: Path) -> str:
+    with file.open("rb", buffering=0) as opened:
+        return hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest()
