@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -78,6 +79,7 @@ SIDES: dict[str, Callable[[Path, Path, Path], None]] = {"ingest": ingest, "polar
 def measured(side: str, files: RawCategory, scratch: Path) -> tuple[float, float]:
     """Seconds, imports left out, and the resident peak in GB, of one side in a process of its own."""
     shutil.rmtree(scratch, ignore_errors=True)
+    os.sync()  # what the last one wrote is not written at the cost of this one
     command = [sys.executable, "-m", "benchmarks.ingest", "--side", side]
     done = subprocess.run(
         [*command, str(files.reviews), str(files.items), str(scratch)], check=True, capture_output=True, text=True

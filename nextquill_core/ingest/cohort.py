@@ -103,20 +103,16 @@ def core(rows: pl.DataFrame, protocol: ProtocolConfig) -> Core:
         users = _review_counts(rows, protocol.min_user_reviews)
         items = _user_counts(rows)
         alone = alone or _alone(rows, users, items, protocol)
-        kept_items = items.filter(pl.col("users") >= protocol.min_item_users)["item"]
-        few = users.filter(pl.col("reviews") < protocol.min_user_reviews)["user"]
-        many = users.filter(pl.col("reviews") > protocol.max_user_reviews)["user"]
-        judged = rows.with_columns(
-            pl.when(~_among("item", kept_items))
-            .then(pl.lit("item_too_few_users"))
-            .when(_among("user", few))
-            .then(pl.lit("user_too_few_reviews"))
-            .when(_among("user", many))
-            .then(pl.lit("user_too_many_reviews"))
-            .alias(REASON)
-        )
-        kept = judged.filter(pl.col(REASON).is_null()).drop(REASON)
-        dropped.update(counts(judged[REASON]))
+        in_number = pl.col("reviews").is_between(protocol.min_user_reviews, protocol.max_user_reviews)
+        popular = _among("item", items.filter(pl.col("users") >= protocol.min_item_users)["item"])
+        many = _among("user", users.filter(pl.col("reviews") > protocol.max_user_reviews)["user"])
+        stays = popular & _among("user", users.filter(in_number)["user"])
+        judged = rows.select(popular=popular, many=popular & many, stays=stays)
+        kept = rows.filter(judged["stays"])
+        n_popular, n_many = int(judged["popular"].sum()), int(judged["many"].sum())
+        dropped["item_too_few_users"] += rows.height - n_popular
+        dropped["user_too_many_reviews"] += n_many
+        dropped["user_too_few_reviews"] += n_popular - n_many - kept.height
         if kept.height == rows.height:
             return Core(kept, dropped, alone)
         rows = kept
