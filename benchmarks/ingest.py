@@ -131,7 +131,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         import nextquill_core.ingest.scan
-        import nextquill_core.ingest.stage  # noqa: F401 (what a long-lived worker has loaded already)
+        import nextquill_core.ingest.stage
+        import nextquill_core.stages.prepare  # noqa: F401 (what a long-lived worker has loaded already)
 
         begun = time.perf_counter()
         SIDES[arguments.side](*arguments.paths)

@@ -11,7 +11,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from nextquill_core.ingest.clean import joined
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, Source
 from nextquill_core.ingest.suspects import SUSPECT, suspect_reason
+from nextquill_core.ingest.tally import Tally, shortened, too_many_bad
 from nextquill_core.progress import Progress
 from storage.files import atomic_path, write_json
 from storage.staging import Staging
@@ -38,55 +39,6 @@ DIGEST_BYTES = 64 << 10  # small enough to stay in the processor's cache
 WRITERS = 4  # most of them wait for the disk
 MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
 QUARANTINE = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String}
-
-
-@dataclass
-class Tally:
-    """What was found in the files of one part (reviews or items).
-
-    Attributes:
-        read: Rows read: everything but blank lines.
-        bad: Rows that cannot be read, by reason.
-        suspect: Rows that can be read but are hardly true, by reason; they are stored like the others.
-        forgotten: Rows of users who are to be forgotten; they are not stored.
-        examples: The first bad or suspect row of each reason, as `FILE:LINE: TEXT`.
-        files: For each file its name and the `row` before its first.
-        digests: For each file the digest of all its bytes, as `DigestCache` computes it.
-    """
-
-    read: int = 0
-    blank: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    suspect: Counter[str] = field(default_factory=Counter)
-    forgotten: int = 0
-    examples: dict[str, str] = field(default_factory=dict)
-    files: list[tuple[str, int]] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Count a part's record in."""
-        self.read += record["read"]
-        self.blank += record["blank"]
-        self.bad.update(record["bad"])
-        self.suspect.update(record["suspect"])
-        self.forgotten += record["forgotten"]
-        for reason, example in record["examples"].items():
-            self.examples.setdefault(reason, example)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values, for a manifest's stats."""
-        return vars(self) | {"bad": dict(self.bad), "suspect": dict(self.suspect)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Tally:
-        """Back from a manifest's stats."""
-        own = {**values, "files": [(name, first) for name, first in values["files"]]}
-        return cls(**own | {name: Counter(values[name]) for name in ("bad", "suspect")})
-
-    def place(self, row: int) -> tuple[str, int]:
-        """The file and the line behind a `row`."""
-        name, first = max((entry for entry in self.files if entry[1] < row), key=lambda entry: entry[1])
-        return name, row - first
 
 
 def scan_category(
@@ -325,20 +277,3 @@ def _mixed(columns: Sequence[str]) -> pl.Expr:
     for column in columns:
         mixed = mixed * MIXER + pl.col(column).hash()
     return mixed
-
-
-def too_many_bad(tally: Tally, part: Part, allowed: float) -> DataError:
-    """More rows are bad than `ingest.max_bad_share` allows: how many, and the commonest reasons with an example."""
-    bad = sum(tally.bad.values())
-    commonest = "; ".join(f"{reason} {n:,}× ({tally.examples[reason]})" for reason, n in tally.bad.most_common(3))
-    return DataError(
-        f"{bad:,} of {tally.read:,} rows cannot be read ({bad / tally.read:.2%}, allowed are {allowed:.2%}): "
-        f"{commonest}",
-        part,
-        "mend the files, or raise ingest.max_bad_share",
-    )
-
-
-def shortened(raw: str) -> str:
-    """A raw text for a message."""
-    return raw if len(raw) <= 80 else raw[:77] + "..."

@@ -15,9 +15,9 @@ from nextquill_core.config import IngestConfig, ProtocolConfig
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.clean import REASON, counts, item_reason, review_reason
 from nextquill_core.ingest.report import Account
-from nextquill_core.ingest.scan import Tally, shortened, too_many_bad
 from nextquill_core.ingest.sources.base import Part
 from nextquill_core.ingest.suspects import SUSPECT
+from nextquill_core.ingest.tally import Tally, shortened, too_many_bad
 
 UNKNOWN_ITEM, ITEM_DROPPED, DUPLICATE = "unknown_item", "item_dropped", "duplicate_row"
 
