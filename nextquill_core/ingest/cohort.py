@@ -1,8 +1,9 @@
 """Who stays: the published procedure's two cores, on integer ids, times and hashes; no text is looked at.
 
-Frames hold one review a row, with these columns: `row` (i64, file order), `user` and `item` (integers), `text` (u64,
-hash of the text that counts for repeats) and `time` (i64, UTC ms). Texts are only ever compared among one user's
-reviews, so a hash of 64 bits is enough: among 30 million reviews a false repeat has a chance of about one in 10^9.
+Frames hold one review a row, with these columns: `row` (i64, file order), `user` and `item` (hashes or other integers),
+`text` (u64, hash of the text that counts for repeats) and `time` (i64, UTC ms). Texts are only ever compared among one
+user's reviews, so a hash of 64 bits is enough: among 30 million reviews a false repeat has a chance of about one in
+10^9.
 """
 
 from __future__ import annotations

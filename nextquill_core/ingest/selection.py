@@ -111,7 +111,14 @@ def check_bad_rows(scanned: Scanned, config: IngestConfig) -> None:
 
 
 def select_items(scanned: Scanned, protocol: ProtocolConfig, absent: Container[str]) -> Items:
-    """Apply the rules for items."""
+    """Apply the rules for items.
+
+    Raises:
+        RuntimeError: Two item ids share a hash; among five million ids, the chance is about one in a million.
+    """
+    ids, hashes = scanned.table("items").select(pl.col("item_id", "item").n_unique()).collect().row(0)
+    if ids != hashes:
+        raise RuntimeError("two item ids share a 64-bit hash")
     rows = scanned.table("items").select("row", "item", item_reason(protocol, absent)).collect()
     account = _account(scanned.items, rows[REASON])
     passed = rows.filter(pl.col(REASON).is_null())
@@ -148,10 +155,11 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, absent:
             scanned.category,
             "give the metadata of the same category in ingest.inputs[].items",
         )
-    first = kept["twin"].is_first_distinct()
-    account.dropped[DUPLICATE] = int((~first).sum())
-    rows = kept.filter(first).select("row", "user", "item", text="text_hash", time="timestamp_ms")
-    return Selection(rows, kept["row"].filter(~first), account)
+    alike = kept.filter(kept["twin"].is_duplicated())
+    spare = alike.filter(~pl.struct(pl.exclude("row")).is_first_distinct())["row"]
+    account.dropped[DUPLICATE] = len(spare)
+    rows = kept.filter(~pl.col("row").is_in(spare.implode()))
+    return Selection(rows.select("row", "user", "item", text="text_hash", time="timestamp_ms"), spare, account)
 
 
 def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:

@@ -109,8 +109,6 @@ def _write(
 ) -> CategoryAccount:
     scanned, name = chosen.scanned, chosen.scanned.category
     items = chosen.items.describe(scanned, chosen.rows["item"])
-    if items["item"].n_unique() != items.height:
-        raise RuntimeError("two item ids share a 64-bit hash")
     rows = labelled(chosen.rows, points).join(items.select("item", "item_id"), on="item", maintain_order="left")
     examples = write_sequences(staging, number, name, chosen.users, rows, chosen.texts)
     write_items(staging, number, name, items)
