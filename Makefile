@@ -23,7 +23,7 @@ lint: setup  ## formatting, lint and types
 	$(BIN)/mypy
 
 check: lint  ## lint and the fast tests, in under a minute
-	$(BIN)/python -m pytest -q -n 2 -m "not flow and not slow and not ranks"
+	$(BIN)/python -m pytest -q -n 2 -m "not flow and not slow and not ranks and not process"
 
 format:  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -36,6 +36,7 @@ def test_a_file_has_one_subject(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
+@pytest.mark.process
 def test_the_model_code_runs_where_only_torch_transformers_peft_and_pyarrow_are() -> None:
     absent = ["prefect", "polars", "pydantic", "deepspeed", "datasets", "yaml", "orjson", "nltk", "matplotlib"]
     modules = [

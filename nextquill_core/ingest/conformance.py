@@ -22,7 +22,7 @@ from nextquill_core.config import IngestConfig, RawInput
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.canonical import CANONICAL, IDS, LINE
 from nextquill_core.ingest.findings import Finding, implausible
-from nextquill_core.ingest.parse import RAW_CHARS
+from nextquill_core.ingest.formats.parse import RAW_CHARS
 from nextquill_core.ingest.sources.base import PARTS, Batch, Part, RawFiles, Source
 
 __all__ = ["Finding", "assert_conforms", "check_source"]

@@ -13,7 +13,8 @@ from typing import Any
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.sources.amazon import Amazon2014, Amazon2018, Amazon2023
 from nextquill_core.ingest.sources.base import PARTS, BadRow, Batch, Part, RawFiles, Source, local_files
-from nextquill_core.ingest.sources.jsonlines import Column, JsonLines, Kind
+from nextquill_core.ingest.sources.columns import Column, Kind
+from nextquill_core.ingest.sources.jsonlines import JsonLines
 from nextquill_core.ingest.sources.lamp import Lamp
 from nextquill_core.ingest.sources.table import Table
 

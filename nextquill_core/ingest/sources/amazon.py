@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.sources.base import Part
-from nextquill_core.ingest.sources.jsonlines import Column, JsonLines
+from nextquill_core.ingest.sources.columns import Column
+from nextquill_core.ingest.sources.jsonlines import JsonLines
 
 
 class Amazon2023(JsonLines):

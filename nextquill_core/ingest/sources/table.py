@@ -132,18 +132,18 @@ class Table(Source):
         """
         kind, options = table_format(path), self.options
         if kind == "json":
-            from nextquill_core.ingest.tables import sniffed_columns
+            from nextquill_core.ingest.formats.tables import sniffed_columns
 
             lines = JsonLines()
             lines.columns = {part: sniffed_columns(path, self.keys[part], options.timestamp, part)}
             lines.batch_bytes = self.batch_bytes
             return lines.read(part, path, resume)
         if kind == "csv":
-            from nextquill_core.ingest.tables import read_csv
+            from nextquill_core.ingest.formats.tables import read_csv
 
             delimiter = options.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
             return read_csv(path, self.keys[part], options.timestamp, part, delimiter, self.batch_bytes)
-        from nextquill_core.ingest.parquet import read_parquet
+        from nextquill_core.ingest.formats.parquet import read_parquet
 
         return read_parquet(path, self.keys[part], options.timestamp, part)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest import blocks
-from nextquill_core.ingest.blocks import Block, read_blocks
-from nextquill_core.ingest.parse import Parser
+from nextquill_core.ingest.formats import blocks
+from nextquill_core.ingest.formats.blocks import Block, read_blocks
+from nextquill_core.ingest.formats.parse import Parser
 from nextquill_core.ingest.sources import Amazon2023
 from tests.nextquill_core.ingest.world import World, item, lines, plain_category, review
 

@@ -10,7 +10,7 @@ import pytest
 
 from nextquill_core.errors import DataError
 from nextquill_core.ingest import scan
-from nextquill_core.ingest.parse import Parser
+from nextquill_core.ingest.formats.parse import Parser
 from nextquill_core.progress import silent
 from nextquill_core.stages import prepare
 from nextquill_core.stages.run import Run

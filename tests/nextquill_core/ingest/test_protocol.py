@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from nextquill_core.config import ProtocolConfig
 from nextquill_core.errors import DataError
+from tests.conftest import REAL
 from tests.nextquill_core.ingest import reference
 from tests.nextquill_core.ingest.world import SMALL, World, item, review
-
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "amazon-2023"
 
 SHARED = ["a", "b", "a b", "a  b", " a b", "a\tb", "a\x1cb", "a\u2003b\u00a0", "é", "日本", "", "<br />", "c" * 9]
 TEXTS = st.sampled_from(SHARED + [f"text {number}" for number in range(40)])

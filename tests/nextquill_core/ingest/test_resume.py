@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from nextquill_core.ingest import scan, sequences
-from nextquill_core.ingest.parse import Parser
+from nextquill_core.ingest.formats.parse import Parser
 from storage.staging import Staging
+from tests.conftest import REPO
 from tests.nextquill_core.ingest.world import World, lines, plain_category
-
-REPO = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -73,6 +72,7 @@ def test_finished_blocks_are_not_parsed_again(world: World, monkeypatch: pytest.
     assert run(world, "out") == stats
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_what_the_next_one_completes(world: World) -> None:
     reviews, _ = plain_category()
     (world.folder / "r.jsonl").write_bytes(lines(reviews) * 40)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 COMMIT = "a" * 40
 PREFIX = "/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/{}/raw/"
 MIB = 1 << 20

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.parse import RAW_CHARS
-from nextquill_core.ingest.sources.base import BadRow, Batch, Part
-from nextquill_core.ingest.tables import (
+from nextquill_core.ingest.formats.parse import RAW_CHARS
+from nextquill_core.ingest.formats.tables import (
     BATCH_ROWS,
     ROLES,
     Field,
@@ -24,6 +23,7 @@ from nextquill_core.ingest.tables import (
     conversion,
     read_fields,
 )
+from nextquill_core.ingest.sources.base import BadRow, Batch, Part
 
 _ROW = "\0row"  # no column is called that
 

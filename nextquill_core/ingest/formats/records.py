@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nextquill_core.ingest.blocks import MAX_LINE_BYTES, Block, read_blocks
+from nextquill_core.ingest.formats.blocks import MAX_LINE_BYTES, Block, read_blocks
 
 MAX_SPAN = 1 << 20  # characters over whose lines one record may extend; past it, a quote was never closed
 READ_BYTES = 4 << 20

@@ -58,7 +58,8 @@ def test_the_guide_shows_the_example_as_it_is() -> None:
 
 def test_the_guide_names_every_source_and_option() -> None:
     from nextquill_core.ingest.sources import BUILT_IN
-    from nextquill_core.ingest.sources.lamp import TASKS, LampOptions
+    from nextquill_core.ingest.sources.lamp import LampOptions
+    from nextquill_core.ingest.sources.lamp_tasks import TASKS
     from nextquill_core.ingest.sources.table import ItemColumns, ReviewColumns, TableOptions
 
     models = (TableOptions, ReviewColumns, ItemColumns, LampOptions)

@@ -14,11 +14,11 @@ from typing import Any
 import orjson
 import polars as pl
 
-from nextquill_core.ingest.arrays import SPACE, elements
 from nextquill_core.ingest.canonical import CANONICAL, LINE, canonical
-from nextquill_core.ingest.parse import RAW_CHARS
+from nextquill_core.ingest.formats.arrays import SPACE, elements
+from nextquill_core.ingest.formats.parse import RAW_CHARS
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part
-from nextquill_core.ingest.sources.lamp import Task
+from nextquill_core.ingest.sources.lamp_tasks import Task
 
 BATCH_ROWS = 20_000
 ID_DIGITS = 32

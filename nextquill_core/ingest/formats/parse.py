@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
 
-from nextquill_core.ingest.blocks import HEAD_BYTES, MAX_LINE_BYTES, Block
 from nextquill_core.ingest.canonical import LINE, canonical
-from nextquill_core.ingest.literals import as_json_lines
+from nextquill_core.ingest.formats.blocks import HEAD_BYTES, MAX_LINE_BYTES, Block
+from nextquill_core.ingest.formats.literals import as_json_lines
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part
-from nextquill_core.ingest.sources.jsonlines import Column, Kind
+from nextquill_core.ingest.sources.columns import Column, Kind
 
 RAW_CHARS = 2000  # of a bad line's raw text
 PARSER_BYTES = 4 << 20  # the unit in which pyarrow shares a block among its threads

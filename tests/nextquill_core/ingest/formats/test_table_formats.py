@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest import parquet
+from nextquill_core.ingest.formats import parquet
 from tests.conftest import REAL
-from tests.nextquill_core.ingest.test_table import (
+from tests.nextquill_core.ingest.sources.test_table import (
     CANONICAL,
     NOON,
     ROW,

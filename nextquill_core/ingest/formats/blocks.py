@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.ahead import ahead
+from nextquill_core.ingest.formats.ahead import ahead
 from nextquill_core.ingest.sources.base import BATCH_BYTES
 
 MAX_LINE_BYTES = 16 << 20  # a thousand times the longest review: past it, this is no row

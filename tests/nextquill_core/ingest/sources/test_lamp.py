@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.arrays import elements
+from nextquill_core.ingest.formats.arrays import elements
 from nextquill_core.ingest.sources import source
 from nextquill_core.ingest.sources.base import Batch, Part
 from tests.nextquill_core.ingest.world import World

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.blocks import read_blocks
+from nextquill_core.ingest.formats.blocks import read_blocks
 from tests.nextquill_core.ingest.world import World, lines, plain_category
 
 TEXT = b"one\n\ntwo\r\n" + b"x" * 50 + b"\nlast"

@@ -17,7 +17,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest import records
+from nextquill_core.ingest.formats import records
 from nextquill_core.ingest.sources import source
 from nextquill_core.ingest.sources.base import Batch, Part
 from tests.nextquill_core.ingest.world import World

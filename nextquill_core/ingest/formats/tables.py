@@ -12,12 +12,12 @@ import orjson
 import polars as pl
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.blocks import read_blocks
 from nextquill_core.ingest.canonical import IDS, LINE, canonical
-from nextquill_core.ingest.parse import ARROW, MAX_SECONDS, RAW_CHARS
-from nextquill_core.ingest.records import Record, records
+from nextquill_core.ingest.formats.blocks import read_blocks
+from nextquill_core.ingest.formats.parse import ARROW, MAX_SECONDS, RAW_CHARS
+from nextquill_core.ingest.formats.records import Record, records
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part
-from nextquill_core.ingest.sources.jsonlines import Column, Kind
+from nextquill_core.ingest.sources.columns import Column, Kind
 from nextquill_core.ingest.sources.options import nearest
 
 BATCH_ROWS = 20_000

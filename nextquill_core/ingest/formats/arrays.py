@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.blocks import BOM, GZIP_MAGIC, read_blocks
+from nextquill_core.ingest.formats.blocks import BOM, GZIP_MAGIC, read_blocks
 
 PIECE_BYTES = 1 << 20
 MAX_ELEMENT_BYTES = 64 << 20

@@ -1,0 +1,1 @@
+"""How raw files are read, format by format: rows, and what is none."""
