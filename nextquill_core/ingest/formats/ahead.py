@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+MOST_THREADS = 8  # more would wait for the writers, and each holds a block and what it becomes
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")
 
 
 def in_order(work: Callable[[Thing], Made], things: Iterable[Thing]) -> Iterator[Made]:
-    """`map` on as many threads as there are cores, each thing whole on one of them; results come in order.
+    """`map` on as many threads as there are cores, but no more than eight; each thing stays whole on one of them.
 
-    For work that holds no lock, like parsing. As many things as threads are in memory, and no more.
+    Results come in order. For work that holds no lock, like parsing; as many things as threads are in memory.
     """
-    threads = os.cpu_count() or 1
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest-parser") as pool:
         try:
