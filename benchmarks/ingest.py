@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("paths", type=Path, nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
+        import nextquill_core.ingest.formats.parse
         import nextquill_core.ingest.scan
         import nextquill_core.ingest.stage
         import nextquill_core.stages.prepare  # noqa: F401 (what a long-lived worker has loaded already)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -114,12 +113,12 @@ def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Tab
         ],
         fields=list(REVIEW),
     )
-    sizes = rows.group_by("user", maintain_order=True).len()["len"].to_numpy()
-    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+    sizes = rows.group_by("user", maintain_order=True).len()["len"].cast(pl.Int32)
+    offsets = pl.concat([pl.Series([0], dtype=pl.Int32), sizes.cum_sum().cast(pl.Int32)]).to_arrow()
     return pa.Table.from_arrays(
         [
             user_ids.to_arrow().cast(pa.string()),
-            pa.array([category] * len(user_ids), pa.string()),
+            pa.repeat(category, len(user_ids)),
             pa.ListArray.from_arrays(offsets, reviews),
         ],
         schema=SEQUENCES,
