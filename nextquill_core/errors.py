@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from storage.errors import UserError
 
-__all__ = ["DataError", "ModelError", "UserError"]
+__all__ = ["DataError", "ModelError", "UserError", "first_line"]
 
 
 class DataError(UserError):
@@ -13,3 +13,8 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model, tokenizer or adapter that cannot be found or does not do what is asked of it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, as part of one line; its type's name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -328,29 +328,29 @@ def _declared(source: Source) -> Iterator[Finding]:
 def _missing_file(source: Source, raw: RawInput) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         nowhere = {part: str(Path(folder, Path(getattr(raw, part) or "rows.jsonl").name or "rows")) for part in PARTS}
-        try:
-            source.find(RawInput(category=raw.category, **nowhere), fetch=False)
-        except DataError:
-            return
-        except Exception as error:  # whatever another package's code may raise
-            what = f"raises {type(error).__name__} instead of DataError"
-        else:
-            what = "raises nothing"
-    yield Finding(
-        "error", source.name, f"`find` {what} where a file is missing; raise DataError, as `local_files` does"
-    )
+        what = _unless_refused(
+            lambda: source.find(RawInput(category=raw.category, **nowhere), fetch=False), "raises nothing"
+        )
+    if what:
+        what = f"`find` {what} where a file is missing; raise DataError, as `local_files` does"
+        yield Finding("error", source.name, what)
 
 
 def _unknown_option(source: Source) -> Iterator[Finding]:
+    if what := _unless_refused(lambda: type(source)({"no-such-option": 1}), "is accepted"):
+        what = f"an unknown option {what}; check options in __init__ with `checked`"
+        yield Finding("error", source.name, what)
+
+
+def _unless_refused(call: Callable[[], object], otherwise: str) -> str | None:
+    """What a call does that has to raise DataError, `otherwise` if it raises nothing; None where all is well."""
     try:
-        type(source)({"no-such-option": 1})
+        call()
     except DataError:
-        return
+        return None
     except Exception as error:  # whatever another package's code may raise
-        what = f"raises {type(error).__name__} instead of DataError"
-    else:
-        what = "is accepted"
-    yield Finding("error", source.name, f"an unknown option {what}; check options in __init__ with `checked`")
+        return f"raises {type(error).__name__} instead of DataError"
+    return otherwise
 
 
 def _many_bad(seen: Mapping[Part, Sequence[_Reading]], files: RawFiles) -> Iterator[Finding]:

@@ -22,11 +22,12 @@ import xxhash
 
 from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
+from nextquill_core.ingest.canonical import CANONICAL
 from nextquill_core.ingest.clean import joined
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, Source
 from nextquill_core.ingest.suspects import SUSPECT, suspect_reason
-from nextquill_core.ingest.tally import Tally, shortened, too_many_bad
+from nextquill_core.ingest.tally import Tally, listed, shortened, too_many_bad
 from nextquill_core.progress import Progress
 from storage.files import atomic_path, write_json
 from storage.staging import Staging
@@ -38,7 +39,6 @@ LISTED = 1_000  # suspect rows of one reason that are listed a batch; all are co
 DIGEST_BYTES = 64 << 10  # small enough to stay in the processor's cache
 WRITERS = 4  # most of them wait for the disk
 MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
-QUARANTINE = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String}
 
 
 def scan_category(
@@ -123,14 +123,16 @@ class _File:
             for number, whole in enumerate(batches, done):
                 batch, forgotten = self.privacy.apply(whole)
                 table = self._table(batch.rows)
-                record = self._record(batch, table, forgotten)
+                suspects = self._suspects(table, batch)
+                record = self._record(batch, table, suspects, forgotten)
                 mine.add(record)
                 last_line = batch.last_line
                 self._stop_if_told_to(batch.bad)
                 self._stop_if_hopeless(mine, batch.position / size)
                 if len(writing) == WRITERS:
                     writing.popleft().result()
-                writing.append(writers.submit(self._write, f"{self.number:04d}-{number:06d}", table, batch, record))
+                name = f"{self.number:04d}-{number:06d}"
+                writing.append(writers.submit(self._write, name, table, batch.bad, suspects, record))
                 meter(batch.position, self.part)
                 bytes_read.up_to(batch.position)
             for future in writing:
@@ -160,7 +162,7 @@ class _File:
                 "rating_number",
             )
         now_ms = int(self.scanned_at.timestamp() * 1000)
-        columns = ("user_id", "item_id", "rating", "title", "text", "timestamp_ms")
+        columns = tuple(CANONICAL["reviews"])
         return rows.select(
             row,
             *columns,
@@ -173,9 +175,8 @@ class _File:
             (pl.col("title").fill_null("") != "").alias("titled"),
         )
 
-    def _record(self, batch: Batch, table: pl.DataFrame, forgotten: int) -> dict[str, Any]:
+    def _record(self, batch: Batch, table: pl.DataFrame, suspects: Sequence[BadRow], forgotten: int) -> dict[str, Any]:
         """What is known of a part once it is written."""
-        suspects = self._suspects(table, batch)
         return {
             "read": table.height + len(batch.bad) + forgotten,
             "blank": batch.blank,
@@ -187,16 +188,22 @@ class _File:
             "last_line": batch.last_line,
         }
 
-    def _write(self, name: str, table: pl.DataFrame, batch: Batch, record: Mapping[str, Any]) -> None:
+    def _write(
+        self,
+        name: str,
+        table: pl.DataFrame,
+        bad: Sequence[BadRow],
+        suspects: Sequence[BadRow],
+        record: Mapping[str, Any],
+    ) -> None:
         self._write_table(f"{self.part}/{name}.parquet", table)
-        self._write_listed(f"bad/{self.part}-{name}.parquet", batch.bad)
-        self._write_listed(f"suspect/{self.part}-{name}.parquet", self._suspects(table, batch))
+        self._write_listed(f"bad/{self.part}-{name}.parquet", bad)
+        self._write_listed(f"suspect/{self.part}-{name}.parquet", suspects)
         write_json(self._record_path(name), record)
 
     def _write_listed(self, name: str, rows: Sequence[BadRow]) -> None:
         if rows:
-            columns = {column: [getattr(row, column) for row in rows] for column in ("line", "reason", "raw")}
-            self._write_table(name, pl.DataFrame({"file": [self.name] * len(rows)} | columns, schema=QUARANTINE))
+            self._write_table(name, listed((self.name, row) for row in rows))
 
     def _write_table(self, name: str, table: pl.DataFrame) -> None:
         with atomic_path(self.staging.path(name)) as temporary:
@@ -209,8 +216,8 @@ class _File:
             return []
         found = table.filter(pl.col(SUSPECT).is_not_null()).select("row", SUSPECT).group_by(SUSPECT).head(LISTED)
         raw = batch.raw or (lambda _: "")
-        listed = ((row - self.first_row, reason) for reason, row in found.sort("row").iter_rows())
-        return [BadRow(line, reason, raw(line)) for line, reason in listed]
+        lines = ((row - self.first_row, reason) for reason, row in found.sort("row").iter_rows())
+        return [BadRow(line, reason, raw(line)) for line, reason in lines]
 
     def _examples(self, rows: Sequence[BadRow]) -> dict[str, str]:
         first: dict[str, str] = {}

@@ -13,11 +13,13 @@ import polars as pl
 
 from nextquill_core.config import IngestConfig, ProtocolConfig
 from nextquill_core.errors import DataError
+from nextquill_core.ingest.canonical import CANONICAL
 from nextquill_core.ingest.clean import REASON, counts, item_reason, review_reason
+from nextquill_core.ingest.formats.parse import RAW_CHARS
 from nextquill_core.ingest.report import Account
-from nextquill_core.ingest.sources.base import Part
+from nextquill_core.ingest.sources.base import BadRow, Part
 from nextquill_core.ingest.suspects import SUSPECT
-from nextquill_core.ingest.tally import Tally, shortened, too_many_bad
+from nextquill_core.ingest.tally import Tally, listed, shortened, too_many_bad
 
 UNKNOWN_ITEM, ITEM_DROPPED, DUPLICATE = "unknown_item", "item_dropped", "duplicate_row"
 
@@ -116,10 +118,9 @@ def select_items(scanned: Scanned, protocol: ProtocolConfig, absent: Container[s
     Raises:
         RuntimeError: Two item ids share a hash; among five million ids, the chance is about one in a million.
     """
-    ids, hashes = scanned.table("items").select(pl.col("item_id", "item").n_unique()).collect().row(0)
-    if ids != hashes:
+    rows = scanned.table("items").select("row", "item", "item_id", item_reason(protocol, absent)).collect()
+    if rows["item_id"].n_unique() != rows["item"].n_unique():
         raise RuntimeError("two item ids share a 64-bit hash")
-    rows = scanned.table("items").select("row", "item", item_reason(protocol, absent)).collect()
     account = _account(scanned.items, rows[REASON])
     passed = rows.filter(pl.col(REASON).is_null())
     kept = passed.group_by("item").agg(pl.col("row").max())
@@ -164,19 +165,13 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, absent:
 
 def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:
     """The rows that repeat an earlier one, for the quarantine: file, line, reason, raw (the row's columns as JSON)."""
-    columns = ("user_id", "item_id", "rating", "title", "text", "timestamp_ms")
+    columns = tuple(CANONICAL["reviews"])
     rows = scanned.table("reviews").join(selection.duplicates.to_frame().lazy(), on="row", how="semi")
     found = rows.select("row", *columns).collect().sort("row")
-    places = [scanned.reviews.place(row) for row in found["row"]]
-    raw = [json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True)]
-    return pl.DataFrame(
-        {
-            "file": [name for name, _ in places],
-            "line": [line for _, line in places],
-            "reason": [DUPLICATE] * len(raw),
-            "raw": [text[:2000] for text in raw],
-        },
-        schema={"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String},
+    places = (scanned.reviews.place(row) for row in found["row"])
+    raw = (json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True))
+    return listed(
+        (file, BadRow(line, DUPLICATE, text[:RAW_CHARS])) for (file, line), text in zip(places, raw, strict=True)
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.sources.base import Part
+from nextquill_core.ingest.sources.base import BadRow, Part
+
+QUARANTINE = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String}
 
 
 @dataclass
@@ -58,6 +62,12 @@ class Tally:
         """The file and the line behind a `row`."""
         name, first = max((entry for entry in self.files if entry[1] < row), key=lambda entry: entry[1])
         return name, row - first
+
+
+def listed(rows: Iterable[tuple[str, BadRow]]) -> pl.DataFrame:
+    """Rows for the quarantine, each given with its file's name: file, line, reason, raw."""
+    values = [(file, row.line, row.reason, row.raw) for file, row in rows]
+    return pl.DataFrame(values, schema=QUARANTINE, orient="row")
 
 
 def too_many_bad(tally: Tally, part: Part, allowed: float) -> DataError:

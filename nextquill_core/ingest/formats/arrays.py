@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.formats.blocks import BOM, GZIP_MAGIC, read_blocks
+from nextquill_core.ingest.formats.blocks import BOM, is_gzip, read_blocks
 
 PIECE_BYTES = 1 << 20
 MAX_ELEMENT_BYTES = 64 << 20
@@ -117,14 +117,7 @@ class _Splitter:
 def _pieces(path: Path, size: int) -> Generator[tuple[bytes, int], None, None]:
     try:
         with path.open("rb") as file:
-            zipped = file.read(2) == GZIP_MAGIC
-            if zipped != (path.suffix == ".gz"):
-                fault = (
-                    "is gzip, but its name does not end in .gz"
-                    if zipped
-                    else "its name ends in .gz, but it is not gzip"
-                )
-                raise DataError(fault, str(path), "rename it")
+            zipped = is_gzip(file.read(2), path)
             file.seek(0)
             stream: BinaryIO = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]
             while piece := stream.read(size):

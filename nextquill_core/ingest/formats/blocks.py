@@ -149,12 +149,22 @@ class _Buffers:
         return memoryview(lent)  # type: ignore[arg-type]  # numpy's stubs do not tell that arrays are buffers
 
 
-def _chunks(file: FileIO, path: Path, size: int, start: int) -> Iterator[bytes | memoryview]:
-    magic = file.read(2)
+def is_gzip(magic: bytes, path: Path) -> bool:
+    """Whether a file that begins with `magic` is gzip.
+
+    Raises:
+        DataError: Its name says otherwise.
+    """
     zipped = magic == GZIP_MAGIC
     if zipped != (path.suffix == ".gz"):
         fault = "is gzip, but its name does not end in .gz" if zipped else "its name ends in .gz, but it is not gzip"
         raise DataError(fault, str(path), "rename it")
+    return zipped
+
+
+def _chunks(file: FileIO, path: Path, size: int, start: int) -> Iterator[bytes | memoryview]:
+    magic = file.read(2)
+    zipped = is_gzip(magic, path)
     if magic in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError("is UTF-16", str(path), "convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
     if not zipped:

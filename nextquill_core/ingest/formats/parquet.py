@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nextquill_core.errors import DataError
+from nextquill_core.errors import DataError, first_line
 from nextquill_core.ingest.formats.parse import RAW_CHARS
 from nextquill_core.ingest.formats.tables import (
     BATCH_ROWS,
@@ -63,9 +63,9 @@ def read_parquet(path: Path, keys: Mapping[str, str], times: str, part: Part) ->
                 )
                 done += chunk.num_rows
     except OSError as error:
-        raise DataError(f"cannot be read ({_first_line(error)})", str(path), "write it again") from None
+        raise DataError(f"cannot be read ({first_line(error)})", str(path), "write it again") from None
     except pa.ArrowException as error:
-        raise DataError(f"is no Parquet, or damaged ({_first_line(error)})", str(path), "write it again") from None
+        raise DataError(f"is no Parquet, or damaged ({first_line(error)})", str(path), "write it again") from None
 
 
 def _parquet_batch(
@@ -148,7 +148,3 @@ def _raw_kind(kind: pa.DataType) -> Raw | None:
     if types.is_floating(kind) or types.is_decimal(kind):
         return "number"
     return "time" if types.is_timestamp(kind) or types.is_date(kind) else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from nextquill_core.errors import DataError
+from nextquill_core.errors import DataError, first_line
 from nextquill_core.ingest.sources.amazon import Amazon2014, Amazon2018, Amazon2023
 from nextquill_core.ingest.sources.base import PARTS, BadRow, Batch, Part, RawFiles, Source, local_files
 from nextquill_core.ingest.sources.columns import Column, Kind
@@ -74,8 +74,9 @@ def load(name: str) -> type[Source]:
     try:
         found = others[name].load()
     except Exception as error:  # whatever another package's import may raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"source `{name}` cannot be loaded: {reason}", others[name].value, "mend its package") from None
+        raise DataError(
+            f"source `{name}` cannot be loaded: {first_line(error)}", others[name].value, "mend its package"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, Source)):
         raise DataError(f"source `{name}` is not a Source", others[name].value, "name a subclass of Source")
     return found

@@ -66,36 +66,41 @@ _OLD_REVIEWS = {
 }
 
 
-class Amazon2018(JsonLines):
+_OLD_ITEMS = {
+    "item_id": Column("string", ("asin",), identifies=True),
+    "title": Column("string", ("title",), required=False),
+}
+
+
+class _OlderAmazon(JsonLines):
+    absent = frozenset({"items.rating_number"})
+    literals = True
+
+
+class Amazon2018(_OlderAmazon):
     """Amazon Review Data (2018): JSON lines, times in seconds, descriptions and categories as lists of strings."""
 
     name = "amazon-2018"
     summary = "Amazon Review Data 2018 (JSON lines, plain or .gz): local files"
-    absent = frozenset({"items.rating_number"})
-    literals = True
     columns = {
         "reviews": _OLD_REVIEWS,
         "items": {
-            "item_id": Column("string", ("asin",), identifies=True),
-            "title": Column("string", ("title",), required=False),
+            **_OLD_ITEMS,
             "description": Column("strings", ("description",), required=False),
             "categories": Column("strings", ("category",), required=False),
         },
     }
 
 
-class Amazon2014(JsonLines):
+class Amazon2014(_OlderAmazon):
     """Amazon product data (2014): times in seconds; metadata as Python literals, description a single text."""
 
     name = "amazon-2014"
     summary = "Amazon product data 2014 (JSON lines or Python literals, plain or .gz): local files"
-    absent = frozenset({"items.rating_number"})
-    literals = True
     columns = {
         "reviews": _OLD_REVIEWS,
         "items": {
-            "item_id": Column("string", ("asin",), identifies=True),
-            "title": Column("string", ("title",), required=False),
+            **_OLD_ITEMS,
             "description": Column("text", ("description",), required=False),
             "categories": Column("lists", ("categories",), required=False),
         },

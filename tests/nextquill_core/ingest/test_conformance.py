@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows.cli import main
 from nextquill_core.config import RawInput
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.conformance import assert_conforms, check_source
 from nextquill_core.ingest.sources import Amazon2023, BadRow, Batch, Part, RawFiles, source
+from tests.flows.test_cli import nextquill
 from tests.nextquill_core.ingest.world import World, item, review
 
 YEAR_2020 = 1_577_836_800_000
@@ -220,20 +219,11 @@ def test_table_conforms(tmp_path: Path, ending: str) -> None:
     assert findings(source("table", COLUMNS), raw) == []
 
 
-def command(monkeypatch: Any, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["nextquill", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_the_command_prints_findings_and_exits_with_2_on_errors(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     raw = raw_category(tmp_path, timestamp=1_500_000_000)
     config = tmp_path / "c.yaml"
     config.write_text(f"ingest: {{inputs: [{{category: C, reviews: {raw.reviews}, items: {raw.items}}}]}}\n")
-    assert command(monkeypatch, "sources", "--check", "--config", config) == 2
+    assert nextquill(monkeypatch, "sources", "--check", "--config", config) == 2
     captured = capsys.readouterr()
     assert [line.split(":")[0] for line in captured.out.splitlines()] == ["warning", "error"]
     assert captured.err == (
@@ -246,12 +236,12 @@ def test_the_command_says_where_all_is_well(tmp_path: Path, monkeypatch: Any, ca
     reviews = world.write("r.jsonl", [review(f"u{n}", "i1", YEAR_2020 + n) for n in range(9)])
     inputs = f"ingest.inputs=[{{category: C, reviews: {reviews}, items: {world.write('i.jsonl', [item()])}}}]"
     (tmp_path / "c.yaml").touch()
-    assert command(monkeypatch, "sources", "--check", "-c", tmp_path / "c.yaml", "--set", inputs) == 0
+    assert nextquill(monkeypatch, "sources", "--check", "-c", tmp_path / "c.yaml", "--set", inputs) == 0
     assert capsys.readouterr().out == "C: amazon-2023 keeps its contract\n"
 
 
 def test_a_check_needs_a_config(monkeypatch: Any, capsys: Any) -> None:
-    assert command(monkeypatch, "sources", "--check") == 2
+    assert nextquill(monkeypatch, "sources", "--check") == 2
     assert capsys.readouterr().err == (
         "nextquill: nextquill sources: --check needs files to read; name a run's file with --config\n"
     )
