@@ -70,7 +70,9 @@ def review_reason(protocol: ProtocolConfig, absent: Container[str] = ()) -> pl.E
 
 def counts(reasons: pl.Series) -> dict[str, int]:
     """How often each reason occurs; nulls are not counted."""
-    return dict(reasons.drop_nulls().cast(pl.String).value_counts().sort(REASON).iter_rows())
+    return dict(
+        reasons.drop_nulls().value_counts().with_columns(pl.col(REASON).cast(pl.String)).sort(REASON).iter_rows()
+    )
 
 
 def _first_broken(rules: Mapping[str, pl.Expr], asked: Sequence[str], absent: Container[str]) -> pl.Expr:

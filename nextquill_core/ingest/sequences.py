@@ -118,7 +118,7 @@ def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Tab
     return pa.Table.from_arrays(
         [
             user_ids.to_arrow().cast(pa.string()),
-            pa.repeat(category, len(user_ids)),
+            pl.repeat(category, len(user_ids), eager=True).to_arrow().cast(pa.string()),  # pa.repeat imports pandas
             pa.ListArray.from_arrays(offsets, reviews),
         ],
         schema=SEQUENCES,
