@@ -9,16 +9,36 @@ from prefect import flow
 from flows.results import announce, finished, run_name
 from flows.runs import open_run
 from nextquill_core.config import Config
+from nextquill_core.stages.run import Run
+from nextquill_core.stages.score import Launch
 from tasks.score import derive_weights, publish_effects, score_effects
+from tasks.train import train_adapter
 
 
 @flow(name="score", persist_result=False, flow_run_name=run_name)
 def score(config: Config, force: bool = False) -> dict[str, Any]:
-    """Score under θ0 with and without history, then derive weights; a change of δ, λ or ε only does the second."""
+    """Score with and without history, then derive weights; a change of δ, λ or ε only does the second.
+
+    Under `score.effect_source: adapter` the adapters that score are trained first, each going on where it stopped.
+    """
     run = open_run(config)
-    effects = score_effects(run, force)
+    for fold in run.plan.folds:  # the models that score in place of θ0, if any
+        trained = train_adapter(run, fold, force)
+        if not trained.reused:
+            announce(f"train {fold}", trained)
+    effects = score_effects(run, force, _launch(run))
     if not effects.reused:
         announce("effects", effects)
     outcome = derive_weights(run, force)
     publish_effects(outcome)
     return finished("score", outcome)
+
+
+def _launch(run: Run) -> Launch | None:
+    """What starts the workers: Ray, or None for processes of this machine."""
+    settings = run.config.score
+    if settings.launcher == "local":
+        return None
+    from flows.ray import ray_launch
+
+    return ray_launch(settings.ray_address, settings.workers)

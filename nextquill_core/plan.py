@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from nextquill_core.causal.weighting import weight_settings
 from nextquill_core.config import Config
 from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.ingest.sources import PARTS, RawFiles, Source, source
@@ -20,6 +21,10 @@ from storage import Artifact, DigestCache, Store, differences, fingerprint
 
 # Raised by hand when a stage's code changes what it produces from the same settings.
 REVISIONS = {"scan": 1, "ingest": 2, "model": 1, "effects": 1, "score": 1, "train": 1, "predictions": 1, "evaluate": 1}
+
+# How the adapters that score in place of θ0 are trained: history in, plain loss. They come before the weights, so no
+# method that uses weights could stand here.
+FOLD_METHOD = "contextsft"
 
 State = Literal["fresh", "stale", "missing", "running", "failed"]
 
@@ -59,6 +64,7 @@ class Plan:
         scans: By category.
         model: The offline base model, or None where the model comes from outside.
         train: A step for each method that trains, the configured `train.method` first.
+        folds: The adapters that score in place of θ0 (`score.effect_source: adapter`), `fold-0` first; else empty.
         predictions: By (method, decoding).
     """
 
@@ -71,6 +77,7 @@ class Plan:
     effects: Step
     score: Step
     train: Mapping[str, Step]
+    folds: Mapping[str, Step]
     predictions: Mapping[tuple[str, str], Step]
     evaluate: Step
     model_identity: Mapping[str, Any] = field(default_factory=dict)
@@ -81,11 +88,17 @@ class Plan:
         return [part for part in step.inputs if part.kind in ("scan", "effects", "predictions")]
 
     @property
+    def adapters(self) -> Mapping[str, Step]:
+        """Everything that is trained, by the name of its method or fold."""
+        return {**self.folds, **self.train}
+
+    @property
     def stages(self) -> Iterator[Step]:
-        """The steps that a person knows by name: one a stage, and one a trained method."""
+        """The steps that a person knows by name: one a stage, one a fold and one a trained method."""
         yield self.ingest
         if self.model:
             yield self.model
+        yield from self.folds.values()
         yield self.score
         yield from self.train.values()
         yield self.evaluate
@@ -127,11 +140,13 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     common = {"model": model_identity, "prompt": prompt}
     base = (ingest, model) if model else (ingest,)
 
-    effects = Step("effects", "effects", common | {"score": config.score.semantic()}, base)
-    score = Step("score", "score", {"weights": config.weights.semantic()}, (effects,))
+    folds = _folds(config, common, base)
+    scoring = common | {"score": config.score.semantic()}
+    effects = Step("effects", "effects", scoring, (*base, *folds.values()))
+    score = Step("score", "score", {"weights": weight_settings(**config.weights.semantic())}, (effects,))
     needed = [config.train.method, *config.evaluate.methods]
     train: dict[str, Step] = {
-        name: _train(config, name, common, base, score)
+        name: _train(config, name, common, base, score=score)
         for name in dict.fromkeys(needed)
         if METHODS[name].training is not None
     }
@@ -151,7 +166,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     report_inputs = (ingest, score, *train.values(), *predictions.values())
     evaluate = Step("evaluate", "evaluate", {"evaluate": evaluation, "seed": config.seed}, report_inputs)
     return Plan(
-        config, reader, files, scans, ingest, model, effects, score, train, predictions, evaluate, model_identity
+        config, reader, files, scans, ingest, model, effects, score, train, folds, predictions, evaluate, model_identity
     )
 
 
@@ -164,7 +179,27 @@ def _model(
     return None, external_model_identity(config.model, digests)
 
 
-def _train(config: Config, name: str, common: Mapping[str, Any], base: tuple[Step, ...], score: Step) -> Step:
+def _folds(config: Config, common: Mapping[str, Any], base: tuple[Step, ...]) -> dict[str, Step]:
+    """An adapter for each fold of the users, trained without them; it needs no score, so nothing goes in a circle."""
+    if config.score.effect_source != "adapter":
+        return {}
+    count = config.score.folds
+    return {
+        f"fold-{fold}": _train(config, FOLD_METHOD, common, base, fold={"leave_out": fold, "of": count})
+        for fold in range(count)
+    }
+
+
+def _train(
+    config: Config,
+    name: str,
+    common: Mapping[str, Any],
+    base: tuple[Step, ...],
+    *,
+    score: Step | None = None,
+    fold: Mapping[str, int] | None = None,
+) -> Step:
+    """Training by a method's recipe, with the weights of `score` where it has any; or by it without a fold's users."""
     training = METHODS[name].training
     if training is None:
         raise ValueError(f"{name} does not train")
@@ -172,10 +207,12 @@ def _train(config: Config, name: str, common: Mapping[str, Any], base: tuple[Ste
     del settings["method"]
     if not training.causal:
         del settings["alpha"]  # a method without L_p does not train again for another α
-    label = "train" if name == config.train.method else f"train:{name}"
     recipe = {"history": METHODS[name].history, "weighted": training.weighted, "causal": training.causal}
-    inputs = (*base, score) if training.weighted else base
-    return Step("train", label, {**common, "train": settings, "recipe": recipe, "seed": config.seed}, inputs)
+    identity = {**common, "train": settings, "recipe": recipe, "seed": config.seed}
+    if fold is not None:
+        return Step("train", f"train:fold-{fold['leave_out']}", identity | {"fold": fold}, base)
+    label = "train" if name == config.train.method else f"train:{name}"
+    return Step("train", label, identity, (*base, score) if score and training.weighted else base)
 
 
 @dataclass(frozen=True)
@@ -222,9 +259,10 @@ def outdated(store: Store, step: Step, artifact: Artifact) -> str:
 
 
 def _same_line(artifact: Artifact, step: Step) -> bool:
-    """Whether an older artifact is an earlier form of this step, and not another method's."""
+    """Whether an older artifact is an earlier form of this step, and not another method's or fold's."""
     return all(
-        artifact.manifest.identity.get(key) == step.settings.get(key) for key in ("recipe", "method", "decoding")
+        artifact.manifest.identity.get(key) == step.settings.get(key)
+        for key in ("recipe", "fold", "method", "decoding")
     )
 
 

@@ -7,8 +7,6 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import xxhash
-
 from storage.files import write_json
 
 SAMPLES = 64
@@ -102,6 +100,8 @@ def _standing(file: Path) -> str:
 
 
 def _sample(file: Path) -> str:
+    import xxhash  # late: GPU images score and train without it
+
     size = file.stat().st_size
     digest = xxhash.xxh3_128(str(size).encode())
     with file.open("rb", buffering=0) as opened:
@@ -112,5 +112,7 @@ def _sample(file: Path) -> str:
 
 
 def _whole(file: Path) -> str:
+    import xxhash
+
     with file.open("rb", buffering=0) as opened:
         return hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest()

@@ -58,6 +58,22 @@ class Staging:
         self.discard_unfinished()
         write_json(folder / BASIS, asdict(basis))
 
+    @classmethod
+    def attach(cls, folder: Path) -> Staging:
+        """The work that stands in `folder`, for a process that helps the writer who opened it.
+
+        Nothing is swept or begun anew, because others may be at work. Helpers may finish different shards side by
+        side: file and record get their names in one step each, and the record comes last. Only the writer seals.
+
+        Raises:
+            FileNotFoundError: Nobody has opened it.
+        """
+        if not (folder / BASIS).is_file():
+            raise FileNotFoundError(f"{folder}: no unfinished work stands here")
+        staging = cls.__new__(cls)
+        staging.folder = folder
+        return staging
+
     @property
     def sealed(self) -> bool:
         """Whether all is done but the rename: a run was killed between the manifest and `Store.commit`."""

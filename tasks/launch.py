@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import base64
-import ctypes
 import importlib.util
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from nextquill_core.errors import UserError
+from tasks.processes import end_group, failure, shared_environment, start
 
 WORKER = "nextquill_core.training.worker"
 METRICS = "metrics.jsonl"
-TAIL_LINES = 40
-PR_SET_PDEATHSIG = 1
 
 
 class RanksFailed(RuntimeError):  # noqa: N818 - says what happened
@@ -47,24 +42,16 @@ def run_ranks(order: Path, log: Path, *, ranks: int, on_step: Callable[[dict[str
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("DeepSpeed is not installed", "train", "pip install deepspeed (Linux)")
     metrics = Follower(Path(json.loads(order.read_text(encoding="utf-8"))["output"]) / METRICS)
-    with log.open("ab") as output:
-        launcher = subprocess.Popen(
-            launch_command(order, ranks),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=rank_environment(ranks),
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
+    launcher = start(launch_command(order, ranks), log, rank_environment(ranks))
     try:
         while launcher.poll() is None:
             time.sleep(0.25)
             metrics.follow(on_step)
         metrics.follow(on_step)
     finally:
-        _end_group(launcher)
+        end_group(launcher)
     if launcher.returncode != 0:
-        raise _failure(launcher.returncode, log)
+        raise failure(RanksFailed, "training", launcher.returncode, log)
 
 
 def launch_command(order: Path, ranks: int) -> list[str]:
@@ -79,22 +66,10 @@ def rank_environment(ranks: int) -> dict[str, str]:
     """The ranks' environment: the cores shared out evenly, and DeepSpeed told where there is no accelerator."""
     import torch
 
-    environment = dict(os.environ)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
-    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment = shared_environment(ranks)
     if not torch.accelerator.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
-
-
-def rank_count(setting: int | str) -> int:
-    """`auto` is a rank an accelerator, or one on a CPU."""
-    if setting != "auto":
-        return int(setting)
-    import torch
-
-    return max(1, torch.accelerator.device_count())
 
 
 class Follower:
@@ -121,40 +96,6 @@ class Follower:
                     on_line(json.loads(line))
         except FileNotFoundError:
             return
-
-
-def _failure(code: int, log: Path) -> Exception:
-    with log.open(encoding="utf-8", errors="replace") as file:
-        tail = deque(file, maxlen=TAIL_LINES)
-    for line in tail:
-        if line.startswith("nextquill: "):
-            return UserError(line.removeprefix("nextquill: ").strip())
-    return RanksFailed(f"training ended with exit code {code}; the log is {log}, its last lines:\n{''.join(tail)}")
-
-
-def _end_group(launcher: subprocess.Popen[bytes]) -> None:
-    for signum, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(launcher.pid, signum)
-        except ProcessLookupError:
-            break
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and _group_alive(launcher):
-            time.sleep(0.1)
-    launcher.wait()
-
-
-def _group_alive(launcher: subprocess.Popen[bytes]) -> bool:
-    launcher.poll()  # reaps the launcher, which would otherwise count as alive
-    try:
-        os.killpg(launcher.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port() -> int:

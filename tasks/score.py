@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.stages import score
 from nextquill_core.stages.run import Outcome, Run
+from tasks.processes import process_count
 from tasks.progress import ShownProgress
+from tasks.workers import run_workers
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def score_effects(run: Run, force: bool) -> Outcome:
-    """Forward passes with and without history; the expensive part, independent of δ, λ and ε."""
+def score_effects(run: Run, force: bool, launch: score.Launch | None = None) -> Outcome:
+    """Forward passes with and without history; the expensive part, independent of δ, λ and ε.
+
+    Call it directly: a submitted task outlives the signal that ends its flow.
+
+    Args:
+        run: The configuration and its store.
+        force: Score anew even if the effects are fresh.
+        launch: Starts the workers; None for processes of this machine, as many as `score.workers` says.
+    """
+    local = partial(run_workers, workers=process_count(run.config.score.workers))
     with ShownProgress("score") as progress:
-        return score.effects(run, progress, force=force)
+        return score.effects(run, progress, launch or local, force=force)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -26,9 +39,15 @@ def derive_weights(run: Run, force: bool) -> Outcome:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def publish_effects(outcome: Outcome) -> None:
-    """How many tokens carry preference, as a table in the UI."""
+    """In the UI: how many tokens carry preference, and what the effects look like."""
     create_table_artifact(
         key="score-effects",
         table=score.effect_summary(outcome.artifact),
         description=f"Causal effects of history on ground-truth tokens ({outcome.artifact.manifest.fingerprint})",
+    )
+    folder = outcome.artifact.folder
+    create_markdown_artifact(
+        key="effects",
+        markdown=f"In colours: `{folder / score.PAGE}`.\n\n{(folder / score.MARKDOWN).read_text(encoding='utf-8')}",
+        description="Histogram, strongest tokens and ten answers",
     )

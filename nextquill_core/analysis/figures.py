@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from nextquill_core.evaluation.metrics import METRICS
 
@@ -35,7 +35,6 @@ SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 INK, QUIET, RULE, PALE = "#1F2328", "#59636E", "#D1D9E0", "#AEB9C4"
 DPI = 150
-BIN = 0.02
 
 
 def metric_bars(
@@ -88,42 +87,45 @@ def metric_bars(
     return figure
 
 
-def effect_histogram(effects: ArrayLike, delta: float) -> Figure:
-    """How many tokens have which causal effect, the count on a logarithmic scale.
+def effect_panels(counts: Mapping[str, Sequence[int]], edges: Sequence[float], delta: float) -> Figure:
+    """Counted effects, a panel a category; both axes logarithmic, the horizontal one in either direction from 0.
 
     Args:
-        effects: Causal effects of ground-truth tokens, differences of probabilities in [-1, 1], any shape.
-        delta: δ of Eq. 3; the tokens above it are the preference tokens.
+        counts: By category, the tokens in each bin.
+        edges: Of the bins, ascending, one more than there are bins.
+        delta: δ of Eq. 3, one of the edges; what lies to the right of it is coloured.
     """
-    values: NDArray[np.float64] = np.asarray(effects, dtype=np.float64).ravel()
-    above = values > delta
-    steps = np.arange(math.floor((-1 - delta) / BIN), math.ceil((1 - delta) / BIN) + 1)
-    edges = np.unique(np.clip(delta + BIN * steps, -1, 1))  # δ is an edge, so that no bar has two colours
-    figure = _figure(7.2, 3.4)
-    axes = figure.add_subplot()
-    for part, colour in ((~above, PALE), (above, BLUE)):
-        counts = np.histogram(values[part], edges)[0]
-        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colour)
-    if values.size:
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
-    axes.minorticks_off()
-    axes.set_xlim(-1, 1)
-    axes.axvline(delta, color=VERMILION, linewidth=1.4)
-    share = float(above.mean()) if values.size else 0.0
-    axes.annotate(
-        f"δ = {delta:g}: {100 * share:.1f} % of {values.size:,} tokens lie above",
-        (delta, 1.03),
-        xycoords=axes.get_xaxis_transform(),
-        ha="center" if abs(delta) < 0.4 else "right" if delta > 0 else "left",
-        va="bottom",
-        fontsize=9,
-        color=INK,
-    )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
-    _dress(axes, "", base="bottom")
-    axes.set_xlabel("causal effect: p(token | history) − p(token | no history)", fontsize=9, color=INK)
-    axes.set_ylabel("tokens", fontsize=9, color=INK)
+    columns = min(2, max(1, len(counts)))
+    lines = max(1, math.ceil(len(counts) / columns))
+    figure = _figure(7.2 if columns == 1 else 9.0, 2.9 if lines == 1 else 2.5 * lines)
+    left, width = np.array(edges[:-1]), np.diff(edges)
+    colours = np.where(left >= delta, BLUE, PALE)
+    for position, (category, tokens) in enumerate(counts.items()):
+        axes = figure.add_subplot(lines, columns, position + 1)
+        axes.set_xscale("symlog", linthresh=0.001, linscale=0.5)
+        axes.bar(left, tokens, width=width, align="edge", color=colours, edgecolor="white", linewidth=0.3)
+        if any(tokens):
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=0.7)
+        axes.minorticks_off()
+        axes.set_xlim(-1, 1)
+        ticks = (0.001, 0.01, 0.1, 1)
+        axes.set_xticks([*(-tick for tick in reversed(ticks)), *ticks])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda effect, _: f"{effect:g}".replace("-", "\N{MINUS SIGN}")))
+        axes.axvline(delta, color=VERMILION, linewidth=1.4)
+        axes.annotate(
+            f"δ = {delta:g}",
+            (delta, 1.02),
+            xycoords=axes.get_xaxis_transform(),
+            ha="center" if abs(delta) < 0.4 else "right" if delta > 0 else "left",
+            va="bottom",
+            fontsize=9,
+            color=INK,
+        )
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
+        _dress(axes, category.replace("$", r"\$"), base="bottom")  # a category's name is no formula
+        axes.set_xlabel("causal effect", fontsize=9, color=INK)
+        axes.set_ylabel("tokens" if position % columns == 0 else "", fontsize=9, color=INK)
     return figure
 
 

@@ -6,22 +6,17 @@ anything. Texts come from strangers' reviews and from models, so every value is 
 
 from __future__ import annotations
 
-import base64
 import re
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from nextquill_core.analysis.figures import DPI
+from nextquill_core.analysis.html import page
 from nextquill_core.evaluation.metrics import METRICS
 from nextquill_core.evaluation.tables import ALL, Cell, Pivot, Row, pivot
 
 SIGNIFICANT = 0.05
 SHARED_WORDS = 3
-SCREEN_DPI = 108  # of a CSS inch 96, and a little larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,26 +162,9 @@ class Block:
 
 def render(report: Report) -> str:
     """The page as HTML, UTF-8 when written to a file."""
-    environment = Environment(
-        loader=PackageLoader("nextquill_core.analysis", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number,
-        "duration": _duration,
-        "size": _size,
-        "base64": lambda data: base64.b64encode(data).decode("ascii"),
-        "pixels": _pixels,
-        "visible": _visible,
-        "flat": _flat,
-    }
-    page = environment.get_template("report.html.j2").render(
-        report=report, presets=_blocks(report), shared_segments=shared_segments, all=ALL, alpha=SIGNIFICANT
-    )
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", page)
+    filters: dict[str, Callable[..., Any]] = {"number": _number, "duration": _duration, "size": _size, "flat": _flat}
+    values = {"presets": _blocks(report), "shared_segments": shared_segments, "all": ALL, "alpha": SIGNIFICANT}
+    return page("report.html.j2", filters, report=report, **values)
 
 
 def shared_segments(text: str, reference: str) -> list[tuple[str, bool]]:
@@ -291,17 +269,6 @@ def _size(count: int | None) -> str:
     return f"{amount:.1f} TB"
 
 
-def _pixels(png: bytes) -> tuple[int, int]:
-    """Width and height at which a figure's type has the size it was drawn for; from the PNG's header."""
-    width, height = struct.unpack(">2I", png[16:24])
-    return round(width * SCREEN_DPI / DPI), round(height * SCREEN_DPI / DPI)
-
-
-def _visible(token: str) -> str:
-    """A token with its white space shown: a leading blank is part of most tokens."""
-    return token.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})
-
-
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted names and values."""
     rows: list[tuple[str, str]] = []
@@ -313,7 +280,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
                 (f"{prefix}{name}", {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
             )
     return rows
-
-
-# What HTML forbids even escaped (control characters) and what UTF-8 cannot hold (halves of surrogate pairs).
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nextquill_core.causal.shards import in_shards
 from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, PREDICTIONS, Example
 from nextquill_core.stages.run import Outcome, Run
-from nextquill_core.stages.score import in_shards
 from storage import Artifact, Staging, write_json, write_text
 
 

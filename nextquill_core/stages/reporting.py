@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from nextquill_core.analysis import figures
+from nextquill_core.analysis.effects_page import parts_of
 from nextquill_core.analysis.report import Case, Cohort, Picture, Report, RowCount, Stage, TokenEffect, Training
 from nextquill_core.evaluation.generate import DECODINGS
 from nextquill_core.evaluation.methods import METHODS
@@ -19,11 +15,10 @@ from nextquill_core.evaluation.tables import ALL, Row
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.schemas import Example
 from nextquill_core.stages.run import Run
+from nextquill_core.stages.score import stored_summary
 from storage import Artifact
 
 CASES = 6
-TOP_TOKENS = 30
-RARE_TOKEN = 5
 
 
 def figures_of(run: Run, rows: Sequence[Row]) -> dict[str, Picture]:
@@ -39,10 +34,12 @@ def figures_of(run: Run, rows: Sequence[Row]) -> dict[str, Picture]:
             figures.png(drawn),
             "Lines are 95 % bootstrap intervals over users.",
         )
+    summary = stored_summary(run.artifact(run.plan.score))
+    counts = {part.category: part.histogram for part in parts_of(summary)}
     pictures["effects"] = Picture(
         "Causal effects of history",
         "Histogram of the causal effect of history on each ground-truth token",
-        figures.png(figures.effect_histogram(_all_effects(run.artifact(run.plan.score)), run.config.weights.delta)),
+        figures.png(figures.effect_panels(counts, summary.edges, summary.delta)),
         "p(token | query, history) − p(token | query), every token of every split; the line is δ.",
     )
     curves = {name: _curve(run.artifact(step)) for name, step in run.plan.train.items()}
@@ -103,12 +100,12 @@ def report_of(
 
 def _settings(run: Run) -> list[tuple[str, str]]:
     config = run.config
-    train, weights = config.train, config.weights
+    train = config.train
     return [
         ("base model θ0", f"{config.model.name_or_path} ({config.model.dtype})"),
         ("protocol", config.ingest.protocol.name),
         ("history", f"up to {config.prompt.max_history} newest reviews, {config.prompt.max_prompt_tokens} tokens"),
-        ("weights", f"δ = {weights.delta:g}, λ = {weights.high:g}, ε = {weights.low:g}"),
+        ("weights", ", ".join(f"{name} {value}" for name, value in run.plan.score.settings["weights"].items())),
         ("loss", f"α = {train.alpha:g}, normalised by {train.normalization}"),
         ("training", f"{train.epochs} epochs, lr {train.learning_rate:g}, batch {train.global_batch}"),
         ("LoRA", f"r {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout:g}, {train.lora.targets}"),
@@ -155,31 +152,11 @@ def _curve(artifact: Artifact) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _all_effects(score: Artifact) -> np.ndarray[Any, np.dtype[np.float32]]:
-    columns = [pq.read_table(path, columns=["effect"])["effect"] for path in score.files("effects/")]
-    return np.concatenate([column.combine_chunks().flatten().to_numpy() for column in columns])
-
-
 def _strongest_tokens(run: Run) -> list[TokenEffect]:
     """The tokens with the highest mean effect among those scored a few times at least."""
-    sums: dict[int, float] = defaultdict(float)
-    counts: dict[int, int] = defaultdict(int)
-    for path in run.artifact(run.plan.score).files("effects/"):
-        table = pq.read_table(path, columns=["target_ids", "effect"])
-        ids = table["target_ids"].combine_chunks().flatten().to_numpy()
-        effects = table["effect"].combine_chunks().flatten().to_numpy()
-        for token, total, count in zip(*_grouped(ids, effects), strict=True):
-            sums[int(token)] += float(total)
-            counts[int(token)] += int(count)
-    frequent = [token for token, count in counts.items() if count >= RARE_TOKEN]
-    strongest = heapq.nlargest(TOP_TOKENS, frequent, key=lambda token: sums[token] / counts[token])
     tokenizer = load_tokenizer(run.model_spec)
-    return [TokenEffect(tokenizer.decode([token]), sums[token] / counts[token], counts[token]) for token in strongest]
-
-
-def _grouped(ids: Any, effects: Any) -> tuple[Any, Any, Any]:
-    tokens, where = np.unique(ids, return_inverse=True)
-    return tokens, np.bincount(where, weights=effects), np.bincount(where)
+    top = stored_summary(run.artifact(run.plan.score)).top_tokens
+    return [TokenEffect(tokenizer.decode([token.token_id]), token.mean_effect, token.count) for token in top]
 
 
 def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Case]:

@@ -60,6 +60,8 @@ class Run:
         if artifact is None:
             command = step.name.partition(":")[0]
             command = {"scan": "ingest", "effects": "score", "model": "run"}.get(command, command)
+            if step in self.plan.folds.values():  # trained by the stage that they score for
+                command = "score"
             raise UserError(
                 f"the {step.name} artifact is missing",
                 str(self.store.folder(step.kind, step.fingerprint)),

@@ -2,92 +2,128 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from nextquill_core.ingest.reader import read_examples
+from nextquill_core.causal.job import EXAMPLES_A_SHARD, ScoreJob
+from nextquill_core.causal.shards import Board
+from nextquill_core.causal.summary import EffectsSummary, summarise
 from nextquill_core.progress import Progress
 from nextquill_core.stages.run import Outcome, Run
-from storage import Artifact, Staging
+from nextquill_core.stages.train import fold_adapters
+from nextquill_core.token_texts import token_texts
+from nextquill_core.training.spec import PromptSpec
+from storage import Artifact, Staging, write_json, write_text
 
-EXAMPLES_A_SHARD = 256
-T = TypeVar("T")
+SUMMARY, PAGE, MARKDOWN = "effects.json", "effects.html", "effects.md"
+
+Launch = Callable[[Path, Progress], None]
+"""Works on the job (`ScoreJob`) at the path until every shard is settled, by however many workers."""
 
 
-def in_shards(rows: Sequence[T], size: int = EXAMPLES_A_SHARD) -> Iterator[tuple[str, Sequence[T]]]:
-    """(`00000`, rows), ...: boundaries depend on the rows alone."""
-    for start in range(0, len(rows), size):
-        yield f"{start // size:05d}", rows[start : start + size]
+def alone(job: Path, progress: Progress) -> None:
+    """The plainest launch: this process is the only worker."""
+    from nextquill_core.causal.worker import work_alone
+
+    work_alone(job, progress)
 
 
-def effects(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
-    """The causal effect of every ground-truth token of every split."""
+def effects(run: Run, progress: Progress, launch: Launch = alone, *, force: bool = False) -> Outcome:
+    """The causal effect of every ground-truth token of every split.
+
+    Args:
+        run: The configuration and its store.
+        progress: Told the examples done, by all workers together.
+        launch: Starts the workers and waits for them.
+        force: Score anew even if the effects are fresh.
+
+    Raises:
+        ShardsFailed: Some shards could not be scored; the others are kept for the next run.
+    """
 
     def build(staging: Staging) -> dict[str, Any]:
-        return _score(run, staging, progress)
+        return _score(run, staging, progress, launch)
 
     return run.make(run.plan.effects, build, force=force)
 
 
-def _score(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
-    from nextquill_core.causal.scorer import effects_table, score_batch, token_budget_batches
-    from nextquill_core.model.loading import load_model, load_tokenizer
-    from nextquill_core.tokens import encoder_for
+def _score(run: Run, staging: Staging, progress: Progress, launch: Launch) -> dict[str, Any]:
+    job = score_job(run, staging.folder)
+    order = staging.scratch / "job.json"
+    job.save(order)
+    board = Board.of(job)
+    board.begin()
+    launch(order, progress)
+    board.check()
+    return {"examples": sum(map(len, board.shards.values())), "truncation": board.truncation()}
 
-    model = load_model(run.model_spec)
-    encoder = encoder_for(run.model_spec, load_tokenizer(run.model_spec), **run.prompt_settings)
-    examples = list(read_examples(run.artifact(run.plan.ingest).folder))
-    done = tokens = 0
-    started = time.perf_counter()
-    for number, part in in_shards(examples):
-        name = f"effects/{number}.parquet"
-        pairs = encoder.encode(part)  # also where the shard is finished already, so that truncation is counted whole
-        if staging.has(name):
-            done += len(part)
-            continue
-        logps: list[Any] = [None] * len(pairs)
-        for batch in token_budget_batches(pairs, run.config.score.batch_tokens):
-            for index, both in zip(batch, score_batch(model, [pairs[index] for index in batch]), strict=True):
-                logps[index] = both
-            tokens += sum(pairs[index].tokens for index in batch)
-            done += len(batch)
-            progress(done, len(examples), f"{tokens / (time.perf_counter() - started):,.0f} tokens/s")
-        staging.write_table(name, effects_table(pairs, logps))
-    return {"examples": len(examples), "truncation": dict(encoder.truncation)}
+
+def score_job(run: Run, staging: Path) -> ScoreJob:
+    """The workers' order for this configuration."""
+    return ScoreJob(
+        staging=str(staging),
+        sequences=str(run.artifact(run.plan.ingest).folder),
+        model=run.model_spec,
+        prompt=PromptSpec(**run.prompt_settings),
+        batch_tokens=run.config.score.batch_tokens,
+        adapters=fold_adapters(run),
+        shard_examples=EXAMPLES_A_SHARD,
+    )
 
 
 def weights(run: Run, *, force: bool = False) -> Outcome:
-    """Effects and the preference weights derived from them, side by side; takes seconds and no model."""
+    """Effects and the preference weights derived from them, side by side, and what the effects look like.
+
+    Takes seconds and no model. The looks are logs: they show δ, also under a policy whose weights do not depend on it.
+    """
 
     def build(staging: Staging) -> dict[str, Any]:
-        from nextquill_core.causal.scorer import weights_table
+        from nextquill_core.causal.weighting import weights_table
 
         source = run.artifact(run.plan.effects)
-        settings = run.config.weights
-        category = categories(run.artifact(run.plan.ingest).folder)
-        tally: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0])
-        staging.adopt(source.folder, source.shards("effects/"))
-        for shard in source.shards("effects/"):
-            table = pq.read_table(source.folder / shard.path)
-            derived = weights_table(table, delta=settings.delta, high=settings.high, low=settings.low)
+        shards = source.shards("effects/")
+        staging.adopt(source.folder, shards)
+        for shard in shards:
+            derived = weights_table(pq.read_table(source.folder / shard.path), **run.plan.score.settings["weights"])
             staging.write_table(shard.path.replace("effects/", "weights/"), derived)
-            for example_id, effect in zip(table["example_id"].to_pylist(), table["effect"].to_pylist(), strict=True):
-                counts = tally[category[example_id]]
-                counts[0] += len(effect)
-                counts[1] += sum(value > settings.delta for value in effect)
-                counts[2] += sum(effect)
+        category = categories(run.artifact(run.plan.ingest).folder)
+        paths = [source.folder / shard.path for shard in shards]
+        summary = summarise(paths, category, delta=run.config.weights.delta)
+        _show(run, staging, summary)
         per_category = {
-            name: {"tokens": tokens, "preference_tokens": above, "mean_effect": total / tokens}
-            for name, (tokens, above, total) in tally.items()
+            part.category: {
+                "tokens": part.tokens,
+                "preference_tokens": part.preference_tokens,
+                "mean_effect": part.mean_effect,
+            }
+            for part in summary.categories
         }
-        return {**source.manifest.stats, "per_category": per_category}
+        return {**source.manifest.stats, "per_category": per_category, "preference_delta": summary.delta}
 
     return run.make(run.plan.score, build, force=force)
+
+
+def _show(run: Run, staging: Staging, summary: EffectsSummary) -> None:
+    """Write the summary as JSON for later stages, as HTML for people, and as Markdown for the UI."""
+    from nextquill_core.analysis.effects_page import effects_html, effects_markdown
+    from nextquill_core.model.loading import load_tokenizer
+
+    decode = partial(token_texts, load_tokenizer(run.model_spec))
+    write_json(staging.path(SUMMARY), summary.to_json())
+    write_text(staging.path(PAGE), effects_html(summary, decode))
+    write_text(staging.path(MARKDOWN), effects_markdown(summary, decode))
+    for name in (SUMMARY, PAGE, MARKDOWN):
+        staging.finish(name, log=True)
+
+
+def stored_summary(score: Artifact) -> EffectsSummary:
+    """The summary that a score artifact holds."""
+    return EffectsSummary.from_json(json.loads((score.folder / SUMMARY).read_text(encoding="utf-8")))
 
 
 def categories(sequences: Path) -> dict[str, str]:

@@ -41,6 +41,7 @@ class TrainSpec:
         alpha: α; 0 leaves the causal loss out.
         global_batch: Examples an optimizer step, over all ranks.
         batch_tokens: Token positions of a micro-batch, both branches counted.
+        leave_out: (fold, folds): train without the users of this fold (`nextquill_core.folds`); None trains on all.
     """
 
     output: str
@@ -63,6 +64,7 @@ class TrainSpec:
     keep_checkpoints: int
     zero_stage: int
     seed: int
+    leave_out: tuple[int, int] | None = None
 
     def save(self, path: Path) -> None:
         """Write the order."""
@@ -75,4 +77,6 @@ class TrainSpec:
         values["model"] = ModelSpec(**values["model"])
         values["prompt"] = PromptSpec(**values["prompt"])
         values["lora"] = LoraSpec(**values["lora"])
+        if values["leave_out"] is not None:
+            values["leave_out"] = tuple(values["leave_out"])
         return cls(**values)

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,14 @@ class Trainer:
         spec: The order.
         engine: A DeepSpeed engine around `PreferenceLoss`.
         examples: All training examples, the same on every rank.
+        left_out: How many users and examples a fold leaves out; stands in every line of the metrics.
     """
 
-    def __init__(self, spec: TrainSpec, engine: Any, examples: Sequence[TrainExample]) -> None:
+    def __init__(
+        self, spec: TrainSpec, engine: Any, examples: Sequence[TrainExample], left_out: Mapping[str, int]
+    ) -> None:
         self.spec = spec
+        self.left_out = left_out
         self.engine = engine
         self.examples = examples
         self.rank: int = torch.distributed.get_rank()
@@ -166,7 +170,7 @@ class Trainer:
     def _record(self, metrics: dict[str, float]) -> None:
         if self.rank == 0:
             with (self.output / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps({**metrics, **self.left_out}) + "\n")
 
     @property
     def _states(self) -> Path:

@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 import torch
 
 from nextquill_core.errors import DataError, ModelError, UserError
+from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_model, load_tokenizer
+from nextquill_core.schemas import Example
 from nextquill_core.tokens import encoder_for
 from nextquill_core.training.batches import TrainExample
 from nextquill_core.training.spec import TrainSpec
@@ -54,7 +56,7 @@ def train(spec: TrainSpec) -> None:
     deepspeed.init_distributed(dist_backend=None if torch.cuda.is_available() else "gloo", verbose=False)
     device = deepspeed.get_accelerator().current_device_name()
     tokenizer = load_tokenizer(spec.model)
-    examples = training_examples(spec, tokenizer)
+    examples, left_out = training_examples(spec, tokenizer)
     model = lora_model(spec, torch.device(device))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=spec.learning_rate, weight_decay=spec.weight_decay)
@@ -67,21 +69,24 @@ def train(spec: TrainSpec) -> None:
         optimizer=optimizer,
         config=deepspeed_config(spec),
     )
-    Trainer(spec, engine, examples).run()
+    Trainer(spec, engine, examples, left_out).run()
 
 
-def training_examples(spec: TrainSpec, tokenizer: Any) -> list[TrainExample]:
-    """The train split as token pairs, each with its preference weights, or 1 for every token without `effects`.
+def training_examples(spec: TrainSpec, tokenizer: Any) -> tuple[list[TrainExample], dict[str, int]]:
+    """The examples to train on as token pairs, each with its preference weights, or 1 a token without `effects`.
+
+    Returns:
+        The examples, and who was left out, as `train_split` counts them.
 
     Raises:
         ModelError: The stored weights were derived for other tokens.
+        UserError: As `train_split`.
     """
     encoder = encoder_for(spec.model, tokenizer, **asdict(spec.prompt))
-    pairs = encoder.encode(list(read_examples(Path(spec.sequences), ("train",))))
-    if not pairs:
-        raise DataError("there is no train example", spec.sequences, "ingest again; check ingest.protocol.n_targets")
+    examples, left_out = train_split(spec)
+    pairs = encoder.encode(examples)
     if spec.effects is None:
-        return [TrainExample(pair, [1.0] * len(pair.target)) for pair in pairs]
+        return [TrainExample(pair, [1.0] * len(pair.target)) for pair in pairs], left_out
     weights = dict(stored_weights(Path(spec.effects)))
     for pair in pairs:
         if len(weights.get(pair.example_id, [])) != len(pair.target):
@@ -90,7 +95,35 @@ def training_examples(spec: TrainSpec, tokenizer: Any) -> list[TrainExample]:
                 spec.effects,
                 "score again with the same model and prompt settings",
             )
-    return [TrainExample(pair, weights[pair.example_id]) for pair in pairs]
+    return [TrainExample(pair, weights[pair.example_id]) for pair in pairs], left_out
+
+
+def train_split(spec: TrainSpec) -> tuple[list[Example], dict[str, int]]:
+    """The train examples of all users, or of those outside the fold that the order leaves out.
+
+    Returns:
+        The examples, and `left_out_users` and `left_out_examples`; empty where there is no fold.
+
+    Raises:
+        DataError: There is no train example at all.
+        UserError: A fold holds nobody. Then it would be trained for nothing, and, of two, the other on nothing.
+    """
+    examples = list(read_examples(Path(spec.sequences), ("train",)))
+    if not examples:
+        raise DataError("there is no train example", spec.sequences, "ingest again; check ingest.protocol.n_targets")
+    if spec.leave_out is None:
+        return examples, {}
+    fold, folds = spec.leave_out
+    fold_by_user = {example.user_id: fold_of(example.user_id, folds) for example in examples}
+    if empty := set(range(folds)) - set(fold_by_user.values()):
+        raise UserError(
+            f"fold {min(empty)} of {folds} holds no user with train examples",
+            spec.sequences,
+            "set fewer score.folds (2 at least) or ingest more users",
+        )
+    rest = [example for example in examples if fold_by_user[example.user_id] != fold]
+    users = list(fold_by_user.values()).count(fold)
+    return rest, {"left_out_users": users, "left_out_examples": len(examples) - len(rest)}
 
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, list[float]]]:

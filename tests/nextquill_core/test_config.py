@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nextquill_core.config import Config, load_config
+from nextquill_core.config import Config, ScoreConfig, load_config
 from storage import UserError
 from tests.conftest import REPO
 
@@ -59,6 +59,13 @@ def test_operational_fields_take_no_part() -> None:
     assert "batch_tokens" not in semantic["score"]
     assert "launcher" not in semantic["train"]
     assert semantic["weights"] == {"delta": 0.05, "high": 0.9, "low": 0.1}
+
+
+def test_folds_decide_only_where_adapters_score(tmp_path: Path) -> None:
+    assert ScoreConfig(folds=5).semantic() == {"effect_source": "initial"}
+    assert ScoreConfig(effect_source="adapter", folds=5).semantic() == {"effect_source": "adapter", "folds": 5}
+    with pytest.raises(UserError, match=r"`score\.folds`: Input should be greater than or equal to 2"):
+        load_config(write(tmp_path, "score: {effect_source: adapter, folds: 1}"))
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/*.yaml")), ids=lambda path: path.name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,18 @@ from nextquill_core.errors import UserError
 from nextquill_core.plan import Plan, Step, freshness
 from nextquill_core.stages.run import Run
 from storage import Staging
+from tests.conftest import REPO
 from tests.world import small_config
 
 STAGES = ("ingest", "model", "effects", "score", "train", "train:contextsft", "evaluate")
+PREDICTIONS = {
+    "evaluate", *(f"{name}-{mode}" for name in ("qwen", "contextsft", "nextquill") for mode in ("paper", "sane"))
+}  # fmt: skip
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
-    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), plan.effects, plan.score)
-    yield from (*plan.train.values(), *plan.predictions.values(), plan.evaluate)
+    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.folds.values())
+    yield from (plan.effects, plan.score, *plan.train.values(), *plan.predictions.values(), plan.evaluate)
 
 
 def fingerprints(config: Config) -> dict[str, str]:
@@ -59,6 +65,41 @@ def test_what_a_field_moves(small_world: Path, tmp_path: Path, change: dict[str,
     before = fingerprints(small_config(small_world, tmp_path))
     after = fingerprints(small_config(small_world, tmp_path, **change))
     assert {name for name in before if before[name] != after[name]} == moved
+
+
+@pytest.mark.parametrize(
+    ("policy", "change", "moves"),
+    [
+        ("threshold", {"delta": 0.1}, True),
+        ("perce", {"delta": 0.1, "high": 0.5, "low": 0.2}, False),
+        ("perce", {"options": {"floor": 0.8}}, False),
+        ("perce", {"options": {"floor": 0.7}}, True),
+        ("soft", {"delta": 0.1}, True),
+        ("soft", {"options": {"temperature": 0.02}}, False),
+        ("soft", {"options": {"temperature": 0.01}}, True),
+    ],
+)
+def test_only_what_a_policy_uses_moves_the_weights(
+    small_world: Path, tmp_path: Path, policy: str, change: dict[str, Any], moves: bool
+) -> None:
+    """A setting that the policy does not use, or one set to its default, derives nothing again."""
+    before = fingerprints(small_config(small_world, tmp_path, weights={"policy": policy}))
+    after = fingerprints(small_config(small_world, tmp_path, weights={"policy": policy, **change}))
+    assert (before["score"] != after["score"]) == moves
+    assert before["effects"] == after["effects"]
+
+
+def test_a_policy_that_is_not_there_stops_before_anything_runs(small_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        Run(small_config(small_world, tmp_path, weights={"policy": "treshold"}))
+    assert str(caught.value) == "weights.policy: unknown weight policy `treshold`; did you mean `threshold`?"
+
+
+@pytest.mark.process
+def test_a_plan_needs_no_torch() -> None:
+    code = "import sys, nextquill_core.plan; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
+    assert done.stdout == "[]\n"
 
 
 def test_the_place_of_the_store_moves_nothing(small_world: Path, tmp_path: Path) -> None:
@@ -152,11 +193,82 @@ def test_a_missing_input_names_the_command(small_world: Path, tmp_path: Path) ->
         run.make(run.plan.effects, lambda staging: {})
 
 
+def test_folds_move_nothing_where_theta0_scores(small_world: Path, tmp_path: Path) -> None:
+    before = Run(small_config(small_world, tmp_path)).plan
+    after = Run(small_config(small_world, tmp_path, score={"folds": 7})).plan
+    assert before.effects.settings["score"] == after.effects.settings["score"] == {"effect_source": "initial"}
+    assert [step.fingerprint for step in every_step(before)] == [step.fingerprint for step in every_step(after)]
+    assert not before.folds
+
+
+def test_adapters_that_score_are_steps_of_their_own_before_scoring(small_world: Path, tmp_path: Path) -> None:
+    plain = Run(small_config(small_world, tmp_path)).plan
+    plan = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter", "folds": 3})).plan
+    assert list(plan.folds) == ["fold-0", "fold-1", "fold-2"]
+    assert [step.name for step in plan.stages] == [
+        "ingest", "model", "train:fold-0", "train:fold-1", "train:fold-2", "score", "train", "train:contextsft",
+        "evaluate",
+    ]  # fmt: skip
+    assert plan.effects.inputs == (plan.ingest, plan.model, *plan.folds.values())
+    for number, step in enumerate(plan.folds.values()):
+        assert step.kind == "train"
+        assert step.inputs == (plan.ingest, plan.model), "training for the scores may not depend on the scores"
+        assert step.settings == {**plan.train["contextsft"].settings, "fold": {"leave_out": number, "of": 3}}
+    assert plan.train["contextsft"].fingerprint == plain.train["contextsft"].fingerprint
+    assert {plan.effects.fingerprint, plan.score.fingerprint}.isdisjoint(
+        {plain.effects.fingerprint, plain.score.fingerprint}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"train": {"alpha": 0.1}}, {"train"}),  # the folds train without L_p
+        ({"weights": {"delta": 0.1}}, {"score", "train"}),
+        (
+            {"train": {"epochs": 2}},
+            {"train:fold-0", "train:fold-1", "effects", "score", "train", "train:contextsft"},
+        ),
+    ],
+)
+def test_what_a_field_moves_where_adapters_score(
+    small_world: Path, tmp_path: Path, change: dict[str, Any], moved: set[str]
+) -> None:
+    adapter = {"score": {"effect_source": "adapter"}}
+    before = fingerprints(small_config(small_world, tmp_path, **adapter))
+    after = fingerprints(small_config(small_world, tmp_path, **adapter, **change))
+    assert {name for name in before if before[name] != after[name]} - PREDICTIONS == moved
+
+
+def test_folds_have_standings_of_their_own(small_world: Path, tmp_path: Path) -> None:
+    """A fold is no earlier form of another fold or of the method it is trained like."""
+    make_all(Run(small_config(small_world, tmp_path)))
+    adapter = {"effect_source": "adapter"}
+    run = Run(small_config(small_world, tmp_path, score=adapter))
+    assert states(run) == {
+        "ingest": "fresh", "model": "fresh", "train:fold-0": "missing", "train:fold-1": "missing", "score": "stale",
+        "train": "stale", "train:contextsft": "fresh", "evaluate": "stale",
+    }  # fmt: skip
+    assert "score.effect_source initial → adapter" in freshness(run.store, run.plan.score).why
+    with pytest.raises(UserError, match=r"train:fold-0 artifact is missing; run `nextquill score`"):
+        run.make(run.plan.effects, lambda staging: {})
+    make_all(run)
+    assert set(states(run).values()) == {"fresh"}
+    assert set(states(Run(small_config(small_world, tmp_path))).values()) == {"fresh"}, "both stand side by side"
+    changed = Run(small_config(small_world, tmp_path, score=adapter, train={"epochs": 2}))
+    for fold in changed.plan.folds.values():
+        assert freshness(changed.store, fold).why == "train.epochs 1 → 2"
+    more = Run(small_config(small_world, tmp_path, score=adapter | {"folds": 3}))
+    assert {freshness(more.store, fold).state for fold in more.plan.folds.values()} == {"missing"}
+    shutil.rmtree(run.artifact(run.plan.folds["fold-1"]).folder)
+    assert freshness(run.store, run.plan.score).why.endswith("its input train:fold-1 is missing")
+
+
 def test_the_manifest_says_what_was_asked_and_where_it_came_from(small_world: Path, tmp_path: Path) -> None:
     run = Run(small_config(small_world, tmp_path))
     make_all(run)
     manifest = json.loads((run.artifact(run.plan.score).folder / "manifest.json").read_text())
-    assert manifest["identity"]["weights"] == {"delta": 0.05, "high": 0.9, "low": 0.1}
+    assert manifest["identity"]["weights"] == {"policy": "threshold", "delta": 0.05, "high": 0.9, "low": 0.1}
     assert [(ref["kind"], ref["fingerprint"]) for ref in manifest["inputs"]] == [
         ("effects", run.plan.effects.fingerprint)
     ]

@@ -10,7 +10,8 @@ import pytest
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.training.spec import LoraSpec, PromptSpec, TrainSpec
 from storage import UserError
-from tasks.launch import Follower, RanksFailed, launch_command, rank_count, run_ranks
+from tasks.launch import Follower, RanksFailed, launch_command, run_ranks
+from tasks.processes import process_count
 
 
 def order(tmp_path: Path, model: str = "./nowhere", sequences: str = "nowhere") -> Path:
@@ -56,8 +57,8 @@ def test_the_command_names_ranks_and_order(tmp_path: Path) -> None:
 def test_auto_is_one_rank_without_accelerators() -> None:
     import torch
 
-    assert rank_count("auto") == max(1, torch.accelerator.device_count())
-    assert rank_count(3) == 3
+    assert process_count("auto") == max(1, torch.accelerator.device_count())
+    assert process_count(3) == 3
 
 
 def test_follower_hands_over_whole_lines_once_and_starts_over_when_the_file_shrinks(tmp_path: Path) -> None:

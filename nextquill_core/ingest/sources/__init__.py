@@ -5,18 +5,18 @@ Another package adds one by an entry point of the group `nextquill.sources`: `NA
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
-from nextquill_core.errors import DataError, first_line
+from nextquill_core.errors import DataError
 from nextquill_core.ingest.sources.amazon import Amazon2014, Amazon2018, Amazon2023
 from nextquill_core.ingest.sources.base import PARTS, BadRow, Batch, Part, RawFiles, Source, local_files
 from nextquill_core.ingest.sources.columns import Column, Kind
 from nextquill_core.ingest.sources.jsonlines import JsonLines
 from nextquill_core.ingest.sources.lamp import Lamp
 from nextquill_core.ingest.sources.table import Table
+from nextquill_core.plugins import Plugins
 
 __all__ = [
     "BUILT_IN",
@@ -39,12 +39,7 @@ __all__ = [
 BUILT_IN: dict[str, type[Source]] = {
     source.name: source for source in (Amazon2023, Amazon2018, Amazon2014, Table, Lamp)
 }
-GROUP = "nextquill.sources"
-
-
-def added() -> dict[str, EntryPoint]:
-    """The entry points of other packages, by name; nothing of theirs is imported yet."""
-    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
+SOURCES = Plugins[type[Source]]("source", "nextquill.sources", "ingest.source", BUILT_IN, DataError)
 
 
 def source(name: str, options: Mapping[str, Any] | None = None) -> Source:
@@ -57,26 +52,18 @@ def source(name: str, options: Mapping[str, Any] | None = None) -> Source:
     return load(name)(options or {})
 
 
+def added() -> dict[str, EntryPoint]:
+    """The sources of other packages, by name; nothing of theirs is imported yet."""
+    return SOURCES.added()
+
+
 def load(name: str) -> type[Source]:
     """The class of the source called `name`.
 
     Raises:
         DataError: There is none, or its package cannot be loaded.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    others = added()
-    if name not in others:
-        names = [*BUILT_IN, *others]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        remedy = f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(names)}"
-        raise DataError(f"unknown source `{name}`", "ingest.source", remedy)
-    try:
-        found = others[name].load()
-    except Exception as error:  # whatever another package's import may raise
-        raise DataError(
-            f"source `{name}` cannot be loaded: {first_line(error)}", others[name].value, "mend its package"
-        ) from None
+    found = SOURCES.load(name)
     if not (isinstance(found, type) and issubclass(found, Source)):
-        raise DataError(f"source `{name}` is not a Source", others[name].value, "name a subclass of Source")
+        raise DataError(f"source `{name}` is not a Source", added()[name].value, "name a subclass of Source")
     return found

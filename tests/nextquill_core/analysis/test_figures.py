@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nextquill_core.analysis.figures import effect_histogram, metric_bars, png, training_curves
+from nextquill_core.analysis.figures import effect_panels, metric_bars, png, training_curves
 
 ROWS = [
     {
@@ -27,7 +26,6 @@ ROWS = [
     for metric in ("rouge1", "bleu", "length_ratio")
     if (method, metric) != ("qwen", "bleu")
 ]
-EFFECTS = np.array([-0.9, -0.2, 0.0, 0.01, 0.04, 0.06, 0.3, 0.8], dtype=np.float32)
 CURVES = {
     "contextsft": [{"step": step, "loss": 3 / step, "normal": 3 / step} for step in range(1, 60)],
     "nextquill": [{"step": step, "loss": 4 / step, "normal": 3 / step, "causal": 9 / step} for step in range(1, 60)],
@@ -45,19 +43,14 @@ def test_bars_stand_for_the_values() -> None:
     assert [label.get_text() for label in panels["ROUGE-1"].get_yticklabels()] == ["qwen", "nextquill"]
 
 
-def test_histogram_counts_every_token_and_parts_them_at_delta() -> None:
-    (axes,) = effect_histogram(EFFECTS, 0.05).axes
-    bars = [(bar.get_x(), bar.get_height()) for bar in axes.patches if bar.get_height()]
-    assert sum(height for _, height in bars) == 8
-    assert sum(height for left, height in bars if left > 0.049) == 3
+def test_panels_hold_every_bin_and_part_them_at_delta() -> None:
+    (axes,) = effect_panels({"Books": (0, 5, 2, 1)}, (-1, 0, 0.05, 0.5, 1), 0.05).axes
+    bars = [(bar.get_x(), bar.get_height(), bar.get_facecolor()) for bar in axes.patches]
+    assert [bar[:2] for bar in bars] == [(-1, 0), (0, 5), (0.05, 2), (0.5, 1)]
+    assert bars[0][2] == bars[1][2] != bars[2][2] == bars[3][2]
     assert axes.get_yscale() == "log"
     assert axes.lines[0].get_xdata()[0] == 0.05
-    assert axes.texts[0].get_text() == "δ = 0.05: 37.5 % of 8 tokens lie above"
-
-
-@pytest.mark.parametrize("delta", [-1, 0.951, 1])
-def test_any_delta(delta: float) -> None:
-    assert png(effect_histogram(EFFECTS, delta))
+    assert axes.texts[0].get_text() == "δ = 0.05"
 
 
 def test_curves_leave_out_what_was_not_logged() -> None:
@@ -76,7 +69,8 @@ def test_a_smoothed_constant_is_constant_to_its_ends() -> None:
 
 def test_nothing_logged_yet() -> None:
     assert png(training_curves({"nextquill": []}))
-    assert png(effect_histogram([], 0.05))
+    assert png(effect_panels({}, (-1, 0.05, 1), 0.05))
+    assert png(effect_panels({"Books": (0, 0)}, (-1, 0.05, 1), 0.05))
     assert png(metric_bars([], "paper", "Books"))
 
 
@@ -84,7 +78,7 @@ def test_nothing_logged_yet() -> None:
     "draw",
     [
         lambda: metric_bars(ROWS, "paper", "all"),
-        lambda: effect_histogram(EFFECTS, 0.05),
+        lambda: effect_panels({"Books": (3, 1)}, (-1, 0.05, 1), 0.05),
         lambda: training_curves(CURVES),
     ],
 )

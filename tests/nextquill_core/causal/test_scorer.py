@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from nextquill_core.causal import preference_weights, token_effects
-from nextquill_core.causal.scorer import effects_table, score_batch, token_budget_batches, weights_table
-from nextquill_core.schemas import EFFECTS, WEIGHTS, Example
+from nextquill_core.causal import token_effects
+from nextquill_core.causal.scorer import Scorer, effects_table, token_budget_batches
+from nextquill_core.errors import ModelError
+from nextquill_core.schemas import EFFECTS, Example
 from nextquill_core.tokens import PairEncoder, TokenPair
-
-
-def oracle(model: Any, prompt: list[int], target: list[int]) -> torch.Tensor:
-    """log p of each answer token from the model's own full logits."""
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + target])).logits[0].float()
-    rows = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
-    return torch.stack([row[token] for row, token in zip(rows, target, strict=True)])
+from tests.models import FAMILIES, oracle, small_model
 
 
 @pytest.fixture
@@ -27,64 +25,138 @@ def pairs(tiny_tokenizer: Any, examples: list[Example]) -> list[TokenPair]:
     return encoder.encode(examples)
 
 
-def tiny(kind: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    shape: dict[str, Any] = {"vocab_size": 400}
-    if kind == "gpt2":
-        shape |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 2048}
-    else:
-        shape |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        shape |= {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": kind != "llama"}
-    if kind == "gemma2":
-        shape |= {"final_logit_softcapping": 0.5}
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).eval()
+def flat(scores: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.cat([branch for both in scores for branch in both])
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "mistral", "gemma2", "gpt2"])
-def test_log_probabilities_equal_the_oracle(kind: str, pairs: list[TokenPair]) -> None:
-    model = tiny(kind)
-    for pair, (factual, counterfactual) in zip(pairs, score_batch(model, pairs), strict=True):
-        torch.testing.assert_close(factual, oracle(model, pair.factual, pair.target), atol=1e-5, rtol=0)
-        torch.testing.assert_close(counterfactual, oracle(model, pair.counterfactual, pair.target), atol=1e-5, rtol=0)
+def expected(model: Any, pairs: list[TokenPair]) -> Tensor:
+    return flat([(oracle(model, p.factual, p.target), oracle(model, p.counterfactual, p.target)) for p in pairs])
+
+
+@pytest.mark.parametrize("way", [None, "packed", "plain"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_equal_the_oracle(family: str, way: Any, pairs: list[TokenPair]) -> None:
+    model = small_model(family)
+    got = flat(Scorer(model, 2000, way=way).score(pairs))
+    torch.testing.assert_close(got, expected(model, pairs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_errs_no_more_than_plain_half_precision(family: str, pairs: list[TokenPair]) -> None:
+    model = small_model(family).to(torch.bfloat16)
+    naive = expected(model, pairs)
+    got = flat(Scorer(model, 2000).score(pairs))
+    exact = expected(model.float(), pairs)
+    assert (got - exact).abs().max() <= (naive - exact).abs().max() + 0.01
+    assert (got - exact).abs().mean() <= 1.1 * (naive - exact).abs().mean() + 1e-4
 
 
 def test_bytes_do_not_depend_on_batches(tiny_model: Any, pairs: list[TokenPair]) -> None:
-    whole = score_batch(tiny_model, pairs)
-    for budget in (1, 300, 10**6):
-        for batch in token_budget_batches(pairs, budget):
-            for index, both in zip(batch, score_batch(tiny_model, [pairs[index] for index in batch]), strict=True):
-                assert torch.equal(torch.stack(both), torch.stack(whole[index]))
+    whole = flat(Scorer(tiny_model, 10**6).score(pairs))
+    for budget in (1, 300):
+        assert torch.equal(flat(Scorer(tiny_model, budget).score(pairs)), whole)
+    backwards = Scorer(tiny_model, 300).score(pairs[::-1])
+    assert torch.equal(flat(backwards[::-1]), whole)
 
 
-def test_batches_hold_every_pair_once_within_budget(pairs: list[TokenPair]) -> None:
-    batches = list(token_budget_batches(pairs, 500))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(pairs)))
-    assert all(len(batch) == 1 or sum(pairs[index].tokens for index in batch) <= 500 for batch in batches)
+def test_bytes_do_not_depend_on_the_number_of_threads(tiny_model: Any, pairs: list[TokenPair]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        scored = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            scored.append(flat(Scorer(tiny_model, 1000).score(pairs)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(scored[0], scored[1])
+    assert torch.equal(scored[0], scored[2])
+
+
+def test_batches_hold_everything_once_within_budget() -> None:
+    tokens = [10, 500, 700, 20, 480, 1, 30]
+    batches = list(token_budget_batches(tokens, 500))
+    assert batches == [[2], [1], [4], [6, 3, 0, 5]]
 
 
 def test_a_user_without_history_has_effect_exactly_zero(tiny_model: Any, pairs: list[TokenPair]) -> None:
-    table = effects_table(pairs, score_batch(tiny_model, pairs))
+    table = effects_table(pairs, Scorer(tiny_model, 1000).score(pairs))
     assert table.schema == EFFECTS
+    assert not all(pair.has_history for pair in pairs)
     for pair, effect in zip(pairs, table["effect"].to_pylist(), strict=True):
         assert len(effect) == len(pair.target)
         assert any(effect) == pair.has_history
 
 
-def test_effects_and_weights_by_hand() -> None:
+def test_effects_by_hand() -> None:
     """p = 0.5 against 0.25 is an effect of +0.25, a probability difference and not ln 2."""
     effect = token_effects(torch.tensor([0.5, 0.25, 0.05]).log(), torch.tensor([0.25, 0.5, 0.05]).log())
     torch.testing.assert_close(effect, torch.tensor([0.25, -0.25, 0.0]))
-    weight = preference_weights(torch.tensor([0.06, 0.05, 0.04, -1.0]), delta=0.05, high=0.9, low=0.1)
-    torch.testing.assert_close(weight, torch.tensor([0.9, 0.1, 0.1, 0.1]))
 
 
-def test_weights_follow_effects_row_by_row(tiny_model: Any, pairs: list[TokenPair]) -> None:
-    effects = effects_table(pairs, score_batch(tiny_model, pairs))
-    for part in (effects, effects.slice(3, 4)):
-        weights = weights_table(part, delta=0.0, high=2.0, low=1.0)
-        assert weights.schema == WEIGHTS
-        assert weights["example_id"].to_pylist() == part["example_id"].to_pylist()
-        expected = [[2.0 if value > 0 else 1.0 for value in row] for row in part["effect"].to_pylist()]
-        assert weights["weight"].to_pylist() == expected
+def limited(model: Any, most: int, error: Callable[[], Exception]) -> Any:
+    """A model that runs out of memory above a number of tokens in one pass."""
+    forward = model.model.forward
+
+    def limit(*args: Any, **others: Any) -> Any:
+        if others["input_ids"].shape[1] > most:
+            raise error()
+        return forward(*args, **others)
+
+    model.model.forward = limit
+    return model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError,
+    ],
+)
+def test_out_of_memory_halves_the_budget_and_goes_on(error: Callable[[], Exception], pairs: list[TokenPair]) -> None:
+    model = small_model("qwen2")
+    whole = flat(Scorer(model, 10**6, way="packed").score(pairs))
+    told: list[int] = []
+    longest = max(pair.tokens for pair in pairs)
+    scorer = Scorer(limited(model, longest + 10, error), 10**6, told.append, way="packed")
+    torch.testing.assert_close(flat(scorer.score(pairs)), whole, atol=1e-5, rtol=0)
+    assert scorer.batch_tokens <= 2 * longest
+    assert sum(told) == sum(pair.tokens for pair in pairs)
+
+
+def test_out_of_memory_halves_the_examples_side_by_side(
+    pairs: list[TokenPair], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small_model("qwen2")
+    whole = flat(Scorer(model, 1000, way="plain").score(pairs))
+    forward, room = model.model.forward, threading.Semaphore(1)
+
+    def narrow(*args: Any, **others: Any) -> Any:
+        if not room.acquire(blocking=False):
+            raise MemoryError
+        try:
+            time.sleep(0.01)
+            return forward(*args, **others)
+        finally:
+            room.release()
+
+    model.model.forward = narrow
+    scorer = Scorer(model, 1000, way="plain")
+    scorer.side_by_side = 4
+    assert torch.equal(flat(scorer.score(pairs)), whole)
+    assert scorer.side_by_side == 1
+    assert "going on with 1 examples side by side" in caplog.text
+
+
+def test_memory_for_not_even_one_example_is_told_plainly(pairs: list[TokenPair]) -> None:
+    scorer = Scorer(limited(small_model("qwen2"), 50, MemoryError), 1000, way="packed")
+    with pytest.raises(ModelError, match="out of memory with one example"):
+        scorer.score(pairs)
+
+
+def test_other_errors_pass(pairs: list[TokenPair]) -> None:
+    scorer = Scorer(limited(small_model("qwen2"), 50, lambda: RuntimeError("shapes")), 1000, way="packed")
+    with pytest.raises(RuntimeError, match="shapes"):
+        scorer.score(pairs)

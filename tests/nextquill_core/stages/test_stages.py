@@ -152,7 +152,7 @@ def dies_after(calls: int) -> Callable[..., None]:
 
 
 def test_interrupted_equals_uninterrupted(whole: Run, small_world: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(score.in_shards, "__defaults__", (16,))  # several shards, so that there is a middle
+    monkeypatch.setattr(score, "EXAMPLES_A_SHARD", 16)  # several shards, so that there is a middle
     steady, broken = (Run(small_config(small_world, tmp_path / name)) for name in ("steady", "broken"))
     for run in (steady, broken):
         ingest(run)

@@ -1,0 +1,168 @@
+"""Scoring on an accelerator: Qwen2.5-3B's shape with random weights, bf16, the best attention that works.
+
+    python -m benchmarks.gpu
+
+Needs torch, transformers, peft and pyarrow and nothing else, from the root of a checkout. One line of JSON: examples
+and tokens a second of the scorer, of the factual branch alone, and of the published code's padded dense way; the share
+of the chip's rate in dense matrix products that useful work reaches, both of the rate measured here and of the one in
+its data sheet; peak memory. Lengths are drawn from the distribution of real ones (`benchmarks/score.py` on Digital
+Music: prompts of 1,790 tokens, of which 177 open both branches, answers of 365).
+
+`--shape small` is for trying the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.score import factual, flops, reference
+from nextquill_core.causal.scorer import Scorer
+from nextquill_core.model.branches import computed_tokens
+from nextquill_core.tokens import TokenPair
+
+SHAPES: dict[str, dict[str, int]] = {
+    "qwen2.5-3b": {
+        "vocab_size": 151_936,
+        "hidden_size": 2048,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
+    "small": {
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+LIMIT = 2048  # tokens of a prompt, and of an answer, as in the published settings
+DATA_SHEET = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "B200": 2250e12,
+}  # dense bf16, operations/s
+
+
+def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **SHAPES[name], max_position_embeddings=2 * LIMIT + 1, tie_word_embeddings=True, use_cache=False
+    )
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def drawn_pairs(count: int, vocabulary: int, scale: float = 1.0) -> list[TokenPair]:
+    """Random ids in lengths like those of real examples (log-normal), with a fixed seed."""
+    draw = random.Random(0)
+
+    def length(median: float, spread: float, most: int) -> int:
+        return max(2, min(int(most * scale), round(scale * median * math.exp(draw.gauss(0, spread)))))
+
+    def ids(size: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(size)]
+
+    pairs = []
+    for number in range(count):
+        opening, rest = ids(length(177, 0.3, 300)), ids(length(21, 0.2, 40))
+        history = ids(length(1650, 0.35, LIMIT - 340))
+        pairs.append(TokenPair(str(number), opening + history + rest, opening + rest, ids(length(311, 0.6, LIMIT))))
+    return pairs
+
+
+def synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def seconds(work: Callable[[], Any], rounds: int) -> float:
+    """The best of several rounds, after one to warm up and compile."""
+    taken = []
+    for _ in range(rounds + 1):
+        synchronize()
+        started = time.perf_counter()
+        work()
+        synchronize()
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second in large matrix products of this type."""
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 10 * 2 * size**3 / seconds(lambda: [a @ b for _ in range(10)], rounds=3)
+
+
+def peak_gb(device: torch.device, work: Callable[[], Any]) -> float | None:
+    """Memory above what was there before; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return round((torch.cuda.max_memory_allocated() - before) / 1e9, 2)
+
+
+def measure(name: str, pairs: Sequence[TokenPair], few: int, rounds: int, batch_tokens: int) -> dict[str, Any]:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = build(name, dtype, device)
+    padded = seconds(lambda: reference(model, pairs[:few]), rounds=1) / few
+    padded_gb = peak_gb(device, lambda: reference(model, pairs[:1]))
+    scorer = Scorer(model, batch_tokens)
+    both = seconds(lambda: scorer.score(pairs), rounds) / len(pairs)
+    both_gb = peak_gb(device, lambda: scorer.score(pairs))
+    alone = seconds(lambda: factual(model, pairs, scorer), rounds) / len(pairs)
+    rate = product_rate(8192 if device.type != "cpu" else 512, dtype, device)
+    useful = sum(flops(model, pair) for pair in pairs) / len(pairs)
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    peak = next((value for chip_name, value in DATA_SHEET.items() if chip_name in chip), None)
+    return {
+        "chip": chip,
+        "torch": torch.__version__,
+        "shape": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "way": scorer.way,
+        "attention": model.config._attn_implementation,
+        "batch_tokens": scorer.batch_tokens,
+        "examples_a_second": {"ours": 1 / both, "factual": 1 / alone, "reference": 1 / padded},
+        "tokens_a_second": round(sum(computed_tokens(pair, scorer.way) for pair in pairs) / len(pairs) / both),
+        "speed_over_reference": round(padded / both, 2),
+        "time_over_factual": round(both / alone, 3),
+        "share_of_product_rate": round(useful / both / rate, 3),
+        "share_of_data_sheet": round(useful / both / peak, 3) if peak else None,
+        "product_tflops": round(rate / 1e12, 3),
+        "peak_gb": {"ours": both_gb, "reference": padded_gb},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="qwen2.5-3b")
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--reference-examples", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    given = parser.parse_args()
+    scale = 1.0 if given.shape != "small" else 0.05
+    pairs = drawn_pairs(given.examples, SHAPES[given.shape]["vocab_size"], scale)
+    print(json.dumps(measure(given.shape, pairs, given.reference_examples, given.rounds, given.batch_tokens)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Scoring against what the official code does, on the lengths of real reviews.
+
+    python -m benchmarks.score --reviews reviews.jsonl.gz --items items.jsonl.gz
+
+For each shape of model, one line of JSON. All sides run on the same examples in processes of their own, by turns:
+
+- `ours`: the scorer, both branches.
+- `factual`: the scorer with one branch alone, which is what any training on history pays once anyway.
+- `reference`: both branches padded to the maximal length, full logits, softmax, as the official code does, under
+  torch's own settings of threads and memory instead of ours.
+- `products`: nothing but a large matrix product, for the rate that this machine reaches.
+
+Shapes have Qwen2.5-3B's proportions (feed-forward 5.4 times the width, eight heads to one of keys) at a quarter of
+its width, and random weights, on which speed does not depend: `proportional` with a vocabulary of 8,192, so that head
+and body cost as in the original, 1 to 9; `full` with all 151,936 tokens. The tokenizer is a byte-level BPE of 8,192
+tokens, trained on the same reviews. Examples are those of the published protocol, but for its thresholds on items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextquill_core.causal.scorer import Scorer
+from nextquill_core.model.branches import beginning, computed_tokens
+from nextquill_core.model.forward import decoder_of
+from nextquill_core.model.head import head_of
+from nextquill_core.tokens import TokenPair
+
+PROMPT, TARGET = 2048, 2048  # limits of the published code; the reference pads to their sum and one
+VOCABULARY = {"proportional": 8192, "full": 151_936}
+PROTOCOL = {"min_item_users": 1, "min_profile_item_users": 1}  # the published one but for these: the slices are small
+# What nextquill_core/__init__.py changes, put back.
+TORCHS_OWN = {"THP_MEM_ALLOC_ENABLE": "0", "MKL_CBWR": "AUTO", "GOMP_SPINCOUNT": "300000"}
+
+
+def shape(name: str) -> Any:
+    """Qwen2.5-3B's proportions at a quarter of its width: 38 M parameters in the body."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=VOCABULARY[name],
+        hidden_size=512,
+        intermediate_size=2752,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        max_position_embeddings=PROMPT + TARGET + 1,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+
+
+def build(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(shape(name)).eval()
+
+
+def real_pairs(source: str, reviews: Path, items: Path, count: int) -> list[TokenPair]:
+    """Token pairs of real examples, drawn with a fixed seed."""
+    from nextquill_core.config import parse_config
+    from nextquill_core.ingest.reader import read_examples
+    from nextquill_core.model.tiny import train_tokenizer
+    from nextquill_core.progress import silent
+    from nextquill_core.stages import prepare
+    from nextquill_core.stages.run import Run
+    from nextquill_core.tokens import PairEncoder
+
+    with tempfile.TemporaryDirectory() as store:
+        inputs = [{"category": "Real", "reviews": str(reviews), "items": str(items)}]
+        ingest = {"source": source, "inputs": inputs, "protocol": PROTOCOL}
+        run = Run(parse_config({"store": store, "ingest": ingest, "model": {"name_or_path": "tiny"}}, "the benchmark"))
+        prepare.scan(run, "Real", silent)
+        examples = list(read_examples(prepare.ingest(run, silent).artifact.folder))
+    texts = [text for example in examples for text in (example.target.text, example.target.item.description)]
+    tokenizer = train_tokenizer(texts, VOCABULARY["proportional"])
+    encoder = PairEncoder(tokenizer, max_history=8, max_prompt_tokens=PROMPT, max_target_tokens=TARGET)
+    drawn = random.Random(0).sample(examples, min(count, len(examples)))
+    return encoder.encode(drawn)
+
+
+def ours(model: Any, pairs: Sequence[TokenPair], scorer: Scorer | None = None) -> None:
+    (scorer or Scorer(model, 16_384)).score(pairs)
+
+
+def factual(model: Any, pairs: Sequence[TokenPair], scorer: Scorer | None = None) -> None:
+    alone = [TokenPair(pair.example_id, pair.factual, pair.factual, pair.target) for pair in pairs]
+    ours(model, alone, scorer)
+
+
+@torch.inference_mode()
+def reference(model: Any, pairs: Sequence[TokenPair]) -> None:
+    """Both branches on the left padded to the maximal length, logits of every position, softmax."""
+    for pair in pairs:
+        length = PROMPT + TARGET + 1
+        rows, masks = [], []
+        for prompt in (pair.factual, pair.counterfactual):
+            whole = [*prompt, *pair.target]
+            rows.append([0] * (length - len(whole)) + whole)
+            masks.append([0] * (length - len(whole)) + [1] * len(whole))
+        ids, mask = (torch.tensor(values, device=model.device) for values in (rows, masks))
+        p = model(input_ids=ids, attention_mask=mask).logits.float().softmax(dim=-1)
+        target = torch.tensor(pair.target, device=model.device)[:, None]
+        answer = p[:, -len(pair.target) - 1 : -1]
+        _effect = answer[0].gather(1, target) - answer[1].gather(1, target)
+
+
+SIDES: dict[str, Callable[[Any, Sequence[TokenPair]], None]] = {
+    "ours": ours,
+    "factual": factual,
+    "reference": reference,
+}
+
+
+def flops(model: Any, pair: TokenPair) -> float:
+    """Multiplications and additions of matrix products that both branches need: body, attention and head."""
+    config = model.config
+    body = sum(p.numel() for p in decoder_of(model).parameters() if p.ndim == 2)
+    body -= model.get_input_embeddings().weight.numel()
+    total = 2.0 * body * computed_tokens(pair)
+    total += 4.0 * config.hidden_size * config.num_hidden_layers * _seen(pair)
+    return total + 2.0 * head_of(model).weight_VD.numel() * 2 * len(pair.target)
+
+
+def _seen(pair: TokenPair) -> float:
+    """Pairs of a token and one that it sees."""
+    whole = len(pair.factual) + len(pair.target) - 1
+    other = len(pair.counterfactual) + len(pair.target) - 1
+    shared = beginning(pair)
+    return whole * (whole + 1) / 2 + other * (other + 1) / 2 - shared * (shared + 1) / 2
+
+
+def product_rate(seconds: float = 2.0) -> float:
+    """Operations a second in large single-precision matrix products."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    rates, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        rates.append(2 * 2048**3 / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, float]:
+    """Seconds, and memory above the model in GB, of one side in a process of its own."""
+    order = folder / "pairs.json"
+    order.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
+    command = [sys.executable, "-m", "benchmarks.score", "--side", side, "--shape", name, "--pairs", str(order)]
+    environment = os.environ | (TORCHS_OWN if side == "reference" else {})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def one_side(side: str, name: str, order: Path) -> dict[str, float]:
+    pairs = [TokenPair(*values) for values in json.loads(order.read_text())]
+    model = build(name)
+    if side != "reference":  # which would take half a minute to warm up, and gains nothing by it
+        SIDES[side](model, sorted(pairs, key=lambda pair: pair.tokens)[:2])
+    positions = 0
+
+    def count(_module: Any, _args: Any, options: dict[str, Any]) -> None:
+        nonlocal positions
+        positions += options["input_ids"].numel()
+
+    decoder_of(model).register_forward_pre_hook(count, with_kwargs=True)
+    rate = product_rate()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    SIDES[side](model, pairs)
+    seconds = time.perf_counter() - started
+    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {
+        "seconds": seconds,
+        "rate": (rate + product_rate()) / 2,
+        "positions": positions,
+        "extra_gb": extra / 1e6,
+    }
+
+
+def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dict[str, Any]:
+    taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for side, runs in taken.items():
+                some = pairs[:few] if side == "reference" else pairs
+                result = measured(side, name, some, Path(folder))
+                runs.append(result | {"per_example": result["seconds"] / len(some)})
+    per_example = {side: statistics.median(run["per_example"] for run in runs) for side, runs in taken.items()}
+    model = build(name)
+    operations = sum(flops(model, pair) for pair in pairs)
+    tokens = sum(computed_tokens(pair) for pair in pairs)
+    ours_s = per_example["ours"] * len(pairs)
+    rate = statistics.median(run["rate"] for run in taken["ours"])
+    extra = {side: max(run["extra_gb"] for run in runs) for side, runs in taken.items()}
+    return {
+        "shape": name,
+        "examples": len(pairs),
+        "tokens_an_example": round(tokens / len(pairs)),
+        "seconds_an_example": {side: round(seconds, 3) for side, seconds in per_example.items()},
+        "speed_over_reference": round(per_example["reference"] / per_example["ours"], 2),
+        "time_over_factual": round(per_example["ours"] / per_example["factual"], 3),
+        "tokens_a_second": round(tokens / ours_s),
+        "needed_share": round(tokens / taken["ours"][0]["positions"], 4),
+        "share_of_product_rate": round(operations / ours_s / rate, 3),
+        "product_gflops": round(rate / 1e9, 1),
+        "extra_gb": {side: round(value, 3) for side, value in extra.items()},
+        "memory_under_reference": round(extra["reference"] / max(extra["ours"], 1e-3), 1),
+    }
+
+
+def main() -> Iterator[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="amazon-2023")
+    parser.add_argument("--reviews", type=Path)
+    parser.add_argument("--items", type=Path)
+    parser.add_argument("--shapes", nargs="+", choices=list(VOCABULARY), default=list(VOCABULARY))
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--reference-examples", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        yield one_side(given.side, given.shape, given.pairs)
+        return
+    pairs = real_pairs(given.source, given.reviews, given.items, given.examples)
+    for name in given.shapes:
+        yield compare(name, pairs, given.reference_examples, given.rounds)
+
+
+if __name__ == "__main__":
+    for line in main():
+        print(json.dumps(line), flush=True)

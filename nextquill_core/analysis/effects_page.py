@@ -1,0 +1,232 @@
+"""The effects of history made visible: an HTML page with coloured answers, and a Markdown text for the UI.
+
+Like the report, the page needs nothing but itself, and every text in it is a stranger's: all of it is escaped. In
+Markdown, colours would be lost, so there the preference tokens are bold.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from nextquill_core.analysis.figures import effect_panels, png
+from nextquill_core.analysis.html import page, printable, visible
+from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer
+
+Decode = Callable[[Sequence[int]], list[str]]
+"""The text of each token of an answer, as `nextquill_core.token_texts.token_texts` gives them."""
+
+GREEN, RED = "0, 158, 115", "213, 94, 0"  # Okabe and Ito's green and vermilion, told apart by any colour vision
+FAINTEST, STRONGEST = 0.03, 0.7  # opacity of a token's colour; above 0.7 the text on it would be hard to read
+UI_EDGES = (-1.0, -0.5, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 0.5, 1.0)
+HAIR_SPACE = "\N{HAIR SPACE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The least piece of an answer that has a text: a token, or the tokens of one character.
+
+    Attributes:
+        effect: The one farthest from 0 among its tokens.
+        preferred: Whether one of its tokens is a preference token.
+        title: Effect and both probabilities, a line a token.
+    """
+
+    text: str
+    effect: float
+    preferred: bool
+    title: str
+
+    @property
+    def style(self) -> str:
+        """CSS: green above 0, red below, the stronger the farther; empty where the effect is too small to see."""
+        # The root, as effects are mostly small: 0.01 is visible and 0.5 is not yet the end of the scale.
+        opacity = min(STRONGEST, 0.9 * math.sqrt(abs(self.effect)))
+        if opacity < FAINTEST:
+            return ""
+        return f"background: rgba({GREEN if self.effect > 0 else RED}, {opacity:.2f})"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """An answer as the page shows it."""
+
+    title: str
+    facts: str
+    units: tuple[Unit, ...]
+
+
+def effects_html(summary: EffectsSummary, decode: Decode, *, title: str = "Causal effects of history") -> str:
+    """The page as HTML, UTF-8 when written to a file.
+
+    Args:
+        summary: What to show.
+        decode: The text of each token of an answer.
+        title: Of the page.
+    """
+    parts = parts_of(summary)
+    figure = png(effect_panels({part.category: part.histogram for part in parts}, summary.edges, summary.delta))
+    return page(
+        "effects.html.j2",
+        title=title,
+        summary=summary,
+        delta=f"{summary.delta:g}",
+        parts=[(part.category, *_cells(part)) for part in parts],
+        figure=figure,
+        tokens=_top_tokens(summary, decode),
+        answers=[_shown(answer, summary.delta, decode) for answer in summary.answers],
+        scale=[Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)],
+    )
+
+
+def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
+    """The same in Markdown: tables, and the answers with their preference tokens in bold.
+
+    Args:
+        summary: What to show.
+        decode: The text of each token of an answer.
+    """
+    parts = parts_of(summary)
+    numbers = _table(
+        ["category", "tokens", "preference tokens", "share", "mean effect", "mean log-probability gain (nats)"],
+        [[_escaped(part.category), *_cells(part)] for part in parts],
+    )
+    bins = _table(
+        ["effect", *(_escaped(part.category) for part in parts)],
+        [[label, *(f"{count:,}" for count in counts)] for label, counts in _coarse(summary, parts)],
+    )
+    tokens = _table(
+        ["token", "id", "mean effect", "count"],
+        [[_escaped(text) or "(nothing)", *cells] for text, *cells in _top_tokens(summary, decode)],
+    )
+    answers = [_shown(answer, summary.delta, decode) for answer in summary.answers]
+    sections = [
+        ("", f"A preference token is one with an effect above δ = {summary.delta:g}.\n\n{numbers}"),
+        ("How many tokens have which effect", bins if summary.overall.tokens else "There is no token."),
+        (
+            "Tokens with the highest mean effect",
+            f"Of those scored {summary.min_count} times or more; ␣ is a blank.\n\n{tokens}"
+            if summary.top_tokens
+            else f"No token that was scored {summary.min_count} times or more is made likelier by a history.",
+        ),
+        (
+            "Answers in which history carries most",
+            "\n\n".join(
+                ["Chosen for their effects, no fair sample. **Bold**: preference tokens."]
+                + [f"#### {_escaped(shown.title)}\n\n{shown.facts}\n\n{_bold(shown.units)}" for shown in answers]
+            )
+            if answers
+            else "No history makes any token likelier.",
+        ),
+    ]
+    text = "\n\n".join(f"### {heading}\n\n{body}" if heading else body for heading, body in sections) + "\n"
+    return printable(text)
+
+
+def parts_of(summary: EffectsSummary) -> tuple[CategoryEffects, ...]:
+    """All categories together, then each; a single one is not shown twice."""
+    return summary.categories if len(summary.categories) == 1 else (summary.overall, *summary.categories)
+
+
+def units_of(answer: ScoredAnswer, delta: float, texts: Sequence[str]) -> Iterator[Unit]:
+    """The pieces of an answer, in order; tokens without a text belong to the next that has one.
+
+    Args:
+        answer: With T tokens.
+        delta: δ of Eq. 3, compared in single precision as the weights compare it.
+        texts: T of them.
+    """
+    threshold = float(np.float32(delta))
+    first = 0
+    for last, text in enumerate(texts):
+        if not text and last < len(texts) - 1:
+            continue
+        tokens = range(first, last + 1)
+        yield Unit(
+            text,
+            max((answer.effect[token] for token in tokens), key=abs),
+            any(answer.effect[token] > threshold for token in tokens),
+            "\n".join(_explained(answer, token) for token in tokens),
+        )
+        first = last + 1
+
+
+def _explained(answer: ScoredAnswer, token: int) -> str:
+    with_history, without = (math.exp(logp[token]) for logp in (answer.logp_factual, answer.logp_counterfactual))
+    return f"effect {answer.effect[token]:+.4f}: {with_history:.4f} with history, {without:.4f} without"
+
+
+def _shown(answer: ScoredAnswer, delta: float, decode: Decode) -> ShownAnswer:
+    threshold = float(np.float32(delta))
+    above = sum(effect > threshold for effect in answer.effect)
+    return ShownAnswer(
+        f"{answer.category} · {answer.example_id}",
+        f"{above} of {len(answer.effect):,} tokens above δ, mean effect {np.mean(answer.effect):+.4f}",
+        tuple(units_of(answer, delta, decode(answer.target_ids))),
+    )
+
+
+def _cells(part: CategoryEffects) -> list[str]:
+    return [
+        f"{part.tokens:,}",
+        f"{part.preference_tokens:,}",
+        f"{100 * part.preference_share:.1f} %",
+        f"{part.mean_effect:+.4f}",
+        f"{part.mean_logp_gain:+.4f}",
+    ]
+
+
+def _top_tokens(summary: EffectsSummary, decode: Decode) -> list[tuple[str, str, str, str]]:
+    """Text with its white space shown, id, mean effect and count of each top token."""
+    return [
+        (visible("".join(decode([top.token_id]))), str(top.token_id), f"{top.mean_effect:+.4f}", f"{top.count:,}")
+        for top in summary.top_tokens
+    ]
+
+
+def _coarse(summary: EffectsSummary, parts: Sequence[CategoryEffects]) -> list[tuple[str, list[int]]]:
+    """The histograms in fewer bins, δ still an edge: (bin, the tokens of each part), lowest bin first."""
+    kept = [row for row, edge in enumerate(summary.edges) if edge in UI_EDGES or edge == summary.delta]
+    bins = [(summary.edges[low], summary.edges[high], low, high) for low, high in pairwise(kept)]
+    return [
+        (f"above {start:g} to {end:g}" if low else f"{start:g} to {end:g}", [sum(p.histogram[low:high]) for p in parts])
+        for start, end, low, high in bins
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right; the cells are Markdown already."""
+    rule = ["---", *("---:" for _ in columns[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def _bold(units: Sequence[Unit]) -> str:
+    """One Markdown paragraph: line breaks are shown as signs, runs of preference tokens are bold."""
+    pieces = []
+    for preferred, run in groupby(units, key=lambda unit: unit.preferred):
+        text = "".join(unit.text for unit in run)
+        if not preferred:
+            pieces.append(_escaped(text))
+            continue
+        core = text.strip()
+        lead, tail = text.split(core, 1) if core else ("", "")
+        blank = re.sub(r"\s", "␣", visible(text))  # a preference for a line break is one too
+        # Markdown takes ** for a mark only where words and punctuation around it allow; beside a blank it always does.
+        marked = f"{HAIR_SPACE}**{_escaped(core or blank)}**{HAIR_SPACE}" if text else ""
+        pieces += [_escaped(lead), marked, _escaped(tail)]
+    return "".join(pieces).strip() or "(nothing)"
+
+
+def _escaped(text: str) -> str:
+    """One line that means nothing to Markdown or HTML: every sign that could is written as a character reference."""
+    line = _LINE_BREAK.sub("↵ ", text).replace("\t", " ")
+    return _MEANINGFUL.sub(lambda sign: f"&#{ord(sign.group())};", line)
+
+
+_LINE_BREAK = re.compile(r"\r\n?|[\n\v\f\x85\u2028\u2029]")
+_MEANINGFUL = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: what Markdown allows to be escaped

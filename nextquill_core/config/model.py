@@ -1,0 +1,36 @@
+"""Which model is θ0."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nextquill_core.config.base import OPERATIONAL, Positive, Section
+
+
+class TinyModelConfig(Section):
+    """The offline base model that `model.name_or_path: tiny` trains: a byte-level BPE tokenizer and a small Qwen2."""
+
+    vocab_size: Annotated[int, Field(ge=300, description="BPE vocabulary, special tokens included")] = 2048
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
+    layers: Positive = 3
+    heads: Positive = 4
+    steps: Annotated[int, Field(ge=1, description="AdamW steps of pretraining")] = 600
+    batch_tokens: Annotated[int, Field(ge=128, description="tokens a step")] = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+
+
+class ModelConfig(Section):
+    """The initial model θ0."""
+
+    name_or_path: Annotated[str, Field(description="a hub name, a local Hugging Face folder, or `tiny`")] = (
+        "Qwen/Qwen2.5-3B"
+    )
+    revision: str = "main"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    attention: Annotated[
+        Literal["auto", "eager", "sdpa", "flash_attention_2"], Field(json_schema_extra=OPERATIONAL)
+    ] = "auto"
+    trust_remote_code: Annotated[bool, Field(description="run Python code that comes with the model")] = False
+    tiny: TinyModelConfig = TinyModelConfig()

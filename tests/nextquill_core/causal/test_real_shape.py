@@ -1,0 +1,79 @@
+"""Qwen2.5-3B's shape with random weights in half precision, once: what is promised of small models holds for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextquill_core.causal.scorer import Scorer
+from nextquill_core.model.branches import computed_tokens
+from nextquill_core.tokens import TokenPair
+
+PROMPT, ANSWER, OPENING, REST = 2048, 512, 180, 20
+VOCABULARY = 151_936
+NEEDED_GB = 16
+
+
+def qwen_3b() -> Any:
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=2048,
+        intermediate_size=11_008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+def full_length(number: int) -> TokenPair:
+    draw = random.Random(number)
+    opening, rest, answer = ([draw.randrange(VOCABULARY) for _ in range(n)] for n in (OPENING, REST, ANSWER))
+    history = [draw.randrange(VOCABULARY) for _ in range(PROMPT - OPENING - REST)]
+    return TokenPair(str(number), opening + history + rest, opening + rest, answer)
+
+
+@torch.inference_mode()
+def plain(model: Any, prompt: list[int], target: list[int]) -> Tensor:
+    """One forward pass of the model as it is; logits at the answer only, since all would take a gigabyte."""
+    ids = torch.tensor([[*prompt, *target]])
+    logits = model(ids, use_cache=False, logits_to_keep=len(target) + 1).logits[0, :-1].float()
+    return logits.log_softmax(dim=1).gather(1, torch.tensor(target)[:, None]).squeeze(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(
+    os.environ.get("NEXTQUILL_REAL_SHAPE") != "1",
+    reason=f"takes a quarter of an hour and {NEEDED_GB} GB: set NEXTQUILL_REAL_SHAPE=1",
+)
+def test_two_examples_of_full_length_equal_plain_forward_passes() -> None:
+    model = qwen_3b()
+    pairs = [full_length(1), full_length(2)]
+    scorer = Scorer(model, 16_384)
+    assert scorer.way == "reuse"
+    started = time.perf_counter()
+    scored = scorer.score(pairs)
+    seconds = time.perf_counter() - started
+    print(
+        f"\n{seconds:.0f} s for {sum(map(computed_tokens, pairs)):,} tokens, "
+        f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+    )
+    started = time.perf_counter()
+    for pair, (factual, counterfactual) in zip(pairs, scored, strict=True):
+        for prompt, got in ((pair.factual, factual), (pair.counterfactual, counterfactual)):
+            expected = plain(model, prompt, pair.target)
+            assert (got - expected).abs().max() < 0.1  # nats; half precision has three digits, logits are near 10
+            assert (got - expected).abs().mean() < 0.02
+    print(f"{time.perf_counter() - started:.0f} s for plain forward passes")

@@ -1,0 +1,95 @@
+"""What a rank trains on: all users, or all but one fold of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextquill_core.errors import UserError
+from nextquill_core.training.spec import TrainSpec
+from nextquill_core.training.worker import train_split, training_examples
+from tasks.launch import run_ranks
+from tests.nextquill_core.ingest.world import World, plain_category
+from tests.tasks.test_launch import order
+
+# Four users with one train example each; of two folds, u0, u1 and u3 are in the first and u2 in the second.
+
+
+def sequences(folder: Path, rewritten: str = "") -> Path:
+    """The ingest artifact of the four users, where `rewritten` has written other things."""
+    reviews, items = plain_category()
+    for number, row in enumerate(reviews):
+        if row["user_id"] == rewritten:
+            row["text"] = f"quite another opinion, the {number}th"
+    folder.mkdir(exist_ok=True)
+    world = World(folder)
+    world.ingest(reviews, items)
+    return world.out
+
+
+def spec(tmp_path: Path, source: Path, leave_out: tuple[int, int] | None, model: str = "./nowhere") -> TrainSpec:
+    ordered = TrainSpec.load(order(tmp_path, model, str(source)))
+    return replace(ordered, leave_out=leave_out)
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "users", "counts"),
+    [
+        (None, ["u0", "u1", "u2", "u3"], {}),
+        ((0, 2), ["u2"], {"left_out_users": 3, "left_out_examples": 3}),
+        ((1, 2), ["u0", "u1", "u3"], {"left_out_users": 1, "left_out_examples": 1}),
+    ],
+)
+def test_only_train_examples_of_users_outside_the_fold(
+    tmp_path: Path, leave_out: tuple[int, int] | None, users: list[str], counts: dict[str, int]
+) -> None:
+    examples, left_out = train_split(spec(tmp_path, sequences(tmp_path / "all"), leave_out))
+    assert [example.example_id for example in examples] == [f"C:{user}:3" for user in users]
+    assert left_out == counts
+
+
+def test_every_example_is_token_pairs_with_weight_one_without_effects(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    examples, _ = training_examples(spec(tmp_path, sequences(tmp_path / "all"), (1, 2)), tiny_tokenizer)
+    assert [example.pair.example_id for example in examples] == ["C:u0:3", "C:u1:3", "C:u3:3"]
+    assert all(example.weights == [1.0] * len(example.pair.target) for example in examples)
+
+
+@pytest.mark.parametrize("fold", [0, 1, 2])
+def test_an_empty_fold_is_refused_before_any_is_trained(tmp_path: Path, fold: int) -> None:
+    """Of three folds, the four users fill the first two."""
+    source = sequences(tmp_path / "all")
+    with pytest.raises(UserError) as caught:
+        train_split(spec(tmp_path, source, (fold, 3)))
+    assert str(caught.value) == (
+        f"{source}: fold 2 of 3 holds no user with train examples; set fewer score.folds (2 at least) or ingest more "
+        "users"
+    )
+
+
+def test_the_order_keeps_the_fold(tmp_path: Path) -> None:
+    ordered = spec(tmp_path, tmp_path, (1, 2))
+    ordered.save(tmp_path / "again.json")
+    assert TrainSpec.load(tmp_path / "again.json") == ordered
+
+
+@pytest.mark.ranks
+def test_an_adapter_knows_nothing_of_the_users_it_leaves_out(tmp_path: Path, tiny_folder: Path) -> None:
+    """Had u2 written other things, the adapter that leaves u2 out would have the same bytes, the other would not."""
+    sources = {"as it is": sequences(tmp_path / "a"), "u2 rewritten": sequences(tmp_path / "b", rewritten="u2")}
+    adapters: dict[tuple[str, int], bytes] = {}
+    for name, source in sources.items():
+        for fold in (0, 1):
+            out = tmp_path / f"{name}-{fold}"
+            out.mkdir()
+            spec(out, source, (fold, 2), str(tiny_folder)).save(out / "order.json")
+            run_ranks(out / "order.json", out / "log", ranks=1, on_step=lambda metrics: None)
+            adapters[name, fold] = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+            (line,) = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            assert (line["left_out_users"], line["left_out_examples"]) == ((3, 3), (1, 1))[fold]
+    assert adapters["as it is", 1] == adapters["u2 rewritten", 1]
+    assert adapters["as it is", 0] != adapters["u2 rewritten", 0]
+    assert adapters["as it is", 0] != adapters["as it is", 1]

@@ -1,0 +1,77 @@
+"""A small ingest artifact, written by hand, and the job of scoring it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nextquill_core import schemas
+from nextquill_core.causal.job import ScoreJob
+from nextquill_core.causal.shards import Board
+from nextquill_core.model.identity import ModelSpec
+from nextquill_core.training.spec import PromptSpec
+from storage import Basis, Staging
+from tests.conftest import text
+
+USERS, TARGETS = 6, 4
+SHARDS = [f"{number:05d}" for number in range(8)]
+
+
+def write_sequences(folder: Path) -> Path:
+    """Six users with five reviews; the first review is history, each other one a target: 24 examples."""
+    reviews = [
+        [
+            {"item_id": f"i{user}", "rating": 1.0 + past, "title": f"title {past}",
+             "text": text(user * 10 + past, 8 + 3 * past), "timestamp_ms": past}
+            for past in range(TARGETS + 1)
+        ]
+        for user in range(USERS)
+    ]  # fmt: skip
+    users = [f"u{user}" for user in range(USERS)]
+    tables: dict[str, tuple[pa.Schema, list[dict[str, Any]]]] = {
+        "sequences": (
+            schemas.SEQUENCES,
+            [{"user_id": user, "category": "C", "reviews": own} for user, own in zip(users, reviews, strict=True)],
+        ),
+        "items": (
+            schemas.ITEMS,
+            [
+                {"item_id": f"i{user}", "category": "C", "title": f"Book {user}", "description": text(user, 9)}
+                for user in range(USERS)
+            ],
+        ),
+        "examples": (
+            schemas.EXAMPLES,
+            [
+                {"example_id": f"C:{user}:{target}", "user_id": user, "category": "C", "split": "train",
+                 "target": target, "history": list(range(target))}
+                for user in users
+                for target in range(1, TARGETS + 1)
+            ],
+        ),
+    }  # fmt: skip
+    for name, (schema, rows) in tables.items():
+        (folder / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / name / "00000.parquet")
+    return folder
+
+
+def open_job(folder: Path, sequences: Path, model: Path, **changes: Any) -> tuple[Path, Board]:
+    """The file of a job of eight shards, three examples each, and its board; called again, it resumes."""
+    staging = Staging(folder, Basis())
+    settings = {"batch_tokens": 600, "shard_examples": 3, **changes}
+    prompt = PromptSpec(max_history=2, max_prompt_tokens=150, max_target_tokens=20, template="plain")
+    job = ScoreJob(str(folder), str(sequences), ModelSpec(str(model)), prompt, **settings)
+    order = staging.scratch / "job.json"
+    job.save(order)
+    board = Board.of(job)
+    board.begin()
+    return order, board
+
+
+def digests(board: Board) -> dict[str, str]:
+    """The sha256 of every finished shard."""
+    return {shard.path: shard.sha256 for shard in board.staging.finished()}
