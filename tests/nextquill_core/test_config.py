@@ -58,7 +58,7 @@ def test_operational_fields_take_no_part() -> None:
     assert "store" not in semantic
     assert "batch_tokens" not in semantic["score"]
     assert "launcher" not in semantic["train"]
-    assert semantic["weights"] == {"delta": 0.05, "high": 0.9, "low": 0.1}
+    assert semantic["weights"] == {"policy": "threshold", "delta": 0.05, "high": 0.9, "low": 0.1, "options": {}}
 
 
 def test_folds_decide_only_where_adapters_score(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""The benchmarks run: at a size that says nothing about speed, and the one for GPU images on what such an image has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.conftest import REPO
+
+# Without deepspeed, which transformers imports by itself wherever its metadata say that it is installed.
+ABSENT = ("prefect", "polars", "datasets", "pydantic", "orjson", "xxhash", "typer", "matplotlib")
+
+
+@pytest.mark.process
+def test_the_gpu_benchmark_needs_torch_transformers_peft_and_pyarrow_alone() -> None:
+    """Run small on the CPU, in a process where everything else that the project depends on cannot be imported."""
+    code = f"""
+import runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.argv = "gpu --shape small --examples 4 --reference-examples 1 --rounds 1".split()
+runpy.run_module("benchmarks.gpu", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = json.loads(done.stdout)
+    assert line["shape"] == "small"
+    assert line["examples_a_second"]["ours"] > 0
+    assert 0 < line["share_of_product_rate"] < 1
