@@ -1,11 +1,14 @@
-"""The effects of history made visible: an HTML page with coloured answers, and a Markdown text for the UI.
+"""The effects of history made visible: an HTML page with coloured answers, and Markdown for the UI.
 
-Like the report, the page needs nothing but itself, and every text in it is a stranger's: all of it is escaped. In
-Markdown, colours would be lost, so there the preference tokens are bold.
+Like the report, the page needs nothing but itself, and every text in it is a stranger's: all of it is escaped.
+The UI strips styles off Markdown, so there a coloured answer is a picture, and the text below it has its preference
+tokens in bold.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +27,7 @@ Decode = Callable[[Sequence[int]], list[str]]
 GREEN, RED = "0, 158, 115", "213, 94, 0"  # Okabe and Ito's green and vermilion, told apart by any colour vision
 FAINTEST, STRONGEST = 0.03, 0.7  # opacity of a token's colour; above 0.7 the text on it would be hard to read
 UI_EDGES = (-1.0, -0.5, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 0.5, 1.0)
+WIDTH, LINE, LINE_CHARS, PADDING = 720, 24, 85, 20  # of a picture: pixels, pixels, letters that surely fit, pixels
 HAIR_SPACE = "\N{HAIR SPACE}"
 
 
@@ -85,7 +89,7 @@ def effects_html(summary: EffectsSummary, decode: Decode, *, title: str = "Causa
 
 
 def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
-    """The same in Markdown: tables, and the answers with their preference tokens in bold.
+    """The same in Markdown: tables, and the answers as coloured pictures and as text, preference tokens in bold.
 
     Args:
         summary: What to show.
@@ -117,8 +121,11 @@ def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
         (
             "Answers in which history carries most",
             "\n\n".join(
-                ["Chosen for their effects, no fair sample. **Bold**: preference tokens."]
-                + [f"#### {_escaped(shown.title)}\n\n{shown.facts}\n\n{_bold(shown.units)}" for shown in answers]
+                ["Chosen for their effects, no fair sample. In the text below each, preference tokens are **bold**."]
+                + [
+                    f"#### {_escaped(shown.title)}\n\n{shown.facts}\n\n{_picture(shown.units)}\n\n{_bold(shown.units)}"
+                    for shown in answers
+                ]
             )
             if answers
             else "No history makes any token likelier.",
@@ -203,6 +210,21 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, numbers to the right; the cells are Markdown already."""
     rule = ["---", *("---:" for _ in columns[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def _picture(units: Sequence[Unit]) -> str:
+    """The coloured answer as an image: the UI strips styles off text, but shows a picture as it is."""
+    lines = "".join(unit.text for unit in units).splitlines() or [""]
+    height = PADDING + LINE * sum(1 + len(line) // LINE_CHARS for line in lines)
+    spans = (f'<span style="{unit.style}">{html.escape(unit.text)}</span>' for unit in units)
+    box = f"font: 14px/{LINE}px sans-serif; color: #222; background: #fff; padding: 8px 12px; white-space: pre-wrap"
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}">'
+        f'<foreignObject width="{WIDTH}" height="{height}"><div xmlns="http://www.w3.org/1999/xhtml" style="{box}">'
+        f"{''.join(spans)}</div></foreignObject></svg>"
+    )
+    packed = base64.b64encode(printable(svg).encode()).decode("ascii")
+    return f'<img alt="the answer, its tokens coloured by effect" src="data:image/svg+xml;base64,{packed}">'
 
 
 def _bold(units: Sequence[Unit]) -> str:

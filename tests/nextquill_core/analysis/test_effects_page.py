@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -107,7 +109,7 @@ def test_markdown_shows_tables_and_bold_preference_tokens() -> None:
     page = rendered(effects_markdown(SUMMARY, decode))
     assert page.count("<table>") == 3
     bold = re.findall(r"<strong>(.*?)</strong>", page)
-    assert bold == ["Bold", "love", EVIL.replace("<", "&lt;").replace(">", "&gt;"), "'s"]
+    assert bold == ["bold", "love", EVIL.replace("<", "&lt;").replace(">", "&gt;"), "'s"]
     assert "dull" in page
     assert re.search(r"<td>above 0.1 to 0.5</td>|<td>above 0.1 to 1</td>", page)
     assert "<td>above 0.05 to 0.1</td>" in page  # δ stays an edge
@@ -115,10 +117,22 @@ def test_markdown_shows_tables_and_bold_preference_tokens() -> None:
 
 def test_markdown_does_no_harm() -> None:
     page = rendered(effects_markdown(SUMMARY, decode))
-    for forbidden in ("<script", "<a ", "<img", "<em>", "<code", "<b>", "<h1"):
+    for forbidden in ("<script", "<a ", "<em>", "<code", "<b>", "<h1"):
         assert forbidden not in page
+    assert page.count("<img") == len(SUMMARY.answers)
     assert page.count("<h4>") == 1
     assert "B&lt;oo&gt;ks|$x$" in page
+
+
+def test_the_picture_in_markdown_is_the_coloured_answer_and_nothing_else() -> None:
+    text = effects_markdown(SUMMARY, decode)
+    (packed,) = re.findall(r'<img alt="[^"]*" src="data:image/svg\+xml;base64,([^"]*)">', text)
+    picture = ElementTree.fromstring(base64.b64decode(packed))  # noqa: S314 - made here
+    assert {element.tag.rpartition("}")[2] for element in picture.iter()} == {"svg", "foreignObject", "div", "span"}
+    assert "".join(picture.itertext()) == "".join(TEXTS)
+    colours = [element.get("style") for element in picture.iter() if element.tag.endswith("span")]
+    assert any("0, 158, 115" in (style or "") for style in colours)
+    assert any("213, 94, 0" in (style or "") for style in colours)
 
 
 def _signs(text: str) -> str:
