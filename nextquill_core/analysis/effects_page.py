@@ -1,8 +1,7 @@
 """The effects of history made visible: an HTML page with coloured answers, and Markdown for the UI.
 
 Like the report, the page needs nothing but itself, and every text in it is a stranger's: all of it is escaped.
-The UI strips styles off Markdown, so there a coloured answer is a picture, and the text below it has its preference
-tokens in bold.
+The UI strips styles off Markdown, so there a coloured answer is a picture.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +27,6 @@ GREEN, RED = "0, 158, 115", "213, 94, 0"  # Okabe and Ito's green and vermilion,
 FAINTEST, STRONGEST = 0.03, 0.7  # opacity of a token's colour; above 0.7 the text on it would be hard to read
 UI_EDGES = (-1.0, -0.5, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 0.5, 1.0)
 WIDTH, LINE, LINE_CHARS, PADDING = 720, 24, 85, 20  # of a picture: pixels, pixels, letters that surely fit, pixels
-HAIR_SPACE = "\N{HAIR SPACE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ def effects_html(summary: EffectsSummary, decode: Decode, *, title: str = "Causa
 
 
 def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
-    """The same in Markdown: tables, and the answers as coloured pictures and as text, preference tokens in bold.
+    """The same in Markdown: tables, and the answers as coloured pictures.
 
     Args:
         summary: What to show.
@@ -121,11 +119,8 @@ def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
         (
             "Answers in which history carries most",
             "\n\n".join(
-                ["Chosen for their effects, no fair sample. In the text below each, preference tokens are **bold**."]
-                + [
-                    f"#### {_escaped(shown.title)}\n\n{shown.facts}\n\n{_picture(shown.units)}\n\n{_bold(shown.units)}"
-                    for shown in answers
-                ]
+                ["Chosen for their effects, no fair sample. Green: likelier by the history; red: less likely."]
+                + [f"#### {_escaped(shown.title)}\n\n{shown.facts}\n\n{_picture(shown.units)}" for shown in answers]
             )
             if answers
             else "No history makes any token likelier.",
@@ -227,27 +222,10 @@ def _picture(units: Sequence[Unit]) -> str:
     return f'<img alt="the answer, its tokens coloured by effect" src="data:image/svg+xml;base64,{packed}">'
 
 
-def _bold(units: Sequence[Unit]) -> str:
-    """One Markdown paragraph: line breaks are shown as signs, runs of preference tokens are bold."""
-    pieces = []
-    for preferred, run in groupby(units, key=lambda unit: unit.preferred):
-        text = "".join(unit.text for unit in run)
-        if not preferred:
-            pieces.append(_escaped(text))
-            continue
-        core = text.strip()
-        lead, tail = text.split(core, 1) if core else ("", "")
-        blank = re.sub(r"\s", "␣", visible(text))  # a preference for a line break is one too
-        # Markdown takes ** for a mark only where words and punctuation around it allow; beside a blank it always does.
-        marked = f"{HAIR_SPACE}**{_escaped(core or blank)}**{HAIR_SPACE}" if text else ""
-        pieces += [_escaped(lead), marked, _escaped(tail)]
-    return "".join(pieces).strip() or "(nothing)"
-
-
 def _escaped(text: str) -> str:
-    """One line that means nothing to Markdown or HTML: every sign that could is written as a character reference."""
+    """One line that means nothing to Markdown or HTML: every sign that could is escaped."""
     line = _LINE_BREAK.sub("↵ ", text).replace("\t", " ")
-    return _MEANINGFUL.sub(lambda sign: f"&#{ord(sign.group())};", line)
+    return _MEANINGFUL.sub(r"\\\g<0>", line)
 
 
 _LINE_BREAK = re.compile(r"\r\n?|[\n\v\f\x85\u2028\u2029]")
