@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.conftest import REPO
 
 # Without deepspeed, which transformers imports by itself wherever its metadata say that it is installed.
