@@ -71,8 +71,8 @@ def build(name: str) -> Any:
     return AutoModelForCausalLM.from_config(shape(name)).eval()
 
 
-def real_pairs(source: str, reviews: Path, items: Path, count: int) -> list[TokenPair]:
-    """Token pairs of real examples, drawn with a fixed seed."""
+def real_pairs(source: str, reviews: Path, items: Path, count: int, limit: int = PROMPT) -> list[TokenPair]:
+    """Token pairs of real examples, drawn with a fixed seed; `limit` tokens of prompt and of answer."""
     from nextquill_core.config import parse_config
     from nextquill_core.ingest.reader import read_examples
     from nextquill_core.model.tiny import train_tokenizer
@@ -89,7 +89,7 @@ def real_pairs(source: str, reviews: Path, items: Path, count: int) -> list[Toke
         examples = list(read_examples(prepare.ingest(run, silent).artifact.folder))
     texts = [text for example in examples for text in (example.target.text, example.target.item.description)]
     tokenizer = train_tokenizer(texts, VOCABULARY["proportional"])
-    encoder = PairEncoder(tokenizer, max_history=8, max_prompt_tokens=PROMPT, max_target_tokens=TARGET)
+    encoder = PairEncoder(tokenizer, max_history=8, max_prompt_tokens=limit, max_target_tokens=limit)
     drawn = random.Random(0).sample(examples, min(count, len(examples)))
     return encoder.encode(drawn)
 

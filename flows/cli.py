@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME|FILE", help="Lay `paper`, `tuned` or a YAML file over the config."),
+]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
 WIDE = 110  # columns from which intervals fit beside the values
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
@@ -44,10 +48,14 @@ def main() -> None:
 
 @app.command()
 def run(
-    config: ConfigOption, overrides: SetOption = None, store: StoreOption = None, force: ForceOption = False
+    config: ConfigOption,
+    overrides: SetOption = None,
+    preset: PresetOption = None,
+    store: StoreOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Run the whole pipeline; what is fresh is reused."""
-    settings = _settings(config, overrides, store)
+    settings = _settings(config, overrides, store, preset)
     if force or not _all_fresh(settings):
         _run_flow("pipeline", settings, force=force)
     _show_results(settings)
@@ -56,11 +64,15 @@ def run(
 def _stage_command(name: str, help_text: str) -> None:
     @app.command(name, help=help_text)
     def stage(
-        config: ConfigOption, overrides: SetOption = None, store: StoreOption = None, force: ForceOption = False
+        config: ConfigOption,
+        overrides: SetOption = None,
+        preset: PresetOption = None,
+        store: StoreOption = None,
+        force: ForceOption = False,
     ) -> None:
         from flows.runs import open_run
 
-        settings = _settings(config, overrides, store)
+        settings = _settings(config, overrides, store, preset)
         open_run(settings)  # finds what is wrong with the input before Prefect starts
         _run_flow(name, settings, force=force)
         if name == "ingest":
@@ -83,13 +95,14 @@ for _name, _help in {
 def status(
     config: ConfigOption,
     overrides: SetOption = None,
+    preset: PresetOption = None,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
 ) -> None:
     """Say for each stage whether its artifact is fresh, stale (and why), missing, running or failed."""
     from flows.status import status_rows, status_table
 
-    rows = status_rows(_settings(config, overrides, store))
+    rows = status_rows(_settings(config, overrides, store, preset))
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -101,12 +114,13 @@ def path(
     stage: Annotated[str, typer.Argument(help="ingest, model, score, train, train:METHOD or evaluate")],
     config: ConfigOption,
     overrides: SetOption = None,
+    preset: PresetOption = None,
     store: StoreOption = None,
 ) -> None:
     """Print the folder of a stage's artifact, and nothing else."""
     from flows.runs import open_run
 
-    current = open_run(_settings(config, overrides, store), fetch=False)
+    current = open_run(_settings(config, overrides, store, preset), fetch=False)
     step = current.plan.stage(stage)
     if step is None:
         names = ", ".join(known.name for known in current.plan.stages)
@@ -115,12 +129,63 @@ def path(
 
 
 @app.command()
-def report(config: ConfigOption, overrides: SetOption = None, store: StoreOption = None) -> None:
+def report(
+    config: ConfigOption, overrides: SetOption = None, preset: PresetOption = None, store: StoreOption = None
+) -> None:
     """Print the path of the report."""
     from flows.runs import open_run
 
-    current = open_run(_settings(config, overrides, store), fetch=False)
+    current = open_run(_settings(config, overrides, store, preset), fetch=False)
     print(current.artifact(current.plan.evaluate).folder / "report.html")
+
+
+@app.command()
+def export(
+    config: ConfigOption,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
+    method: Annotated[str | None, typer.Option("--method", help="Whose adapter; train.method's by default.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Write the whole model, the adapter merged into it.")] = False,
+    overrides: SetOption = None,
+    preset: PresetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Write a trained adapter, or the model it makes, with tokenizer and model card, to a folder of its own."""
+    from flows.runs import open_run
+    from nextquill_core.stages.export import export as write
+
+    current = open_run(_settings(config, overrides, store, preset), fetch=False)
+    write(current, method or current.config.train.method, to, merge=merge)
+    print(to)
+
+
+@app.command()
+def sweep(
+    grid: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE…", help="All combinations; YAML values.")],
+    config: ConfigOption,
+    overrides: SetOption = None,
+    preset: PresetOption = None,
+    store: StoreOption = None,
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", min=1, help="Points at a time; by default what the accelerators allow.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make the table anew; points are not.")] = False,
+) -> None:
+    """Run the pipeline at every point of a grid and compare them on the val split; the test split is not looked at."""
+    from flows.runs import open_run
+    from flows.status import sweep_results
+    from nextquill_core.stages.sweep import fresh_sweep, open_points, parse_grid
+
+    settings, values = _settings(config, overrides, store, preset), parse_grid(grid)
+    points = open_points(settings, values, open_run)  # finds what is wrong with the input before Prefect starts
+    print(f"sweep: {len(points)} points, all measured on val; test is not looked at", file=sys.stderr)
+    if force or fresh_sweep(points) is None:
+        _run_flow("sweep", settings, grid=values, parallel=parallel, force=force)
+    done = fresh_sweep(points)
+    if done is not None:
+        console = _console()
+        for table in sweep_results(done, intervals=console.width >= WIDE):
+            console.print(table)
+        print(f"sweep: {done.folder / 'sweep.html'}")
 
 
 @app.command()
@@ -193,10 +258,12 @@ def methods() -> None:
     _list({name: method.summary for name, method in METHODS.items()})
 
 
-def _settings(config: Path, overrides: list[str] | None, store: str | None) -> Any:
+def _settings(config: Path, overrides: list[str] | None, store: str | None, preset: str | None = None) -> Any:
     from nextquill_core.config import load_config
+    from nextquill_core.config.presets import preset_overrides
 
-    return load_config(config, [*(overrides or []), *([f"store={store}"] if store else [])])
+    laid = preset_overrides(preset) if preset else []
+    return load_config(config, [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
 
 
 def _all_fresh(settings: Any) -> bool:
@@ -215,18 +282,18 @@ def _all_fresh(settings: Any) -> bool:
     return True
 
 
-def _run_flow(name: str, settings: Any, *, force: bool) -> None:
+def _run_flow(name: str, settings: Any, **options: Any) -> None:
     # Offline and quiet unless the user says otherwise: our own lines in the terminal, everything in the UI.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    _print_run_lines()
-    flow(settings, force=force)
+    print_run_lines()
+    flow(settings, **options)
 
 
-def _print_run_lines() -> None:
+def print_run_lines() -> None:
     """Print what our flows and tasks log; the engine's own lines stay in the UI."""
     import prefect
 

@@ -84,6 +84,20 @@ def results_table(evaluation: Artifact, *, intervals: bool) -> Iterator[Table]:
         yield table
 
 
+def sweep_results(swept: Artifact, *, intervals: bool) -> Iterator[Table]:
+    """Points by metrics, a table for each decoding preset and category; the best of a column is bold."""
+    from nextquill_core.stages.sweep import sweep_tables
+
+    for found in sweep_tables(swept):
+        table = Table(title=found.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for heading in ("method", *found.keys, *found.metrics):
+            table.add_column(heading)
+        for method, values, cells in found.lines:
+            shown = [Text(str(cell) if intervals else cell.value, "bold" if cell.best else "") for cell in cells]
+            table.add_row(method, *values, *shown)
+        yield table
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

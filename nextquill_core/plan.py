@@ -20,7 +20,17 @@ from nextquill_core.prompts import PLAIN, resolve_template
 from storage import Artifact, DigestCache, Store, differences, fingerprint
 
 # Raised by hand when a stage's code changes what it produces from the same settings.
-REVISIONS = {"scan": 1, "ingest": 2, "model": 1, "effects": 1, "score": 1, "train": 1, "predictions": 1, "evaluate": 1}
+REVISIONS = {
+    "scan": 1,
+    "ingest": 2,
+    "model": 1,
+    "effects": 1,
+    "score": 1,
+    "train": 1,
+    "predictions": 1,
+    "evaluate": 1,
+    "sweep": 1,
+}
 
 # How the adapters that score in place of θ0 are trained: history in, plain loss. They come before the weights, so no
 # method that uses weights could stand here.
@@ -206,7 +216,7 @@ def _train(
     settings = config.train.semantic()
     del settings["method"]
     if not training.causal:
-        del settings["alpha"]  # a method without L_p does not train again for another α
+        del settings["alpha"], settings["causal_loss"]  # a method without L_p does not train again for another α
     recipe = {"history": METHODS[name].history, "weighted": training.weighted, "causal": training.causal}
     identity = {**common, "train": settings, "recipe": recipe, "seed": config.seed}
     if fold is not None:

@@ -2,103 +2,112 @@
 
 from __future__ import annotations
 
-import base64
-import importlib.util
 import json
 import os
-import socket
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from nextquill_core.errors import UserError
-from tasks.processes import end_group, failure, shared_environment, start
+from nextquill_core.training.engine import deepspeed_installed
+from nextquill_core.training.failures import first_failed, logs_by_rank, rank_logs
+from nextquill_core.training.spec import TrainSpec
+from tasks.following import Follower, RankLogs
+from tasks.node import WORKER, launcher_command, rank_environment
+from tasks.placement import Placement, Starter, free_port
+from tasks.processes import end_group, failure, start
 
-WORKER = "nextquill_core.training.worker"
 METRICS = "metrics.jsonl"
+LET_GO_S = 15.0
 
 
 class RanksFailed(RuntimeError):  # noqa: N818 - says what happened
-    """The launcher ended with an error; the message ends with the last lines of the log."""
+    """A launcher ended with an error; the message ends with the last lines of the rank that failed first."""
 
 
-def run_ranks(order: Path, log: Path, *, ranks: int, on_step: Callable[[dict[str, float]], None]) -> None:
-    """Run a training order to its end on this machine.
+def run_ranks(order: Path, log: Path, *, ranks: Placement, on_step: Callable[[dict[str, float]], None]) -> None:
+    """Run a training order to its end.
 
-    The launcher gets a process group of its own and is told by the kernel when this process dies; each rank watches
-    the launcher. So however this process ends, no rank outlives it by more than a second.
+    On this machine, the launcher gets a process group of its own and is told by the kernel when this process dies; each
+    rank watches the launcher. On other machines, a process before the launcher does the same, and watches the pipe from
+    here. So however this process ends, no rank outlives it.
 
     Args:
-        order: The worker's order (`TrainSpec`); metrics appear in the folder it names.
-        log: Gets all output of launcher and ranks.
-        ranks: Number of processes.
+        order: The worker's order (`TrainSpec`); metrics appear in the folder it names, each rank's output beside it.
+        log: Gets all output of launchers and ranks.
+        ranks: Number of processes on this machine, or which other machines run them.
         on_step: Told the metrics of each optimizer step soon after it is done.
 
     Raises:
-        UserError: DeepSpeed is not installed, or a rank refused its input.
+        UserError: DeepSpeed is needed and not installed, or a rank refused its input.
         RanksFailed: A rank failed otherwise.
     """
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("DeepSpeed is not installed", "train", "pip install deepspeed (Linux)")
     metrics = Follower(Path(json.loads(order.read_text(encoding="utf-8"))["output"]) / METRICS)
-    launcher = start(launch_command(order, ranks), log, rank_environment(ranks))
+    starters = _starters(order, ranks)
+    shutil.rmtree(rank_logs(order), ignore_errors=True)
+    rank_logs(order).mkdir()
+    output = RankLogs(order, log)
+    elsewhere = not isinstance(ranks, int)
+    environment = rank_environment(ranks) if isinstance(ranks, int) else dict(os.environ)
+    running: list[subprocess.Popen[bytes]] = []
     try:
-        while launcher.poll() is None:
+        for starter in starters:
+            process = start(starter.command, log, environment, orphan_signal=starter.orphan_signal, held=elsewhere)
+            running.append(process)  # one by one, so that all that have started are ended
+        while (codes := [process.poll() for process in running]).count(None) and not any(codes):
             time.sleep(0.25)
             metrics.follow(on_step)
+            output.follow()
         metrics.follow(on_step)
     finally:
-        end_group(launcher)
-    if launcher.returncode != 0:
-        raise failure(RanksFailed, "training", launcher.returncode, log)
+        _end(running)
+        output.follow(ended=True)
+    if any(codes):
+        raise _failed(order, log, next(code for code in codes if code))
 
 
-def launch_command(order: Path, ranks: int) -> list[str]:
-    """The launcher's command line for `ranks` processes on this machine."""
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
-    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
-    meeting_point = ["--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
-    return [*launcher, *meeting_point, "--no_local_rank", "--module", WORKER, str(order)]
+def _starters(order: Path, ranks: Placement) -> list[Starter]:
+    if not isinstance(ranks, int):
+        return ranks.starters(order)
+    if not deepspeed_installed():
+        _refuse_more_than_one_process(TrainSpec.load(order), ranks)
+        return [Starter([sys.executable, "-u", "-m", WORKER, str(order)])]
+    return [Starter(launcher_command(order, {"localhost": ranks}, 0, "127.0.0.1", free_port()))]
 
 
-def rank_environment(ranks: int) -> dict[str, str]:
-    """The ranks' environment: the cores shared out evenly, and DeepSpeed told where there is no accelerator."""
-    import torch
-
-    environment = shared_environment(ranks)
-    if not torch.accelerator.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
-
-
-class Follower:
-    """Reads the lines that another process appends to a JSON-lines file.
-
-    A resumed run first cuts the file back; what is left of it counts as not seen yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
-
-    def follow(self, on_line: Callable[[dict[str, float]], None]) -> None:
-        """Hand over the complete lines that came since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._position:
-                    self._position = 0
-                file.seek(self._position)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._position += len(line)
-                    on_line(json.loads(line))
-        except FileNotFoundError:
-            return
+def _refuse_more_than_one_process(spec: TrainSpec, ranks: int) -> None:
+    """ZeRO 1 and 2 shard nothing where there is one rank; the rest is beyond one process of plain torch."""
+    asked = {
+        "several ranks": ranks != 1,
+        "ZeRO 3": spec.zero_stage == 3,
+        "offloading": spec.offload != "none",
+        "train.deepspeed.config": spec.deepspeed is not None,
+    }
+    if needs := [name for name, wanted in asked.items() if wanted]:
+        raise UserError(
+            f"{' and '.join(needs)} need DeepSpeed, which is not installed",
+            "train",
+            "pip install 'nextquill[deepspeed]' (Linux), or leave train.launcher and train.deepspeed as they are",
+        )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _end(running: list[subprocess.Popen[bytes]]) -> None:
+    """End launchers and ranks; those elsewhere end by themselves when their pipe is closed, and are waited for."""
+    for process in running:
+        if process.stdin:
+            process.stdin.close()
+    deadline = time.monotonic() + LET_GO_S
+    for process in running:
+        while process.stdin and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        end_group(process)
+
+
+def _failed(order: Path, log: Path, code: int) -> Exception:
+    rank = first_failed(order)
+    own_log = logs_by_rank(order).get(rank) if rank is not None else None
+    what = "training" if own_log is None else f"training failed first on rank {rank} and"
+    return failure(RanksFailed, what, code, log, part=own_log)

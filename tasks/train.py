@@ -10,8 +10,9 @@ from prefect.logging import get_run_logger
 
 from nextquill_core.stages import train
 from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.training.watch import progress_note
 from tasks.launch import run_ranks
-from tasks.processes import process_count
+from tasks.placement import placement
 from tasks.progress import ShownProgress
 
 
@@ -21,15 +22,15 @@ def train_adapter(run: Run, name: str, force: bool) -> Outcome:
 
     Call it directly: a submitted task outlives the signal that ends its flow.
     """
-    ranks = process_count(run.config.train.launcher.processes)
     with ShownProgress(f"train {name}") as progress:
 
         def show(metrics: dict[str, float]) -> None:
-            note = f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s"
-            progress(metrics["step"], metrics["steps"], note)
+            progress(metrics["step"], metrics["steps"], progress_note(metrics))
 
         def launch(order: Path, log: Path) -> None:
-            get_run_logger().info("train %s: %d rank(s), log %s", name, ranks, log)
+            ranks = placement(run.config.train.launcher)
+            where = f"{ranks} rank(s) on this machine" if isinstance(ranks, int) else str(ranks)
+            get_run_logger().info("train %s: %s, log %s", name, where, log)
             run_ranks(order, log, ranks=ranks, on_step=show)
 
         return train.train(run, name, launch, force=force)

@@ -11,10 +11,11 @@ from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.loading import Config, known_keys, load_config, parse_config
 from nextquill_core.config.model import ModelConfig, TinyModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
-from nextquill_core.config.train import DeepSpeedConfig, LauncherConfig, LoraSettings, TrainConfig
+from nextquill_core.config.train import CausalLossConfig, DeepSpeedConfig, LauncherConfig, LoraSettings, TrainConfig
 
 __all__ = [
     "OPERATIONAL",
+    "CausalLossConfig",
     "Config",
     "DeepSpeedConfig",
     "EvaluateConfig",

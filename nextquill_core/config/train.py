@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, Share
 
@@ -19,18 +19,87 @@ class LoraSettings(Section):
 
 
 class DeepSpeedConfig(Section):
-    """What DeepSpeed is asked for."""
+    """What DeepSpeed is asked for; none of it changes the adapter beyond rounding."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Annotated[
+        Literal["none", "optimizer", "parameters"],
+        Field(description="into the host's memory: optimizer: AdamW's state, ZeRO 1 up; parameters: θ0 too, ZeRO 3"),
+    ] = "none"
+    config: Annotated[str | None, Field(description="DeepSpeed JSON of your own, laid under the keys above")] = None
+
+    @model_validator(mode="after")
+    def _offload_fits_the_stage(self) -> DeepSpeedConfig:
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload optimizer needs zero_stage 1, 2 or 3")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError("offload parameters needs zero_stage 3")
+        return self
+
+
+def _auto_or_positive(count: int | str) -> int | str:
+    if isinstance(count, int) and count < 1:
+        raise ValueError("must be `auto`, or 1 at least")
+    return count
+
+
+class SlurmConfig(Section):
+    """The allocation that srun asks for, or, inside one, the part of it that is used."""
+
+    nodes: Positive = 2
+    ranks_per_node: Annotated[int | Literal["auto"], Field(description="auto: one an accelerator, or one")] = "auto"
+    partition: str | None = None
+    arguments: Annotated[
+        tuple[str, ...], Field(description="further arguments of srun, such as --gpus-per-node=8 or --time=2-0")
+    ] = ()
+
+    _at_least_one = field_validator("ranks_per_node")(_auto_or_positive)
 
 
 class LauncherConfig(Section):
-    """Where the ranks run."""
+    """Where the ranks run; see docs/training.md."""
 
-    kind: Literal["local"] = "local"
-    processes: Annotated[int | Literal["auto"], Field(description="ranks; auto: one an accelerator, one on a CPU")] = (
-        "auto"
-    )
+    kind: Annotated[
+        Literal["local", "hostfile", "slurm"],
+        Field(description="local: this machine; hostfile: hosts reached by a remote shell; slurm: srun"),
+    ] = "local"
+    processes: Annotated[
+        int | Literal["auto"], Field(description="local: ranks; auto: one an accelerator, one on a CPU")
+    ] = "auto"
+    hostfile: Annotated[str | None, Field(description="hostfile: DeepSpeed's, lines of `host slots=N`")] = None
+    remote_shell: Annotated[
+        str, Field(min_length=1, description="hostfile: gets a host and a command line as its last two arguments")
+    ] = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
+    address: Annotated[
+        str | None, Field(description="hostfile, slurm: the first host as the others reach it; null: by its name")
+    ] = None
+    port: Annotated[
+        int | None, Field(ge=1, le=65535, description="hostfile, slurm: where ranks meet; null: one that is free here")
+    ] = None
+    slurm: SlurmConfig = SlurmConfig()
+
+    _at_least_one = field_validator("processes")(_auto_or_positive)
+
+    @model_validator(mode="after")
+    def _hosts_are_named(self) -> LauncherConfig:
+        if self.kind == "hostfile" and self.hostfile is None:
+            raise ValueError("kind hostfile needs the path of a hostfile in train.launcher.hostfile")
+        return self
+
+
+class CausalLossConfig(Section):
+    """Variants of the causal preference loss L_p; the defaults are the paper's."""
+
+    counterfactual_grad: Annotated[
+        Literal["through", "stop"], Field(description="whether the branch without history learns from L_p as well")
+    ] = "through"
+    target: Annotated[
+        Literal["label", "effect"],
+        Field(
+            description="label: cross-entropy of the difference of logits with the token (Eq. 6); effect: squared "
+            "distance of the model's effect on the token's probability from the stored effect"
+        ),
+    ] = "label"
 
 
 class TrainConfig(Section):
@@ -41,6 +110,7 @@ class TrainConfig(Section):
     normalization: Annotated[
         Literal["sequence", "weight"], Field(description="sequence: Eq. 5; weight: by Σω, as the official code")
     ] = "sequence"
+    causal_loss: CausalLossConfig = CausalLossConfig()
     epochs: Positive = 5
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.025
@@ -54,7 +124,47 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[
         int, Field(ge=1, description="optimizer steps between checkpoints", json_schema_extra=OPERATIONAL)
     ] = 100
+    checkpoint_minutes: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="a checkpoint after so long at the latest; null: by steps alone",
+            json_schema_extra=OPERATIONAL,
+        ),
+    ] = 30.0
     keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
+    max_loss_ratio: Annotated[
+        float | None,
+        Field(
+            gt=1,
+            description="stop when the averaged loss stays above this times its best; null: never",
+            json_schema_extra=OPERATIONAL,
+        ),
+    ] = 3.0
+    val_every: Annotated[
+        int | None, Field(ge=0, description="optimizer steps between validations; null: once an epoch; 0: never")
+    ] = None
+    val_examples: Annotated[int, Field(ge=1, description="val examples at most, chosen by a seeded hash")] = 200
+    keep: Annotated[
+        Literal["last", "best"], Field(description="the adapter that stays: the last, or the best on the val split")
+    ] = "last"
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
+        Field(description="where else to show the curves", json_schema_extra=OPERATIONAL),
+    ] = ()
     lora: LoraSettings = LoraSettings()
     deepspeed: Annotated[DeepSpeedConfig, Field(json_schema_extra=OPERATIONAL)] = DeepSpeedConfig()
     launcher: Annotated[LauncherConfig, Field(json_schema_extra=OPERATIONAL)] = LauncherConfig()
+
+    @model_validator(mode="after")
+    def _the_best_is_measured(self) -> TrainConfig:
+        if self.keep == "best" and self.val_every == 0:
+            raise ValueError("keep best needs validation: set val_every to null or a number of steps")
+        return self
+
+    def semantic(self) -> dict[str, Any]:
+        """As for any section; how often and on how much is validated decides nothing unless the best is kept."""
+        values = super().semantic()
+        if self.keep == "last":
+            del values["val_every"], values["val_examples"]
+        return values

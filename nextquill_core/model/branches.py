@@ -66,21 +66,22 @@ def computed_tokens(pair: Pair, way: Way = "reuse") -> int:
     return len(pair.factual) + len(pair.counterfactual) + 2 * read - shared
 
 
-def branch_states(model: Any, pairs: Sequence[Pair], way: Way) -> list[tuple[Tensor, Tensor]]:
+def branch_states(model: Any, pairs: Sequence[Pair], way: Way, *, through: bool = True) -> list[tuple[Tensor, Tensor]]:
     """Final hidden states of both branches at the positions that predict each answer token.
 
     Args:
         model: A causal language model, with or without adapter.
         pairs: Examples. Where both prompts are the same, so are the two results, and there is one pass only.
         way: Out of `best_way`.
+        through: Whether gradients flow through the branch without history.
 
     Returns:
         (factual, counterfactual) of each pair, each (len(target), D) in the model's dtype.
     """
     if way == "reuse":
-        return [_reused(model, pair) for pair in pairs]
+        return [_reused(model, pair, through) for pair in pairs]
     if way == "tree":
-        return _tree(model, pairs)
+        return [(factual, _kept(other, through)) for factual, other in _tree(model, pairs)]
     differing = [pair for pair in pairs if pair.factual != pair.counterfactual]
     prompts = [pair.factual for pair in pairs] + [pair.counterfactual for pair in differing]
     targets = [pair.target for pair in (*pairs, *differing)]
@@ -88,9 +89,13 @@ def branch_states(model: Any, pairs: Sequence[Pair], way: Way) -> list[tuple[Ten
     branches = states.split([len(target) for target in targets])
     without = iter(branches[len(pairs) :])
     return [
-        (factual, factual if pair.factual == pair.counterfactual else next(without))
+        (factual, _kept(factual if pair.factual == pair.counterfactual else next(without), through))
         for pair, factual in zip(pairs, branches, strict=False)
     ]
+
+
+def _kept(states: Tensor, through: bool) -> Tensor:
+    return states if through else states.detach()
 
 
 def best_way(model: Any) -> Way:
@@ -143,24 +148,25 @@ def _trial(model: Any, seed: int) -> Pair:
     return _Trial(torch.randint(size, (sum(TRIAL),), generator=generator).tolist())
 
 
-def _reused(model: Any, pair: Pair) -> tuple[Tensor, Tensor]:
+def _reused(model: Any, pair: Pair, through: bool) -> tuple[Tensor, Tensor]:
     """One example: the factual branch whole, then the rest of the other one on top of the common beginning."""
     answers, shared = len(pair.target), beginning(pair)
     whole = [*pair.factual, *pair.target[:-1]]
     if pair.factual == pair.counterfactual:
         states = answer_hidden_states(model, [pair.factual], [pair.target], packed=False)
-        return states, states
+        return states, _kept(states, through)
     decoder = decoder_of(model)
     device = next(decoder.parameters()).device
     result = decoder(input_ids=torch.tensor([whole], device=device), use_cache=shared > 0)
     factual = result.last_hidden_state[0, -answers:]
     cache = result.past_key_values if shared else None
-    if cache is None or not _keeps(cache, len(whole)):
-        return factual, answer_hidden_states(model, [pair.counterfactual], [pair.target], packed=False)
-    cache.crop(shared - len(whole))
-    rest = torch.tensor([[*pair.counterfactual[shared:], *pair.target[:-1]]], device=device)
-    positions = torch.arange(shared, shared + rest.shape[1], device=device)[None]
-    result = decoder(input_ids=rest, past_key_values=cache, position_ids=positions, use_cache=True)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and through):
+        if cache is None or not _keeps(cache, len(whole)):
+            return factual, answer_hidden_states(model, [pair.counterfactual], [pair.target], packed=False)
+        cache.crop(shared - len(whole))
+        rest = torch.tensor([[*pair.counterfactual[shared:], *pair.target[:-1]]], device=device)
+        positions = torch.arange(shared, shared + rest.shape[1], device=device)[None]
+        result = decoder(input_ids=rest, past_key_values=cache, position_ids=positions, use_cache=True)
     return factual, result.last_hidden_state[0, -answers:]
 
 

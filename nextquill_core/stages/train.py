@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from nextquill_core.plan import FOLD_METHOD, Step
+from nextquill_core.stages.card import adapter_card
 from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.training import curves
 from nextquill_core.training.spec import LoraSpec, PromptSpec, TrainSpec
-from storage import Staging
+from nextquill_core.training.zero import own_settings
+from storage import Staging, write_text
 
 Launch = Callable[[Path, Path], None]
 """Runs the order at the first path to its end; its output goes to the log at the second."""
+
+CARD = "adapter/README.md"
+LOGS = ("*.jsonl", "*.log", "checkpoints/**/*", "tensorboard/**/*", "wandb/**/*", "mlruns/**/*")
+"""What tells how training went, and depends on when checkpoints were due; the adapter alone is what was made."""
 
 
 def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcome:
@@ -31,16 +38,22 @@ def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcom
         order = staging.scratch / "order.json"
         train_spec(run, step, staging.folder).save(order)
         launch(order, staging.path("train.log"))
-        for file in ("metrics.jsonl", "train.log"):
-            staging.finish(file, log=True)
+        for path in sorted(path for pattern in LOGS for path in staging.folder.glob(pattern) if path.is_file()):
+            staging.finish(path.relative_to(staging.folder).as_posix(), log=True)
         curve = (staging.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(curve[-1])
-        return {
+        stats = {
             "method": FOLD_METHOD if name in run.plan.folds else name,
             "steps": last["steps"],
             "final": {key: last[key] for key in ("loss", "normal", "causal")},
             **{key: last[key] for key in ("left_out_users", "left_out_examples") if key in last},
         }
+        if validated := curves.read(staging.folder / curves.VALIDATION):
+            best = min(validated, key=lambda line: line["loss"])
+            stats["validation"] = best if run.config.train.keep == "best" else validated[-1]
+        write_text(staging.path(CARD), adapter_card(run, name, stats))
+        staging.finish(CARD, log=True)  # tells of the training, as its curves do
+        return stats
 
     return run.make(step, build, force=force)
 
@@ -67,11 +80,14 @@ def train_spec(run: Run, step: Step, output: Path) -> TrainSpec:
     return TrainSpec(
         output=str(output),
         sequences=str(run.artifact(run.plan.ingest).folder),
-        effects=str(run.artifact(run.plan.score).folder) if recipe["weighted"] else None,
+        effects=str(run.artifact(run.plan.score).folder) if run.plan.score in step.inputs else None,
+        weighted=recipe["weighted"],
         model=run.model_spec,
         prompt=PromptSpec(**prompt),
         lora=LoraSpec(**settings.lora.model_dump()),
         alpha=settings.alpha if recipe["causal"] else 0.0,
+        counterfactual_grad=settings.causal_loss.counterfactual_grad,
+        causal_target=settings.causal_loss.target,
         normalization=settings.normalization,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -83,7 +99,29 @@ def train_spec(run: Run, step: Step, output: Path) -> TrainSpec:
         gradient_checkpointing=settings.gradient_checkpointing,
         checkpoint_every=settings.checkpoint_every,
         keep_checkpoints=settings.keep_checkpoints,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        max_loss_ratio=settings.max_loss_ratio,
+        val_every=settings.val_every,
+        val_examples=settings.val_examples,
+        keep=settings.keep,
+        report_to=settings.report_to,
         zero_stage=settings.deepspeed.zero_stage,
         seed=config.seed,
         leave_out=(fold["leave_out"], fold["of"]) if fold else None,
+        offload=settings.deepspeed.offload,
+        deepspeed=_own_deepspeed(run),
+    )
+
+
+def _own_deepspeed(run: Run) -> dict[str, Any] | None:
+    settings = run.config.train
+    if settings.deepspeed.config is None:
+        return None
+    return own_settings(
+        Path(settings.deepspeed.config),
+        zero_stage=settings.deepspeed.zero_stage,
+        offload=settings.deepspeed.offload,
+        dtype=run.model_spec.dtype,
+        max_grad_norm=settings.max_grad_norm,
+        global_batch=settings.global_batch,
     )

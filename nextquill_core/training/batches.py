@@ -7,7 +7,7 @@ rounding, because every micro-batch is scaled by the denominator of the whole st
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,10 +16,11 @@ from nextquill_core.tokens import TokenPair
 
 @dataclass(frozen=True, slots=True)
 class TrainExample:
-    """A token pair with the weight ω of each answer token."""
+    """A token pair with the weight ω of each answer token, and its stored causal effect where the loss asks for it."""
 
     pair: TokenPair
     weights: list[float]
+    effects: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

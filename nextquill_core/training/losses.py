@@ -45,6 +45,7 @@ def nextquill_loss(
     normalization: Normalization = "sequence",
     impl: Implementation = "auto",
     denominator: float | None = None,
+    effect_N: Tensor | None = None,
 ) -> LossOutput:
     """L = L_n + α·L_p over the N answer tokens of a batch.
 
@@ -62,6 +63,9 @@ def nextquill_loss(
         impl: `dense` forms all logits at once, `chunked` never; `auto` is `chunked`.
         denominator: Divide by this instead: the number of samples, or Σω, of the whole optimizer step, so that
             losses of micro-batches add up to the loss of the step.
+        effect_N: Stored causal effects. Where they are given, L_p is the weighted squared distance of the model's own
+            effect on each token's probability from them, Σ_t ω_t · (p(y_t | x, h) − p(y_t | x, ∅) − effect_t)²,
+            instead of Eq. 6.
 
     Raises:
         ValueError: α > 0 without `hidden_null_ND`.
@@ -72,6 +76,13 @@ def nextquill_loss(
     head = head_VD if isinstance(head_VD, Head) else Head(head_VD)
     rows = max(len(target_N), 1) if impl == "dense" else CHUNK_ROWS
     causal = hidden_ND.new_zeros((), dtype=torch.float32)
+    if alpha and effect_N is not None:
+        null_ND = _required(hidden_null_ND)
+        causal = _effect_distance(head, hidden_ND, null_ND, target_N, coefficient_N, effect_N, rows)
+        alone = nextquill_loss(
+            hidden_ND, None, head, target_N, weight_N, sequence_N, alpha=0, impl=impl, denominator=denominator
+        )
+        return LossOutput(alone.normal + alpha * causal, alone.normal, causal)
     if head.is_linear and impl != "dense":
         weight_VD = head.weight_VD
         normal = _chunked_cross_entropy(hidden_ND, weight_VD, target_N, coefficient_N, rows)
@@ -158,4 +169,23 @@ def _plain_cross_entropy(
         arguments = (hidden_ND[part], null, target_N[part], coefficient_N[part])
         whole = rows >= len(target_N)
         total = total + (of_chunk(*arguments) if whole else checkpoint(of_chunk, *arguments, use_reentrant=False))
+    return total
+
+
+def _effect_distance(
+    head: Head, hidden_ND: Tensor, null_ND: Tensor, target_N: Tensor, coefficient_N: Tensor, effect_N: Tensor, rows: int
+) -> Tensor:
+    """Σ_t c_t · (p(y_t | h_t) − p(y_t | h_∅t) − effect_t)² through autograd, logits formed again in the backward."""
+
+    def of_chunk(hidden: Tensor, null: Tensor, target: Tensor, coefficient: Tensor, effect: Tensor) -> Tensor:
+        p, p_null = (
+            torch.exp(-F.cross_entropy(head.logits(states), target, reduction="none")) for states in (hidden, null)
+        )
+        return ((p - p_null - effect) ** 2 * coefficient).sum()
+
+    total = hidden_ND.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(target_N), rows):
+        part = slice(start, start + rows)
+        arguments = (hidden_ND[part], null_ND[part], target_N[part], coefficient_N[part], effect_N[part])
+        total = total + checkpoint(of_chunk, *arguments, use_reentrant=False)
     return total

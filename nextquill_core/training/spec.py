@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nextquill_core.model.identity import ModelSpec
 from storage.files import write_json
@@ -35,18 +36,30 @@ class TrainSpec:
     """Everything a training run depends on.
 
     Attributes:
-        output: Staging folder; gets `adapter/`, `metrics.jsonl`, `checkpoints/`.
+        output: Staging folder; gets `adapter/`, `metrics.jsonl`, `val.jsonl`, `checkpoints/`.
         sequences: Folder of the ingest artifact.
-        effects: Folder of the score artifact (`effects/`, `weights/`), or None to weight every token 1.
+        effects: Folder of the score artifact (`effects/`, `weights/`), or None where nothing of it is read.
+        weighted: Whether tokens count as its weights say; each counts 1 otherwise.
         alpha: α; 0 leaves the causal loss out.
+        counterfactual_grad: As in `CausalLossConfig`; `through` or `stop`.
+        causal_target: As in `CausalLossConfig`; `label` or `effect`.
         global_batch: Examples an optimizer step, over all ranks.
         batch_tokens: Token positions of a micro-batch, both branches counted.
         leave_out: (fold, folds): train without the users of this fold (`nextquill_core.folds`); None trains on all.
+        offload: What ZeRO keeps in the host's memory: `none`, `optimizer` or `parameters` (and the optimizer).
+        deepspeed: What the user's own DeepSpeed JSON adds (`zero.own_settings`), or None.
+        checkpoint_minutes: A checkpoint after so long at the latest; None for steps alone.
+        max_loss_ratio: As in `stability.RunawayLoss`.
+        val_every: Optimizer steps between validations; None for once an epoch, 0 for never.
+        val_examples: Val examples at most.
+        keep: Which adapter stays, the `last` or the `best` on the val split.
+        report_to: Names of `watch.PACKAGES`.
     """
 
     output: str
     sequences: str
     effects: str | None
+    weighted: bool
     model: ModelSpec
     prompt: PromptSpec
     lora: LoraSpec
@@ -64,7 +77,17 @@ class TrainSpec:
     keep_checkpoints: int
     zero_stage: int
     seed: int
+    counterfactual_grad: str = "through"
+    causal_target: str = "label"
     leave_out: tuple[int, int] | None = None
+    offload: str = "none"
+    deepspeed: dict[str, Any] | None = None
+    checkpoint_minutes: float | None = None
+    max_loss_ratio: float | None = None
+    val_every: int | None = 0
+    val_examples: int = 200
+    keep: str = "last"
+    report_to: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the order."""
@@ -79,4 +102,5 @@ class TrainSpec:
         values["lora"] = LoraSpec(**values["lora"])
         if values["leave_out"] is not None:
             values["leave_out"] = tuple(values["leave_out"])
+        values["report_to"] = tuple(values["report_to"])
         return cls(**values)

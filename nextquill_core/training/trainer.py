@@ -2,66 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.forward import answer_hidden_states
-from nextquill_core.model.head import head_of
+from nextquill_core.training import curves, state
 from nextquill_core.training.batches import MicroBatch, TrainExample, micro_batches, step_examples, steps_per_epoch
-from nextquill_core.training.losses import LossOutput, nextquill_loss
+from nextquill_core.training.checkpoints import Checkpoints, save_adapter
+from nextquill_core.training.disk import Writer
 from nextquill_core.training.spec import TrainSpec
-
-METRICS = "metrics.jsonl"
-
-
-class PreferenceLoss(nn.Module):
-    """A PEFT model and the loss on top of it, as one module: what DeepSpeed wraps.
-
-    Args:
-        model: A PEFT model.
-        alpha: α.
-        normalization: As in `nextquill_loss`.
-        packed: As in `answer_hidden_states`; ZeRO-3 needs as many forward calls on each rank, so one.
-    """
-
-    def __init__(self, model: Any, alpha: float, normalization: str, packed: bool | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.alpha = alpha
-        self.normalization = normalization
-        self.packed = packed
-
-    def forward(self, examples: Sequence[TrainExample], denominator: float) -> LossOutput:
-        """The examples' share of the step's loss, both branches in one pass."""
-        pairs = [example.pair for example in examples]
-        targets = [pair.target for pair in pairs]
-        prompts = [pair.factual for pair in pairs]
-        rows = sum(len(target) for target in targets)
-        if self.alpha:
-            prompts += [pair.counterfactual for pair in pairs]
-            targets += targets
-        hidden = answer_hidden_states(self.model, prompts, targets, packed=self.packed)
-        device = hidden.device
-        return nextquill_loss(
-            hidden[:rows],
-            hidden[rows:] if self.alpha else None,
-            head_of(self.model),
-            torch.tensor([token for pair in pairs for token in pair.target], device=device),
-            torch.tensor([weight for example in examples for weight in example.weights], device=device),
-            torch.repeat_interleave(torch.tensor([len(pair.target) for pair in pairs], device=device)),
-            alpha=self.alpha,
-            normalization="weight" if self.normalization == "weight" else "sequence",
-            denominator=denominator,
-        )
+from nextquill_core.training.stability import GradientWatch, RunawayLoss, gradients_finite, offenders
+from nextquill_core.training.validation import Validation
+from nextquill_core.training.watch import Watchers
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
@@ -72,20 +32,6 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup_ratio: float) ->
     return peak * (steps - step) / max(1, steps - warmup)
 
 
-def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
-    """The ZeRO configuration; a step's micro-batches are counted here, not by DeepSpeed, since they vary."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.max_grad_norm,
-        "bf16": {"enabled": spec.model.dtype == "bfloat16"},
-        "fp16": {"enabled": spec.model.dtype == "float16"},
-        "zero_optimization": {"stage": spec.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-
-
 class Trainer:
     """Runs the steps of one `TrainSpec` on this rank.
 
@@ -94,10 +40,16 @@ class Trainer:
         engine: A DeepSpeed engine around `PreferenceLoss`.
         examples: All training examples, the same on every rank.
         left_out: How many users and examples a fold leaves out; stands in every line of the metrics.
+        val_examples: The val examples to measure, the same on every rank; may be none.
     """
 
     def __init__(
-        self, spec: TrainSpec, engine: Any, examples: Sequence[TrainExample], left_out: Mapping[str, int]
+        self,
+        spec: TrainSpec,
+        engine: Any,
+        examples: Sequence[TrainExample],
+        left_out: Mapping[str, int],
+        val_examples: Sequence[TrainExample] = (),
     ) -> None:
         self.spec = spec
         self.left_out = left_out
@@ -107,42 +59,99 @@ class Trainer:
         self.ranks: int = torch.distributed.get_world_size()
         self.output = Path(spec.output)
         self.steps = spec.epochs * steps_per_epoch(len(examples), spec.global_batch)
+        self.writer = Writer(self.output, engine.device)
+        self.checkpoints = Checkpoints(engine, self.writer, spec.keep_checkpoints)
+        self.validation = Validation(spec, engine, val_examples, self.writer, len(examples))
+        # Under float16 a gradient may overflow: DeepSpeed leaves the step out and scales the loss down.
+        watched = state.trained(engine).values() if spec.model.dtype != "float16" else ()
+        self.gradients = GradientWatch(watched)
 
     def run(self) -> None:
-        """Train to the end, from the newest checkpoint if there is one, and leave the adapter."""
-        first = self._resume()
+        """Train to the end, from the newest checkpoint if there is one, and leave the adapter.
+
+        Raises:
+            ModelError: The loss or a gradient is not finite, or the loss has run away.
+            UserError: The disk is full.
+        """
+        first = self.checkpoints.resume(self._step_once)
+        self.writer(lambda: curves.cut(self.output / curves.METRICS, first), "the curve")
+        self.validation.resume(first)
+        losses = [line["loss"] for line in curves.read(self.output / curves.METRICS)]
+        self.runaway = RunawayLoss(self.spec.max_loss_ratio, losses)
+        report_to = self.spec.report_to if self.rank == 0 else ()
+        self.watchers = Watchers(report_to, self.output, asdict(self.spec), first)
+        self.first, self.started = first, time.monotonic()
+        self.saved = self.started
         self.engine.train()
         for step in range(first, self.steps):
-            self._record(self._step(step))
-            if (step + 1) % self.spec.checkpoint_every == 0 and step + 1 < self.steps:
-                self._checkpoint(step + 1)
-        save_adapter(self.engine.module.model, self.output / "adapter", self.rank)
+            self._after(self._step(step), step + 1)
+        if not self.validation.publish(self.output / "adapter"):
+            save_adapter(self.engine, self.output / "adapter", self.writer)
+        self.watchers.close()
+
+    def _after(self, metrics: dict[str, float], done: int) -> None:
+        """What a step is followed by: its line, a look at the loss, perhaps validation and a checkpoint."""
+        self.runaway.add(metrics["loss"])
+        due = self.writer(lambda: self._record(metrics, done), "the curve")
+        if self.runaway.found:
+            raise ModelError(
+                f"the loss ran away by step {done}: it is {self.runaway.average:.4g} on average and was "
+                f"{self.runaway.best:.4g}",
+                "train.max_loss_ratio",
+                f"lower train.learning_rate, or allow it (null: always); {self._what_stays()}",
+            )
+        if self.validation.due(done):
+            line = self.validation.run(done)
+            self.watchers.log(line, done, "val")
+        if due and not self.runaway.suspected:
+            self.checkpoints.write(done)
+            self.validation.prune()
+            self.saved = time.monotonic()
+
+    def _record(self, metrics: dict[str, float], done: int) -> bool:
+        """Write a step's line, on rank 0, and return whether a checkpoint is due by rank 0's clock or the steps."""
+        line = {**metrics, **self.left_out}
+        curves.append(self.output / curves.METRICS, line)
+        self.watchers.log(line, done, "train")
+        minutes = self.spec.checkpoint_minutes
+        late = minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+        return done < self.steps and (late or done % self.spec.checkpoint_every == 0)
 
     def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
         batch = step_examples(self.examples, self.spec.global_batch, self.spec.seed, step)
         rate = learning_rate_at(step, self.steps, self.spec.learning_rate, self.spec.warmup_ratio)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rate(rate)
         denominator = (
             float(sum(sum(example.weights) for example in batch))
             if self.spec.normalization == "weight"
             else float(len(batch))
         )
-        mine = micro_batches(batch, self.spec.batch_tokens, self.ranks)[self.rank :: self.ranks]
-        sums = torch.zeros(3, device=self.engine.device)
+        micros = micro_batches(batch, self.spec.batch_tokens, self.ranks)
+        mine = micros[self.rank :: self.ranks]
+        # One tensor for all that ranks tell each other: the losses, each micro-batch's failure, each rank's memory.
+        told = torch.zeros(3 + len(micros) + self.ranks, device=self.engine.device)
+        sums, broken, memory = told.split([3, len(micros), self.ranks])
         for position, micro in enumerate(mine):
+            if position:
+                self.engine.step()
             self.engine.set_gradient_accumulation_boundary(position == len(mine) - 1)
-            sums += self._backward(micro, denominator, step)
-            self.engine.step()
-        torch.distributed.all_reduce(sums)
+            self._seed(step, micro.index)
+            output = self.engine(micro.examples, denominator)
+            # DeepSpeed averages gradients over ranks; the step's loss is a sum.
+            self.engine.backward(output.loss * (self.ranks * micro.scale))
+            sums += torch.stack([part.detach() * micro.scale for part in output])
+            broken[micro.index] = ~(torch.isfinite(output.loss) & self.gradients.finite())
+        memory[self.rank] = _peak_memory_gb()
+        if self.ranks > 1:
+            torch.distributed.all_reduce(told)
+        if broken.any():
+            flagged = [micro for micro, failed in zip(micros, broken.tolist(), strict=True) if failed]
+            self._stop(flagged, denominator, step)
+        self.engine.step()  # only now: what is not finite never reaches the weights
         loss, normal, causal = sums.tolist()
-        if not math.isfinite(loss):
-            names = ", ".join(example.pair.example_id for example in batch)
-            raise ModelError(
-                f"the loss is {loss} at step {step + 1}", "train", f"lower the learning rate; batch: {names}"
-            )
         seconds = time.perf_counter() - started
+        pace = (time.monotonic() - self.started) / (step + 1 - self.first)
         tokens = sum(example.pair.tokens for example in batch)
         return {
             "step": step + 1,
@@ -156,81 +165,61 @@ class Trainer:
             "tokens": tokens,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(tokens / seconds, 1),
+            "memory_gb": round(float(memory.max()), 3),
+            "remaining_seconds": round(pace * (self.steps - step - 1), 1),
         }
 
-    def _backward(self, micro: MicroBatch, denominator: float, step: int) -> Tensor:
+    def _seed(self, step: int, index: int) -> None:
         # Dropout depends on the step and the micro-batch, not on what this process did before: a resumed run draws the
         # masks of an uninterrupted one.
-        torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_000_003 + micro.index)
-        output = self.engine(micro.examples, denominator)
-        # DeepSpeed averages gradients over ranks; the step's loss is a sum.
-        self.engine.backward(output.loss * (self.ranks * micro.scale))
-        return torch.stack([part.detach() * micro.scale for part in output])
+        torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_000_003 + index)
 
-    def _record(self, metrics: dict[str, float]) -> None:
-        if self.rank == 0:
-            with (self.output / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**metrics, **self.left_out}) + "\n")
+    def _stop(self, flagged: Sequence[MicroBatch], denominator: float, step: int) -> None:
+        """Say which examples it was. All ranks look at all of them, since ZeRO-3 needs every rank at every layer."""
+        found: set[str] = set()
+        by_weight = self.spec.normalization == "weight"
 
-    @property
-    def _states(self) -> Path:
-        return self.output / "scratch" / "states"
+        def finding(micro: MicroBatch, example: TrainExample) -> str:
+            self._seed(step, micro.index)
+            output = self.engine.module((example,), denominator)  # the engine would exchange gradients
+            loss = float(output.loss) * denominator / ((sum(example.weights) or 1.0) if by_weight else 1.0)
+            if not math.isfinite(float(output.loss)):
+                found.add("loss")
+                return f"loss {loss}"
+            if gradients_finite(output.loss, list(state.trained(self.engine).values())):
+                return ""
+            found.add("gradient")
+            return f"loss {loss:.4g}, gradient not finite"
 
-    def _checkpoint(self, step: int) -> None:
-        """Leave the adapter as it is now, and beside it, outside the artifact, what resuming needs."""
-        tag = f"step-{step:06d}"
-        self.engine.save_checkpoint(str(self._states), tag=tag, exclude_frozen_parameters=True)
-        save_adapter(self.engine.module.model, self.output / "checkpoints" / tag, self.rank)
-        if self.rank == 0:
-            for folder in (self._states, self.output / "checkpoints"):
-                for old in sorted(folder.glob("step-*"))[: -self.spec.keep_checkpoints]:
-                    shutil.rmtree(old)
-        torch.distributed.barrier()
+        names = offenders(flagged, finding)
+        raise ModelError(
+            f"the {' and the '.join(sorted(found, reverse=True)) or 'loss or gradient'} is not finite at step "
+            f"{step + 1}: {names}",
+            "train",
+            f"look at these examples, lower train.learning_rate or set model.dtype float32; {self._what_stays()}",
+        )
 
-    def _resume(self) -> int:
-        """The step to go on with: behind the newest complete checkpoint, or 0."""
-        latest = self._states / "latest"  # DeepSpeed writes it last
-        step = 0
-        if latest.is_file():
-            tag = latest.read_text().strip()
-            self.engine.load_checkpoint(str(self._states), tag=tag, load_module_strict=False)
-            step = int(tag.removeprefix("step-"))
-        if self.rank == 0:
-            keep_steps(self.output / METRICS, step)
-        torch.distributed.barrier()
-        return step
+    def _what_stays(self) -> str:
+        newest = self.writer.resumes_at
+        return f"the checkpoint of step {newest} stays" if newest else "there is no checkpoint yet"
 
+    def _set_rate(self, rate: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
 
-def keep_steps(path: Path, last: int) -> None:
-    """Cut a metrics file back to the steps up to `last`; a line that a killed run left half written goes too."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    path.write_text("".join(line for line in lines[:last] if line.endswith("\n")), encoding="utf-8")
-
-
-def save_adapter(model: Any, folder: Path, rank: int) -> None:
-    """Write a PEFT folder (safetensors), the same bytes for the same weights."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sharded = any(hasattr(parameter, "ds_id") for parameter in trainable)
-    if sharded:  # ZeRO-3 keeps a slice on each rank
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(trainable):
-            _write_adapter(model, folder, rank)
-    else:
-        _write_adapter(model, folder, rank)
+    def _step_once(self) -> None:
+        """A step at rate 0, after which the optimizer has a state that a checkpoint can be written over."""
+        self._set_rate(0.0)
+        self.engine.set_gradient_accumulation_boundary(True)
+        shortest = min(self.examples, key=lambda example: example.pair.tokens)
+        self.engine.backward(self.engine((shortest,), 1.0).loss * 0.0)
+        self.engine.step()
+        self.gradients.finite()  # of no interest
 
 
-def _write_adapter(model: Any, folder: Path, rank: int) -> None:
-    if rank != 0:
-        return
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(str(unfinished), safe_serialization=True)
-    (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's unfilled form
-    config_path = unfinished / "adapter_config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])  # a set: its order changes from run to run
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.rename(folder)
+def _peak_memory_gb() -> float:
+    """The most memory this rank has held: the accelerator's, or the process's own on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,30 @@ from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_model, load_tokenizer
 from nextquill_core.schemas import Example
-from nextquill_core.tokens import encoder_for
+from nextquill_core.tokens import TokenPair, encoder_for
 from nextquill_core.training.batches import TrainExample
+from nextquill_core.training.engine import connect, engine_for
+from nextquill_core.training.failures import mark_failed
+from nextquill_core.training.objective import PreferenceLoss, training_way
 from nextquill_core.training.spec import TrainSpec
-from nextquill_core.training.trainer import PreferenceLoss, Trainer, deepspeed_config
+from nextquill_core.training.trainer import Trainer
+from nextquill_core.training.validation import chosen
+from nextquill_core.training.watch import check_packages
 
 
 def main() -> int:
     """Run the order named on the command line."""
     end_with_parent()
-    spec = TrainSpec.load(Path(sys.argv[-1]))
+    order = Path(sys.argv[-1])
     try:
-        train(spec)
+        train(TrainSpec.load(order))
     except UserError as error:
+        mark_failed(order)
         print(f"nextquill: {error}", file=sys.stderr, flush=True)
         return 2
+    except Exception:
+        mark_failed(order)
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -47,29 +56,17 @@ def train(spec: TrainSpec) -> None:
     """Load, wrap, train, save.
 
     Raises:
-        ModelError: The model cannot be loaded, the weights do not fit the tokens, or the loss is not finite.
+        ModelError: The model cannot be loaded, the weights do not fit the tokens, or training does not go well.
     """
-    import deepspeed
-
-    # On a CPU, DeepSpeed would first compile a shared-memory kernel: minutes, and a compiler, to save nothing.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=None if torch.cuda.is_available() else "gloo", verbose=False)
-    device = deepspeed.get_accelerator().current_device_name()
+    check_packages(spec.report_to)
+    device = connect()
     tokenizer = load_tokenizer(spec.model)
     examples, left_out = training_examples(spec, tokenizer)
-    model = lora_model(spec, torch.device(device))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    module = PreferenceLoss(model, spec.alpha, spec.normalization, packed=True if spec.zero_stage == 3 else None)
-    if spec.zero_stage == 3:  # the head's matrix is read outside its own layer
-        deepspeed.zero.register_external_parameter(module, model.get_output_embeddings().weight)
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        model_parameters=trainable,
-        optimizer=optimizer,
-        config=deepspeed_config(spec),
-    )
-    Trainer(spec, engine, examples, left_out).run()
+    val_examples = validation_examples(spec, tokenizer)
+    model = lora_model(spec, device)
+    module = PreferenceLoss(model, spec, training_way(model, spec))
+    engine = engine_for(module, spec, read_outside=model.get_output_embeddings().weight)
+    Trainer(spec, engine, examples, left_out, val_examples).run()
 
 
 def training_examples(spec: TrainSpec, tokenizer: Any) -> tuple[list[TrainExample], dict[str, int]]:
@@ -82,20 +79,54 @@ def training_examples(spec: TrainSpec, tokenizer: Any) -> tuple[list[TrainExampl
         ModelError: The stored weights were derived for other tokens.
         UserError: As `train_split`.
     """
-    encoder = encoder_for(spec.model, tokenizer, **asdict(spec.prompt))
     examples, left_out = train_split(spec)
-    pairs = encoder.encode(examples)
+    return _weighted(spec, tokenizer, examples), left_out
+
+
+def validation_examples(spec: TrainSpec, tokenizer: Any) -> list[TrainExample]:
+    """The val examples to measure, with their weights; those of users whom a fold leaves out are left out here too.
+
+    Raises:
+        DataError: There is none, and the best adapter on them is asked for.
+        ModelError: As `training_examples`.
+    """
+    if spec.val_every == 0:
+        return []
+    examples = list(read_examples(Path(spec.sequences), ("val",)))
+    if spec.leave_out is not None:
+        fold, folds = spec.leave_out
+        examples = [example for example in examples if fold_of(example.user_id, folds) != fold]
+    if not examples and spec.keep == "best":
+        raise DataError("there is no val example to choose the best adapter by", spec.sequences, "set train.keep last")
+    return _weighted(spec, tokenizer, chosen(examples, spec.val_examples, spec.seed))
+
+
+def _weighted(spec: TrainSpec, tokenizer: Any, examples: Sequence[Example]) -> list[TrainExample]:
+    pairs = encoder_for(spec.model, tokenizer, **asdict(spec.prompt)).encode(examples)
+    weights = _stored(spec, "weights", "weight", pairs) if spec.weighted else {}
+    effects = _stored(spec, "effects", "effect", pairs) if spec.alpha and spec.causal_target == "effect" else {}
+    return [
+        TrainExample(pair, weights.get(pair.example_id, [1.0] * len(pair.target)), effects.get(pair.example_id, []))
+        for pair in pairs
+    ]
+
+
+def _stored(spec: TrainSpec, table: str, column: str, pairs: Sequence[TokenPair]) -> dict[str, list[float]]:
+    """A number a token of every example, from the score artifact."""
     if spec.effects is None:
-        return [TrainExample(pair, [1.0] * len(pair.target)) for pair in pairs], left_out
-    weights = dict(stored_weights(Path(spec.effects)))
+        raise ValueError(f"the order asks for stored {table} and names no score artifact")
+    found: dict[str, list[float]] = {}
+    for shard in sorted((Path(spec.effects) / table).glob("*.parquet")):
+        rows = pq.read_table(shard, columns=["example_id", column])
+        found.update(zip(rows["example_id"].to_pylist(), rows[column].to_pylist(), strict=True))
     for pair in pairs:
-        if len(weights.get(pair.example_id, [])) != len(pair.target):
+        if len(found.get(pair.example_id, [])) != len(pair.target):
             raise ModelError(
-                f"the weights of {pair.example_id} do not fit its {len(pair.target)} tokens",
+                f"the {table} of {pair.example_id} do not fit its {len(pair.target)} tokens",
                 spec.effects,
                 "score again with the same model and prompt settings",
             )
-    return [TrainExample(pair, weights[pair.example_id]) for pair in pairs], left_out
+    return found
 
 
 def train_split(spec: TrainSpec) -> tuple[list[Example], dict[str, int]]:
@@ -124,13 +155,6 @@ def train_split(spec: TrainSpec) -> tuple[list[Example], dict[str, int]]:
     rest = [example for example in examples if fold_by_user[example.user_id] != fold]
     users = list(fold_by_user.values()).count(fold)
     return rest, {"left_out_users": users, "left_out_examples": len(examples) - len(rest)}
-
-
-def stored_weights(folder: Path) -> Iterator[tuple[str, list[float]]]:
-    """(example_id, ω of each token) from a score artifact."""
-    for shard in sorted((folder / "weights").glob("*.parquet")):
-        table = pq.read_table(shard)
-        yield from zip(table["example_id"].to_pylist(), table["weight"].to_pylist(), strict=True)
 
 
 def lora_model(spec: TrainSpec, device: torch.device) -> Any:

@@ -97,6 +97,21 @@ def test_a_model_whose_cache_lies_goes_the_plain_way(caplog: pytest.LogCaptureFi
     assert "differ from those of plain forward passes" in caplog.text
 
 
+@pytest.mark.parametrize("through", [True, False])
+@pytest.mark.parametrize("way", ["reuse", "packed", "plain"])
+def test_gradients_equal_those_of_plain_passes(way: Way, through: bool) -> None:
+    """Through both branches and the beginning that they share, or through the factual one alone."""
+    model = small_model("qwen2")
+    gradients = []
+    for how in ("plain", way):
+        both = branch_states(model, PAIRS, how, through=through)
+        loss = sum((factual * 2 - other).square().sum() for factual, other in both)
+        gradients.append(torch.autograd.grad(loss, list(model.model.layers.parameters())))
+        assert all(other.requires_grad == through for _, other in both)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
 def test_layers_with_windows_do_not_go_into_a_tree(uncompiled: None) -> None:
     model = small_model("mistral", sliding_window=48)
     model.set_attn_implementation("flex_attention")

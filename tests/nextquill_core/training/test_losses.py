@@ -77,6 +77,23 @@ def test_alpha_zero_never_reads_the_other_branch() -> None:
         nextquill_loss(h, None, w, *rest, alpha=0.1)
 
 
+def test_effects_instead_of_labels_by_hand_and_by_autograd(monkeypatch: Any) -> None:
+    """L_p is then Σ ω (p(y | h) − p(y | h_∅) − effect)², its gradient through both branches."""
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 7)
+    h, h0, w, target, weight, sequence = batch()
+    effect = torch.linspace(-1, 1, len(target))
+    p, p0 = ((states @ w.T).softmax(1).gather(1, target[:, None]).squeeze(1) for states in (h, h0))
+    expected = (weight * (p - p0 - effect) ** 2).sum() / 5
+    got = nextquill_loss(h, h0, w, target, weight, sequence, alpha=0.3, effect_N=effect)
+    plain = nextquill_loss(h, None, w, target, weight, sequence, alpha=0)
+    torch.testing.assert_close(got.causal, expected)
+    torch.testing.assert_close(got.loss, plain.normal + 0.3 * expected)
+    for tensor in (h, h0, w):
+        (ours,) = torch.autograd.grad(got.causal, tensor, retain_graph=True)
+        (theirs,) = torch.autograd.grad(expected, tensor, retain_graph=True)
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("cuts", [(0, 5, 23), (0, 5, 10, 15, 20, 23)])
 def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...]) -> None:
     """1 × 5 = 5 × 1: parts with the step's denominator sum to the step's loss."""

@@ -1,0 +1,230 @@
+"""A training step against what the official code does, and against plain fine-tuning, on the lengths of real reviews.
+
+    python -m benchmarks.train --reviews reviews.jsonl.gz --items items.jsonl.gz
+
+For each shape of `benchmarks.score`, one line of JSON. All sides take one optimizer step of LoRA (r 16 on all linear
+layers, AdamW) over the same examples, in processes of their own, by turns:
+
+- `nextquill`: our step on L = L_n + α·L_p.
+- `contextsft`: our step without L_p.
+- `reference`: both branches padded to the maximal length, full logits of both, and the losses written out, as the
+  official code does, under torch's own settings of threads and memory; on few examples, since its time does not depend
+  on them.
+- `trl`: TRL's SFTTrainer with packing on prompt and answer, where TRL can be imported (`pip install trl`).
+
+On the shape `full`, all lengths are halved: the reference would otherwise need more than 24 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.score import TORCHS_OWN, VOCABULARY, build, real_pairs
+from nextquill_core.tokens import TokenPair
+from nextquill_core.training.batches import TrainExample
+from nextquill_core.training.objective import PreferenceLoss, training_way
+from nextquill_core.training.spec import LoraSpec, TrainSpec
+
+ALPHA, LEARNING_RATE = 0.05, 1e-4
+LIMIT = {"proportional": 2048, "full": 1024}  # of prompt and of answer
+
+
+def with_lora(name: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(build(name), lora).train()
+
+
+def order(alpha: float) -> TrainSpec:
+    """What decides a step; everything else of a `TrainSpec` plays no part here."""
+    rest: dict[str, Any] = dict.fromkeys(
+        ("output", "sequences", "effects", "model", "prompt", "lora", "checkpoint_every", "keep_checkpoints")
+    )
+    return TrainSpec(
+        **(rest | {"lora": LoraSpec(16, 32, 0.05, "all-linear")}),
+        weighted=True,
+        alpha=alpha,
+        normalization="sequence",
+        epochs=1,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.0,
+        warmup_ratio=0.0,
+        max_grad_norm=1.0,
+        global_batch=1,
+        batch_tokens=8192,
+        gradient_checkpointing=False,
+        zero_stage=0,
+        seed=0,
+    )
+
+
+def ours(model: Any, pairs: Sequence[TokenPair], alpha: float) -> None:
+    spec = order(alpha)
+    objective = PreferenceLoss(model, spec, training_way(model, spec))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    for pair in pairs:
+        objective([TrainExample(pair, [0.5] * len(pair.target))], float(len(pairs))).loss.backward()
+    optimizer.step()
+
+
+def reference(model: Any, pairs: Sequence[TokenPair], limit: int) -> None:
+    """Both branches on the left padded to the maximal length; every token's logits, and their difference."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    length = 2 * limit + 1
+    for pair in pairs:
+        ids = torch.zeros(2, length, dtype=torch.long)
+        mask = torch.zeros(2, length, dtype=torch.long)
+        for row, prompt in enumerate((pair.factual, pair.counterfactual)):
+            whole = torch.tensor([*prompt, *pair.target])
+            ids[row, -len(whole) :], mask[row, -len(whole) :] = whole, 1
+        labels = torch.full((length,), -100)
+        labels[-len(pair.target) :] = torch.tensor(pair.target)
+        logits = model(input_ids=ids, attention_mask=mask).logits.float()
+        normal = F.cross_entropy(logits[0, :-1], labels[1:])
+        causal = F.cross_entropy((logits[0] - logits[1])[:-1], labels[1:])
+        ((normal + ALPHA * causal) / len(pairs)).backward()
+    optimizer.step()
+
+
+def trl(model: Any, pairs: Sequence[TokenPair], limit: int) -> None:
+    import datasets
+    import transformers
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [
+        {
+            "input_ids": [*pair.factual, *pair.target],
+            "completion_mask": [0] * len(pair.factual) + [1] * len(pair.target),
+        }
+        for pair in pairs
+    ]
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=_words(), eos_token="0", pad_token="1")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SFTConfig(
+            output_dir=folder,
+            packing=True,
+            max_length=2 * limit,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=10_000,  # one optimizer step
+            num_train_epochs=1,
+            learning_rate=LEARNING_RATE,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+        )
+        trainer = SFTTrainer(
+            model, settings, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
+        )
+        started = time.perf_counter()
+        trainer.train()
+        trl.seconds = time.perf_counter() - started  # type: ignore[attr-defined]  # without packing and set-up
+
+
+def _words() -> Any:
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"0": 0, "1": 1}, unk_token="1"))
+
+
+SIDES: dict[str, Callable[[Any, Sequence[TokenPair], int], None]] = {
+    "nextquill": lambda model, pairs, limit: ours(model, pairs, ALPHA),
+    "contextsft": lambda model, pairs, limit: ours(model, pairs, 0.0),
+    "reference": reference,
+    "trl": trl,
+}
+
+
+def one_side(side: str, name: str, path: Path) -> dict[str, float]:
+    pairs = [TokenPair(*values) for values in json.loads(path.read_text())]
+    model = with_lora(name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    SIDES[side](model, pairs, LIMIT[name])
+    seconds = getattr(SIDES[side], "seconds", time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "extra_gb": (peak - before) / 1e6, "peak_gb": peak / 1e6}
+
+
+def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, float]:
+    path = folder / "pairs.json"
+    path.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
+    command = [sys.executable, "-m", "benchmarks.train", "--side", side, "--shape", name, "--pairs", str(path)]
+    environment = os.environ | (TORCHS_OWN if side in ("reference", "trl") else {})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dict[str, Any]:
+    sides = [side for side in SIDES if side != "trl" or importlib.util.find_spec("trl")]
+    taken: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for side, runs in taken.items():
+                some = pairs[:few] if side == "reference" else pairs
+                result = measured(side, name, some, Path(folder))
+                runs.append(result | {"per_example": result["seconds"] / len(some)})
+    per_example = {side: statistics.median(run["per_example"] for run in runs) for side, runs in taken.items()}
+    extra, peak = (
+        {side: max(run[key] for run in runs) for side, runs in taken.items()} for key in ("extra_gb", "peak_gb")
+    )
+    return {
+        "shape": name,
+        "examples": len(pairs),
+        "tokens_an_example": round(sum(pair.tokens for pair in pairs) / len(pairs)),
+        "seconds_an_example": {side: round(seconds, 3) for side, seconds in per_example.items()},
+        "speed_over_reference": round(per_example["reference"] / per_example["nextquill"], 2),
+        "memory_under_reference": round(extra["reference"] / extra["nextquill"], 1),
+        "time_over_contextsft": round(per_example["nextquill"] / per_example["contextsft"], 3),
+        "peak_over_contextsft": round(peak["nextquill"] / peak["contextsft"], 3),
+        "contextsft_over_trl": round(per_example["contextsft"] / per_example["trl"], 3) if "trl" in sides else None,
+        "extra_gb": {side: round(value, 2) for side, value in extra.items()},
+        "peak_gb": {side: round(value, 2) for side, value in peak.items()},
+    }
+
+
+def main() -> Iterator[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="amazon-2023")
+    parser.add_argument("--reviews", type=Path)
+    parser.add_argument("--items", type=Path)
+    parser.add_argument("--shapes", nargs="+", choices=list(VOCABULARY), default=list(VOCABULARY))
+    parser.add_argument("--examples", type=int, default=8)
+    parser.add_argument("--reference-examples", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        yield one_side(given.side, given.shape, given.pairs)
+        return
+    for name in given.shapes:
+        pairs = real_pairs(given.source, given.reviews, given.items, given.examples, limit=LIMIT[name])
+        yield compare(name, pairs, given.reference_examples, given.rounds)
+
+
+if __name__ == "__main__":
+    for line in main():
+        print(json.dumps(line), flush=True)

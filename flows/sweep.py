@@ -1,0 +1,91 @@
+"""A sweep: the pipeline at every point of a grid of settings, and one table of what they reach on val."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from prefect import flow, tags
+from prefect.client.orchestration import get_client
+from prefect.logging import get_run_logger
+
+from flows.pipeline import pipeline
+from flows.results import finished, run_name
+from flows.runs import open_run
+from nextquill_core.config import Config
+from nextquill_core.errors import UserError
+from nextquill_core.stages.sweep import Point, missing, open_points, sweep_step
+from tasks.sweep import collect_points, run_processes, shared_missing, slots
+
+
+@flow(name="sweep", persist_result=False, flow_run_name=run_name)
+def sweep(
+    config: Config, grid: dict[str, list[Any]], parallel: int | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Run the pipeline at every point, reusing what points share and what is fresh, and collect one table.
+
+    Args:
+        config: What all points share; `evaluate.split` becomes val.
+        grid: Values by dotted key; the points are all their combinations.
+        parallel: Points at a time, as processes that share the cores and accelerators out; empty is one for each
+            group of accelerators that one training uses, and one on a CPU. One at a time runs in this process.
+        force: Make the table anew; points are not.
+
+    Raises:
+        UserError: The grid does not fit, or a point failed; what the others made stays.
+    """
+    points = open_points(config, grid, open_run)
+    logger = get_run_logger()
+    waiting = [number for number, point in enumerate(points) if missing(point.run)]
+    for number in sorted(set(range(len(points))) - set(waiting)):
+        logger.info("%s: reused", points[number].label)
+    at_a_time = min(parallel or slots(config.train.launcher), max(1, len(waiting)))
+    if at_a_time == 1:
+        failed = _one_by_one(points, waiting)
+    else:
+        step = sweep_step(points)
+        folder = points[0].run.store.root / step.kind / f".points-{step.fingerprint}"
+        failed = run_processes(points, waiting, parallel=at_a_time, api=_api_url(), folder=folder, say=logger.info)
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
+    if failed:
+        _tell(points, failed)
+    return finished("sweep", collect_points(points, force))
+
+
+def _tell(points: Sequence[Point], failed: Mapping[int, Exception]) -> NoReturn:
+    """Log every failure, and raise the first that is not the user's to mend, or one line about all of them."""
+    for number, error in failed.items():
+        get_run_logger().error("%s: failed: %s", points[number].label, error)
+    for error in failed.values():
+        if not isinstance(error, UserError):
+            raise error
+    number, error = next(iter(failed.items()))
+    raise UserError(
+        f"{len(failed)} of {len(points)} points failed, the first with: {error}",
+        f"sweep {points[number].label}",
+        "leave its values out or mend it; the same command keeps what the others made",
+    ) from error
+
+
+def _one_by_one(points: Sequence[Point], numbers: Sequence[int]) -> dict[int, Exception]:
+    """Run points as subflows, in turn; one that fails does not keep the others, unless they need what it lacks."""
+    failed: dict[int, Exception] = {}
+    for number in numbers:
+        point = points[number]
+        get_run_logger().info("%s: started", point.label)
+        try:
+            with tags("sweep"):
+                pipeline.with_options(flow_run_name=point.label)(point.run.config)
+        except Exception as error:
+            failed[number] = error
+            if shared_missing(points):
+                break
+    return failed
+
+
+def _api_url() -> str:
+    """The Prefect server of this flow run, for the processes of the points; it may be one that lives as long as it."""
+    with get_client(sync_client=True) as client:
+        return str(client.api_url)

@@ -1,0 +1,159 @@
+"""The model card of an adapter: a README.md as the Hugging Face hub has it, YAML in front and Markdown below.
+
+The same facts give the same bytes: no times, no paths, no host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nextquill_core.prompts import build_prompt
+from nextquill_core.schemas import Item, Review
+
+PAPER = "https://arxiv.org/abs/2506.02368"
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
+SHOWN_ITEM = Item("The Quiet River", "A novel about three sisters and a ferry.")
+SHOWN_PAST = Review(Item("Salt Roads", "Essays on walking."), 4.0, "Warm and unhurried", "I read it twice, slowly.")
+
+Rows = Sequence[tuple[str, str]]
+"""(name, value) pairs, a row of a table each."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells.
+
+    Attributes:
+        method: The method's name; `summary` says what it is.
+        base: The base model as people call it.
+        base_id: Its name on the hub, or None where it has none.
+        revision: Of the base model on the hub.
+        rank: LoRA's r.
+        history: Whether prompts show past reviews.
+        template: `plain` or `chat`.
+        fingerprint: Of the adapter's artifact.
+        data: What it was trained on.
+        settings: What decided the training.
+        training: Its last step.
+        validation: What was measured on the val split when the adapter was as it is, if anything was.
+        merged: The folder holds the whole model, the adapter merged into it.
+    """
+
+    method: str
+    summary: str
+    base: str
+    base_id: str | None
+    revision: str
+    rank: int
+    history: bool
+    template: str
+    fingerprint: str
+    data: Rows
+    settings: Rows
+    training: Rows
+    validation: Rows = ()
+    merged: bool = False
+
+    def render(self) -> str:
+        """The file's text, with one line break at its end."""
+        sections = [
+            "\n".join(["---", *self._front(), "---"]),
+            f"# {self.method} on {self.base}",
+            self._opening(),
+            f"## Use\n\n{self._use()}",
+            f"## Prompt\n\n{self._prompt()}",
+            f"## Data\n\n{_table(self.data)}",
+            f"## Settings\n\n{_table(self.settings)}",
+            f"## Last training step\n\n{_table(self.training)}",
+            *([f"## Validation\n\n{_table(self.validation)}"] if self.validation else []),
+            f"## What it is not\n\n{self._limits()}",
+            f"## Reference\n\n{self._reference()}",
+        ]
+        return "\n\n".join(sections) + "\n"
+
+    def _front(self) -> Iterator[str]:
+        """YAML, each value as JSON, which YAML contains. The licence is the user's to state."""
+        if self.base_id:
+            yield f"base_model: {_quoted(self.base_id)}"
+            yield f"base_model_relation: {'finetune' if self.merged else 'adapter'}"
+        yield f"library_name: {'transformers' if self.merged else 'peft'}"
+        yield "pipeline_tag: text-generation"
+        yield "tags:"
+        tags = ["personalization", "nextquill", *([] if self.merged else ["lora", "peft"])]
+        yield from (f"- {_quoted(tag)}" for tag in sorted({*tags, self.method}))
+
+    def _opening(self) -> str:
+        what = "The base model with a LoRA adapter merged into its weights" if self.merged else "A LoRA adapter"
+        return (
+            f"{what}, trained as `{self.method}` ({self.summary}) by the method of [NextQuill]({PAPER}): it writes a "
+            "review of an item as one user would, from that user's past reviews. Fingerprint of the training: "
+            f"`{self.fingerprint}`."
+        )
+
+    def _use(self) -> str:
+        revision = f', revision="{self.revision}"' if self.base_id and self.revision != "main" else ""
+        if self.merged:
+            kind, serve = "AutoModelForCausalLM", "vllm serve MODEL_FOLDER"
+        else:
+            kind = "AutoPeftModelForCausalLM"
+            rank = next((rank for rank in VLLM_RANKS if rank >= self.rank), self.rank)
+            flag = f" --revision {self.revision}" if revision else ""
+            serve = (
+                f"vllm serve {self.base_id or 'BASE_MODEL_FOLDER'}{flag} --enable-lora --max-lora-rank {rank} \\\n"
+                f"    --lora-modules {self.method}=ADAPTER_FOLDER"
+            )
+        folder = "MODEL_FOLDER" if self.merged else "ADAPTER_FOLDER"
+        tokenizer = folder if self.merged else self.base_id or "BASE_MODEL_FOLDER"
+        return (
+            "```python\n"
+            f"from {'transformers' if self.merged else 'peft'} import {kind}\n"
+            "from transformers import AutoTokenizer\n\n"
+            f'model = {kind}.from_pretrained("{folder}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}"{"" if self.merged else revision})\n'
+            "```\n\n"
+            f"With vLLM:\n\n```\n{serve}\n```"
+        )
+
+    def _prompt(self) -> str:
+        history = (SHOWN_PAST,) if self.history else ()
+        prompt = build_prompt(SHOWN_ITEM, 5.0, "Could not put it down", history)
+        around = (
+            "It is one user turn of the tokenizer's chat template."
+            if self.template == "chat"
+            else "It is given as it stands, without a chat template; the answer follows the last line break."
+        )
+        shown = "The newest past reviews, the oldest of them first" if self.history else "No past review is shown"
+        return f"{shown}. {around}\n\n```\n{prompt}```"
+
+    def _limits(self) -> str:
+        return "\n".join(
+            [
+                "- Not an assistant: it continues one prompt, the one above, with one review.",
+                "- Not the paper authors' model: it was trained by an independent implementation.",
+                "- Not measured by this card: the last training step says that training went on, not how good the "
+                "texts are.",
+                "- Not anonymous: it was trained on what people wrote and may repeat it. Texts written in a user's "
+                "manner must not be passed off as that user's own.",
+                "- Not licensed by this card: the terms of the base model and of the data apply.",
+            ]
+        )
+
+    def _reference(self) -> str:
+        return (
+            f"*NextQuill: Causal Preference Modeling for Enhancing LLM Personalization*, [arXiv 2506.02368]({PAPER})."
+        )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _table(rows: Rows) -> str:
+    lines = ["| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,117 @@
+"""DeepSpeed's configuration: ZeRO and offloading as ordered, over the user's own JSON where there is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nextquill_core.errors import UserError, first_line
+from nextquill_core.training.spec import TrainSpec
+
+AUTO = "auto"
+"""Written where the trainer is to fill in the value, as transformers does; where ours has none, the default counts."""
+
+HONOURED = frozenset({
+    "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type", "csv_monitor",
+    "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_predivide_factor", "memory_breakdown",
+    "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+})  # fmt: skip
+"""Top-level keys that are handed on as they are: they say how, and not what, is computed."""
+
+SECTIONS = frozenset({"bf16", "fp16", "zero_optimization"})
+"""Those of them of which single keys are ours."""
+
+LOSSY = frozenset({
+    "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights",
+})  # fmt: skip
+"""Keys of `zero_optimization` that change the adapter by more than rounding."""
+
+
+def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
+    """The configuration of one run; a step's micro-batches are counted by the trainer, since they vary."""
+    own = spec.deepspeed or {}
+    zero = {**own.get("zero_optimization", {}), "stage": spec.zero_stage}
+    if spec.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", **zero.get("offload_optimizer", {})}
+    if spec.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", **zero.get("offload_param", {})}
+    return {
+        "steps_per_print": 10**9,
+        # DeepSpeed's own Adam for the CPU is a kernel that each machine would compile, to step a few MB of LoRA.
+        "zero_force_ds_cpu_optimizer": False,
+        **own,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.max_grad_norm,
+        "bf16": {**own.get("bf16", {}), "enabled": spec.model.dtype == "bfloat16"},
+        "fp16": {**own.get("fp16", {}), "enabled": spec.model.dtype == "float16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def own_settings(
+    path: Path, *, zero_stage: int, offload: str, dtype: str, max_grad_norm: float, global_batch: int
+) -> dict[str, Any]:
+    """What a user's DeepSpeed JSON adds to ours.
+
+    A key that says what this run does anyway may stand there, as may `auto`; neither is in what comes back.
+
+    Args:
+        path: The file.
+        zero_stage: As ordered.
+        offload: As ordered.
+        dtype: The model's.
+        max_grad_norm: As ordered.
+        global_batch: Examples an optimizer step.
+
+    Raises:
+        UserError: The file cannot be read, or asks for what cannot be honoured; all such keys are named.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read it: {first_line(error)}", str(path), "check train.deepspeed.config") from None
+    if not isinstance(document, dict):
+        raise UserError("it is no JSON object", str(path), "check train.deepspeed.config")
+    settled: dict[str, Any] = {
+        "train_batch_size": global_batch,
+        "gradient_clipping": max_grad_norm,
+        "bf16.enabled": dtype == "bfloat16",
+        "fp16.enabled": dtype == "float16",
+        "zero_optimization.stage": zero_stage,
+    }
+    refused = list(_refused(document, settled))
+    zero = document.get("zero_optimization", {})
+    for key, ordered in (("offload_optimizer", offload != "none"), ("offload_param", offload == "parameters")):
+        if ordered and isinstance(zero, dict) and isinstance(zero.get(key), dict) and zero[key].get("device") == "none":
+            refused.append(f"zero_optimization.{key}.device")
+    if refused:
+        raise UserError(
+            f"cannot honour {', '.join(refused)}",
+            str(path),
+            "take it out, or write `auto`: model, train and train.deepspeed in the config say it",
+        )
+    honoured = {key: value for key, value in document.items() if key in HONOURED}
+    return {key: value for key, value in _without_auto(honoured).items() if value != {}}
+
+
+def _refused(document: Mapping[str, Any], settled: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in document.items():
+        if value == AUTO or (key in settled and value == settled[key]):
+            continue
+        if key not in HONOURED or (key in SECTIONS and not isinstance(value, dict)):
+            yield key
+        if key in SECTIONS and isinstance(value, dict):
+            for inner, setting in value.items():
+                name = f"{key}.{inner}"
+                if (name in settled and setting not in (AUTO, settled[name])) or (inner in LOSSY and setting):
+                    yield name
+
+
+def _without_auto(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in values.items() if value != AUTO}
+    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}

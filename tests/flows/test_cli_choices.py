@@ -1,0 +1,49 @@
+"""Presets, exports and sweeps on the command line: what is refused is refused in one line, before Prefect starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.test_cli import nextquill
+from tests.world import small_settings, write_config
+
+
+@pytest.fixture
+def config(small_world: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--preset", "papre"], "--preset: no preset 'papre'; did you mean 'paper'?"),
+        (["run", "--preset", "nowhere.yaml"], "nowhere.yaml: cannot read the config"),
+        (["export", "--to", "out"], "the train artifact is missing"),
+        (["export", "--to", "out", "--method", "latestk"], "`latestk` trains no adapter"),
+        (["sweep", "train.alfa=1,2"], "unknown config key `train.alfa`; did you mean `train.alpha`?"),
+        (["sweep", "train.alpha"], "a sweep takes KEY=VALUE,VALUE"),
+        (["sweep", "evaluate.split=val,test"], "a sweep always looks at val"),
+        (["sweep", "train.batch_tokens=1,2"], "make the same predictions"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch: Any, capsys: Any, config: Path, arguments: list[str], message: str) -> None:
+    assert nextquill(monkeypatch, *arguments, "--config", config) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+def test_a_preset_leads_to_other_artifacts_and_set_goes_over_it(monkeypatch: Any, capsys: Any, config: Path) -> None:
+    def trained(*arguments: str) -> str:
+        assert nextquill(monkeypatch, "status", "--json", "--config", config, *arguments) == 0
+        rows = {row["stage"]: row["path"] for row in json.loads(capsys.readouterr().out)}
+        return str(rows["train"])
+
+    own, tuned = trained(), trained("--preset", "tuned")
+    assert own != tuned
+    assert trained("--preset", "tuned", "--set", "train.alpha=0.05") == tuned
+    assert trained("--preset", "tuned", "--set", "train.alpha=0.2") != tuned

@@ -1,0 +1,94 @@
+"""The module that is trained, against the equations written out with the model's own full logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nextquill_core.model.branches import Way
+from nextquill_core.training.batches import TrainExample
+from nextquill_core.training.objective import PreferenceLoss, training_way
+from nextquill_core.training.spec import TrainSpec
+from tests.models import small_model
+from tests.nextquill_core.model.test_branches import PAIRS
+
+EXAMPLES = [
+    TrainExample(one, [0.1 + 0.8 * (t % 2) for t in range(len(one.target))], [0.01 * t for t in range(len(one.target))])
+    for one in PAIRS
+]
+SPEC = TrainSpec(
+    output="", sequences="", effects=None, weighted=True, model=None, prompt=None, lora=None,  # type: ignore[arg-type]
+    alpha=0.3, normalization="sequence", epochs=1, learning_rate=1e-3, weight_decay=0.0, warmup_ratio=0.0,
+    max_grad_norm=1.0, global_batch=6, batch_tokens=10_000, gradient_checkpointing=False, checkpoint_every=1,
+    keep_checkpoints=1, zero_stage=0, seed=0,
+)  # fmt: skip
+
+
+def lora(family: str = "qwen2") -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    return get_peft_model(small_model(family), config)
+
+
+def written_out(model: Any, spec: TrainSpec) -> Tensor:
+    """Eqs. 5 to 7, sample by sample."""
+    total = torch.zeros(())
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        weight = torch.tensor(example.weights)
+        z, z_null = (
+            model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        )
+        z_null = z_null if spec.counterfactual_grad == "through" else z_null.detach()
+        causal = F.cross_entropy(z - z_null, target, reduction="none")
+        if spec.causal_target == "effect":
+            p, p_null = (states.softmax(1).gather(1, target[:, None]).squeeze(1) for states in (z, z_null))
+            causal = (p - p_null - torch.tensor(example.effects)) ** 2
+        total = total + (weight * (F.cross_entropy(z, target, reduction="none") + spec.alpha * causal)).sum()
+    return total / len(EXAMPLES)
+
+
+@pytest.mark.parametrize("way", ["reuse", "plain", "packed"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alpha": 0.0},
+        {"counterfactual_grad": "stop"},
+        {"causal_target": "effect"},
+        {"causal_target": "effect", "counterfactual_grad": "stop"},
+    ],
+    ids=str,
+)
+def test_value_and_every_gradient_of_the_adapter(way: Way, changes: dict[str, Any]) -> None:
+    spec, model = replace(SPEC, **changes), lora()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = written_out(model, spec)
+    got = PreferenceLoss(model, spec, way)(EXAMPLES, float(len(EXAMPLES))).loss
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    gradients = zip(torch.autograd.grad(got, trained), torch.autograd.grad(expected, trained), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_capped_head_takes_the_plain_path() -> None:
+    model = lora("gemma2")
+    got = PreferenceLoss(model, SPEC, "reuse")(EXAMPLES, float(len(EXAMPLES))).loss
+    torch.testing.assert_close(got, written_out(model, SPEC), atol=1e-5, rtol=1e-5)
+
+
+def test_the_way_of_training() -> None:
+    model = lora().train()
+    assert training_way(model, SPEC) == "reuse"
+    assert model.training
+    assert training_way(model, replace(SPEC, zero_stage=3)) == "packed"
+    assert training_way(model, replace(SPEC, gradient_checkpointing=True)) == "plain"
+    assert training_way(model, replace(SPEC, alpha=0.0)) == "plain"
