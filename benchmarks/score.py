@@ -2,13 +2,16 @@
 
     python -m benchmarks.score --reviews reviews.jsonl.gz --items items.jsonl.gz
 
-For each shape of model, one line of JSON. All sides run on the same examples in processes of their own, by turns:
+For each shape of model, one line of JSON. All sides run on the same examples:
 
 - `ours`: the scorer, both branches.
 - `factual`: the scorer with one branch alone, which is what any training on history pays once anyway.
+- `products`: nothing but a large matrix product, for the rate that this machine reaches.
 - `reference`: both branches padded to the maximal length, full logits, softmax, as the official code does, under
   torch's own settings of threads and memory instead of ours.
-- `products`: nothing but a large matrix product, for the rate that this machine reaches.
+
+The first three take turns in one process, since a shared machine's speed drifts from minute to minute; the reference
+has its own, before and after. Memory is that of a process which does nothing else.
 
 Shapes have Qwen2.5-3B's proportions (feed-forward 5.4 times the width, eight heads to one of keys) at a quarter of
 its width, and random weights, on which speed does not depend: `proportional` with a vocabulary of 8,192, so that head
@@ -19,6 +22,7 @@ tokens, trained on the same reviews. Examples are those of the published protoco
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -156,71 +160,93 @@ def product_rate(seconds: float = 2.0) -> float:
     return statistics.median(rates)
 
 
-def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, float]:
-    """Seconds, and memory above the model in GB, of one side in a process of its own."""
+def child(side: str, name: str, pairs: Sequence[TokenPair], folder: Path, rounds: int = 1) -> dict[str, float]:
+    """What `one_side` returns, from a process of its own."""
     order = folder / "pairs.json"
     order.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
     command = [sys.executable, "-m", "benchmarks.score", "--side", side, "--shape", name, "--pairs", str(order)]
     environment = os.environ | (TORCHS_OWN if side == "reference" else {})
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*command, "--rounds", str(rounds)], check=True, capture_output=True, text=True, env=environment
+    )
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
-def one_side(side: str, name: str, order: Path) -> dict[str, float]:
+def one_side(side: str, name: str, order: Path, rounds: int) -> dict[str, float]:
     pairs = [TokenPair(*values) for values in json.loads(order.read_text())]
     model = build(name)
-    if side != "reference":  # which would take half a minute to warm up, and gains nothing by it
-        SIDES[side](model, sorted(pairs, key=lambda pair: pair.tokens)[:2])
+    if side == "turns":
+        return turns(model, pairs, rounds)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    SIDES[side](model, pairs)
+    seconds = time.perf_counter() - started
+    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"an_example": seconds / len(pairs), "extra_gb": extra / 1e6}
+
+
+def turns(model: Any, pairs: Sequence[TokenPair], rounds: int) -> dict[str, float]:
+    """Both branches, one branch, and products, by turns; medians over the rounds, of ratios too."""
+    scorer = Scorer(model, 16_384)
     positions = 0
 
     def count(_module: Any, _args: Any, options: dict[str, Any]) -> None:
         nonlocal positions
         positions += options["input_ids"].numel()
 
-    decoder_of(model).register_forward_pre_hook(count, with_kwargs=True)
-    rate = product_rate()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    SIDES[side](model, pairs)
-    seconds = time.perf_counter() - started
-    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    scorer.score(pairs[:2])  # warm up
+    hook = decoder_of(model).register_forward_pre_hook(count, with_kwargs=True)
+    scorer.score(pairs[:4])
+    hook.remove()
+    rates = [product_rate()]
+    taken: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        ours(model, pairs, scorer)
+        half = time.perf_counter()
+        factual(model, pairs, scorer)
+        taken.append((half - started, time.perf_counter() - half))
+        rates.append(product_rate())
+    operations = sum(flops(model, pair) for pair in pairs)
+    around = [(before + after) / 2 for before, after in itertools.pairwise(rates)]
     return {
-        "seconds": seconds,
-        "rate": (rate + product_rate()) / 2,
-        "positions": positions,
-        "extra_gb": extra / 1e6,
+        "ours": statistics.median(both for both, _ in taken) / len(pairs),
+        "factual": statistics.median(alone for _, alone in taken) / len(pairs),
+        "ratio": statistics.median(both / alone for both, alone in taken),
+        "share": statistics.median(operations / both / rate for (both, _), rate in zip(taken, around, strict=True)),
+        "rate": statistics.median(around),
+        "needed": sum(computed_tokens(pair) for pair in pairs[:4]) / positions,
     }
 
 
 def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dict[str, Any]:
-    taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            for side, runs in taken.items():
-                some = pairs[:few] if side == "reference" else pairs
-                result = measured(side, name, some, Path(folder))
-                runs.append(result | {"per_example": result["seconds"] / len(some)})
-    per_example = {side: statistics.median(run["per_example"] for run in runs) for side, runs in taken.items()}
-    model = build(name)
-    operations = sum(flops(model, pair) for pair in pairs)
-    tokens = sum(computed_tokens(pair) for pair in pairs)
-    ours_s = per_example["ours"] * len(pairs)
-    rate = statistics.median(run["rate"] for run in taken["ours"])
-    extra = {side: max(run["extra_gb"] for run in runs) for side, runs in taken.items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        padded = [child("reference", name, pairs[:few], folder)]
+        ours_s = child("turns", name, pairs, folder, rounds)
+        padded.append(child("reference", name, pairs[:few], folder))
+        memory = child("ours", name, pairs[:8], folder)
+    reference_s = statistics.mean(run["an_example"] for run in padded)
+    extra = {"ours": memory["extra_gb"], "reference": max(run["extra_gb"] for run in padded)}
+    tokens = sum(computed_tokens(pair) for pair in pairs) / len(pairs)
     return {
         "shape": name,
         "examples": len(pairs),
-        "tokens_an_example": round(tokens / len(pairs)),
-        "seconds_an_example": {side: round(seconds, 3) for side, seconds in per_example.items()},
-        "speed_over_reference": round(per_example["reference"] / per_example["ours"], 2),
-        "time_over_factual": round(per_example["ours"] / per_example["factual"], 3),
-        "tokens_a_second": round(tokens / ours_s),
-        "needed_share": round(tokens / taken["ours"][0]["positions"], 4),
-        "share_of_product_rate": round(operations / ours_s / rate, 3),
-        "product_gflops": round(rate / 1e9, 1),
+        "tokens_an_example": round(tokens),
+        "seconds_an_example": {
+            "ours": round(ours_s["ours"], 3),
+            "factual": round(ours_s["factual"], 3),
+            "reference": round(reference_s, 2),
+        },
+        "speed_over_reference": round(reference_s / ours_s["ours"], 2),
+        "time_over_factual": round(ours_s["ratio"], 3),
+        "tokens_a_second": round(tokens / ours_s["ours"]),
+        "needed_share": round(ours_s["needed"], 4),
+        "share_of_product_rate": round(ours_s["share"], 3),
+        "product_gflops": round(ours_s["rate"] / 1e9, 1),
         "extra_gb": {side: round(value, 3) for side, value in extra.items()},
-        "memory_under_reference": round(extra["reference"] / max(extra["ours"], 1e-3), 1),
+        "memory_under_reference": round(extra["reference"] / extra["ours"], 1),
     }
 
 
@@ -230,15 +256,15 @@ def main() -> Iterator[dict[str, Any]]:
     parser.add_argument("--reviews", type=Path)
     parser.add_argument("--items", type=Path)
     parser.add_argument("--shapes", nargs="+", choices=list(VOCABULARY), default=list(VOCABULARY))
-    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--reference-examples", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", choices=[*SIDES, "turns"], help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--pairs", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        yield one_side(given.side, given.shape, given.pairs)
+        yield one_side(given.side, given.shape, given.pairs, given.rounds)
         return
     pairs = real_pairs(given.source, given.reviews, given.items, given.examples)
     for name in given.shapes:
