@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := data/demo
 
-.PHONY: help setup run test lint check format demo-data clean
+.PHONY: help setup run test test-all lint check format demo-data clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,7 +14,10 @@ help:  ## what there is
 run: setup $(DEMO)/reviews.jsonl  ## set up, then the whole pipeline on a synthetic category, offline, on the CPU
 	$(BIN)/nextquill run --config configs/demo.yaml
 
-test: setup  ## set up, then the whole test suite
+test: setup  ## set up, then all tests but those that take many minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup  ## the whole test suite, half an hour on two cores
 	$(BIN)/python -m pytest
 
 lint: setup  ## formatting, lint and types

@@ -16,7 +16,6 @@ installed = importlib.util.find_spec("ray") is not None and importlib.util.find_
 
 
 @pytest.mark.flow
-@pytest.mark.slow
 @pytest.mark.skipif(not installed, reason="Ray is not installed: pip install 'nextquill[ray]'")
 def test_two_workers_on_ray_make_the_same_bytes_as_one(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
