@@ -174,6 +174,7 @@ def shell(tmp_path: Path) -> str:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_two_hosts_are_as_one(
     tmp_path: Path, tiny_folder: Path, four_users: Path, one_rank: list[tuple[float, float]], shell: str
 ) -> None:  # fmt: skip
@@ -187,6 +188,7 @@ def test_two_hosts_are_as_one(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_the_rank_that_failed_first_is_shown(tmp_path: Path, tiny_folder: Path, four_users: Path) -> None:
     """The second host's rank lacks a library; the first host's waits for it until its connection breaks."""
     path = tmp_path / "shell"
@@ -236,6 +238,7 @@ def killed_in_the_middle(folder: Path, ranks: Placement, model: Path, sequences:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_no_rank_on_a_host_outlives_the_run(tmp_path: Path, tiny_folder: Path, four_users: Path, shell: str) -> None:
     """The remote shell hides its children from the kernel's signal, as another host does: only the pipe tells them."""
     script = Path(shell)
@@ -264,6 +267,7 @@ def slurm() -> Iterator[Slurm]:
 
 @pytest.mark.slurm
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_two_slurm_nodes_are_as_one(
     tmp_path: Path, tiny_folder: Path, four_users: Path, one_rank: list[tuple[float, float]], slurm: Slurm
 ) -> None:
@@ -275,6 +279,7 @@ def test_two_slurm_nodes_are_as_one(
 
 @pytest.mark.slurm
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_no_rank_on_a_slurm_node_outlives_the_run(
     tmp_path: Path, tiny_folder: Path, four_users: Path, slurm: Slurm
 ) -> None:
@@ -283,6 +288,7 @@ def test_no_rank_on_a_slurm_node_outlives_the_run(
 
 @pytest.mark.slurm
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_what_a_slurm_node_refuses_is_told_in_one_line(tmp_path: Path, slurm: Slurm) -> None:
     with pytest.raises(UserError, match=r"^\./nowhere: cannot load it"):
         run_ranks(order(tmp_path), tmp_path / "log", ranks=slurm, on_step=lambda metrics: None)

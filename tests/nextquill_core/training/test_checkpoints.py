@@ -63,6 +63,7 @@ def broken_off(spec: TrainSpec, victim: str = "rank") -> int:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_every_step_stands_once_and_the_newest_checkpoints_stay(whole: TrainSpec) -> None:
     lines = curve(whole)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -111,6 +112,7 @@ def test_every_zero_stage_resumes_exactly(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (3, 3), (1, 0)])
 def test_a_run_goes_on_under_another_number_of_ranks_and_zero_stage(
     tiny_folder: Path, source: Path, tmp_path: Path, ranks: int, stage: int
@@ -128,6 +130,7 @@ def test_a_run_goes_on_under_another_number_of_ranks_and_zero_stage(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_time_makes_checkpoints_too(tiny_folder: Path, source: Path, tmp_path: Path) -> None:
     spec = ordered(tmp_path, tiny_folder, source, epochs=2, checkpoint_every=1000, checkpoint_minutes=1e-6)
     train(spec)
@@ -146,6 +149,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
     whole: TrainSpec, tiny_folder: Path, source: Path, small_disk: Path
 ) -> None:

@@ -32,6 +32,7 @@ def without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_deepspeed")
 def test_the_curve_is_that_of_one_deepspeed_rank_and_survives_a_kill(
     tmp_path: Path, tiny_folder: Path, four_users: Path, one_rank: list[tuple[float, float]]

@@ -89,6 +89,7 @@ def weighted(folder: Path, tokenizer: Any, spec: TrainSpec, example_id: str, wei
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "stage", "what"),
     [
@@ -110,6 +111,7 @@ def test_what_is_not_finite_is_named_with_its_loss_wherever_it_was(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_loss_that_runs_away_ends_the_run_and_the_last_good_checkpoint_stays(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

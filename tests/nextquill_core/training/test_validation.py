@@ -60,6 +60,7 @@ def test_what_decides_nothing_makes_no_adapter_stale() -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_the_best_adapter_stays_even_if_the_run_is_killed_and_the_test_split_decides_nothing(
     tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

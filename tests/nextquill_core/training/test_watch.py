@@ -46,6 +46,7 @@ def test_a_missing_package_is_told_before_anything_begins(name: str) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_tensorboard_shows_what_the_curves_say(tiny_folder: Path, tmp_path: Path) -> None:
     source = sequences(tmp_path / "source")
     spec = ordered(tmp_path / "run", tiny_folder, source, epochs=2, val_every=None, report_to=("tensorboard",))
