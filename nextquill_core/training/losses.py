@@ -75,24 +75,20 @@ def nextquill_loss(
     coefficient_N = weight_N.float() / denominator
     head = head_VD if isinstance(head_VD, Head) else Head(head_VD)
     rows = max(len(target_N), 1) if impl == "dense" else CHUNK_ROWS
-    causal = hidden_ND.new_zeros((), dtype=torch.float32)
-    if alpha and effect_N is not None:
-        null_ND = _required(hidden_null_ND)
-        causal = _effect_distance(head, hidden_ND, null_ND, target_N, coefficient_N, effect_N, rows)
-        alone = nextquill_loss(
-            hidden_ND, None, head, target_N, weight_N, sequence_N, alpha=0, impl=impl, denominator=denominator
-        )
-        return LossOutput(alone.normal + alpha * causal, alone.normal, causal)
-    if head.is_linear and impl != "dense":
-        weight_VD = head.weight_VD
-        normal = _chunked_cross_entropy(hidden_ND, weight_VD, target_N, coefficient_N, rows)
-        if alpha:
-            difference_ND = hidden_ND - _required(hidden_null_ND)
-            causal = _chunked_cross_entropy(difference_ND, weight_VD, target_N, coefficient_N, rows)
+    fast = head.is_linear and impl != "dense"
+    if fast:
+        normal = _chunked_cross_entropy(hidden_ND, head.weight_VD, target_N, coefficient_N, rows)
     else:
         normal = _plain_cross_entropy(head, hidden_ND, None, target_N, coefficient_N, rows)
-        if alpha:
-            causal = _plain_cross_entropy(head, hidden_ND, _required(hidden_null_ND), target_N, coefficient_N, rows)
+    if not alpha:
+        return LossOutput(normal, normal, hidden_ND.new_zeros((), dtype=torch.float32))
+    null_ND = _required(hidden_null_ND)
+    if effect_N is not None:
+        causal = _effect_distance(head, hidden_ND, null_ND, target_N, coefficient_N, effect_N, rows)
+    elif fast:
+        causal = _chunked_cross_entropy(hidden_ND - null_ND, head.weight_VD, target_N, coefficient_N, rows)
+    else:
+        causal = _plain_cross_entropy(head, hidden_ND, null_ND, target_N, coefficient_N, rows)
     return LossOutput(normal + alpha * causal, normal, causal)
 
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from storage.files import write_text
-
-LATEST = "latest"
-STATE = "state.safetensors"
 
 
 class PlainEngine:
@@ -61,29 +53,3 @@ class PlainEngine:
     def get_global_grad_norm(self) -> float:
         """The norm of the last step's gradients before clipping."""
         return self._norm
-
-    def save_checkpoint(self, folder: str, tag: str, exclude_frozen_parameters: bool = True) -> None:
-        """Leave what is trained and the optimizer's state in `folder`/`tag`, and name it in `latest`, last of all."""
-        tensors: dict[str, Tensor] = dict(self._trained)
-        for name, parameter in self._trained.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{name}@{key}"] = torch.as_tensor(value)
-        unfinished = Path(folder, f".{tag}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, unfinished / STATE)
-        shutil.rmtree(Path(folder, tag), ignore_errors=True)
-        unfinished.rename(Path(folder, tag))
-        write_text(Path(folder, LATEST), tag)
-
-    def load_checkpoint(self, folder: str, tag: str, load_module_strict: bool = True) -> None:
-        """Go on from what `save_checkpoint` left."""
-        stored = load_file(Path(folder, tag, STATE))
-        for name, parameter in self._trained.items():
-            with torch.no_grad():
-                parameter.copy_(stored[name])
-            state = {key.split("@")[1]: value for key, value in stored.items() if key.startswith(f"{name}@")}
-            # AdamW counts its steps in the host's memory, wherever its moments are.
-            self.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-            }
