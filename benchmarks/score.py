@@ -250,19 +250,24 @@ def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dic
     }
 
 
-def main() -> Iterator[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str | None, sides: Sequence[str], *, examples: int, few: int, rounds: int) -> argparse.Namespace:
+    """The command line, with these defaults; a child process is told its side, shape and pairs."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="amazon-2023")
     parser.add_argument("--reviews", type=Path)
     parser.add_argument("--items", type=Path)
     parser.add_argument("--shapes", nargs="+", choices=list(VOCABULARY), default=list(VOCABULARY))
-    parser.add_argument("--examples", type=int, default=16)
-    parser.add_argument("--reference-examples", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=[*SIDES, "turns"], help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=int, default=examples)
+    parser.add_argument("--reference-examples", type=int, default=few)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--pairs", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> Iterator[dict[str, Any]]:
+    given = arguments(__doc__, [*SIDES, "turns"], examples=16, few=2, rounds=3)
     if given.side:
         yield one_side(given.side, given.shape, given.pairs, given.rounds)
         return

@@ -17,7 +17,6 @@ On the shape `full`, all lengths are halved: the reference would otherwise need 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -34,7 +33,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.score import TORCHS_OWN, VOCABULARY, build, real_pairs
+from benchmarks.score import TORCHS_OWN, arguments, build, real_pairs
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
 from nextquill_core.training.objective import PreferenceLoss, training_way
@@ -205,18 +204,7 @@ def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dic
 
 
 def main() -> Iterator[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="amazon-2023")
-    parser.add_argument("--reviews", type=Path)
-    parser.add_argument("--items", type=Path)
-    parser.add_argument("--shapes", nargs="+", choices=list(VOCABULARY), default=list(VOCABULARY))
-    parser.add_argument("--examples", type=int, default=8)
-    parser.add_argument("--reference-examples", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
-    parser.add_argument("--shape", help=argparse.SUPPRESS)
-    parser.add_argument("--pairs", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = arguments(__doc__, list(SIDES), examples=8, few=1, rounds=2)
     if given.side:
         yield one_side(given.side, given.shape, given.pairs)
         return
