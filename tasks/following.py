@@ -11,18 +11,24 @@ from nextquill_core.training.failures import logs_by_rank
 
 
 class NewLines:
-    """The lines of a file that came since they were last read; a file that was cut back is read anew."""
+    """The lines of a file that came since they were last read; a file that was cut back is read anew.
+
+    Whoever cuts a file back puts another in its place, which may be as long again before it is next looked at: what
+    tells them apart is not the length but the inode.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._inode = 0
         self._position = 0
 
     def read(self, *, ended: bool = False) -> Iterator[bytes]:
         """Complete lines with their line feeds; with `ended`, also a last one that has none."""
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._position:
-                    self._position = 0
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._position:
+                    self._inode, self._position = status.st_ino, 0
                 file.seek(self._position)
                 for line in file:
                     if not line.endswith(b"\n") and not ended:

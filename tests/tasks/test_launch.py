@@ -20,7 +20,6 @@ import pytest
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.training.spec import LoraSpec, PromptSpec, TrainSpec
 from storage import UserError
-from tasks.following import Follower
 from tasks.launch import RanksFailed, run_ranks
 from tasks.node import launcher_command
 from tasks.placement import Hosts, Placement, Slurm
@@ -292,22 +291,3 @@ def test_no_rank_on_a_slurm_node_outlives_the_run(
 def test_what_a_slurm_node_refuses_is_told_in_one_line(tmp_path: Path, slurm: Slurm) -> None:
     with pytest.raises(UserError, match=r"^\./nowhere: cannot load it"):
         run_ranks(order(tmp_path), tmp_path / "log", ranks=slurm, on_step=lambda metrics: None)
-
-
-def test_follower_hands_over_whole_lines_once_and_starts_over_when_the_file_shrinks(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    follower = Follower(path)
-    seen: list[float] = []
-    follow = lambda: follower.follow(lambda line: seen.append(line["step"]))  # noqa: E731
-    follow()
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    follow()
-    assert seen == [1, 2]
-    with path.open("a") as file:
-        file.write('ep": 3}\n')
-    follow()
-    follow()
-    assert seen == [1, 2, 3]
-    path.write_text(json.dumps({"step": 1}) + "\n")
-    follow()
-    assert seen == [1, 2, 3, 1]
