@@ -14,6 +14,7 @@ from torch import Tensor
 from nextquill_core.causal.effects import token_effects
 from nextquill_core.errors import ModelError
 from nextquill_core.model.branches import Way, best_way, branch_states, computed_tokens
+from nextquill_core.model.feed_forward import feed_forward_parts, last_rows_read, sparing
 from nextquill_core.model.head import head_of, target_logprobs
 from nextquill_core.schemas import EFFECTS
 from nextquill_core.tokens import TokenPair
@@ -54,6 +55,7 @@ class Scorer:
         self._on_cpu = next(model.parameters()).device.type == "cpu"
         self._alone = self._on_cpu and self.way in ("reuse", "plain")
         self.side_by_side = torch.get_num_threads() if _can_share(model) else 1
+        self._feed_forward = feed_forward_parts(model) if self._alone else []
         self._on_tokens = on_tokens or (lambda tokens: None)
         self._head = head_of(model)
 
@@ -70,9 +72,10 @@ class Scorer:
         passes = self._side_by_side if self._alone else self._in_turn
         while waiting := [index for index in range(len(pairs)) if index not in found]:
             try:
-                for batch, scored in passes(pairs, waiting, tokens):
-                    found.update(zip(batch, scored, strict=True))
-                    self._on_tokens(sum(tokens[index] for index in batch))
+                with sparing(self._feed_forward):
+                    for batch, scored in passes(pairs, waiting, tokens):
+                        found.update(zip(batch, scored, strict=True))
+                        self._on_tokens(sum(tokens[index] for index in batch))
             except _OutOfMemory as error:
                 self._make_do_with_less(error.pairs)
         return [found[index] for index in range(len(pairs))]
@@ -99,7 +102,8 @@ class Scorer:
 
     def _score(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
         try:
-            return self._log_probabilities(pairs)
+            with last_rows_read(max(len(pair.target) for pair in pairs)):  # on a CPU it is one pair
+                return self._log_probabilities(pairs)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
