@@ -31,6 +31,7 @@ PresetOption = Annotated[
 ]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
 WIDE = 110  # columns from which intervals fit beside the values
+PAPERS_CATEGORIES = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
 
 
@@ -89,6 +90,30 @@ for _name, _help in {
     "evaluate": "Generate, measure, report.",
 }.items():
     _stage_command(_name, _help)
+
+
+@app.command()
+def reproduce(
+    configs: Annotated[
+        list[Path], typer.Option("--config", "-c", help="A run's YAML file; name one for each category.")
+    ] = PAPERS_CATEGORIES,
+    overrides: SetOption = None,
+    preset: PresetOption = None,
+    store: StoreOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Run the paper's whole table and print our numbers beside the published ones."""
+    from flows.runs import open_run
+    from flows.status import reproduced_tables
+    from nextquill_core.stages.reproduce import TABLES, reproduction_step, whole_table
+
+    settings = [_settings(config, overrides, store, preset) for config in configs]
+    _run_flow("reproduce", settings, force=force)
+    runs = [open_run(whole_table(one), fetch=False) for one in settings]
+    found = runs[0].artifact(reproduction_step(runs))
+    for shown in reproduced_tables(found):
+        _console().print(shown)
+    print(f"tables: {found.folder / TABLES}")
 
 
 @app.command()

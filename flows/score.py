@@ -29,6 +29,10 @@ def score(config: Config, force: bool = False) -> dict[str, Any]:
     effects = score_effects(run, force, _launch(run))
     if not effects.reused:
         announce("effects", effects)
+    for policy in run.plan.weights:  # of methods that weight tokens in their own way
+        derived = derive_weights(run, force, policy)
+        if not derived.reused:
+            announce(f"weights {policy}", derived)
     outcome = derive_weights(run, force)
     publish_effects(outcome)
     return finished("score", outcome)

@@ -76,12 +76,19 @@ def results_table(evaluation: Artifact, *, intervals: bool) -> Iterator[Table]:
     from nextquill_core.stages.evaluate import result_tables
 
     for title, cells in result_tables(evaluation, intervals=intervals):
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for heading in cells[0]:
-            table.add_column(heading)
-        for row in cells:
-            table.add_row(*row.values())
-        yield table
+        yield _cells_table(title, cells)
+
+
+def reproduced_tables(found: Artifact) -> Iterator[Table | str]:
+    """Our numbers / the published ones, a table a category, each followed by what was done differently."""
+    from nextquill_core.analysis.published import published_cells
+    from nextquill_core.stages.evaluate import shown_tables
+    from nextquill_core.stages.reproduce import reproduced
+
+    for part in reproduced(found):
+        for title, cells in list(published_cells(part["rows"])) or shown_tables(part["ours"]):
+            yield _cells_table(title, cells)
+        yield "\n".join(f"- {difference}" for difference in part["differences"])
 
 
 def sweep_results(swept: Artifact, *, intervals: bool) -> Iterator[Table]:
@@ -96,6 +103,15 @@ def sweep_results(swept: Artifact, *, intervals: bool) -> Iterator[Table]:
             shown = [Text(str(cell) if intervals else cell.value, "bold" if cell.best else "") for cell in cells]
             table.add_row(method, *values, *shown)
         yield table
+
+
+def _cells_table(title: str, cells: list[dict[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in cells[0]:
+        table.add_column(heading)
+    for row in cells:
+        table.add_row(*row.values())
+    return table
 
 
 def _size(count: float) -> str:

@@ -18,11 +18,12 @@ def train(config: Config, method: MethodName | None = None, force: bool = False)
 
     Args:
         config: The run's settings.
-        method: Train this one only; empty trains `train.method` and what else `evaluate.methods` needs.
+        method: Train this one only; empty trains `train.method` and whatever else `evaluate.methods` needs.
         force: Train anew even where the adapter is fresh.
     """
     run = open_run(config)
-    outcomes = {name: train_adapter(run, name, force) for name in ([method] if method else run.plan.train)}
+    names = [method] if method else [*run.plan.train, *run.plan.evaluation.tasks]
+    outcomes = {name: train_adapter(run, name, force) for name in names}
     results = {name: finished(f"train {name}", outcome) for name, outcome in outcomes.items()}
     made = [name for name, outcome in outcomes.items() if not outcome.reused]
     return results[made[0] if made else next(iter(results))]

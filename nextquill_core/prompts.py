@@ -1,7 +1,8 @@
 """Text in, prompt out: what the model reads before it writes a review.
 
-The field order puts what both branches share first (task, item), then the history, then what the review must match.
-The prompt without history leaves out the history section and every mention of one; it is not told of "none".
+The field order puts what both branches share first (task, item), then what is known of the user (a summary, past
+reviews), then what the review must match. The prompt without history leaves out those sections and every mention of
+one; it is not told of "none".
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from nextquill_core.schemas import Item, Review
 from storage.fingerprint import fingerprint
 
 TASK = "Write a review of the item below."
+SUMMARY_HEADING = "What this user's reviews are like:"
 HISTORY_HEADING = "Past reviews by the same user, oldest first:"
+TEXT_LABEL = "Review:\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Template:
 
     @property
     def revision(self) -> str:
-        """Changes whenever the text of a prompt would."""
+        """Changes whenever the text of a prompt without summary would; see `SUMMARY_REVISION` for the others."""
         probe = build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, (_PROBE,), template=self)
         return fingerprint([probe, build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, (), template=self)])
 
@@ -70,27 +73,39 @@ def build_prompt(
     review_title: str,
     history: Sequence[Review],
     *,
+    summary: str = "",
     template: Template | Literal["plain"] = PLAIN,
 ) -> str:
-    """The prompt for one review; `history=()` gives the prompt without history.
+    """The prompt for one review; `history=()` and no summary give the prompt without history.
 
     Args:
         item: The item to review.
         rating: The rating that the review gives, 1 to 5.
         review_title: The title of the review to write.
         history: The user's past reviews to show, oldest first.
+        summary: What the user's reviews are like, in words; empty for none.
         template: What stands around the text; "plain" for nothing.
     """
     sections = [TASK, _item_lines(item)]
+    if summary:
+        sections.append(f"{SUMMARY_HEADING}\n{summary}")
     if history:
-        sections.append(HISTORY_HEADING)
-        sections += [
-            f"{_item_lines(past.item)}\n{_review_lines(past.rating, past.title)}{past.text}" for past in history
-        ]
-    sections.append(_review_lines(rating, review_title))
+        sections += [HISTORY_HEADING, *map(review_section, history)]
+    # The line break before the text is a token boundary for every BPE, so prompt and answer can be encoded apart.
+    sections.append(f"{_review_lines(rating, review_title)}\n{TEXT_LABEL}")
     text = "\n\n".join(sections)
     around = PLAIN if template == "plain" else template
     return f"{around.opening}{text}{around.closing}"
+
+
+def query_section(item: Item, rating: float, review_title: str) -> str:
+    """What is known of a review before it is written, as the prompt names it."""
+    return f"{_item_lines(item)}\n{_review_lines(rating, review_title)}"
+
+
+def review_section(review: Review) -> str:
+    """A past review with its item, as the prompt shows it."""
+    return f"{query_section(review.item, review.rating, review.title)}\n{TEXT_LABEL}{review.text}"
 
 
 def _item_lines(item: Item) -> str:
@@ -99,5 +114,16 @@ def _item_lines(item: Item) -> str:
 
 
 def _review_lines(rating: float, title: str) -> str:
-    # The line break before the text is a token boundary for every BPE, so prompt and answer can be encoded apart.
-    return f"Rating: {rating:g}\nTitle: {title}\nReview:\n"
+    return f"Rating: {rating:g}\nTitle: {title}"
+
+
+def _summary_revision() -> str:
+    probes = [
+        build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, history, summary="summary")
+        for history in ((_PROBE,), ())
+    ]
+    return fingerprint(probes)
+
+
+SUMMARY_REVISION = _summary_revision()
+"""Changes whenever the text of a prompt with a summary would, for what shows one."""

@@ -42,6 +42,9 @@ EFFECTS = pa.schema(
     }
 )
 WEIGHTS = pa.schema({"example_id": pa.string(), "weight": pa.list_(pa.float32())})
+# One score a past review, in the order of the example's history; and what an example's older reviews come down to.
+RELEVANCE = pa.schema({"example_id": pa.string(), "score": pa.list_(pa.float32())})
+SUMMARIES = pa.schema({"example_id": pa.string(), "summary": pa.string()})
 PREDICTIONS = pa.schema(
     {
         "example_id": pa.string(),
@@ -52,6 +55,8 @@ PREDICTIONS = pa.schema(
         "finish_reason": pa.string(),
     }
 )
+# Log p of each token of the true review under a method's model, nats.
+LIKELIHOODS = pa.schema({"example_id": pa.string(), "logp": pa.list_(pa.float32())})
 METRICS = pa.schema(
     {
         "method": pa.string(),
@@ -62,6 +67,45 @@ METRICS = pa.schema(
         "ci_low": pa.float64(),
         "ci_high": pa.float64(),
         "n": pa.int64(),
+    }
+)
+# Results of parts of a split: a bucket of examples by `slice`, or both sides of a control and their difference, which
+# alone has p-values.
+SLICES = pa.schema(
+    {
+        "slice": pa.string(),
+        "bucket": pa.string(),
+        "method": pa.string(),
+        "category": pa.string(),
+        "decoding": pa.string(),
+        "metric": pa.string(),
+        "value": pa.float64(),
+        "ci_low": pa.float64(),
+        "ci_high": pa.float64(),
+        "n": pa.int64(),
+        "p_value": pa.float64(),
+        "p_adjusted": pa.float64(),
+    }
+)
+# `bleu` is the sentence score; `bleu_counts` (matching and all n-grams of order 1 to 4, both lengths) add up to the
+# corpus score. Log-likelihoods are nats, summed over the tokens counted beside them.
+EXAMPLE_SCORES = pa.schema(
+    {
+        "example_id": pa.string(),
+        "method": pa.string(),
+        "decoding": pa.string(),
+        "rouge1": pa.float64(),
+        "rougeL": pa.float64(),
+        "meteor": pa.float64(),
+        "bleu": pa.float64(),
+        "bleu_counts": pa.list_(pa.int64()),
+        "bertscore": pa.float64(),
+        "words": pa.int64(),
+        "reference_words": pa.int64(),
+        "log_likelihood": pa.float64(),
+        "tokens": pa.int64(),
+        "preference_log_likelihood": pa.float64(),
+        "preference_tokens": pa.int64(),
     }
 )
 
@@ -91,6 +135,7 @@ class Example:
 
     Attributes:
         history: The user's past reviews, oldest first; the whole of it, before any limit of the prompt.
+        summary: What the user's reviews are like, in words, to be shown before the history; empty for none.
     """
 
     example_id: str
@@ -99,3 +144,4 @@ class Example:
     split: str
     target: Review
     history: tuple[Review, ...]
+    summary: str = ""

@@ -1,8 +1,8 @@
 """Aligned pairs of token sequences: one answer behind a prompt with history and behind one without.
 
 Prompt and answer are encoded apart, so the answer's tokens are the same in both branches by construction. A prompt
-that is too long loses whole past reviews, oldest first, and then the end of its longest text; its own end, which says
-what to write, is never cut. Both branches show the same, possibly clipped, item.
+that is too long loses whole past reviews, oldest first, and then the end of its longest text, the user's summary among
+them; its own end, which says what to write, is never cut. Both branches show the same, possibly clipped, item.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TokenPair:
     """One example as the model sees it.
 
     Attributes:
-        factual: Prompt ids with history.
+        factual: Prompt ids with history, and with the user's summary where the example has one.
         counterfactual: Prompt ids without; equal to `factual` for a user without history.
         target: Answer ids, the stop token last (missing only where the answer was cut at the limit).
     """
@@ -43,6 +43,15 @@ class TokenPair:
         """Token positions that a forward pass over both branches computes."""
         branches = 2 if self.has_history else 1
         return len(self.factual) + (branches - 1) * len(self.counterfactual) + branches * (len(self.target) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a prompt shows beside what to write."""
+
+    item: Item
+    past: tuple[Review, ...] = ()
+    summary: str = ""
 
 
 class PairEncoder:
@@ -76,35 +85,36 @@ class PairEncoder:
         self.max_prompt_tokens = max_prompt_tokens
         self.max_target_tokens = max_target_tokens
         self.truncation: Counter[str] = Counter()
-        # Some tokenizers (Llama, Gemma) open every text with a marker; chat markup already brings its own.
-        opens = template.name == "plain" and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self._opening: list[int] = [tokenizer.bos_token_id] if opens else []
+        self._opening = opening_ids(tokenizer, template)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenPair]:
         """The pairs of `examples`, in order."""
-        shown = [self._shown(example) for example in examples]
-        factual = self._prompts(examples, [example.target.item for example in examples], shown)
-        items = [example.target.item for example in examples]
+        shown = [_Shown(example.target.item, self._newest(example), example.summary) for example in examples]
+        factual = self._prompts(examples, shown)
         for row, example in enumerate(examples):
             if len(factual[row]) > self.max_prompt_tokens:
-                items[row], shown[row], factual[row] = self._fit(example, shown[row])
-        without: list[tuple[Review, ...]] = [()] * len(examples)
-        counterfactual = self._prompts(examples, items, without)
+                shown[row], factual[row] = self._fit(example, shown[row])
+        counterfactual = self._prompts(examples, [_Shown(kept.item) for kept in shown])
         targets = self._ids([example.target.text for example in examples])
         return [
             TokenPair(example.example_id, with_history, alone, self._closed(target))
             for example, with_history, alone, target in zip(examples, factual, counterfactual, targets, strict=True)
         ]
 
-    def _shown(self, example: Example) -> tuple[Review, ...]:
+    def _newest(self, example: Example) -> tuple[Review, ...]:
         return example.history[-self.max_history :] if self.max_history else ()
 
-    def _prompts(
-        self, examples: Sequence[Example], items: Sequence[Item], histories: Sequence[tuple[Review, ...]]
-    ) -> list[list[int]]:
+    def _prompts(self, examples: Sequence[Example], shown: Sequence[_Shown]) -> list[list[int]]:
         texts = [
-            build_prompt(item, example.target.rating, example.target.title, history, template=self.template)
-            for example, item, history in zip(examples, items, histories, strict=True)
+            build_prompt(
+                what.item,
+                example.target.rating,
+                example.target.title,
+                what.past,
+                summary=what.summary,
+                template=self.template,
+            )
+            for example, what in zip(examples, shown, strict=True)
         ]
         return [self._opening + ids for ids in self._ids(texts)]
 
@@ -118,20 +128,20 @@ class PairEncoder:
             return target[: self.max_target_tokens]
         return [*target, self.tokenizer.eos_token_id]
 
-    def _fit(self, example: Example, shown: tuple[Review, ...]) -> tuple[Item, tuple[Review, ...], list[int]]:
+    def _fit(self, example: Example, shown: _Shown) -> tuple[_Shown, list[int]]:
         """Drop past reviews, oldest first, all but the newest; then clip the longest text until the prompt fits.
 
         Raises:
             ModelError: The prompt is too long even without any text to clip.
         """
-        item, kept = example.target.item, shown
-        while (over := len(ids := self._prompts([example], [item], [kept])[0]) - self.max_prompt_tokens) > 0:
-            if len(kept) > 1:
-                kept = kept[1:]
+        kept = shown
+        while (over := len(ids := self._prompts([example], [kept])[0]) - self.max_prompt_tokens) > 0:
+            if len(kept.past) > 1:
+                kept = replace(kept, past=kept.past[1:])
                 continue
-            clipped = _clip_longest(item, kept, over)
-            if clipped is None and kept:  # not even the newest review's titles fit beside the rest
-                kept = ()
+            clipped = _clip_longest(kept, over)
+            if clipped is None and kept.past:  # not even the newest review's titles fit beside the rest
+                kept = replace(kept, past=())
                 continue
             if clipped is None:
                 raise ModelError(
@@ -139,11 +149,22 @@ class PairEncoder:
                     "prompt.max_prompt_tokens",
                     f"raise it above {self.max_prompt_tokens}",
                 )
-            item, kept = clipped
-        self.truncation["past_reviews_dropped"] += len(shown) - len(kept)
-        self.truncation["prompts_with_dropped_reviews"] += len(kept) < len(shown)
-        self.truncation["prompts_with_clipped_text"] += (item, kept[-1:]) != (example.target.item, shown[-1:])
-        return item, kept, ids
+            kept = clipped
+        self.truncation["past_reviews_dropped"] += len(shown.past) - len(kept.past)
+        self.truncation["prompts_with_dropped_reviews"] += len(kept.past) < len(shown.past)
+        self.truncation["prompts_with_clipped_text"] += replace(kept, past=kept.past[-1:]) != replace(
+            shown, past=shown.past[-1:]
+        )
+        return kept, ids
+
+
+def opening_ids(tokenizer: Any, template: Template) -> list[int]:
+    """What stands before every prompt: the marker with which some tokenizers (Llama, Gemma) open every text.
+
+    Chat markup already brings its own.
+    """
+    opens = template.name == "plain" and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return [tokenizer.bos_token_id] if opens else []
 
 
 def encoder_for(spec: ModelSpec, tokenizer: Any, *, template: str, **limits: int) -> PairEncoder:
@@ -153,26 +174,34 @@ def encoder_for(spec: ModelSpec, tokenizer: Any, *, template: str, **limits: int
     return PairEncoder(tokenizer, template=load_template(template, spec, tokenizer), **limits)
 
 
-def _clip_longest(item: Item, kept: tuple[Review, ...], over: int) -> tuple[Item, tuple[Review, ...]] | None:
+def _clip_longest(shown: _Shown, over: int) -> _Shown | None:
     """Shorten the longest of the remaining texts by about `over` tokens; None when nothing is left to clip.
 
     A token is one character at least, so cutting `over` characters never cuts more than is needed; the caller repeats.
     """
-    past = kept[-1] if kept else Review(Item("", ""), 0, "", "")
+    item = shown.item
+    past = shown.past[-1] if shown.past else Review(Item("", ""), 0, "", "")
     lengths = {
         "description": len(item.description),
         "past_text": len(past.text),
         "past_description": len(past.item.description),
         "title": len(item.title) // 2,  # a title says more a character than the other texts do
+        "summary": len(shown.summary),
     }
     longest = max(lengths, key=lambda name: lengths[name])
     if lengths[longest] == 0:
         return None
+    if longest == "summary":
+        return replace(shown, summary=_without_end(shown.summary, over))
     if longest == "description":
-        return replace(item, description=item.description[:-over].rstrip()), kept
+        return replace(shown, item=replace(item, description=_without_end(item.description, over)))
     if longest == "title":
-        return replace(item, title=item.title[:-over].rstrip()), kept
+        return replace(shown, item=replace(item, title=_without_end(item.title, over)))
     if longest == "past_text":
-        return item, (replace(past, text=past.text[:-over].rstrip()),)
-    shorter = replace(past.item, description=past.item.description[:-over].rstrip())
-    return item, (replace(past, item=shorter),)
+        return replace(shown, past=(replace(past, text=_without_end(past.text, over)),))
+    shorter = replace(past.item, description=_without_end(past.item.description, over))
+    return replace(shown, past=(replace(past, item=shorter),))
+
+
+def _without_end(text: str, over: int) -> str:
+    return text[:-over].rstrip()

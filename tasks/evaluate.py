@@ -1,4 +1,4 @@
-"""Evaluate: predictions of every method and preset, then metrics, figures and the report."""
+"""Evaluate: what methods need and write, then metrics, figures and the report."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from nextquill_core.plan import Step
 from nextquill_core.stages import evaluate
 from nextquill_core.stages.run import Outcome, Run
 from tasks.progress import ShownProgress
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="generate {method} {decoding}")
-def generate_predictions(run: Run, method: str, decoding: str, force: bool) -> Outcome:
-    """The texts that one method writes under one decoding preset."""
-    with ShownProgress(f"generate {method} {decoding}") as progress:
-        return evaluate.predictions(run, method, decoding, progress, force=force)
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{step.name}")
+def make_part(run: Run, step: Step, force: bool) -> Outcome:
+    """One thing that the evaluation is made from: texts of a method, a choice on val, likelihoods, ..."""
+    with ShownProgress(step.name) as progress:
+        return evaluate.part(run, step, progress, force=force)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

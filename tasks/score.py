@@ -32,9 +32,9 @@ def score_effects(run: Run, force: bool, launch: score.Launch | None = None) -> 
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def derive_weights(run: Run, force: bool) -> Outcome:
+def derive_weights(run: Run, force: bool, policy: str | None = None) -> Outcome:
     """Weights from stored effects; seconds, without the model."""
-    return score.weights(run, force=force)
+    return score.weights(run, policy, force=force)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

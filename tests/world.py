@@ -34,7 +34,13 @@ def small_settings(folder: Path, store: Path) -> dict[str, Any]:
             "lora": {"r": 4, "alpha": 8},
             "launcher": {"processes": 2},
         },
-        "evaluate": {"methods": ["qwen", "contextsft", "nextquill"], "max_new_tokens": 8, "bootstrap_samples": 200},
+        "evaluate": {
+            "methods": ["qwen", "contextsft", "nextquill"],
+            "max_new_tokens": 8,
+            "paper_max_new_tokens": 8,
+            "control": "none",
+            "bootstrap_samples": 200,
+        },
     }
 
 

@@ -43,14 +43,17 @@ def metric_bars(
     """One panel a metric, one bar a method, a whisker for the 95 % interval.
 
     Args:
-        rows: Of the schema `METRICS`; other decoding presets and categories are left out.
+        rows: Of the schema `METRICS`; other decoding presets and categories are left out, and so are log-likelihoods,
+            whose zero is nothing for a bar to stand on.
         decoding: The preset shown.
         category: The category shown.
         highlight: A method to set off from the others.
     """
     chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
     methods = list(dict.fromkeys(row["method"] for row in chosen))
-    metrics = [metric for key, metric in METRICS.items() if any(row["metric"] == key for row in chosen)]
+    metrics = [
+        metric for key, metric in METRICS.items() if metric.written and any(row["metric"] == key for row in chosen)
+    ]
     columns = min(3, max(1, len(metrics)))
     lines = max(1, math.ceil(len(metrics) / columns))
     figure = _figure(3.3 * columns, lines * (0.75 + 0.3 * max(1, len(methods))))

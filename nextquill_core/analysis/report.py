@@ -11,11 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nextquill_core.analysis.blocks import (
+    SIGNIFICANT,
+    bucket_tables,
+    control_tables,
+    likelihood_blocks,
+    result_blocks,
+)
 from nextquill_core.analysis.html import page
-from nextquill_core.evaluation.metrics import METRICS
-from nextquill_core.evaluation.tables import ALL, Cell, Pivot, Row, pivot
+from nextquill_core.analysis.published import published_tables
+from nextquill_core.evaluation.tables import ALL, Row
 
-SIGNIFICANT = 0.05
 SHARED_WORDS = 3
 
 
@@ -111,6 +117,11 @@ class Report:
         config: The settings that matter, name and value.
         rows: Rows of the schema `METRICS`.
         comparisons: Rows of `tables.comparison_rows`.
+        slices: Rows of the schema `SLICES`: by history length, by gap, and the control.
+        published: Rows of `published.beside_published`.
+        differences: What differs from the published setting, a sentence or two each.
+        costs: Rows of `costs.cost_rows`.
+        answers: Rows of `answers.answer_rows`.
         settings: How the metrics are computed, `metrics.settings()`.
         scores_figures: Shown with the tables.
         effect_figures: Shown with the causal effects.
@@ -129,6 +140,11 @@ class Report:
     cohorts: Sequence[Cohort] = ()
     rows: Sequence[Row] = ()
     comparisons: Sequence[Row] = ()
+    slices: Sequence[Row] = ()
+    published: Sequence[Row] = ()
+    differences: Sequence[str] = ()
+    costs: Sequence[Row] = ()
+    answers: Sequence[Row] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     scores_figures: Sequence[Picture] = ()
     effect_figures: Sequence[Picture] = ()
@@ -140,30 +156,20 @@ class Report:
     commands: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ComparedPair:
-    """A method against another: for each metric the difference, shares and p-value as shown."""
-
-    method: str
-    reference: str
-    cells: tuple[Cell, ...]
-    details: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The scores and comparisons of one decoding preset and category."""
-
-    decoding: str
-    category: str
-    table: Pivot
-    pairs: tuple[ComparedPair, ...]
-
-
 def render(report: Report) -> str:
     """The page as HTML, UTF-8 when written to a file."""
     filters: dict[str, Callable[..., Any]] = {"number": _number, "duration": _duration, "size": _size, "flat": _flat}
-    values = {"presets": _blocks(report), "shared_segments": shared_segments, "all": ALL, "alpha": SIGNIFICANT}
+    values = {
+        "presets": result_blocks(report.rows, report.comparisons),
+        "likelihoods": likelihood_blocks(report.rows, report.comparisons),
+        "published": published_tables(report.published),
+        "sources": list(dict.fromkeys(row["source"] for row in report.published)),
+        "slices": bucket_tables(report.slices),
+        "controls": control_tables(report.slices),
+        "shared_segments": shared_segments,
+        "all": ALL,
+        "alpha": SIGNIFICANT,
+    }
     return page("report.html.j2", filters, report=report, **values)
 
 
@@ -197,51 +203,6 @@ def shared_segments(text: str, reference: str) -> list[tuple[str, bool]]:
 
 def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1)]
-
-
-def _blocks(report: Report) -> list[tuple[str, list[Block]]]:
-    """The tables by decoding preset, in the order of the rows, the union of all categories before its parts."""
-    return [(decoding, _preset(report, decoding)) for decoding in dict.fromkeys(row["decoding"] for row in report.rows)]
-
-
-def _preset(report: Report, decoding: str) -> list[Block]:
-    categories = dict.fromkeys(row["category"] for row in report.rows if row["decoding"] == decoding)
-    blocks = []
-    for category in sorted(categories, key=lambda name: name != ALL):
-        table = pivot(report.rows, decoding, category)
-        blocks.append(Block(decoding, category, table, _pairs(report, table, decoding, category)))
-    return blocks
-
-
-def _pairs(report: Report, table: Pivot, decoding: str, category: str) -> tuple[ComparedPair, ...]:
-    chosen = [row for row in report.comparisons if row["decoding"] == decoding and row["category"] == category]
-    found = {(row["method"], row["reference"], row["metric"]): row for row in chosen}
-    compared = [metric.key for metric in table.metrics if metric.higher_is_better is not None]
-    pairs = []
-    for method, reference in dict.fromkeys((row["method"], row["reference"]) for row in chosen):
-        rows = [found.get((method, reference, key)) for key in compared]
-        pairs.append(ComparedPair(method, reference, tuple(map(_difference, rows)), tuple(map(_detail, rows))))
-    return tuple(pairs)
-
-
-def _difference(row: Row | None) -> Cell:
-    """`best` marks a difference that is significant after the correction."""
-    if row is None:
-        return Cell("–")
-    decimals = METRICS[row["metric"]].decimals
-    low, high = _signed(row["ci_low"], decimals), _signed(row["ci_high"], decimals)
-    return Cell(_signed(row["difference"], decimals), f"[{low}, {high}]", row["p_adjusted"] < SIGNIFICANT)
-
-
-def _detail(row: Row | None) -> str:
-    if row is None:
-        return ""
-    p_value = row["p_adjusted"]
-    return f"p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}, wins {100 * row['win_rate']:.0f} %"
-
-
-def _signed(value: float, decimals: int) -> str:
-    return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _number(value: float | None, decimals: int = 0) -> str:

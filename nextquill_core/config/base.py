@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 OPERATIONAL = {"operational": True}
-MethodName = Literal["qwen", "latestk", "sft", "contextsft", "causal-only", "norm-only", "nextquill"]
+MethodName = Literal[
+    "qwen", "contriever", "bm25", "latestk", "llm-trsr", "cos", "sft", "oppu", "contextsft", "perce", "causal-only",
+    "norm-only", "nextquill",
+]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]

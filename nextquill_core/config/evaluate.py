@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section
+
+DecodingName = Literal["paper", "sane"]
+
+
+class RetrievalConfig(Section):
+    """What finds past reviews for the method `contriever`, and what reads texts for BERTScore."""
+
+    encoder: Annotated[
+        str, Field(description="a folder or a hub name of safetensors weights; base: θ0's own hidden states, offline")
+    ] = "facebook/contriever"
+    revision: str = "main"
+    bertscore: Annotated[
+        str | None, Field(description="a folder or a hub name of an encoder; null: BERTScore is left out")
+    ] = None
+    bertscore_revision: str = "main"
+
+
+class SummariesConfig(Section):
+    """How `llm-trsr` summarises: block by block, each summary going into the next; the newest reviews stay as they
+    are."""
+
+    newest: Annotated[int, Field(ge=0, description="reviews that are shown and not summarised")] = 2
+    block: Annotated[int, Field(ge=1, description="reviews a block")] = 4
+    max_tokens: Annotated[int, Field(ge=1, description="of one summary")] = 256
+
+
+class PersonalConfig(Section):
+    """One adapter a user (`oppu`) on top of one that was trained on the other users; OPPU, arXiv 2402.04401."""
+
+    folds: Annotated[int, Field(ge=2, description="parts of the users; each is trained without one of them")] = 2
+    r: Positive = 8
+    alpha: Positive = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Positive = 2
+
+
+class ServerConfig(Section):
+    """A server that speaks OpenAI's protocol (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
+
+    url: Annotated[str, Field(description="up to and with /v1")] = "http://127.0.0.1:8000/v1"
+    models: Annotated[
+        dict[str, str],
+        Field(description="method: name of its model there; base: that of θ0 (vLLM serves each adapter by a name)"),
+    ] = {}
+    api_key_env: Annotated[str | None, Field(description="the environment variable that holds the key")] = None
+    concurrency: Annotated[int, Field(ge=1, description="requests at a time")] = 16
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    retries: Annotated[int, Field(ge=0, description="of a request that the server fails")] = 6
 
 
 class EvaluateConfig(Section):
@@ -14,12 +62,40 @@ class EvaluateConfig(Section):
 
     split: Literal["test", "val"] = "test"
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("qwen", "latestk", "contextsft", "nextquill")
-    decoding: Annotated[tuple[Literal["paper", "sane"], ...], Field(min_length=1)] = ("paper", "sane")
-    engine: Annotated[Literal["transformers"], Field(json_schema_extra=OPERATIONAL)] = "transformers"
-    max_new_tokens: Positive = 512
+    decoding: Annotated[tuple[DecodingName, ...], Field(min_length=1)] = ("paper", "sane")
+    engine: Annotated[Literal["transformers", "openai"], Field(json_schema_extra=OPERATIONAL)] = "transformers"
+    server: Annotated[ServerConfig, Field(json_schema_extra=OPERATIONAL)] = ServerConfig()
+    max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `sane`")] = 512
+    paper_max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `paper`")] = 2048
+    choose_by: Annotated[
+        Literal["rouge1", "rougeL", "meteor", "bleu"],
+        Field(description="metric on val that decides what `sane` and the strength of `cos` are"),
+    ] = "rouge1"
+    control: Annotated[
+        Literal["stranger", "none"],
+        Field(description="stranger: methods that show history also write and read with a stranger's"),
+    ] = "stranger"
+    retrieval: RetrievalConfig = RetrievalConfig()
+    summaries: SummariesConfig = SummariesConfig()
+    personal: PersonalConfig = PersonalConfig()
     batch_tokens: Annotated[
         int, Field(ge=1, description="prompt tokens of one batch, with padding", json_schema_extra=OPERATIONAL)
     ] = 16384
     bootstrap_samples: Annotated[
         int, Field(ge=100, description="resamples of users behind each interval and p-value")
     ] = 10000
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EvaluateConfig:
+        for name in ("methods", "decoding"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} names one twice")
+        return self
+
+    def measuring(self) -> dict[str, Any]:
+        """What decides the numbers once the texts are there."""
+        return {
+            key: value
+            for key, value in self.semantic().items()
+            if key in ("split", "methods", "decoding", "control", "bootstrap_samples")
+        } | {"bertscore": [self.retrieval.bertscore, self.retrieval.bertscore_revision]}

@@ -3,6 +3,11 @@
 ROUGE-1 and ROUGE-L are the F-measures of `rouge-score` without stemming (the defaults of Hugging Face evaluate),
 METEOR is NLTK's with its defaults, BLEU is sacreBLEU's corpus score with its defaults. ROUGE and METEOR run from 0 to
 1 and are averaged over examples; BLEU runs from 0 to 100 and is one number for all examples together.
+
+Three more are there where somebody measured what they need: BERTScore (an encoder, see `bertscore`), and the
+log-likelihood of the review that the user wrote, of all its tokens and of its preference tokens alone (nats a token, a
+micro average, so long reviews count more). The last two ask what a method expects and not what it writes, so they are
+the same under every decoding preset.
 """
 
 from __future__ import annotations
@@ -10,28 +15,28 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import single_meteor_score
-from numpy.typing import NDArray
-from rouge_score.scoring import fmeasure
-from rouge_score.tokenizers import DefaultTokenizer
+from numpy.typing import ArrayLike, NDArray
 from sacrebleu.metrics import BLEU
 
+from nextquill_core.errors import ModelError
+from nextquill_core.evaluation.rouge import rouge
 from nextquill_core.evaluation.significance import Floats, Statistic, ratio_of_sums
 from nextquill_core.evaluation.wordnet import load_wordnet, tokenizer_name, word_tokenize
 from nextquill_core.progress import Progress, silent
 
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Lavie and Agarwal 2007; NLTK's defaults
 NGRAMS = 4
+LIKELIHOOD, PREFERENCE_LIKELIHOOD = "log_likelihood", "preference_log_likelihood"
+BERTSCORE = "bertscore"
 
-_rouge_tokenizer = DefaultTokenizer(use_stemmer=False)
 _bleu = BLEU()
 _segment_bleu = BLEU(effective_order=True)  # the same counts; without the warning about single sentences
 
@@ -62,6 +67,7 @@ class Metric:
         decimals: Digits shown.
         higher_is_better: None where neither direction is.
         statistic: From sums over examples to the value.
+        written: Whether it judges what a method wrote; otherwise no decoding preset changes it.
     """
 
     key: str
@@ -69,10 +75,11 @@ class Metric:
     decimals: int
     higher_is_better: bool | None
     statistic: Statistic = ratio_of_sums
+    written: bool = True
 
     def text(self, value: float) -> str:
-        """The value as shown."""
-        return f"{value:.{self.decimals}f}"
+        """The value as shown, with a real minus."""
+        return f"{value:.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 METRICS: Mapping[str, Metric] = {
@@ -82,6 +89,9 @@ METRICS: Mapping[str, Metric] = {
         Metric("rougeL", "ROUGE-L", 4, True),
         Metric("meteor", "METEOR", 4, True),
         Metric("bleu", "BLEU", 2, True, bleu_of_sums),
+        Metric(BERTSCORE, "BERTScore", 4, True),
+        Metric(LIKELIHOOD, "Log-likelihood", 4, True, written=False),
+        Metric(PREFERENCE_LIKELIHOOD, "Log-likelihood of preference tokens", 4, True, written=False),
         Metric("length_ratio", "Length ratio", 2, None),
     )
 }
@@ -95,25 +105,54 @@ class ExampleScores:
         means: For each metric that is a mean over examples, its values, shape (n,).
         lengths: Words of the prediction and of the reference, shape (n, 2); a reference has at least one.
         bleu: Matching and all n-grams of order 1 to 4, then length of prediction and reference, shape (n, 10).
+        sums: For each metric that is a ratio of sums, such as the likelihoods (`likelihood_sums`), shape (n, 2).
     """
 
     means: Mapping[str, Floats]
     lengths: NDArray[np.int64]
     bleu: NDArray[np.int64]
+    sums: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The metrics there are values of; one whose sums count nothing in any example is not among them."""
+        measured = {key for key, sums in self.sums.items() if sums[:, 1].any()}
+        return tuple(key for key in METRICS if key in {"bleu", "length_ratio", *self.means, *measured})
+
+    def plus(
+        self, *, means: Mapping[str, ArrayLike] | None = None, sums: Mapping[str, ArrayLike] | None = None
+    ) -> ExampleScores:
+        """These scores and further ones of the same examples.
+
+        Args:
+            means: By metric, a value an example, shape (n,), such as `bertscore.bert_f1` gives them.
+            sums: By metric, what is summed over examples, shape (n, 2), such as `likelihood_sums` gives it.
+
+        Raises:
+            ValueError: A metric is unknown, or the values are not of n examples.
+        """
+        averaged = {key: _shaped(key, values, (len(self),)) for key, values in (means or {}).items()}
+        summed = {key: _shaped(key, values, (len(self), 2)) for key, values in (sums or {}).items()}
+        return replace(self, means={**self.means, **averaged}, sums={**self.sums, **summed})
+
     def take(self, rows: NDArray[np.intp]) -> ExampleScores:
         """The scores of some examples."""
         return ExampleScores(
-            {key: values[rows] for key, values in self.means.items()}, self.lengths[rows], self.bleu[rows]
+            {key: values[rows] for key, values in self.means.items()},
+            self.lengths[rows],
+            self.bleu[rows],
+            {key: values[rows] for key, values in self.sums.items()},
         )
 
     def stats(self, key: str) -> Floats:
         """Of each example, what the metric's `statistic` needs the sum of, shape (n, K)."""
         if key in self.means:
             return np.stack([self.means[key], np.ones(len(self))], axis=1)
+        if key in self.sums:
+            return self.sums[key]
         counts = {"bleu": self.bleu, "length_ratio": self.lengths}[key]
         return counts.astype(np.float64)
 
@@ -121,7 +160,7 @@ class ExampleScores:
         """The metric over all examples, the same to the last bit in whatever order they come.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are none, or they have nothing that this metric measures.
         """
         if not len(self):
             raise ValueError("no examples, no score")
@@ -129,8 +168,58 @@ class ExampleScores:
             return math.fsum(self.means[key]) / len(self)
         if key == "bleu":
             return _bleu_score(self.bleu.sum(axis=0))
-        predicted, reference = self.lengths.sum(axis=0).tolist()
-        return float(predicted / reference)
+        above, below = (math.fsum(column) for column in self.stats(key).T)
+        if not below:
+            raise ValueError(f"nothing to measure {key} on")
+        return above / below
+
+
+def _shaped(key: str, values: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    found = np.asarray(values, dtype=np.float64)
+    if key not in METRICS or found.shape != shape:
+        raise ValueError(f"{key}: values of shape {found.shape}, a known metric of shape {shape} expected")
+    return found
+
+
+def likelihood_sums(logps: Sequence[Sequence[float]], chosen: Sequence[Sequence[bool]] | None = None) -> Floats:
+    """What the log-likelihood metrics are made of: for each example the sum of log p(y_t) and the number of tokens.
+
+    Args:
+        logps: Of each example, log p of the tokens that the user wrote, nats; lists, arrays or tensors on the CPU.
+        chosen: Of each example, which tokens count, such as preference tokens (effect above δ); None for all. An
+            example without any contributes nothing.
+
+    Returns:
+        Shape (n, 2): nats, tokens.
+
+    Raises:
+        ValueError: An example's tokens and choices differ in number.
+        ModelError: A log-probability is not finite.
+    """
+    sums = np.zeros((len(logps), 2))
+    if chosen is not None and len(chosen) != len(logps):
+        raise ValueError(f"choices for {len(chosen)} of {len(logps)} examples")
+    for row, tokens in enumerate(logps):
+        values = np.asarray(tokens, dtype=np.float64).reshape(-1)
+        if chosen is not None:
+            wanted = np.asarray(chosen[row], dtype=np.bool_).reshape(-1)
+            if len(wanted) != len(values):
+                raise ValueError(f"{len(wanted)} choices for {len(values)} tokens of example {row}")
+            values = values[wanted]
+        if not np.isfinite(values).all():
+            raise ModelError(
+                "the log-probability of a token is not finite", f"example {row}", "look at model.dtype and the adapter"
+            )
+        sums[row] = math.fsum(values), len(values)
+    return sums
+
+
+def sentence_bleu(scores: ExampleScores) -> Floats:
+    """sacreBLEU's sentence score of each example, 0 to 100, shape (n,): orders that a text is too short for are left
+    out.
+    """
+    found = [_bleu_score(counts, effective_order=True) for counts in scores.bleu]
+    return np.array(found, dtype=np.float64)
 
 
 def score_examples(predictions: Sequence[str], references: Sequence[str], progress: Progress = silent) -> ExampleScores:
@@ -163,35 +252,7 @@ def score_examples(predictions: Sequence[str], references: Sequence[str], progre
     return ExampleScores(means, lengths, bleu)
 
 
-def rouge(prediction: str, reference: str) -> tuple[float, float]:
-    """ROUGE-1 and ROUGE-L F-measure (Lin 2004), the values of `rouge_score.RougeScorer(["rouge1", "rougeL"])`.
-
-    Only its table for the longest common subsequence is replaced: it takes 10 ms for two reviews of 200 words and
-    grows with the product of their lengths, which a model that never stops makes large.
-    """
-    predicted, expected = _rouge_tokenizer.tokenize(prediction), _rouge_tokenizer.tokenize(reference)
-    if not predicted or not expected:
-        return 0.0, 0.0
-    overlap = (Counter(predicted) & Counter(expected)).total()
-    in_order = _common_subsequence(predicted, expected)
-    unigram, longest = (fmeasure(hits / len(predicted), hits / len(expected)) for hits in (overlap, in_order))
-    return float(unigram), float(longest)
-
-
-def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time in the bits of an integer (Hyyrö 2004)."""
-    places: dict[str, int] = defaultdict(int)
-    for place, token in enumerate(first):
-        places[token] |= 1 << place
-    everywhere = (1 << len(first)) - 1
-    row = everywhere
-    for token in second:
-        hits = row & places.get(token, 0)
-        row = ((row + hits) | (row - hits)) & everywhere
-    return len(first) - row.bit_count()
-
-
-def _bleu_score(sums: NDArray[np.int64]) -> float:
+def _bleu_score(sums: NDArray[np.int64], *, effective_order: bool = False) -> float:
     """sacreBLEU's own score from summed statistics, 0 to 100."""
     counts = sums.tolist()
     score = BLEU.compute_bleu(
@@ -201,7 +262,7 @@ def _bleu_score(sums: NDArray[np.int64]) -> float:
         ref_len=counts[-1],
         smooth_method=_bleu.smooth_method,
         smooth_value=_bleu.smooth_value,
-        effective_order=_bleu.effective_order,
+        effective_order=effective_order,
     )
     return float(score.score)
 
@@ -228,13 +289,26 @@ def _meteor() -> Callable[[Sequence[str], Sequence[str]], float]:
     )
 
 
-def settings() -> dict[str, Any]:
+def settings(*, delta: float | None = None, bertscore: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """How the numbers are made, as JSON values; to be printed with every table of them.
+
+    Args:
+        delta: δ of the preference tokens, where likelihoods were measured.
+        bertscore: The encoder, where there was one: `bertscore.BertEncoder.settings`.
 
     Raises:
         WordNetError: There is no WordNet.
     """
     _bleu.corpus_score(["a"], [["a"]])  # sacreBLEU signs only what it has scored
+    optional: dict[str, Any] = {}
+    if bertscore is not None:
+        optional[BERTSCORE] = {"value": "F1 of greedy matching, mean over examples, no idf, no rescaling", **bertscore}
+    if delta is not None:
+        optional[LIKELIHOOD] = {"value": "nats a token of the true review, its stop token among them"}
+        optional[PREFERENCE_LIKELIHOOD] = {
+            "value": "nats a token over preference tokens of the true review",
+            "preference tokens": f"effect of the newest reviews under the initial model above {delta:g}",
+        }
     return {
         "rouge": {
             "package": _version("rouge-score"),
@@ -260,6 +334,7 @@ def settings() -> dict[str, Any]:
             "value": "words of all predictions over words of all references",
             "tokenizer": tokenizer_name(),
         },
+        **optional,
     }
 
 

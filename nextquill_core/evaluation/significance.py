@@ -47,9 +47,25 @@ class Comparison:
     win_rate: float
 
 
+@dataclass(frozen=True, slots=True)
+class Values:
+    """One metric of one method, ready to be compared.
+
+    Attributes:
+        whole: Over all users.
+        users: Of each user alone, shape (U,), NaN for one with nothing to measure.
+        resampled: Of each resample, shape (B,), NaN for one that drew nothing to measure.
+    """
+
+    whole: float
+    users: Floats
+    resampled: Floats
+
+
 def ratio_of_sums(sums: Floats) -> Floats:
-    """The first sum over the second: a mean, where the second counts examples."""
-    ratio: Floats = sums[..., 0] / sums[..., 1]
+    """The first sum over the second: a mean, where the second counts examples; NaN where it counts none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Floats = np.where(sums[..., 1] == 0, np.nan, sums[..., 0] / sums[..., 1])
     return ratio
 
 
@@ -125,30 +141,48 @@ def resample(sums: Floats, *, samples: int, seed: int) -> Floats:
     return resampled
 
 
+def values_of(sums: Floats, resampled: Floats, statistic: Statistic = ratio_of_sums) -> Values:
+    """The metric of all users, of each, and of each resample, from sums of shape (U, K) and (B, K)."""
+    return Values(float(statistic(sums.sum(axis=0))), statistic(sums), statistic(resampled))
+
+
 def interval_of(value: float | np.floating | Floats, resampled: Floats, *, level: float = LEVEL) -> Interval:
-    """The interval between the resampled values' quantiles."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    """The interval between the resampled values' quantiles; resamples with nothing to measure (NaN) are left out."""
+    drawn = resampled[~np.isnan(resampled)]
+    if not len(drawn):
+        return Interval(float(value), float(value), float(value))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), _settled(low), _settled(high))
 
 
 def compare(
     sums: Floats, other: Floats, resampled: Floats, other_resampled: Floats, statistic: Statistic = ratio_of_sums
 ) -> Comparison:
-    """Compare two methods from their users' sums, shape (U, K), and resampled sums, shape (B, K), of the same draws.
+    """Compare two methods from their users' sums, shape (U, K), and resampled sums, shape (B, K), of the same draws."""
+    return compare_values(values_of(sums, resampled, statistic), values_of(other, other_resampled, statistic))
+
+
+def compare_values(mine: Values, theirs: Values) -> Comparison:
+    """Compare two methods; their resamples are of the same draws of users.
 
     The p-value is the share of resampled differences that lie as far from their own mean as the observed difference
     lies from zero (Riezler and Maxwell 2005, the paired bootstrap of sacreBLEU), counting the observed one as one of
-    them.
+    them. Users, and resamples, in which there is nothing to measure take no part.
     """
-    observed = float(statistic(sums.sum(axis=0)) - statistic(other.sum(axis=0)))
-    differences = statistic(resampled) - statistic(other_resampled)
-    as_far = np.abs(differences - differences.mean()) >= abs(observed)
-    p_value = (1 + int(as_far.sum())) / (1 + len(differences))
-    mine, theirs = statistic(sums), statistic(other)
+    observed = mine.whole - theirs.whole
+    differences = mine.resampled - theirs.resampled
+    differences = differences[~np.isnan(differences)]
+    measured = ~np.isnan(mine.users - theirs.users)
+    first, second = mine.users[measured], theirs.users[measured]
+    if len(first) < 2 or not len(differences):  # one user says nothing of others
+        p_value = 1.0
+    else:
+        as_far = np.abs(differences - differences.mean()) >= abs(observed)
+        p_value = (1 + int(as_far.sum())) / (1 + len(differences))
     return Comparison(
         difference=interval_of(observed, differences),
-        p_value=p_value if len(sums) > 1 else 1.0,  # one user says nothing of others
-        win_rate=float(np.mean((mine > theirs) + 0.5 * (mine == theirs))),
+        p_value=p_value,
+        win_rate=float(np.mean((first > second) + 0.5 * (first == second))) if len(first) else 0.5,
     )
 
 

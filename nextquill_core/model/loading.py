@@ -27,7 +27,8 @@ def load_model(spec: ModelSpec, device: torch.device | None = None) -> Any:
         ModelError: It cannot be found or read.
     """
     options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
-    model = _load(AutoModelForCausalLM, spec, dtype=getattr(torch, spec.dtype), use_safetensors=True, **options)
+    options |= {"dtype": getattr(torch, spec.dtype), "use_safetensors": True}
+    model = load_pretrained(AutoModelForCausalLM, spec, **options)
     return model.to(device or best_device()).eval()
 
 
@@ -37,7 +38,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     Raises:
         ModelError: It cannot be found or read.
     """
-    return _load(AutoTokenizer, spec)
+    return load_pretrained(AutoTokenizer, spec)
 
 
 def load_template(name: str, spec: ModelSpec, tokenizer: Any) -> Template:
@@ -61,7 +62,18 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by others in passing, would warn
 
 
-def _load(kind: Any, spec: ModelSpec, **options: Any) -> Any:
+def load_pretrained(kind: Any, spec: ModelSpec, *, remedy: str = REMEDY, **options: Any) -> Any:
+    """What `kind`, an Auto class of transformers, makes of a folder or hub name.
+
+    Args:
+        kind: Has `from_pretrained`.
+        spec: Which, and whether its own code may run; dtype and attention are the caller's to pass on.
+        remedy: What to do where it cannot be loaded.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: It cannot be found or read.
+    """
     quiet_libraries()
     try:
         return kind.from_pretrained(
@@ -69,4 +81,4 @@ def _load(kind: Any, spec: ModelSpec, **options: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load it ({reason})", spec.name_or_path, REMEDY) from error
+        raise ModelError(f"cannot load it ({reason})", spec.name_or_path, remedy) from error

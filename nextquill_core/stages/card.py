@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nextquill_core.evaluation.methods import METHODS
-from nextquill_core.plan import FOLD_METHOD, Step
+from nextquill_core.plan import Step
 from nextquill_core.stages.run import Run
 from nextquill_core.training.card import Card
 
@@ -22,7 +22,7 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
         merged: The card is that of the whole model with the adapter merged into it.
     """
     step = run.plan.adapters[name]
-    method = METHODS[FOLD_METHOD if name in run.plan.folds else name]
+    method = METHODS[run.plan.recipe(name)]
     base, base_id = _base(run)
     return Card(
         method=method.name,

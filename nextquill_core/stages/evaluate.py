@@ -1,105 +1,50 @@
-"""Evaluation: predictions by method and preset, each an artifact of its own, then everything that follows from them."""
+"""Evaluation: everything that methods need, write and find likely, each an artifact of its own; then what follows from
+them."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from nextquill_core.causal.shards import in_shards
-from nextquill_core.evaluation.methods import METHODS
-from nextquill_core.ingest.reader import read_examples
-from nextquill_core.model.identity import ModelSpec
+from nextquill_core.plan import Step
+from nextquill_core.plan.evaluation import SANE, STEERING
 from nextquill_core.progress import Progress
-from nextquill_core.schemas import METRICS, PREDICTIONS, Example
+from nextquill_core.schemas import METRICS, SLICES, Example
+from nextquill_core.stages import preparing, writing
+from nextquill_core.stages.past import by_example, split_examples
 from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.stages.writing import CONTROLS, PREDICTED
 from storage import Artifact, Staging, write_json, write_text
 
+if TYPE_CHECKING:
+    from nextquill_core.evaluation.metrics import ExampleScores
 
-def predictions(run: Run, method: str, decoding: str, progress: Progress, *, force: bool = False) -> Outcome:
-    """What one method writes under one decoding preset, for every example of the split."""
+Key = tuple[str, str]
+Texts = Mapping[Key, Mapping[str, str]]
+"""By method and preset, then by example."""
+
+
+def part(run: Run, step: Step, progress: Progress, *, force: bool = False) -> Outcome:
+    """Make one of `EvaluationPlan.steps`; those before it are there."""
 
     def build(staging: Staging) -> dict[str, Any]:
-        return _generate(run, method, decoding, staging, progress)
+        if step.kind == "relevance":
+            return preparing.relevance(run, staging, progress)
+        if step.kind == "summaries":
+            return preparing.summaries(run, staging, progress)
+        if step.kind == "personal":
+            return preparing.personal(run, staging, progress)
+        if step.kind == "choice":
+            return writing.choose(run, step.name.partition(":")[2], staging)
+        if step.kind == "likelihood":
+            return writing.likelihood(run, step, staging, progress)
+        written = next(found for found in run.plan.evaluation.writings if found.step is step)
+        return writing.predictions(run, written, staging, progress)
 
-    return run.make(run.plan.predictions[method, decoding], build, force=force)
-
-
-def _generate(run: Run, method: str, decoding: str, staging: Staging, progress: Progress) -> dict[str, Any]:
-    from nextquill_core.evaluation.generate import DECODINGS, generate
-    from nextquill_core.model.loading import load_tokenizer
-    from nextquill_core.tokens import encoder_for
-
-    settings = run.config.evaluate
-    tokenizer = load_tokenizer(run.model_spec)
-    limits = run.prompt_settings | ({} if METHODS[method].history else {"max_history": 0})
-    encoder = encoder_for(run.model_spec, tokenizer, **limits)
-    examples = _examples(run)
-    adapter = run.artifact(run.plan.train[method]).folder / "adapter" if method in run.plan.train else None
-    finished, stopped = 0, 0
-
-    def advance(count: int) -> None:
-        nonlocal finished
-        finished += count
-        progress(finished, len(examples))
-
-    with _adapted(_base_model(run.model_spec), adapter) as model:
-        for number, part in in_shards(examples):
-            name = f"predictions/{method}-{decoding}-{number}.parquet"
-            if not staging.has(name):
-                answers = generate(
-                    model,
-                    tokenizer,
-                    [pair.factual for pair in encoder.encode(part)],
-                    DECODINGS[decoding],
-                    max_new_tokens=settings.max_new_tokens,
-                    batch_tokens=settings.batch_tokens,
-                    advance=advance,
-                )
-                columns = {
-                    "example_id": [example.example_id for example in part],
-                    "method": [method] * len(part),
-                    "decoding": [decoding] * len(part),
-                    "text": [answer.text for answer in answers],
-                    "n_tokens": [answer.n_tokens for answer in answers],
-                    "finish_reason": [answer.finish_reason for answer in answers],
-                }
-                staging.write_table(name, pa.table(columns, schema=PREDICTIONS))
-            reasons = pq.read_table(staging.path(name), columns=["finish_reason"])["finish_reason"]
-            stopped += reasons.to_pylist().count("stop")
-    return {"examples": len(examples), "stopped": stopped, "truncation": dict(encoder.truncation)}
-
-
-def _examples(run: Run) -> list[Example]:
-    return list(read_examples(run.artifact(run.plan.ingest).folder, (run.config.evaluate.split,)))
-
-
-@functools.lru_cache(maxsize=1)
-def _base_model(spec: ModelSpec) -> Any:
-    from nextquill_core.model.loading import load_model
-
-    return load_model(spec)
-
-
-@contextmanager
-def _adapted(base: Any, adapter: Path | None) -> Iterator[Any]:
-    """The base model with an adapter on it for the length of the block; the base is loaded once for all methods."""
-    if adapter is None:
-        yield base
-        return
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base, str(adapter))
-    try:
-        yield model.eval()
-    finally:
-        model.unload()
+    return run.make(step, build, force=force)
 
 
 def evaluation(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
@@ -113,57 +58,120 @@ def evaluation(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
 
 def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     from nextquill_core.analysis.report import render
-    from nextquill_core.evaluation import metrics, tables
+    from nextquill_core.evaluation import metrics, slices, tables
     from nextquill_core.stages.reporting import figures_of, report_of
 
-    for step in run.plan.predictions.values():
-        source = run.artifact(step)
-        staging.adopt(source.folder, source.shards("predictions/"))
-    written_by = read_predictions(staging.folder)
-    texts = {key: written_by[key] for key in run.plan.predictions}  # in the config's order
-    examples = _examples(run)
-    references = [example.target.text for example in examples]
-    total = len(texts) * len(examples)
-    scores = {}
-    for number, (key, by_example) in enumerate(texts.items()):
-        written = [by_example[example.example_id] for example in examples]
-        before = number * len(examples)
-        scores[key] = metrics.score_examples(
-            written, references, lambda done, _, note="", before=before: progress(before + done, total, note)
-        )
+    plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
+    for folder, written in ((PREDICTED, plan.predictions), (CONTROLS, plan.controls)):
+        for source in (run.artifact(found.step) for found in written.values()):
+            staging.adopt(source.folder, source.shards(f"{folder}/"))
+    texts = {key: _texts(run, found.step, PREDICTED) for key, found in plan.predictions.items()}
+    control_texts = {key: _texts(run, found.step, CONTROLS) for key, found in plan.controls.items()}
+    examples = split_examples(run, settings.split)
+    measure = _Measure(run, examples, progress, len(texts) + len(control_texts))
+    scores = measure(texts, plan.likelihoods)
+    controls = measure(control_texts, plan.control_likelihoods)
     users = [f"{example.category}/{example.user_id}" for example in examples]
     categories = [example.category for example in examples]
-    settings = run.config.evaluate
-    resampling = {"samples": settings.bootstrap_samples, "seed": run.config.seed}
+    resampling: dict[str, Any] = {"samples": settings.bootstrap_samples, "seed": run.config.seed}
     rows = tables.metric_rows(scores, users, categories, **resampling)
-    ours = "nextquill" if "nextquill" in settings.methods else None
-    comparisons = tables.comparison_rows(scores, users, categories, reference=ours, **resampling)
-    write_json(staging.path("metrics.json"), tables.to_document(metrics.settings(), rows, comparisons))
+    comparisons = tables.comparison_rows(scores, users, categories, **resampling)
+    labels = slices.slice_labels(examples, dated=run.plan.source.dated)
+    parts = slices.slice_rows(scores, users, categories, labels, **resampling)
+    parts += slices.control_rows(scores, controls, users, categories, **resampling)
+    how = metrics.settings(delta=delta, bertscore=measure.bertscore)
+    choices = {name: writing.chosen(run, name) for name in plan.choices}
+    document = tables.to_document(how, rows, comparisons) | {"chosen_on_val": choices}
+    write_json(staging.path("metrics.json"), document)
     staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
+    staging.write_table("slices.parquet", pa.Table.from_pylist(parts, schema=SLICES))
+    ids = [example.example_id for example in examples]
+    staging.write_table("examples.parquet", tables.example_table(scores, ids))
     pictures = figures_of(run, rows)
     for name, picture in pictures.items():
         staging.path(f"figures/{name}.png").write_bytes(picture.png)
-    page = report_of(run, rows, comparisons, metrics.settings(), pictures, examples, texts)
+    page = report_of(
+        run, rows, comparisons, how, pictures, examples, texts, slices=parts, notes=list(_chosen_notes(choices))
+    )
+    write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
-    staging.finish("report.html", log=True)  # tells times and paths too
+    for log in ("costs.json", "report.html"):
+        staging.finish(log, log=True)  # tells times and paths too
     return {"examples": len(examples), "methods": list(settings.methods), "decoding": list(settings.decoding)}
 
 
-def read_predictions(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """By (method, decoding): the text written for each example."""
-    texts: dict[tuple[str, str], dict[str, str]] = {}
-    for shard in sorted((folder / "predictions").glob("*.parquet")):
-        for row in pq.read_table(shard).to_pylist():
-            texts.setdefault((row["method"], row["decoding"]), {})[row["example_id"]] = row["text"]
-    return texts
+class _Measure:
+    """Scores sets of texts of the same examples against the same references, telling how far it is."""
+
+    def __init__(self, run: Run, examples: Sequence[Example], progress: Progress, sets: int) -> None:
+        self.run = run
+        self.examples = examples
+        self.progress = progress
+        self.total = sets * len(examples)
+        self.done = 0
+        self.references = [example.target.text for example in examples]
+        self.bertscore: dict[str, Any] | None = None
+        effects = by_example(run.artifact(run.plan.score).folder / "effects", "effect")
+        delta = run.config.weights.delta
+        self.preferred = [[effect > delta for effect in effects[example.example_id]] for example in examples]
+        self._encoder: Any = None
+        retrieval = run.config.evaluate.retrieval
+        if retrieval.bertscore is not None:
+            from nextquill_core.evaluation.bertscore import load_bert_encoder
+
+            self._encoder = load_bert_encoder(retrieval.bertscore, retrieval.bertscore_revision)
+            self.bertscore = dict(self._encoder.settings)
+
+    def __call__(self, texts: Texts, likelihoods: Mapping[str, Step]) -> dict[Key, ExampleScores]:
+        return {key: self._scores(written, likelihoods[key[0]]) for key, written in texts.items()}
+
+    def _scores(self, text: Mapping[str, str], step: Step) -> ExampleScores:
+        from nextquill_core.evaluation import metrics
+        from nextquill_core.evaluation.bertscore import bert_f1
+
+        written = [text[example.example_id] for example in self.examples]
+        before = self.done
+        scores = metrics.score_examples(
+            written, self.references, lambda done, _, note="": self.progress(before + done, self.total, note)
+        )
+        self.done += len(written)
+        found = by_example(self.run.artifact(step).folder / "likelihoods", "logp")
+        logps = [found[example.example_id] for example in self.examples]
+        sums = {
+            metrics.LIKELIHOOD: metrics.likelihood_sums(logps),
+            metrics.PREFERENCE_LIKELIHOOD: metrics.likelihood_sums(logps, self.preferred),
+        }
+        means = {metrics.BERTSCORE: bert_f1(written, self.references, self._encoder)} if self._encoder else {}
+        return scores.plus(means=means, sums=sums)
+
+
+def _texts(run: Run, step: Step, folder: str) -> dict[str, str]:
+    return by_example(run.artifact(step).folder / folder, "text")
+
+
+def _chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What was chosen on val, for readers."""
+    named = {SANE: "the preset `sane`", STEERING: "the strength λ of `cos`"}
+    for name, choice in choices.items():
+        values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
+        yield f"On val, {choice['by']} chose {choice['chosen']} as {named[name]} ({values})."
 
 
 def result_tables(artifact: Artifact, *, intervals: bool = True) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """(title, a row a method) for each decoding preset and category, for people."""
-    from nextquill_core.evaluation.tables import from_document, pivot
+    from nextquill_core.evaluation.tables import from_document
 
     path = artifact.folder / "metrics.json"
     _, rows, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
+    yield from shown_tables(rows, intervals=intervals)
+
+
+def shown_tables(
+    rows: Sequence[Mapping[str, Any]], *, intervals: bool = True
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The same from the rows of a metrics file."""
+    from nextquill_core.evaluation.tables import pivot
+
     for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
         table = pivot(rows, decoding, category)
         names = [metric.name for metric in table.metrics]

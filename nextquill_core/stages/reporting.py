@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from nextquill_core.analysis import figures
+from nextquill_core.analysis.differences import setting_differences
 from nextquill_core.analysis.effects_page import parts_of
+from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import Case, Cohort, Picture, Report, RowCount, Stage, TokenEffect, Training
-from nextquill_core.evaluation.generate import DECODINGS
-from nextquill_core.evaluation.methods import METHODS
+from nextquill_core.config import EvaluateConfig
+from nextquill_core.evaluation.answers import answer_rows
+from nextquill_core.evaluation.costs import cost_rows
+from nextquill_core.evaluation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
+from nextquill_core.evaluation.methods import METHODS, Method
 from nextquill_core.evaluation.tables import ALL, Row
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.schemas import Example
@@ -58,9 +66,29 @@ def report_of(
     pictures: Mapping[str, Picture],
     examples: Sequence[Example],
     texts: Mapping[tuple[str, str], Mapping[str, str]],
+    *,
+    slices: Sequence[Row] = (),
+    costs: Sequence[Row] | None = None,
+    further: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Report:
-    """Everything that the report of a run shows."""
+    """Everything that the report of a run shows.
+
+    Args:
+        run: What was run.
+        rows: Of the schema `METRICS`.
+        comparisons: Of `tables.comparison_rows`.
+        settings: How the metrics are computed.
+        pictures: By file name, as `figures_of` gives them.
+        examples: Those that were predicted.
+        texts: What was written for each, by method and preset.
+        slices: Of the schema `SLICES`.
+        costs: Of `costs.cost_rows`; None for what the artifacts tell.
+        further: Differences from the paper's setting that the configuration does not tell.
+        notes: What else a reader must know, such as what was chosen on val.
+    """
     config = run.config
+    users = Counter(example.category for example in examples)
     stats = run.artifact(run.plan.ingest).manifest.stats
     scored = run.artifact(run.plan.score).manifest.stats["per_category"].values()
     tokens = sum(part["tokens"] for part in scored)
@@ -86,6 +114,11 @@ def report_of(
         ],
         rows=rows,
         comparisons=comparisons,
+        slices=slices,
+        published=beside_published(rows),
+        differences=setting_differences(config.model_dump(mode="json"), users=users, further=further),
+        costs=costs_of(run) if costs is None else costs,
+        answers=answers_of(run),
         settings=settings,
         scores_figures=[picture for name, picture in pictures.items() if name.startswith("metrics-")],
         effect_figures=[pictures["effects"]],
@@ -93,9 +126,44 @@ def report_of(
         training=[_training(run.artifact(step), name) for name, step in run.plan.train.items()],
         training_figures=[pictures["training"]] if "training" in pictures else [],
         cases=_cases(run, examples, texts),
-        notes=_notes(run),
+        notes=[*_notes(run), *notes],
         commands=[run.artifact(run.plan.ingest).manifest.provenance["command"]],
     )
+
+
+def answers_of(run: Run) -> list[dict[str, Any]]:
+    """How the answers of each method and preset ended."""
+    columns = ["method", "decoding", "text", "n_tokens", "finish_reason"]
+    written = [run.artifact(found.step) for found in run.plan.evaluation.predictions.values()]
+    shards = [path for artifact in written for path in artifact.files("predictions/")]
+    return answer_rows(row for path in shards for row in pq.read_table(path, columns=columns).to_pylist())
+
+
+def costs_of(run: Run) -> list[dict[str, Any]]:
+    """What each method and preset has cost, as far as the artifacts tell."""
+    plan = run.plan.evaluation
+    usages = {key: run.artifact(found.step).manifest.stats.get("usage") for key, found in plan.predictions.items()}
+    training = {name: _training(run.artifact(step), name).seconds for name, step in run.plan.train.items()}
+    return cost_rows(usages, training, {name: _prepared(run, METHODS[name]) for name in run.config.evaluate.methods})
+
+
+def _prepared(run: Run, method: Method) -> dict[str, float | None]:
+    """What a method needs before it can train or write, with the seconds of the runs that made it."""
+    plan = run.plan.evaluation
+    steps = {
+        "effects of history": run.plan.effects if method.training and method.training.weighted else None,
+        "vectors": plan.relevance if method.shown == "contriever" else None,
+        "summaries": plan.summaries if method.shown == "summary" else None,
+        "personal adapters": plan.personal if method.personal else None,
+    }
+    seconds: dict[str, float | None] = {
+        name: run.artifact(step).manifest.provenance["seconds"] for name, step in steps.items() if step
+    }
+    if method.personal:
+        seconds["adapters of other users"] = sum(
+            _training(run.artifact(step), name).seconds for name, step in plan.tasks.items()
+        )
+    return seconds
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:
@@ -109,8 +177,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("loss", f"α = {train.alpha:g}, normalised by {train.normalization}"),
         ("training", f"{train.epochs} epochs, lr {train.learning_rate:g}, batch {train.global_batch}"),
         ("LoRA", f"r {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout:g}, {train.lora.targets}"),
-        *((f"decoding `{name}`", DECODINGS[name].summary) for name in config.evaluate.decoding),
-        ("longest answer", f"{config.evaluate.max_new_tokens} tokens"),
+        *((f"decoding `{name}`", _decoding(config.evaluate, name)) for name in config.evaluate.decoding),
         ("seed", str(config.seed)),
     ]
 
@@ -122,12 +189,14 @@ def _notes(run: Run) -> list[str]:
             "The base model is the small offline one, pretrained on the base profiles of these users. The numbers "
             "show that the pipeline works; they say nothing about large models."
         )
-    for method, decoding in run.plan.predictions:
-        stats = run.artifact(run.plan.predictions[method, decoding]).manifest.stats
-        if stats["stopped"] < stats["examples"]:
-            cut = stats["examples"] - stats["stopped"]
-            notes.append(f"{method}, {decoding}: {cut} of {stats['examples']} answers were cut at the length limit.")
     return notes
+
+
+def _decoding(settings: EvaluateConfig, name: str) -> str:
+    limit = settings.paper_max_new_tokens if name == PAPER.name else settings.max_new_tokens
+    chosen = f"{' or '.join(SANE_CANDIDATES)}, whichever does better on val"
+    summary = DECODINGS[name].summary if name in DECODINGS else chosen
+    return f"{summary}; up to {limit:,} tokens"
 
 
 def _stage(artifact: Artifact, name: str) -> Stage:

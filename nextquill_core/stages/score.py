@@ -76,11 +76,17 @@ def score_job(run: Run, staging: Path) -> ScoreJob:
     )
 
 
-def weights(run: Run, *, force: bool = False) -> Outcome:
+def weights(run: Run, policy: str | None = None, *, force: bool = False) -> Outcome:
     """Effects and the preference weights derived from them, side by side, and what the effects look like.
 
     Takes seconds and no model. The looks are logs: they show δ, also under a policy whose weights do not depend on it.
+
+    Args:
+        run: The configuration; the effects are there.
+        policy: One of `Plan.weights`; None for the configured one.
+        force: Derive anew even if the weights are fresh.
     """
+    step = run.plan.score if policy is None else run.plan.weights[policy]
 
     def build(staging: Staging) -> dict[str, Any]:
         from nextquill_core.causal.weighting import weights_table
@@ -89,7 +95,7 @@ def weights(run: Run, *, force: bool = False) -> Outcome:
         shards = source.shards("effects/")
         staging.adopt(source.folder, shards)
         for shard in shards:
-            derived = weights_table(pq.read_table(source.folder / shard.path), **run.plan.score.settings["weights"])
+            derived = weights_table(pq.read_table(source.folder / shard.path), **step.settings["weights"])
             staging.write_table(shard.path.replace("effects/", "weights/"), derived)
         category = categories(run.artifact(run.plan.ingest).folder)
         paths = [source.folder / shard.path for shard in shards]
@@ -105,7 +111,7 @@ def weights(run: Run, *, force: bool = False) -> Outcome:
         }
         return {**source.manifest.stats, "per_category": per_category, "preference_delta": summary.delta}
 
-    return run.make(run.plan.score, build, force=force)
+    return run.make(step, build, force=force)
 
 
 def _show(run: Run, staging: Staging, summary: EffectsSummary) -> None:

@@ -108,7 +108,7 @@ def open_points(config: Config, grid: Grid, open_run: Callable[[Config], Run]) -
     seen: dict[frozenset[str], Point] = {}
     for values, settings in grid_configs(config, grid):
         point = Point(values, open_run(settings))
-        texts = frozenset(step.fingerprint for step in point.run.plan.predictions.values())
+        texts = frozenset(found.step.fingerprint for found in point.run.plan.evaluation.predictions.values())
         if texts in seen:
             raise UserError(
                 f"{seen[texts].label} and {point.label} make the same predictions",
@@ -183,7 +183,8 @@ def _document(points: Sequence[Point]) -> dict[str, Any]:
         path = evaluation.folder / "metrics.json"
         settings, found, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
         rows += [{"point": number, **row} for row in found]
-        predictions = {"/".join(key): step.fingerprint for key, step in point.run.plan.predictions.items()}
+        written = point.run.plan.evaluation.predictions
+        predictions = {"/".join(key): found.step.fingerprint for key, found in written.items()}
         described.append(
             {
                 "point": number,

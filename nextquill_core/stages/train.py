@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nextquill_core.plan import FOLD_METHOD, Step
+from nextquill_core.plan import Step
 from nextquill_core.stages.card import adapter_card
 from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.training import curves
@@ -28,7 +28,7 @@ def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcom
 
     Args:
         run: The configuration and its store.
-        name: A key of `Plan.adapters`: a method that trains, or `fold-0`, ...
+        name: A key of `Plan.adapters`: a method that trains, or `fold-0`, `task-0`, ...
         launch: Starts the ranks and waits for them.
         force: Train anew even if the adapter is fresh.
     """
@@ -43,7 +43,7 @@ def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcom
         curve = (staging.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(curve[-1])
         stats = {
-            "method": FOLD_METHOD if name in run.plan.folds else name,
+            "method": run.plan.recipe(name),
             "steps": last["steps"],
             "final": {key: last[key] for key in ("loss", "normal", "causal")},
             **{key: last[key] for key in ("left_out_users", "left_out_examples") if key in last},
@@ -80,7 +80,7 @@ def train_spec(run: Run, step: Step, output: Path) -> TrainSpec:
     return TrainSpec(
         output=str(output),
         sequences=str(run.artifact(run.plan.ingest).folder),
-        effects=str(run.artifact(run.plan.score).folder) if run.plan.score in step.inputs else None,
+        effects=next((str(run.artifact(source).folder) for source in step.inputs if source.kind == "score"), None),
         weighted=recipe["weighted"],
         model=run.model_spec,
         prompt=PromptSpec(**prompt),

@@ -22,14 +22,17 @@ from tests.conftest import REPO
 from tests.world import small_config
 
 STAGES = ("ingest", "model", "effects", "score", "train", "train:contextsft", "evaluate")
-PREDICTIONS = {
-    "evaluate", *(f"{name}-{mode}" for name in ("qwen", "contextsft", "nextquill") for mode in ("paper", "sane"))
-}  # fmt: skip
+METHODS = ("qwen", "contextsft", "nextquill")
+SANE = {"choice:sane", *(f"{name}-sane" for name in METHODS)}
+ON_VAL = {"latestk-greedy-val", "latestk-sampled-val"}
+PREDICTIONS = {"evaluate", *SANE, *ON_VAL, *(f"{name}-paper" for name in METHODS)}
+LIKELIHOODS = {f"likelihood:{name}" for name in METHODS}
+OURS = {"train", "evaluate", "nextquill-paper", "nextquill-sane", "likelihood:nextquill"}
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
     yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.folds.values())
-    yield from (plan.effects, plan.score, *plan.train.values(), *plan.predictions.values(), plan.evaluate)
+    yield from (plan.effects, plan.score, *plan.train.values(), *plan.evaluation.steps, plan.evaluate)
 
 
 def fingerprints(config: Config) -> dict[str, str]:
@@ -54,8 +57,12 @@ def states(run: Run) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("change", "moved"),
     [
-        ({"weights": {"delta": 0.1}}, {"score", "train", "evaluate", "nextquill-paper", "nextquill-sane"}),
-        ({"train": {"alpha": 0.1}}, {"train", "evaluate", "nextquill-paper", "nextquill-sane"}),
+        ({"weights": {"delta": 0.1}}, {"score", *OURS}),
+        ({"train": {"alpha": 0.1}}, OURS),
+        ({"evaluate": {"paper_max_new_tokens": 9}}, {"evaluate", *(f"{name}-paper" for name in METHODS)}),
+        ({"evaluate": {"choose_by": "meteor"}}, {"evaluate", *SANE}),
+        ({"evaluate": {"max_new_tokens": 9}}, {"evaluate", *SANE, *ON_VAL}),
+        ({"evaluate": {"engine": "openai", "server": {"concurrency": 2}}}, set()),
         ({"evaluate": {"bootstrap_samples": 300}}, {"evaluate"}),
         ({"score": {"batch_tokens": 7}}, set()),
         ({"train": {"batch_tokens": 7, "launcher": {"processes": 1}, "checkpoint_every": 1}}, set()),
@@ -237,7 +244,7 @@ def test_what_a_field_moves_where_adapters_score(
     adapter = {"score": {"effect_source": "adapter"}}
     before = fingerprints(small_config(small_world, tmp_path, **adapter))
     after = fingerprints(small_config(small_world, tmp_path, **adapter, **change))
-    assert {name for name in before if before[name] != after[name]} - PREDICTIONS == moved
+    assert {name for name in before if before[name] != after[name]} - PREDICTIONS - LIKELIHOODS == moved
 
 
 def test_folds_have_standings_of_their_own(small_world: Path, tmp_path: Path) -> None:

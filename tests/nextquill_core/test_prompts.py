@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from nextquill_core.prompts import PLAIN, Template, build_prompt, resolve_template
+from nextquill_core.prompts import (
+    PLAIN,
+    SUMMARY_REVISION,
+    Template,
+    build_prompt,
+    query_section,
+    resolve_template,
+    review_section,
+)
 from nextquill_core.schemas import Item, Review
 
 BOOK = Item("Emma", "A novel.")
@@ -28,6 +36,44 @@ def test_without_history_nothing_mentions_one() -> None:
         "Rating: 4.5\nTitle: Clever\nReview:\n"
     )
     assert not {"past", "history", "previous", "none", "user"} & set(prompt.lower().replace(":", " ").split())
+
+
+def test_a_summary_stands_between_item_and_history() -> None:
+    assert build_prompt(BOOK, 5.0, "Clever", (PAST,), summary="Short and kind. ❤") == (
+        "Write a review of the item below.\n\n"
+        "Item: Emma\nDescription: A novel.\n\n"
+        "What this user's reviews are like:\nShort and kind. ❤\n\n"
+        "Past reviews by the same user, oldest first:\n\n"
+        "Item: Persuasion\nDescription: Another.\nRating: 4\nTitle: Late love\nReview:\nI wept.\n\n"
+        "Rating: 5\nTitle: Clever\nReview:\n"
+    )
+
+
+def test_a_summary_needs_no_history() -> None:
+    assert build_prompt(BOOK, 5.0, "Clever", (), summary="Kind.", template=Template("chat", "<", ">")) == (
+        "<Write a review of the item below.\n\n"
+        "Item: Emma\nDescription: A novel.\n\n"
+        "What this user's reviews are like:\nKind.\n\n"
+        "Rating: 5\nTitle: Clever\nReview:\n>"
+    )
+
+
+def test_an_empty_summary_changes_no_prompt() -> None:
+    for history in ((PAST,), ()):
+        without = build_prompt(BOOK, 5.0, "Clever", history)
+        assert build_prompt(BOOK, 5.0, "Clever", history, summary="") == without
+
+
+def test_prompts_without_summary_keep_their_revision() -> None:
+    assert PLAIN.revision == "de995b11e36270bc"
+    assert PLAIN.revision != SUMMARY_REVISION
+
+
+def test_sections_are_those_of_the_prompt() -> None:
+    assert query_section(BOOK, 4.5, "Clever") == "Item: Emma\nDescription: A novel.\nRating: 4.5\nTitle: Clever"
+    assert review_section(PAST) == (
+        "Item: Persuasion\nDescription: Another.\nRating: 4\nTitle: Late love\nReview:\nI wept."
+    )
 
 
 def test_both_branches_share_their_beginning() -> None:

@@ -58,6 +58,41 @@ def test_both_branches_show_the_same_clipped_item(tiny_tokenizer: Any) -> None:
     assert len(described) < len(target.item.description)
 
 
+def test_a_summary_is_in_the_prompt_with_history_alone(tiny_tokenizer: Any, examples: list[Example]) -> None:
+    summed = [replace(example, summary="likes rivers, writes \U0001f600 and שלום") for example in examples]
+    pairs = encoder(tiny_tokenizer)
+    for example, plain, pair in zip(summed, pairs.encode(examples), pairs.encode(summed), strict=True):
+        target, shown = example.target, example.history[-4:]
+        expected = build_prompt(target.item, target.rating, target.title, shown, summary=example.summary)
+        assert tiny_tokenizer.decode(pair.factual) == expected
+        assert pair.counterfactual == plain.counterfactual
+        assert pair.has_history
+    assert not pairs.truncation
+
+
+def test_past_reviews_go_before_a_long_summary_is_clipped(tiny_tokenizer: Any) -> None:
+    past = tuple(review(number, 30) for number in range(4))
+    example = Example("C:u:0", "u", "C", "val", review(50), past, text(9, 60))
+    whole = len(encoder(tiny_tokenizer).encode([replace(example, history=past[-1:])])[0].factual)
+
+    pairs = encoder(tiny_tokenizer, prompt=whole)
+    (pair,) = pairs.encode([example])
+    assert f"{example.summary}\n\n" in tiny_tokenizer.decode(pair.factual)
+    assert pairs.truncation["past_reviews_dropped"] == 3
+    assert pairs.truncation["prompts_with_clipped_text"] == 0
+
+    pairs = encoder(tiny_tokenizer, prompt=whole - 1)
+    (pair,) = pairs.encode([example])
+    assert len(pair.factual) < whole
+    shown = tiny_tokenizer.decode(pair.factual)
+    clipped = shown.partition("What this user's reviews are like:\n")[2].partition("\n")[0]
+    assert clipped
+    assert example.summary.startswith(clipped)
+    assert len(clipped) < len(example.summary)
+    assert past[-1].text in shown
+    assert pairs.truncation["prompts_with_clipped_text"] == 1
+
+
 def test_a_limit_that_nothing_can_meet_names_the_key(tiny_tokenizer: Any, examples: list[Example]) -> None:
     with pytest.raises(ModelError, match=r"prompt\.max_prompt_tokens"):
         encoder(tiny_tokenizer, prompt=10).encode(examples)

@@ -43,6 +43,13 @@ def test_bars_stand_for_the_values() -> None:
     assert [label.get_text() for label in panels["ROUGE-1"].get_yticklabels()] == ["qwen", "nextquill"]
 
 
+def test_log_likelihoods_have_no_bars() -> None:
+    """Below 0 there is nothing for a bar to stand on."""
+    rows = [*ROWS, {**ROWS[0], "metric": "log_likelihood", "value": -3.0, "ci_low": -3.1, "ci_high": -2.9}]
+    titles = [axes.get_title(loc="left") for axes in metric_bars(rows, "paper", "Books").axes]
+    assert titles == ["ROUGE-1", "BLEU", "Length ratio"]
+
+
 def test_panels_hold_every_bin_and_part_them_at_delta() -> None:
     (axes,) = effect_panels({"Books": (0, 5, 2, 1)}, (-1, 0, 0.05, 0.5, 1), 0.05).axes
     bars = [(bar.get_x(), bar.get_height(), bar.get_facecolor()) for bar in axes.patches]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from nextquill_core.analysis.figures import png
+from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
     Case,
     Cohort,
@@ -25,7 +26,33 @@ from nextquill_core.analysis.report import (
     render,
     shared_segments,
 )
+from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
 
+SLICE = {"slice": "history_length", "bucket": "8–15", "p_value": None, "p_adjusted": None}
+COST = {
+    "method": "llm-trsr",
+    "decoding": "paper",
+    "answers": 317,
+    "training_seconds": None,
+    "preparation": {"summaries": 412.0},
+    "prompt_tokens": 1234.4,
+    "new_tokens": 88.0,
+    "tokens_per_second": 36.04,
+    "first_token_ms": None,
+    "peak_gb": 2.4,
+    "retries": 0,
+}
+ANSWER = {
+    "method": "qwen",
+    "decoding": "paper",
+    "answers": 317,
+    "empty": 3,
+    "cut": 12,
+    "other": 0,
+    "stopped_share": 305 / 317,
+    "mean_tokens": 101.25,
+    "longest_tokens": 2048,
+}
 EVIL = '</div><script>alert(1)</script><img src=http://evil.example/x onerror=go()> "it\'s" {{ 7*7 }} & \x00\x1b\ud800'
 VOID = {"meta", "img"}
 
@@ -106,8 +133,26 @@ def report() -> Report:
             row("nextquill", "rouge1", 0.2318),
             row("contextsft", "length_ratio", 1.2),
             row("nextquill", "rouge1", 0.3, decoding="sane"),
+            row("nextquill", "log_likelihood", -3.1415),
+            row("nextquill", "log_likelihood", -3.1415, decoding="sane"),
         ],
         comparisons=[compared("rouge1", 0.0657, 0.0004)],
+        slices=[
+            {**row("nextquill", "rouge1", 0.21), **SLICE},
+            {**row("nextquill", "rouge1", 0.5), **SLICE, "slice": "control", "bucket": OWN},
+            {**row("nextquill", "rouge1", 0.25), **SLICE, "slice": "control", "bucket": STRANGER},
+            {
+                **row("nextquill", "rouge1", 0.1234),
+                "slice": "control",
+                "bucket": DIFFERENCE,
+                "p_value": 0.01,
+                "p_adjusted": 0.02,
+            },
+        ],
+        published=beside_published([row("nextquill", "rouge1", 0.25)]),
+        differences=["The base model is another."],
+        costs=[COST],
+        answers=[ANSWER],
         settings={"bleu": {"signature": "nrefs:1", "smooth": True}},
         scores_figures=[picture()],
         effect_figures=[picture("Effects")],
@@ -164,6 +209,21 @@ def test_everything_given_is_shown(report: Report) -> None:
         "1,204,332",
         "1 h 03 min",
         "nothing",
+        "−3.1415",
+        "8–15n = 317",
+        "+0.1234",
+        "p = 0.020",
+        "0.5000 against 0.2500",
+        "published 0.2318",
+        "+0.0182",
+        "DEP-7B",
+        "arXiv 2506.02368",
+        "The base model is another.",
+        "summaries 6 min 52 s",
+        "36.0",
+        "2.40 GB",
+        "96.2 %",
+        "2,048",
         "nextquill report --config demo.yaml",
     ):
         assert words in text
@@ -176,6 +236,43 @@ def test_best_and_significant_are_bold(report: Report) -> None:
     assert '<td class="num best">+0.0657' in html
     weaker = render(replace(report, comparisons=[compared("rouge1", -0.02, 0.2)]))
     assert '<td class="num">−0.0200<small>[−0.0300, −0.0100]</small><small>p = 0.200' in weaker
+
+
+def test_likelihoods_are_told_once(report: Report) -> None:
+    """They are the same under every preset, so they are no column of the presets' tables."""
+    assert render(report).count("−3.1415") == 1
+
+
+def test_retries_are_a_column_where_there_were_any(report: Report) -> None:
+    assert "Retries" not in Page(render(report)).text
+    assert "Retries" in Page(render(replace(report, costs=[{**COST, "retries": 2}]))).text
+
+
+def test_many_methods_are_a_matrix(report: Report) -> None:
+    """Thirteen methods, 78 pairs, each better than all before it, the last one significantly."""
+    methods = [f"m{number:02}" for number in range(13)]
+    comparisons = [
+        {
+            **compared("rouge1", 0.01 * (second - first), 0.01 if second == 12 else 0.3),
+            "method": methods[second],
+            "reference": methods[first],
+            "win_rate": 0.8,
+        }
+        for second in range(13)
+        for first in range(second)
+    ]
+    rows = [row(method, "rouge1", 0.1) for method in methods]
+    page = Page(render(replace(report, rows=rows, comparisons=comparisons)))
+    assert "Every pair in ROUGE-1: 12 of 78 differ significantly" in page.text
+    assert page.text.count("80 %") == page.text.count("20 %") == 78
+    assert "80 % ▲+0.1200" in page.text
+    assert "20 % ▼−0.1200" in page.text
+    assert page.attributes("span", "aria-label").count("significantly better") == 12
+    assert page.attributes("span", "aria-label").count("significantly worse") == 12
+    one = [found for found in comparisons if found["reference"] == "m00"]
+    listed = Page(render(replace(report, rows=rows, comparisons=one))).text
+    assert "m12 against m00" in listed  # twelve pairs with one method are a list
+    assert "Every pair" not in listed
 
 
 def test_the_union_of_categories_comes_first(report: Report) -> None:
@@ -208,6 +305,11 @@ def test_hostile_text_stays_text(report: Report) -> None:
         cohorts=[Cohort(EVIL, 1, 1, 1, {EVIL: 1})],
         rows=[row(EVIL, "rouge1", 0.1, EVIL, EVIL), row(EVIL, "rouge1", 0.1, EVIL + "2", EVIL)],
         comparisons=[{**compared("rouge1", 0.1, 0.1), "method": EVIL, "category": EVIL, "decoding": EVIL}],
+        slices=[{**row(EVIL, "rouge1", 0.1, EVIL, EVIL), **SLICE}],
+        published=[{**beside_published([row("nextquill", "rouge1", 0.25)])[0], "method": EVIL, "source": EVIL}],
+        differences=[EVIL],
+        costs=[{**COST, "method": EVIL, "decoding": EVIL, "preparation": {EVIL: None}}],
+        answers=[{**ANSWER, "method": EVIL, "decoding": EVIL}],
         settings={EVIL: {EVIL: EVIL}},
         scores_figures=[Picture(EVIL, EVIL, picture().png, EVIL)],
         tokens=[TokenEffect(EVIL, 0.1, 1)],

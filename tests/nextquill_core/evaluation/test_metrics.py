@@ -7,17 +7,29 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.meteor_score import single_meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from nextquill_core.evaluation.metrics import METRICS, ExampleScores, bleu_of_sums, rouge, score_examples, settings
+from nextquill_core.errors import ModelError
+from nextquill_core.evaluation.metrics import (
+    METRICS,
+    ExampleScores,
+    bleu_of_sums,
+    likelihood_sums,
+    score_examples,
+    sentence_bleu,
+    settings,
+)
+from nextquill_core.evaluation.rouge import rouge
 from nextquill_core.evaluation.wordnet import load_wordnet, word_tokenize
 
 WORDS = ["the", "a", "cat", "sat", "on", "book", "was", "wonderful", "marvelous,", "it's", "Great.", "😀", "ספר", "3.5"]
-VALUES = ("rouge1", "rougeL", "meteor", "bleu", "length_ratio")
+VALUES = ("rouge1", "rougeL", "meteor", "bleu", "length_ratio")  # what texts alone give
+MEASURED = ("bertscore", "log_likelihood", "preference_log_likelihood")
 
 
 def values(prediction: str, reference: str) -> dict[str, float]:
@@ -31,8 +43,9 @@ def texts(seed: int, count: int, longest: int = 30) -> list[str]:
 
 
 def test_metrics_table() -> None:
-    assert tuple(METRICS) == VALUES
-    assert [metric.higher_is_better for metric in METRICS.values()] == [True, True, True, True, None]
+    assert tuple(METRICS) == (*VALUES[:4], *MEASURED, "length_ratio")
+    assert [key for key, metric in METRICS.items() if not metric.higher_is_better] == ["length_ratio"]
+    assert [key for key, metric in METRICS.items() if not metric.written] == list(MEASURED[1:])
     assert METRICS["rouge1"].text(0.23184) == "0.2318"
 
 
@@ -113,10 +126,104 @@ def test_emoji_and_right_to_left_text() -> None:
 
 
 def test_a_model_that_never_stops() -> None:
-    found = values("good " * 20_000, "a good book")
-    assert found["rougeL"] == pytest.approx(2 / 20_003)
-    assert found["length_ratio"] == pytest.approx(20_000 / 3)
-    assert 0 < found["bleu"] < 0.01
+    """One of 100,000 words is right, of three expected: F = 2 · 1 / (100,000 + 3).
+
+    METEOR: P = 10⁻⁵, R = 1/3, F = P·R / (0.9 P + 0.1 R), one chunk of one word, so half of it.
+    """
+    found = values("good " * 100_000, "a good book")
+    precision, recall = 1e-5, 1 / 3
+    assert found["rouge1"] == found["rougeL"] == pytest.approx(2 / 100_003)
+    assert found["meteor"] == pytest.approx(0.5 * precision * recall / (0.9 * precision + 0.1 * recall))
+    assert found["length_ratio"] == pytest.approx(100_000 / 3)
+    assert 0 < found["bleu"] < 0.002
+
+
+def test_many_different_words() -> None:
+    """The worst case of a text without a repetition: half of the reference's words, in order, among 100,000."""
+    prediction = " ".join(f"w{number}" for number in range(100_000))
+    reference = " ".join(f"w{number}" if number % 2 else "other" for number in range(200))
+    assert rouge(prediction, reference) == pytest.approx((2 * 100 / 100_200,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        ("", "!"),
+        ("!", "x"),
+        ("😀", "A"),
+        ("👩‍👩‍👧‍👦" * 40, "שלום"),
+        ("مرحبا بالعالم", "م"),
+        ("\u202etxet\u202c", "text"),
+    ],
+)
+def test_odd_texts_have_finite_scores(prediction: str, reference: str) -> None:
+    scores = score_examples([prediction], [reference])
+    found = [scores.value(key) for key in scores.keys] + sentence_bleu(scores).tolist()
+    assert np.isfinite(found).all()
+    assert min(found) >= 0
+
+
+def test_sentence_bleu_is_sacrebleus_own() -> None:
+    predictions, references = texts(9, 40, longest=12), texts(10, 40, longest=12)
+    expected = [
+        BLEU(effective_order=True).sentence_score(prediction, [reference]).score
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    assert sentence_bleu(score_examples(predictions, references)) == pytest.approx(expected)
+
+
+def test_likelihood_by_hand() -> None:
+    """Tokens of probability 1/2 and 1/4, then one of 1/8: log 2 + 2 log 2 + 3 log 2 over three tokens is 2 log 2.
+
+    The mean of both examples' means would be (1.5 + 3) / 2 = 2.25 log 2: it is a micro average. Of the preference
+    tokens alone, 1/4 and 1/8, it is 2.5 log 2.
+    """
+    logps = [np.log([1 / 2, 1 / 4]).tolist(), np.log([1 / 8]).tolist()]
+    scores = score_examples(["a", "b"], ["a", "b"]).plus(
+        sums={
+            "log_likelihood": likelihood_sums(logps),
+            "preference_log_likelihood": likelihood_sums(logps, [[False, True], [True]]),
+        }
+    )
+    assert scores.value("log_likelihood") == pytest.approx(-2 * np.log(2))
+    assert scores.value("preference_log_likelihood") == pytest.approx(-2.5 * np.log(2))
+    assert scores.keys == (*VALUES[:4], *MEASURED[1:], "length_ratio")
+    first = scores.take(np.array([0]))
+    assert first.value("log_likelihood") == pytest.approx(-1.5 * np.log(2))
+
+
+def test_likelihoods_take_tensors() -> None:
+    found = likelihood_sums([torch.tensor([-1.0, -2.0]), torch.tensor([])], [torch.tensor([True, False]), []])
+    assert found.tolist() == [[-1, 1], [0, 0]]
+
+
+def test_no_preference_token_no_metric() -> None:
+    scores = score_examples(["a", "b"], ["a", "b"])
+    alone = scores.plus(sums={"preference_log_likelihood": likelihood_sums([[-1.0], [-2.0]], [[False], [True]])})
+    assert "preference_log_likelihood" in alone.keys
+    assert "preference_log_likelihood" not in alone.take(np.array([0])).keys
+    assert alone.stats("preference_log_likelihood").tolist() == [[0, 0], [-2, 1]]
+    with pytest.raises(ValueError, match="nothing to measure"):
+        alone.take(np.array([0])).value("preference_log_likelihood")
+    assert scores.keys == VALUES
+
+
+def test_likelihoods_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="1 choices for 2 tokens of example 0"):
+        likelihood_sums([[-1.0, -2.0]], [[True]])
+    with pytest.raises(ValueError, match="2 of 1 examples"):
+        likelihood_sums([[-1.0]], [[True], [True]])
+    with pytest.raises(ModelError, match="example 1: the log-probability of a token is not finite"):
+        likelihood_sums([[-1.0], [float("nan")]])
+
+
+def test_further_scores_fit_the_examples() -> None:
+    scores = score_examples(["a", "b"], ["a", "b"])
+    assert scores.plus(means={"bertscore": [0.5, 1.0]}).value("bertscore") == 0.75
+    with pytest.raises(ValueError, match=r"bertscore: values of shape \(1,\)"):
+        scores.plus(means={"bertscore": [0.5]})
+    with pytest.raises(ValueError, match="bleurt"):
+        scores.plus(means={"bleurt": [0.5, 0.5]})
 
 
 def test_corpus_bleu_is_sacrebleus_own() -> None:
@@ -179,3 +286,7 @@ def test_settings_are_plain_and_complete() -> None:
     assert found["bleu"]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.")
     assert found["meteor"]["wordnet"] == "3.0"
     assert found["rouge"]["use_stemmer"] is False
+    assert set(found) == {"rouge", "meteor", "bleu", "length_ratio"}
+    more = settings(delta=0.05, bertscore={"encoder": "roberta-large", "layer": 17})
+    assert more["bertscore"]["layer"] == 17
+    assert "above 0.05" in more["preference_log_likelihood"]["preference tokens"]

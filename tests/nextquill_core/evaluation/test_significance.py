@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from nextquill_core.evaluation.metrics import bleu_of_sums
 from nextquill_core.evaluation.significance import (
+    Values,
     bootstrap_interval,
+    compare_values,
     holm,
+    interval_of,
     paired_bootstrap,
     ratio_of_sums,
     resample,
@@ -165,3 +168,29 @@ def test_wrong_numbers() -> None:
         bootstrap_interval(mean_stats([1, 2]), ["a"])
     with pytest.raises(ValueError, match="0 rows"):
         bootstrap_interval(mean_stats([]), [])
+
+
+def test_what_counts_nothing_has_no_ratio() -> None:
+    assert np.isnan(ratio_of_sums(np.array([[0.0, 0.0], [3.0, 0.0]]))).all()
+    assert ratio_of_sums(np.array([3.0, 2.0])) == 1.5
+
+
+def test_what_measures_nothing_takes_no_part() -> None:
+    """Of three users one has nothing to measure: one win and one tie of two are 3/4. Of four resamples the NaN is left
+    out; the others differ by 1, 2, 3, mean 2: one of them lies as far from it as the observed 1 from 0, or two, as
+    both ends do. (1 + 2) / (1 + 3) = 3/4.
+    """
+    nan = np.nan
+    mine = Values(1.0, np.array([2.0, nan, 0.0]), np.array([1.0, 2.0, nan, 3.0]))
+    theirs = Values(0.0, np.array([1.0, nan, 0.0]), np.array([0.0, 0.0, nan, 0.0]))
+    found = compare_values(mine, theirs)
+    assert found.win_rate == 0.75
+    assert found.p_value == 0.75
+    assert (found.difference.low, found.difference.high) == (1.05, 2.95)
+    nothing = compare_values(Values(1.0, np.full(3, nan), np.full(4, nan)), theirs)
+    assert (nothing.p_value, nothing.win_rate, nothing.difference.low) == (1.0, 0.5, 1.0)
+
+
+def test_an_interval_of_nothing_is_the_value() -> None:
+    found = interval_of(2.0, np.array([np.nan, np.nan]))
+    assert (found.low, found.high) == (2, 2)

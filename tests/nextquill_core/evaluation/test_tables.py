@@ -9,15 +9,17 @@ import pyarrow as pa
 import pytest
 
 from nextquill_core.errors import UserError
-from nextquill_core.evaluation.metrics import METRICS, ExampleScores, score_examples
+from nextquill_core.evaluation.metrics import METRICS, ExampleScores, bleu_of_sums, score_examples
 from nextquill_core.evaluation.tables import (
     comparison_rows,
+    example_table,
     from_document,
     markdown_table,
     metric_rows,
     pivot,
     to_document,
 )
+from nextquill_core.schemas import EXAMPLE_SCORES
 from nextquill_core.schemas import METRICS as METRICS_SCHEMA
 
 REFERENCES = [f"a very good book about the number {number} and its many friends" for number in range(12)]
@@ -40,7 +42,9 @@ def scores() -> dict[tuple[str, str], ExampleScores]:
 def test_rows_have_the_schema_and_cover_everything(scores: dict[tuple[str, str], ExampleScores]) -> None:
     rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
     table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
-    assert len(table) == 4 * len(METRICS) * 3
+    measured = {"rouge1", "rougeL", "meteor", "bleu", "length_ratio"}
+    assert {row["metric"] for row in rows} == measured < set(METRICS)
+    assert len(table) == 4 * len(measured) * 3
     assert all(set(row) == set(METRICS_SCHEMA.names) for row in rows)
     counts = {row["category"]: row["n"] for row in rows}
     assert counts == {"Books": 8, "Movies": 4, "all": 12}
@@ -104,10 +108,99 @@ def test_numbers_must_agree(scores: dict[tuple[str, str], ExampleScores]) -> Non
         metric_rows({}, [], [])
 
 
+def with_preferences(scores: ExampleScores, shift: float) -> ExampleScores:
+    """Two users, "user0" and "user5", have a preference token each; the others have none."""
+    sums = np.zeros((12, 2))
+    sums[0], sums[11] = (-1 + shift, 1), (-3 + shift, 1)
+    return scores.plus(sums={"preference_log_likelihood": sums})
+
+
+def test_a_metric_that_few_users_have(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    """A resample without a preference token says nothing and is left out. The others lie between the two users'
+    values, and often enough on either end for the interval to reach from the one to the other.
+    """
+    some = {
+        ("qwen", "paper"): with_preferences(scores["qwen", "paper"], 0.0),
+        ("nextquill", "paper"): with_preferences(scores["nextquill", "paper"], 0.5),
+    }
+    rows = [row for row in metric_rows(some, USERS, ["Books"] * 12, samples=500) if "preference" in row["metric"]]
+    assert [(row["value"], row["ci_low"], row["ci_high"], row["n"]) for row in rows] == [
+        (-2.0, -3.0, -1.0, 12),
+        (-1.5, -2.5, -0.5, 12),
+    ]
+    tests = [row for row in comparison_rows(some, USERS, ["Books"] * 12) if "preference" in row["metric"]]
+    assert len(tests) == 1
+    assert tests[0]["difference"] == pytest.approx(0.5)
+    assert tests[0]["win_rate"] == 1  # of the two users who have such a token
+    assert json.dumps(rows + tests, allow_nan=False)
+
+
+def test_a_metric_that_a_category_has_not(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    sums = np.zeros((12, 2))
+    sums[0] = -1, 2  # in Books alone
+    some = {("qwen", "paper"): scores["qwen", "paper"].plus(sums={"preference_log_likelihood": sums})}
+    rows = [row for row in metric_rows(some, USERS, CATEGORIES, samples=100) if "preference" in row["metric"]]
+    assert [(row["category"], row["value"]) for row in rows] == [("Books", -0.5), ("all", -0.5)]
+
+
+def test_a_metric_that_one_method_lacks(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    """What a server wrote has no likelihood: a dash in the table, and no comparison."""
+    some = {
+        ("qwen", "paper"): scores["qwen", "paper"],
+        ("nextquill", "paper"): with_preferences(scores["nextquill", "paper"], 0.0),
+    }
+    rows = metric_rows(some, USERS, ["Books"] * 12, samples=100)
+    table = pivot(rows, "paper", "Books")
+    place = [metric.key for metric in table.metrics].index("preference_log_likelihood")
+    assert [cells[place].value for _, cells in table.lines] == ["–", "−2.0000"]
+    compared = {row["metric"] for row in comparison_rows(some, USERS, ["Books"] * 12, samples=100)}
+    assert compared == {"rouge1", "rougeL", "meteor", "bleu"}
+
+
+def test_many_comparisons_get_the_samples_that_they_need() -> None:
+    """78 pairs of 13 methods in 4 metrics are 312 tests: with 1,000 samples no corrected p-value could lie below
+    312 / 1,001. The draws are as many as make 312 / (1 + 40 · 312) = 0.025 the least.
+    """
+    rng = np.random.default_rng(0)
+    lengths, bleu = np.ones((40, 2), dtype=np.int64), np.ones((40, 10), dtype=np.int64)
+    scores = {
+        (f"method{number}", "paper"): ExampleScores(
+            {key: number + rng.normal(scale=0.01, size=40) for key in ("rouge1", "rougeL", "meteor")}, lengths, bleu
+        )
+        for number in range(13)
+    }
+    rows = comparison_rows(scores, [f"u{number}" for number in range(40)], ["Books"] * 40, samples=1000)
+    assert len(rows) == 312
+    assert min(row["p_adjusted"] for row in rows) == pytest.approx(312 / 12_481)
+    assert all(row["p_adjusted"] < 0.05 for row in rows if row["metric"] == "rouge1")
+
+
+def test_example_table(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    """What is averaged and summed from the table is what the metrics say."""
+    key = ("nextquill", "paper")
+    measured = with_preferences(scores[key], 0.0).plus(means={"bertscore": [0.5] * 12})
+    table = example_table({("qwen", "paper"): scores["qwen", "paper"], key: measured}, [f"e{row}" for row in range(12)])
+    assert table.schema.equals(EXAMPLE_SCORES)
+    rows = table.to_pylist()
+    assert [(row["example_id"], row["method"]) for row in rows[11:13]] == [("e11", "qwen"), ("e0", "nextquill")]
+    assert rows[0]["bertscore"] is rows[0]["log_likelihood"] is rows[0]["preference_tokens"] is None
+    mine = rows[12:]
+    assert np.mean([row["rouge1"] for row in mine]) == pytest.approx(measured.value("rouge1"))
+    counts = np.array([row["bleu_counts"] for row in mine]).sum(axis=0)
+    assert bleu_of_sums(counts) == pytest.approx(measured.value("bleu"))
+    assert sum(row["words"] for row in mine) / sum(row["reference_words"] for row in mine) == 1
+    assert sum(row["preference_log_likelihood"] for row in mine) == -4
+    assert [row["preference_tokens"] for row in mine] == [1, *[0] * 10, 1]
+    assert example_table({}, []).schema.equals(EXAMPLE_SCORES)
+    with pytest.raises(ValueError, match="12 scores of nextquill for 1 examples"):
+        example_table({key: measured}, ["e0"])
+
+
 def test_document_round_trip(scores: dict[tuple[str, str], ExampleScores]) -> None:
     rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
     comparisons = comparison_rows(scores, USERS, CATEGORIES, samples=100)
-    document = to_document({"bleu": {"signature": "s"}}, rows, comparisons)
+    document = to_document({"bleu": {"signature": "s"}}, rows, comparisons, costs=[{"method": "qwen"}])
+    assert document["costs"] == [{"method": "qwen"}]
     assert from_document(json.loads(json.dumps(document, allow_nan=False))) == (
         {"bleu": {"signature": "s"}},
         rows,

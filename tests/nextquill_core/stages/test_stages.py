@@ -37,14 +37,14 @@ def run_all(run: Run) -> None:
     score.weights(run)
     for method in run.plan.train:
         train.train(run, method, launch)
-    for method, decoding in run.plan.predictions:
-        evaluate.predictions(run, method, decoding, silent)
+    for step in run.plan.evaluation.steps:
+        evaluate.part(run, step, silent)
     evaluate.evaluation(run, silent)
 
 
 def contents(run: Run) -> dict[str, str]:
     plan = run.plan
-    steps = [plan.ingest, plan.model, plan.effects, plan.score, *plan.train.values(), *plan.predictions.values()]
+    steps = [plan.ingest, plan.model, plan.effects, plan.score, *plan.train.values(), *plan.evaluation.steps]
     return {step.name: run.artifact(step).manifest.content for step in steps if step}
 
 
@@ -96,8 +96,11 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     folder = whole.artifact(whole.plan.evaluate).folder
     document = json.loads((folder / "metrics.json").read_text())
     names = {(row["method"], row["decoding"], row["metric"]) for row in document["rows"]}
-    assert {metric for *_, metric in names} == {"rouge1", "rougeL", "meteor", "bleu", "length_ratio"}
-    assert len(names) == 3 * 2 * 5
+    expected = {"rouge1", "rougeL", "meteor", "bleu", "length_ratio", "log_likelihood"}
+    assert {metric for *_, metric in names} - {"preference_log_likelihood"} == expected
+    assert {name[:2] for name in names} == {
+        (name, mode) for name in ("qwen", "contextsft", "nextquill") for mode in ("paper", "sane")
+    }
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in document["rows"])
     page = (folder / "report.html").read_text()
     assert "nextquill" in page

@@ -1,0 +1,159 @@
+"""Decoding against what the official evaluation does, on the prompts and answer lengths of real reviews.
+
+    python -m benchmarks.generate --reviews reviews.jsonl.gz --items items.jsonl.gz
+
+For each shape of `benchmarks.score`, one line of JSON. Both sides answer the same prompts, greedily with the paper's
+repetition penalty, in processes of their own, by turns:
+
+- `ours`: the engine, on all prompts at once.
+- `reference`: every prompt on the left padded to 2,048 tokens, in batches of 8 in the order of the examples, by the
+  library's own `generate`, under torch's own settings of threads and memory. A batch is computed whole until its last
+  row is finished, as the official loop does. It gets the attention mask which the official code forgets, since its
+  tokens would be others without.
+
+A model with random weights never writes its stop token, so each answer is as long as the review that the user really
+wrote, up to 256 tokens: for ours that is the request's limit, for the reference a stopping criterion that holds a
+number for each row. The tokens of both up to there are compared, and counted as tokens a second: what either side
+computes beyond them counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.score import PROMPT, TORCHS_OWN, arguments, build, real_pairs
+from nextquill_core.evaluation.decoding import PAPER
+from nextquill_core.tokens import TokenPair
+
+ANSWER, BATCH = 256, 8
+BATCH_TOKENS = 16_384  # as `evaluate.batch_tokens`
+Answers = list[list[int]]
+
+
+class Numbers:
+    """A tokenizer whose texts are the ids themselves, and that names no stop token."""
+
+    eos_token_id = None
+
+    def decode(self, ids: Sequence[int], **_options: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+def length(pair: TokenPair) -> int:
+    return min(len(pair.target), ANSWER)
+
+
+def ours(model: Any, pairs: Sequence[TokenPair]) -> Answers:
+    from nextquill_core.evaluation.engines import Request
+    from nextquill_core.evaluation.generate import TransformersEngine
+
+    engine = TransformersEngine(model, Numbers(), PAPER, max_new_tokens=ANSWER, batch_tokens=BATCH_TOKENS)
+    answers = engine.generate([Request(pair.example_id, pair.factual, limit=length(pair)) for pair in pairs])
+    return [[int(token) for token in answer.text.split()] for answer in answers]
+
+
+@torch.inference_mode()
+def reference(model: Any, pairs: Sequence[TokenPair]) -> Answers:
+    """Padded to the maximal length, one batch size, every row computed until the whole batch is finished."""
+    from transformers import StoppingCriteria
+
+    class Lengths(StoppingCriteria):
+        def __init__(self, lengths: Sequence[int]) -> None:
+            self.ends_B = PROMPT + torch.tensor(lengths)
+
+        def __call__(self, input_ids: Any, scores: Any, **_options: Any) -> Any:
+            return input_ids.shape[1] >= self.ends_B
+
+    answers = []
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        rows = [[0] * (PROMPT - len(pair.factual)) + pair.factual for pair in batch]
+        masks = [[0] * (PROMPT - len(pair.factual)) + [1] * len(pair.factual) for pair in batch]
+        output = model.generate(
+            input_ids=torch.tensor(rows),
+            attention_mask=torch.tensor(masks),
+            stopping_criteria=[Lengths([length(pair) for pair in batch])],
+            do_sample=False,
+            repetition_penalty=PAPER.repetition_penalty,
+            max_new_tokens=ANSWER,
+            pad_token_id=0,
+            use_cache=True,
+        )
+        new = output[:, PROMPT:].tolist()
+        answers += [row[: length(pair)] for row, pair in zip(new, batch, strict=True)]
+    return answers
+
+
+SIDES: dict[str, Callable[[Any, Sequence[TokenPair]], Answers]] = {"ours": ours, "reference": reference}
+
+
+def one_side(side: str, name: str, path: Path) -> dict[str, Any]:
+    pairs = [TokenPair(*values) for values in json.loads(path.read_text())]
+    model = build(name)
+    model.generation_config.eos_token_id = None
+    SIDES[side](model, [TokenPair("warm", [1, 2], [1, 2], [1, 2])])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    answers = SIDES[side](model, pairs)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "extra_gb": (peak - before) / 1e6, "answers": answers}
+
+
+def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, Any]:
+    path = folder / "pairs.json"
+    path.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
+    command = [sys.executable, "-m", "benchmarks.generate", "--side", side, "--shape", name, "--pairs", str(path)]
+    environment = os.environ | (TORCHS_OWN if side == "reference" else {})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(name: str, pairs: Sequence[TokenPair], rounds: int) -> dict[str, Any]:
+    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for side, runs in taken.items():
+                runs.append(measured(side, name, pairs, Path(folder)))
+    tokens = sum(map(length, pairs))
+    seconds = {side: statistics.median(run["seconds"] for run in runs) for side, runs in taken.items()}
+    mine, theirs = taken["ours"][0]["answers"], taken["reference"][0]["answers"]
+    return {
+        "shape": name,
+        "examples": len(pairs),
+        "prompt_tokens_an_example": round(statistics.mean(len(pair.factual) for pair in pairs)),
+        "answer_tokens_an_example": round(tokens / len(pairs)),
+        "seconds": {side: round(value, 2) for side, value in seconds.items()},
+        "tokens_a_second": {side: round(tokens / value, 1) for side, value in seconds.items()},
+        "speed_over_reference": round(seconds["reference"] / seconds["ours"], 2),
+        "same_answers": sum(one == other for one, other in zip(mine, theirs, strict=True)),
+        "extra_gb": {side: round(max(run["extra_gb"] for run in runs), 2) for side, runs in taken.items()},
+    }
+
+
+def main() -> Iterator[dict[str, Any]]:
+    given = arguments(__doc__, list(SIDES), examples=16, few=16, rounds=1)
+    if given.side:
+        yield one_side(given.side, given.shape, given.pairs)
+        return
+    for name in given.shapes:
+        pairs = real_pairs(given.source, given.reviews, given.items, given.examples)
+        yield compare(name, pairs, given.rounds)
+
+
+if __name__ == "__main__":
+    for line in main():
+        print(json.dumps(line), flush=True)

@@ -1,0 +1,186 @@
+"""BERTScore (Zhang et al. 2020): how well the tokens of two texts find each other by their contextual embeddings.
+
+Each token of the prediction takes the most similar token of the reference (precision), each token of the reference the
+most similar one of the prediction (recall); similarity is the cosine of hidden states, F1 the harmonic mean. No idf
+weights and no rescaling against a baseline. The markers that a tokenizer puts around a text may be found but count for
+nothing themselves, as in the authors' own code.
+
+    T tokens of a text, D hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer
+
+from nextquill_core.errors import ModelError
+from nextquill_core.evaluation.encoder import batches_by_length
+from nextquill_core.evaluation.significance import Floats
+from nextquill_core.model.identity import ModelSpec
+from nextquill_core.model.loading import best_device, load_pretrained
+from nextquill_core.progress import Progress, silent
+
+PAIRS_AT_ONCE = 64  # whose hidden states are in memory together
+LONGEST = 512
+REMEDY = "name a folder or a hub model whose weights are safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStates:
+    """A text as an encoder sees it.
+
+    Attributes:
+        states: Final hidden states, fp32 on the CPU, shape (T, D).
+        counted: Which tokens are the text's own and not the tokenizer's markers, bool, shape (T,).
+    """
+
+    states: Tensor
+    counted: Tensor
+
+
+class TokenEncoder(Protocol):
+    """Turns texts into the hidden states of their tokens."""
+
+    def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
+        """The states of each text, in order."""
+
+
+def bert_f1(
+    predictions: Sequence[str], references: Sequence[str], encoder: TokenEncoder, progress: Progress = silent
+) -> Floats:
+    """BERTScore F1 of each prediction against its reference, shape (n,), at most 1.
+
+    An empty prediction, or reference, scores 0. What lies beyond the encoder's longest text is not read.
+
+    Raises:
+        ValueError: Predictions and references differ in number.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    scores = np.zeros(len(predictions))
+    readable = [row for row, pair in enumerate(zip(predictions, references, strict=True)) if all(map(str.strip, pair))]
+    readable.sort(key=lambda row: len(predictions[row]) + len(references[row]), reverse=True)
+    for start in range(0, len(readable), PAIRS_AT_ONCE):
+        rows = readable[start : start + PAIRS_AT_ONCE]
+        states = encoder([predictions[row] for row in rows] + [references[row] for row in rows])
+        for row, prediction, reference in zip(rows, states[: len(rows)], states[len(rows) :], strict=True):
+            scores[row] = matched_f1(prediction, reference)
+        progress(start + len(rows), len(readable))
+    return scores
+
+
+def matched_f1(prediction: TokenStates, reference: TokenStates) -> float:
+    """F1 of greedy matching (Zhang et al. 2020, section 3); 0 where either text has no token of its own."""
+    if not prediction.counted.any() or not reference.counted.any():
+        return 0.0
+    similarity_PR = F.normalize(prediction.states, dim=-1) @ F.normalize(reference.states, dim=-1).T
+    precision = similarity_PR.amax(dim=1)[prediction.counted].double().mean().item()
+    recall = similarity_PR.amax(dim=0)[reference.counted].double().mean().item()
+    return 2 * precision * recall / (precision + recall) if precision > 0 and recall > 0 else 0.0
+
+
+class BertEncoder:
+    """A Hugging Face encoder as a `TokenEncoder`.
+
+    Args:
+        model: It gives hidden states for ids and a mask; a causal model works too.
+        tokenizer: Its fast tokenizer.
+        layer: Whose output is taken, 1 for the first; None for the last.
+        max_tokens: Longest text in tokens, markers included; the rest is cut off.
+        batch_tokens: Token positions of a batch, padding included.
+
+    Raises:
+        ModelError: The model has fewer layers.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        layer: int | None = None,
+        max_tokens: int = LONGEST,
+        batch_tokens: int = 4096,
+    ) -> None:
+        layers = model.config.num_hidden_layers
+        if layer is not None and not 1 <= layer <= layers:
+            raise ModelError(
+                f"no layer {layer} in an encoder of {layers}", str(model.config.name_or_path), f"name 1 to {layers}"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layer = layer
+        self.max_tokens = max_tokens
+        self.batch_tokens = batch_tokens
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the scores, as JSON values."""
+        layer = self.model.config.num_hidden_layers if self.layer is None else self.layer
+        return {"encoder": str(self.model.config.name_or_path), "layer": layer, "max_tokens": self.max_tokens}
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
+        """The states of each text, in order."""
+        encoded = self.tokenizer(
+            [text.strip() for text in texts],
+            truncation=True,
+            max_length=self.max_tokens,
+            return_special_tokens_mask=True,
+        )
+        ids, markers = encoded["input_ids"], encoded["special_tokens_mask"]
+        found: dict[int, TokenStates] = {}
+        for batch in batches_by_length([len(text) for text in ids], self.batch_tokens):
+            for row, states in zip(batch, self._states([ids[row] for row in batch]), strict=True):
+                found[row] = TokenStates(states, ~torch.tensor(markers[row], dtype=torch.bool))
+        return [found[row] for row in range(len(texts))]
+
+    def _states(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Hidden states of each text; the mask hides the padding on its right."""
+        width, pad = max(1, *map(len, ids)), self.tokenizer.pad_token_id or 0
+        device = next(self.model.parameters()).device
+        ids_BT = torch.tensor([[*text, *[pad] * (width - len(text))] for text in ids], device=device)
+        lengths_B = torch.tensor([len(text) for text in ids], device=device)
+        mask_BT = torch.arange(width, device=device)[None] < lengths_B[:, None]
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
+        if self.layer is None:
+            states_BTD = self.model(**inputs).last_hidden_state
+        else:
+            states_BTD = self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
+        states_BTD = states_BTD.float().cpu()
+        return [states[: len(text)] for states, text in zip(states_BTD, ids, strict=True)]
+
+
+def load_bert_encoder(
+    name_or_path: str, revision: str = "main", *, layer: int | None = None, max_tokens: int = LONGEST
+) -> BertEncoder:
+    """An encoder from a folder or the hub, from safetensors only, on the accelerator if there is one.
+
+    Args:
+        name_or_path: Such as roberta-large, whose 17th layer is the one that its authors recommend.
+        revision: On the hub.
+        layer: As for `BertEncoder`.
+        max_tokens: As for `BertEncoder`; never more positions than the model has learned.
+
+    Raises:
+        ModelError: It cannot be found or read, has no safetensors, or has fewer layers.
+    """
+    spec = ModelSpec(name_or_path, revision)
+    model = load_pretrained(AutoModel, spec, remedy=REMEDY, dtype=torch.float32, use_safetensors=True)
+    tokenizer = load_pretrained(AutoTokenizer, spec, remedy=REMEDY)
+    longest = min(max_tokens, int(tokenizer.model_max_length), _positions(model))
+    return BertEncoder(model.to(best_device()).eval(), tokenizer, layer=layer, max_tokens=longest)
+
+
+def _positions(model: Any) -> int:
+    """How many tokens a text may have; RoBERTa's first positions stand for padding."""
+    positions = getattr(model.config, "max_position_embeddings", None) or LONGEST
+    skipped = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
+    return int(positions) - skipped

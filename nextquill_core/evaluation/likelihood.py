@@ -1,0 +1,175 @@
+"""How likely a model finds the true answers: as it is, steered by the history (CoS), or with each user's own adapter.
+
+Passes go through the scorer, with its batches, its threads and its way out of full memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextquill_core.causal.scorer import Scorer
+from nextquill_core.model.branches import branch_states
+from nextquill_core.model.head import EVERYTHING, Head
+from nextquill_core.tokens import TokenPair
+
+OnTokens = Callable[[int], None]
+"""Told the number of token positions after each pass."""
+
+
+def answer_logps(
+    model: Any, pairs: Sequence[TokenPair], batch_tokens: int, on_tokens: OnTokens | None = None
+) -> list[Tensor]:
+    """log p(y_t | factual prompt, y_<t) of each answer token.
+
+    Args:
+        model: A causal language model in evaluation mode; a PEFT model answers with its active adapter.
+        pairs: Examples; their counterfactual prompts are not read.
+        batch_tokens: As for `Scorer`.
+        on_tokens: Told of each pass.
+
+    Returns:
+        Nats, fp32 on the CPU, (len(target),) each.
+
+    Raises:
+        ModelError: Memory does not suffice for one example alone.
+    """
+    with _attention_kept(model):
+        return _factual(Scorer(model, batch_tokens, on_tokens), pairs)
+
+
+def personal_logps(
+    model: Any,
+    pairs: Sequence[TokenPair],
+    adapters: Sequence[str | None],
+    batch_tokens: int,
+    on_tokens: OnTokens | None = None,
+) -> list[Tensor]:
+    """`answer_logps` with an adapter of each example's own, one adapter after the other.
+
+    Args:
+        model: A PEFT model that holds all of them, as `training.personal.personalised` makes it.
+        pairs: As for `answer_logps`.
+        adapters: The name of each example's adapter; None for the model without any.
+        batch_tokens: As for `Scorer`.
+        on_tokens: Told of each pass.
+
+    Returns:
+        As `answer_logps`.
+
+    Raises:
+        ModelError: As `answer_logps`.
+    """
+    found: list[Any] = [None] * len(pairs)
+    active = model.active_adapter
+    with _attention_kept(model):
+        scorer = Scorer(model, batch_tokens, on_tokens)
+        try:
+            for name in dict.fromkeys(adapters):
+                chosen = [index for index, of in enumerate(adapters) if of == name]
+                with _only(model, name):
+                    logps = _factual(scorer, [pairs[index] for index in chosen])
+                for index, logp in zip(chosen, logps, strict=True):
+                    found[index] = logp
+        finally:
+            model.set_adapter(active, inference_mode=True)
+    return found
+
+
+def steered_logps(
+    model: Any, pairs: Sequence[TokenPair], strength: float, batch_tokens: int, on_tokens: OnTokens | None = None
+) -> list[Tensor]:
+    """Log-probability of each answer token under context steering, normalised over the vocabulary.
+
+    Args:
+        model: As for `answer_logps`.
+        pairs: Examples; one without history is not steered.
+        strength: s in softmax((1 + s) · log p_h − s · log p_∅): 0 is the model with the history, −1 the one without.
+        batch_tokens: As for `Scorer`.
+        on_tokens: Told of each pass.
+
+    Returns:
+        As `answer_logps`.
+
+    Raises:
+        ModelError: As `answer_logps`.
+    """
+    with _attention_kept(model):
+        return [logp for logp, _ in SteeredScorer(model, batch_tokens, strength, on_tokens).score(pairs)]
+
+
+@dataclass(frozen=True)
+class SteeredHead(Head):
+    """A head that reads (h_h, h_∅) side by side, (N, 2·D), and gives (1 + s)·z_h − s·z_∅."""
+
+    strength: float = 0.0
+
+    def logits(self, hidden_ND: Tensor, vocabulary: slice = EVERYTHING) -> Tensor:
+        """Steered logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
+        with_history, without = (Head.logits(self, states, vocabulary) for states in hidden_ND.chunk(2, dim=1))
+        return (1 + self.strength) * with_history - self.strength * without
+
+
+class SteeredScorer(Scorer):
+    """The scorer's passes, read as steered log-probabilities; both of a pair's results are the same.
+
+    softmax ignores what log p and z differ in, so the steered distribution is softmax((1 + s)·z_h − s·z_∅). Bias and
+    scale pass through that sum, whose weights add up to 1, and so does W: one head on (1 + s)·h_h − s·h_∅ does it.
+    Only a soft cap has to be put on the logits of either branch, block by block.
+
+    Args:
+        model: As for `Scorer`.
+        batch_tokens: As for `Scorer`.
+        strength: s.
+        on_tokens: As for `Scorer`.
+    """
+
+    def __init__(self, model: Any, batch_tokens: int, strength: float, on_tokens: OnTokens | None = None) -> None:
+        super().__init__(model, batch_tokens, on_tokens)
+        self._strength = strength
+        self._capped = self._head.softcap is not None
+        if self._capped:
+            head = self._head
+            self._head = SteeredHead(head.weight_VD, head.bias_V, head.softcap, head.scale, strength)
+
+    @torch.inference_mode()
+    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
+        states = [self._joined(*both) for both in branch_states(self.model, pairs, self.way)]
+        return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
+
+    def _joined(self, with_history: Tensor, without: Tensor) -> Tensor:
+        if self._capped:
+            return torch.cat([with_history, without], dim=1)
+        # In single precision, for the difference of two like states in half precision has few digits left.
+        return (1 + self._strength) * with_history.float() - self._strength * without.float()
+
+
+def _factual(scorer: Scorer, pairs: Sequence[TokenPair]) -> list[Tensor]:
+    """With equal prompts there is one branch to compute."""
+    return [logp for logp, _ in scorer.score([replace(pair, counterfactual=pair.factual) for pair in pairs])]
+
+
+@contextmanager
+def _only(model: Any, name: str | None) -> Iterator[None]:
+    if name is None:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(name, inference_mode=True)
+        yield
+
+
+@contextmanager
+def _attention_kept(model: Any) -> Iterator[None]:
+    """On a GPU the scorer may turn the model to another attention, which generation has no use for."""
+    before = model.config._attn_implementation
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)

@@ -1,0 +1,24 @@
+"""Which artifacts a configuration asks for, and what each of them depends on.
+
+Everything here follows from the configuration and the digests of the raw files, without running a stage: so `status`,
+`path` and reuse agree, and a changed field moves exactly the artifacts that it can change.
+"""
+
+from nextquill_core.plan.evaluation import EvaluationPlan, Writing
+from nextquill_core.plan.freshness import Freshness, State, freshness, outdated
+from nextquill_core.plan.making import FOLD_METHOD, Plan, make_plan
+from nextquill_core.plan.steps import REVISIONS, Step
+
+__all__ = [
+    "FOLD_METHOD",
+    "REVISIONS",
+    "EvaluationPlan",
+    "Freshness",
+    "Plan",
+    "State",
+    "Step",
+    "Writing",
+    "freshness",
+    "make_plan",
+    "outdated",
+]

@@ -1,0 +1,81 @@
+"""How an artifact stands against the step that asks for it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nextquill_core.plan.steps import Step
+from storage import Artifact, Store, differences
+
+State = Literal["fresh", "stale", "missing", "running", "failed"]
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Whether a step's artifact is there and still what its configuration and inputs ask for."""
+
+    state: State
+    why: str = ""
+    artifact: Artifact | None = None
+
+
+def freshness(store: Store, step: Step) -> Freshness:
+    """Look at the store and say how a step stands, and why."""
+    artifact = store.find(step.kind, step.fingerprint)
+    progress, message = store.progress(step.kind, step.fingerprint)
+    if progress == "running":
+        return Freshness("running", "", artifact)
+    if artifact is not None:
+        why = outdated(store, step, artifact)
+        return Freshness("stale" if why else "fresh", why, artifact)
+    if progress == "failed":
+        return Freshness("failed", message)
+    if progress == "interrupted":
+        return Freshness("failed", "interrupted")
+    older = next((found for found in store.newest_first(step.kind) if _same_line(found, step)), None)
+    if older is None:
+        return Freshness("missing")
+    changes = list(_explained(store, dict(older.manifest.identity), step))
+    return Freshness("stale", "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else ""))
+
+
+def outdated(store: Store, step: Step, artifact: Artifact) -> str:
+    """Why a committed artifact may not be reused as it is, or "": an input is gone, or was made anew differently."""
+    recorded = {(ref.kind, ref.fingerprint): ref.content for ref in artifact.manifest.inputs}
+    for origin in step.inputs:
+        current = store.find(origin.kind, origin.fingerprint)
+        if current is None:
+            return f"its input {origin.name} is missing"
+        if current.manifest.content != recorded.get((origin.kind, origin.fingerprint)):
+            return f"its input {origin.name} was made anew and differs"
+        if why := outdated(store, origin, current):
+            return f"its input {origin.name} is stale: {why}"
+    return ""
+
+
+def _same_line(artifact: Artifact, step: Step) -> bool:
+    """Whether an older artifact is an earlier form of this step, and not another method's or fold's."""
+    return all(
+        artifact.manifest.identity.get(key) == step.settings.get(key)
+        for key in ("recipe", "fold", "method", "decoding", "split", "past", "encoder")
+    )
+
+
+def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:
+    """The differing settings, or, where only inputs differ, the settings that differ further up."""
+    new = dict(step.identity)
+    old_inputs, new_inputs = old.pop("inputs", {}), new.pop("inputs", {})
+    yield from differences(old, new)
+    origins = {origin.name: origin for origin in step.inputs}
+    for name in sorted(old_inputs.keys() | new_inputs.keys()):
+        before, after = old_inputs.get(name), new_inputs.get(name)
+        if before == after:
+            continue
+        origin = origins.get(name)
+        earlier = store.find(origin.kind, before) if origin and before else None
+        if origin and earlier:
+            yield from (f"{name}: {change}" for change in _explained(store, dict(earlier.manifest.identity), origin))
+        else:
+            yield f"input {name} {before or '(absent)'} → {after or '(absent)'}"

@@ -1,0 +1,141 @@
+"""Likelihoods of the true answers against full logits, one sample alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextquill_core.evaluation.likelihood import answer_logps, personal_logps, steered_logps
+from nextquill_core.model import head as heads
+from nextquill_core.model.head import Head, head_of
+from nextquill_core.tokens import TokenPair
+from tests.models import FAMILIES, VOCABULARY, oracle, small_model
+from tests.nextquill_core.model.test_branches import PAIRS, pair
+
+WITHOUT_HISTORY = pair(40, 0, 20, 12, seed=4)
+
+
+def close(got: list[Tensor], expected: list[Tensor], atol: float = 1e-5) -> None:
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=atol, rtol=0)
+
+
+def family_model(family: str) -> Any:
+    """One of the families, or a Qwen2 whose head has a bias, or one that scales its logits."""
+    if family == "biased":
+        model = small_model("qwen2", tie_word_embeddings=False)
+        model.lm_head = torch.nn.Linear(32, VOCABULARY)
+        return model
+    return small_model(family, logit_scale=0.25) if family == "cohere" else small_model(family)
+
+
+def steered_oracle(model: Any, one: TokenPair, strength: float) -> Tensor:
+    """Distributions of both branches from whole logits, put together and normalised anew."""
+    with torch.no_grad():
+        with_history, without = (
+            model(torch.tensor([prompt + one.target])).logits[0, len(prompt) - 1 : -1].double().log_softmax(1)
+            for prompt in (one.factual, one.counterfactual)
+        )
+    steered = (with_history + strength * (with_history - without)).log_softmax(1)
+    return steered.gather(1, torch.tensor(one.target)[:, None]).squeeze(1).float()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_behind_the_history(family: str) -> None:
+    model = small_model(family)
+    close(answer_logps(model, PAIRS, 300), [oracle(model, one.factual, one.target) for one in PAIRS])
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.0, 0.5, 3.0])
+@pytest.mark.parametrize("family", [*FAMILIES, "biased", "cohere"])
+def test_steering_against_whole_distributions(family: str, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(heads.BLOCK, "cpu", (7, 90))
+    model = family_model(family)
+    head = head_of(model)
+    assert (head.softcap, head.bias_V is None, head.scale) == {
+        "gemma2": (0.5, True, 1.0), "biased": (None, False, 1.0), "cohere": (None, True, 0.25)
+    }.get(family, (None, True, 1.0))  # fmt: skip
+    close(steered_logps(model, PAIRS, strength, 300), [steered_oracle(model, one, strength) for one in PAIRS])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_at_0_the_model_with_history_and_at_minus_1_the_one_without(family: str) -> None:
+    model = small_model(family)
+    turned = [TokenPair(one.example_id, one.counterfactual, one.factual, one.target) for one in PAIRS]
+    close(steered_logps(model, PAIRS, 0.0, 300), answer_logps(model, PAIRS, 300), atol=1e-6)
+    close(steered_logps(model, PAIRS, -1.0, 300), answer_logps(model, turned, 300), atol=1e-6)
+    stronger, plain = torch.cat(steered_logps(model, PAIRS, 2.0, 300)), torch.cat(answer_logps(model, PAIRS, 300))
+    assert (stronger - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_a_user_without_history_is_not_steered(family: str) -> None:
+    model = small_model(family)
+    expected = [oracle(model, WITHOUT_HISTORY.factual, WITHOUT_HISTORY.target)]
+    close(steered_logps(model, [WITHOUT_HISTORY], 3.0, 300), expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_probabilities_of_all_tokens_add_up_to_one(family: str) -> None:
+    with_history, without = [*range(2, 20), 1, *range(30, 35)], [*range(2, 20), *range(30, 35)]
+    pairs = [TokenPair(str(token), with_history, without, [token]) for token in range(40)]
+    model = small_model(family, vocab_size=40)
+    total = torch.cat(steered_logps(model, pairs, 2.0, 10**6)).double().exp().sum()
+    assert abs(float(total) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_no_logits_of_the_whole_vocabulary(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(heads.BLOCK, "cpu", (5, 64))
+    seen: list[torch.Size] = []
+    logits = Head.logits
+
+    def spy(*args: Any) -> Tensor:
+        found = logits(*args)
+        seen.append(found.shape)
+        return found
+
+    monkeypatch.setattr(Head, "logits", spy)
+    steered_logps(small_model(family), PAIRS, 1.0, 300)
+    assert seen
+    assert max(rows for rows, _ in seen) == 5
+    assert max(columns for _, columns in seen) == 64
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_each_example_with_its_own_adapter(family: str) -> None:
+    from nextquill_core.training.personal import PersonalSpec, adapter_name, personalised, train_personal
+
+    model, spec = small_model(family), PersonalSpec(learning_rate=2e-2)
+    base = [oracle(model, one.factual, one.target) for one in PAIRS]
+    adapters = train_personal(model, {"a": PAIRS[:2], "b": PAIRS[2:4]}, spec, batch_tokens=500)
+    owners = ["a", None, "b", "a", "b", None]
+    with personalised(model, adapters, spec) as adapted:
+        expected = []
+        for one, owner in zip(PAIRS, owners, strict=True):
+            adapted.set_adapter(adapter_name(owner) if owner else "nobody")
+            expected.append(oracle(adapted, one.factual, one.target))
+        adapted.set_adapter(adapter_name("a"))
+        names = [adapter_name(owner) if owner else None for owner in owners]
+        close(personal_logps(adapted, PAIRS, names, 300), expected)
+        assert adapted.active_adapter == adapter_name("a")
+        close(answer_logps(adapted, PAIRS[3:4], 300), expected[3:4])
+    changed = [float((one - other).abs().max()) > 1e-3 for one, other in zip(expected, base, strict=True)]
+    assert changed == [owner is not None for owner in owners]
+
+
+def test_passes_are_told_and_the_models_attention_is_put_back() -> None:
+    model = small_model("qwen2", attn_implementation="eager")
+    told: list[int] = []
+
+    def turn(tokens: int) -> None:
+        told.append(tokens)
+        model.set_attn_implementation("sdpa")  # as the scorer does with another one on a GPU
+
+    answer_logps(model, PAIRS, 300, turn)
+    assert model.config._attn_implementation == "eager"
+    assert sum(told) == sum(len(one.factual) + len(one.target) - 1 for one in PAIRS)
