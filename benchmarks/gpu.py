@@ -1,12 +1,15 @@
-"""Scoring on an accelerator: Qwen2.5-3B's shape with random weights, bf16, the best attention that works.
+"""Scoring and training on an accelerator: Qwen2.5-3B's shape, random weights, bf16, the best attention that works.
 
     python -m benchmarks.gpu
 
-Needs torch, transformers, peft and pyarrow and nothing else, from the root of a checkout. One line of JSON: examples
-and tokens a second of the scorer, of the factual branch alone, and of the published code's padded dense way; the share
-of the chip's rate in dense matrix products that useful work reaches, both of the rate measured here and of the one in
-its data sheet; peak memory. Lengths are drawn from the distribution of real ones (`benchmarks/score.py` on Digital
-Music: prompts of 1,790 tokens, of which 177 open both branches, answers of 365).
+Needs torch, transformers, peft and pyarrow and nothing else, from the root of a checkout. A line of JSON for scoring:
+examples and tokens a second of the scorer, of the factual branch alone, and of the published code's padded dense way;
+the share of the chip's rate in dense matrix products that useful work reaches, both of the rate measured here and of
+the one in its data sheet; peak memory. Another for an optimizer step of LoRA (r 16 on all linear layers), with and
+without L_p and as the published code does it, and from it the hours that the paper's three data sets would take. Useful
+work of a step is what a frozen model needs without computing anything twice: every product with frozen weights twice
+(forward, and gradients of its input), attention three times. Lengths are drawn from the distribution of real ones
+(`benchmarks/score.py` on Digital Music: prompts of 1,790 tokens, of which 177 open both branches, answers of 365).
 
 `--shape small` is for trying the script on a CPU.
 """
@@ -19,15 +22,22 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.score import factual, flops, reference
+from benchmarks import train
+from benchmarks.score import factual, flops, products, reference
 from nextquill_core.causal.scorer import Scorer
 from nextquill_core.model.branches import computed_tokens
 from nextquill_core.tokens import TokenPair
+from nextquill_core.training.batches import TrainExample, micro_batches
+from nextquill_core.training.objective import PreferenceLoss, training_way
+from nextquill_core.training.worker import with_adapter
 
+PAPERS_EXAMPLES, PAPERS_EPOCHS = 2_536 + 15_400 + 14_032, 5
 SHAPES: dict[str, dict[str, int]] = {
     "qwen2.5-3b": {
         "vocab_size": 151_936,
@@ -130,10 +140,10 @@ def measure(name: str, pairs: Sequence[TokenPair], few: int, rounds: int, batch_
     alone = seconds(lambda: factual(model, pairs, scorer), rounds) / len(pairs)
     rate = product_rate(8192 if device.type != "cpu" else 512, dtype, device)
     useful = sum(flops(model, pair) for pair in pairs) / len(pairs)
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    peak = next((value for chip_name, value in DATA_SHEET.items() if chip_name in chip), None)
+    peak = data_sheet_rate(device)
     return {
-        "chip": chip,
+        "stage": "score",
+        "chip": chip_name(device),
         "torch": torch.__version__,
         "shape": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -151,6 +161,63 @@ def measure(name: str, pairs: Sequence[TokenPair], few: int, rounds: int, batch_
     }
 
 
+def measure_training(
+    name: str, pairs: Sequence[TokenPair], few: int, rounds: int, batch_tokens: int, checkpointing: bool
+) -> dict[str, Any]:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    spec = replace(train.order(train.ALPHA), batch_tokens=batch_tokens, gradient_checkpointing=checkpointing)
+    model = with_adapter(build(name, dtype, device), spec).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=spec.learning_rate)
+    examples = [TrainExample(pair, [0.5] * len(pair.target)) for pair in pairs]
+    micros = micro_batches(examples, batch_tokens, ranks=1)
+    sides = {"nextquill": spec, "contextsft": replace(spec, alpha=0.0)}
+    steps = {side: PreferenceLoss(model, one, training_way(model, one)) for side, one in sides.items()}
+
+    def step(objective: PreferenceLoss) -> None:
+        for micro in micros:
+            objective(micro.examples, float(len(examples))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    taken = {side: seconds(partial(step, objective), rounds) / len(pairs) for side, objective in steps.items()}
+    peaks = {side: peak_gb(device, partial(step, objective)) for side, objective in steps.items()}
+    limit = max(len(pair.factual) for pair in pairs) if name == "small" else LIMIT
+    taken["reference"] = seconds(lambda: train.reference(model, pairs[:few], limit), rounds=1) / few
+    peaks["reference"] = peak_gb(device, lambda: train.reference(model, pairs[:1], limit))
+    rate = product_rate(8192 if device.type != "cpu" else 512, dtype, device)
+    parts = [products(model, pair) for pair in pairs]
+    useful = sum(2 * frozen + 3 * attention for frozen, attention in parts) / len(pairs)
+    peak = data_sheet_rate(device)
+    share = useful / taken["nextquill"]
+    way = steps["nextquill"].way
+    return {
+        "stage": "train",
+        "chip": chip_name(device),
+        "shape": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "way": way,
+        "gradient_checkpointing": checkpointing,
+        "batch_tokens": batch_tokens,
+        "seconds_an_example": {side: round(value, 5) for side, value in taken.items()},
+        "tokens_a_second": round(sum(computed_tokens(pair, way) for pair in pairs) / len(pairs) / taken["nextquill"]),
+        "speed_over_reference": round(taken["reference"] / taken["nextquill"], 2),
+        "time_over_contextsft": round(taken["nextquill"] / taken["contextsft"], 3),
+        "share_of_product_rate": round(share / rate, 3),
+        "share_of_data_sheet": round(share / peak, 3) if peak else None,
+        "peak_gb": peaks,
+        "hours_of_the_papers_data": round(PAPERS_EXAMPLES * PAPERS_EPOCHS * taken["nextquill"] / 3600, 2),
+    }
+
+
+def chip_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else device.type
+
+
+def data_sheet_rate(device: torch.device) -> float | None:
+    return next((rate for name, rate in DATA_SHEET.items() if name in chip_name(device)), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="qwen2.5-3b")
@@ -158,10 +225,17 @@ def main() -> None:
     parser.add_argument("--reference-examples", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--only", choices=("score", "train"), help="one of the two")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="in training: less memory, more time")
     given = parser.parse_args()
     scale = 1.0 if given.shape != "small" else 0.05
     pairs = drawn_pairs(given.examples, SHAPES[given.shape]["vocab_size"], scale)
-    print(json.dumps(measure(given.shape, pairs, given.reference_examples, given.rounds, given.batch_tokens)))
+    few, rounds = given.reference_examples, given.rounds
+    if given.only != "train":
+        print(json.dumps(measure(given.shape, pairs, few, rounds, given.batch_tokens)), flush=True)
+    if given.only != "score":
+        checkpointing = given.gradient_checkpointing
+        print(json.dumps(measure_training(given.shape, pairs, few, rounds, given.batch_tokens, checkpointing)))
 
 
 if __name__ == "__main__":

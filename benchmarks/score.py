@@ -133,12 +133,17 @@ SIDES: dict[str, Callable[[Any, Sequence[TokenPair]], None]] = {
 
 def flops(model: Any, pair: TokenPair) -> float:
     """Multiplications and additions of matrix products that both branches need: body, attention and head."""
+    return sum(products(model, pair))
+
+
+def products(model: Any, pair: TokenPair) -> tuple[float, float]:
+    """The operations of a forward pass over both branches: with frozen weights, and of attention."""
     config = model.config
-    body = sum(p.numel() for p in decoder_of(model).parameters() if p.ndim == 2)
-    body -= model.get_input_embeddings().weight.numel()
-    total = 2.0 * body * computed_tokens(pair)
-    total += 4.0 * config.hidden_size * config.num_hidden_layers * _seen(pair)
-    return total + 2.0 * head_of(model).weight_VD.numel() * 2 * len(pair.target)
+    frozen = [p for name, p in decoder_of(model).named_parameters() if p.ndim == 2 and "lora_" not in name]
+    body = sum(p.numel() for p in frozen) - model.get_input_embeddings().weight.numel()
+    head = head_of(model).weight_VD.numel() * 2 * len(pair.target)
+    attention = 4.0 * config.hidden_size * config.num_hidden_layers * _seen(pair)
+    return 2.0 * (body * computed_tokens(pair) + head), attention
 
 
 def _seen(pair: TokenPair) -> float:

@@ -38,14 +38,18 @@ from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
 from nextquill_core.training.objective import PreferenceLoss, training_way
 from nextquill_core.training.spec import LoraSpec, TrainSpec
+from nextquill_core.training.worker import with_adapter
 
 ALPHA, LEARNING_RATE = 0.05, 1e-4
 LIMIT = {"proportional": 2048, "full": 1024}  # of prompt and of answer
 
 
-def with_lora(name: str) -> Any:
+def with_lora(side: str, name: str) -> Any:
+    """Ours as our worker makes it; the others' by PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
+    if side in ("nextquill", "contextsft"):
+        return with_adapter(build(name), order(ALPHA)).train()
     torch.manual_seed(0)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(build(name), lora).train()
@@ -156,7 +160,7 @@ SIDES: dict[str, Callable[[Any, Sequence[TokenPair], int], None]] = {
 
 def one_side(side: str, name: str, path: Path) -> dict[str, float]:
     pairs = [TokenPair(*values) for values in json.loads(path.read_text())]
-    model = with_lora(name)
+    model = with_lora(side, name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     SIDES[side](model, pairs, LIMIT[name])

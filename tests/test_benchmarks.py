@@ -29,7 +29,10 @@ runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    line = json.loads(done.stdout)
-    assert line["shape"] == "small"
-    assert line["examples_a_second"]["ours"] > 0
-    assert 0 < line["share_of_product_rate"] < 1
+    scoring, training = map(json.loads, done.stdout.splitlines())
+    assert scoring["shape"] == training["shape"] == "small"
+    assert scoring["examples_a_second"]["ours"] > 0
+    assert training["seconds_an_example"]["nextquill"] > 0
+    assert training["hours_of_the_papers_data"] > 0
+    for line in (scoring, training):
+        assert 0 < line["share_of_product_rate"] < 1

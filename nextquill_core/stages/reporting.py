@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,9 +18,10 @@ from nextquill_core.config import EvaluateConfig
 from nextquill_core.evaluation.answers import answer_rows
 from nextquill_core.evaluation.costs import cost_rows
 from nextquill_core.evaluation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
-from nextquill_core.evaluation.methods import METHODS, Method
+from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.evaluation.tables import ALL, Row
 from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.plan import Step
 from nextquill_core.schemas import Example
 from nextquill_core.stages.run import Run
 from nextquill_core.stages.score import stored_summary
@@ -140,30 +141,31 @@ def answers_of(run: Run) -> list[dict[str, Any]]:
 
 
 def costs_of(run: Run) -> list[dict[str, Any]]:
-    """What each method and preset has cost, as far as the artifacts tell."""
+    """What each method and preset has cost, as far as the artifacts tell: `usage` among the stats of predictions."""
     plan = run.plan.evaluation
     usages = {key: run.artifact(found.step).manifest.stats.get("usage") for key, found in plan.predictions.items()}
     training = {name: _training(run.artifact(step), name).seconds for name, step in run.plan.train.items()}
-    return cost_rows(usages, training, {name: _prepared(run, METHODS[name]) for name in run.config.evaluate.methods})
+    return cost_rows(usages, training, {name: dict(_preparation(run, name)) for name in run.config.evaluate.methods})
 
 
-def _prepared(run: Run, method: Method) -> dict[str, float | None]:
-    """What a method needs before it can train or write, with the seconds of the runs that made it."""
-    plan = run.plan.evaluation
-    steps = {
-        "effects of history": run.plan.effects if method.training and method.training.weighted else None,
-        "vectors": plan.relevance if method.shown == "contriever" else None,
-        "summaries": plan.summaries if method.shown == "summary" else None,
-        "personal adapters": plan.personal if method.personal else None,
-    }
-    seconds: dict[str, float | None] = {
-        name: run.artifact(step).manifest.provenance["seconds"] for name, step in steps.items() if step
-    }
+def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
+    """What else a method needed before it could train or write, and the seconds that took."""
+    plan, method = run.plan.evaluation, METHODS[name]
+    needed: list[tuple[str, Step | None]] = []
+    if method.training and method.training.weighted:
+        needed.append(("effects of history", run.plan.effects))
+    if method.shown == "contriever":
+        needed.append(("vectors", plan.relevance))
+    if method.shown == "summary":
+        needed.append(("summaries", plan.summaries))
     if method.personal:
-        seconds["adapters of other users"] = sum(
-            _training(run.artifact(step), name).seconds for name, step in plan.tasks.items()
-        )
-    return seconds
+        needed += [
+            *((f"adapter {task}", step) for task, step in plan.tasks.items()),
+            ("personal adapters", plan.personal),
+        ]
+    for what, step in needed:
+        if step:
+            yield what, run.artifact(step).manifest.provenance["seconds"]
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:
@@ -177,19 +179,19 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("loss", f"α = {train.alpha:g}, normalised by {train.normalization}"),
         ("training", f"{train.epochs} epochs, lr {train.learning_rate:g}, batch {train.global_batch}"),
         ("LoRA", f"r {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout:g}, {train.lora.targets}"),
-        *((f"decoding `{name}`", _decoding(config.evaluate, name)) for name in config.evaluate.decoding),
+        *((f"method {name}", METHODS[name].summary) for name in config.evaluate.methods),
+        *((f"decoding {name}", _decoding(config.evaluate, name)) for name in config.evaluate.decoding),
         ("seed", str(config.seed)),
     ]
 
 
 def _notes(run: Run) -> list[str]:
-    notes = [f"{name}: {METHODS[name].summary}." for name in run.config.evaluate.methods]
-    if run.plan.model:
-        notes.append(
-            "The base model is the small offline one, pretrained on the base profiles of these users. The numbers "
-            "show that the pipeline works; they say nothing about large models."
-        )
-    return notes
+    if not run.plan.model:
+        return []
+    return [
+        "The base model is the small offline one, pretrained on the base profiles of these users. The numbers show "
+        "that the pipeline works; they say nothing about large models."
+    ]
 
 
 def _decoding(settings: EvaluateConfig, name: str) -> str:
@@ -202,7 +204,7 @@ def _decoding(settings: EvaluateConfig, name: str) -> str:
 def _stage(artifact: Artifact, name: str) -> Stage:
     manifest = artifact.manifest
     seconds = manifest.provenance["seconds"]
-    return Stage(name, manifest.fingerprint, str(artifact.folder), manifest.rows, manifest.bytes, seconds)
+    return Stage(name, manifest.fingerprint, artifact.location, manifest.rows, manifest.bytes, seconds)
 
 
 def _training(artifact: Artifact, name: str) -> Training:

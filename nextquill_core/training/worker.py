@@ -24,6 +24,7 @@ from nextquill_core.model.loading import load_model, load_tokenizer
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair, encoder_for
 from nextquill_core.training.batches import TrainExample
+from nextquill_core.training.dropout import spare_dropout
 from nextquill_core.training.engine import connect, engine_for
 from nextquill_core.training.failures import mark_failed
 from nextquill_core.training.objective import PreferenceLoss, training_way
@@ -63,7 +64,7 @@ def train(spec: TrainSpec) -> None:
     tokenizer = load_tokenizer(spec.model)
     examples, left_out = training_examples(spec, tokenizer)
     val_examples = validation_examples(spec, tokenizer)
-    model = lora_model(spec, device)
+    model = with_adapter(load_model(spec.model, device), spec)
     module = PreferenceLoss(model, spec, training_way(model, spec))
     engine = engine_for(module, spec, read_outside=model.get_output_embeddings().weight)
     Trainer(spec, engine, examples, left_out, val_examples).run()
@@ -157,11 +158,10 @@ def train_split(spec: TrainSpec) -> tuple[list[Example], dict[str, int]]:
     return rest, {"left_out_users": users, "left_out_examples": len(examples) - len(rest)}
 
 
-def lora_model(spec: TrainSpec, device: torch.device) -> Any:
+def with_adapter(base: Any, spec: TrainSpec) -> Any:
     """θ0 with a fresh LoRA adapter on it, the same on every rank."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_model(spec.model, device)
     base.config.use_cache = False
     if spec.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -171,7 +171,9 @@ def lora_model(spec: TrainSpec, device: torch.device) -> Any:
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
     )
-    return get_peft_model(base, config)
+    model = get_peft_model(base, config)
+    spare_dropout(model)
+    return model
 
 
 def end_with_parent() -> None:

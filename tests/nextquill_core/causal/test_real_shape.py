@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import resource
 import time
 from typing import Any
@@ -14,34 +12,7 @@ from torch import Tensor
 
 from nextquill_core.causal.scorer import Scorer
 from nextquill_core.model.branches import computed_tokens
-from nextquill_core.tokens import TokenPair
-
-PROMPT, ANSWER, OPENING, REST = 2048, 512, 180, 20
-VOCABULARY = 151_936
-NEEDED_GB = 16
-
-
-def qwen_3b() -> Any:
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=2048,
-        intermediate_size=11_008,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-
-
-def full_length(number: int) -> TokenPair:
-    draw = random.Random(number)
-    opening, rest, answer = ([draw.randrange(VOCABULARY) for _ in range(n)] for n in (OPENING, REST, ANSWER))
-    history = [draw.randrange(VOCABULARY) for _ in range(PROMPT - OPENING - REST)]
-    return TokenPair(str(number), opening + history + rest, opening + rest, answer)
+from tests.real_shape import full_length, qwen_3b, wanted
 
 
 @torch.inference_mode()
@@ -54,10 +25,7 @@ def plain(model: Any, prompt: list[int], target: list[int]) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(
-    os.environ.get("NEXTQUILL_REAL_SHAPE") != "1",
-    reason=f"takes a quarter of an hour and {NEEDED_GB} GB: set NEXTQUILL_REAL_SHAPE=1",
-)
+@wanted("a quarter of an hour")
 def test_two_examples_of_full_length_equal_plain_forward_passes() -> None:
     model = qwen_3b()
     pairs = [full_length(1), full_length(2)]

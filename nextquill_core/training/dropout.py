@@ -1,0 +1,57 @@
+"""LoRA's dropout without a copy of its input: B·A·dropout(x) keeps one byte an element for the backward pass.
+
+As PEFT composes it, autograd keeps for every adapted layer the noise and the dropped input, in single precision each:
+a third of all that a step holds. Here both are made again from x, which neighbouring layers share, and the mask.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DroppedLinear(torch.autograd.Function):
+    """W·dropout(x), for x (…, I) and W (R, I); the factor 1 / (1 − rate) is put on the small side."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_RI: Tensor, rate: float) -> Tensor:
+        """(…, R)."""
+        kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
+        ctx.save_for_backward(x, kept)
+        ctx.weight = weight_RI  # by reference: ZeRO-3 takes the values away and brings them back
+        ctx.scale = 1 / (1 - rate)
+        return torch.nn.functional.linear(x * kept, weight_RI) * ctx.scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Of x and W, where asked for."""
+        x, kept = ctx.saved_tensors
+        above = gradients[0] * ctx.scale
+        of_x = (above @ ctx.weight).mul_(kept) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = above.flatten(0, -2).T @ (x * kept).flatten(0, -2)
+        return of_x, of_weight, None
+
+
+def spare_dropout(model: Any) -> None:
+    """Let the LoRA layers of a PEFT model drop their inputs this way; what is saved of them does not change."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for name, dropout in layer.lora_dropout.items():
+            if isinstance(dropout, nn.Dropout) and name in layer.lora_A and type(layer.lora_A[name]) is nn.Linear:
+                layer.lora_dropout[name] = nn.Identity()
+                layer.lora_A[name].forward = partial(_forward, layer.lora_A[name], dropout.p)
+
+
+def _forward(linear: nn.Linear, rate: float, x: Tensor) -> Tensor:
+    if not linear.training or rate == 0:
+        return torch.nn.functional.linear(x, linear.weight)
+    result: Tensor = DroppedLinear.apply(x, linear.weight, rate)
+    return result

@@ -1,0 +1,47 @@
+"""Qwen2.5-3B's shape with random weights in half precision, and examples of the longest prompt."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from nextquill_core.tokens import TokenPair
+
+PROMPT, ANSWER, OPENING, REST = 2048, 512, 180, 20
+VOCABULARY = 151_936
+NEEDED_GB = 16
+
+
+def qwen_3b() -> Any:
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=2048,
+        intermediate_size=11_008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+def full_length(number: int) -> TokenPair:
+    draw = random.Random(number)
+    opening, rest, answer = ([draw.randrange(VOCABULARY) for _ in range(n)] for n in (OPENING, REST, ANSWER))
+    history = [draw.randrange(VOCABULARY) for _ in range(PROMPT - OPENING - REST)]
+    return TokenPair(str(number), opening + history + rest, opening + rest, answer)
+
+
+def wanted(minutes: str) -> Any:
+    """A test that runs only where somebody asks for it."""
+    return pytest.mark.skipif(
+        os.environ.get("NEXTQUILL_REAL_SHAPE") != "1",
+        reason=f"takes {minutes} and {NEEDED_GB} GB: set NEXTQUILL_REAL_SHAPE=1",
+    )
