@@ -20,6 +20,7 @@ from nextquill_core.analysis.blocks import (
 )
 from nextquill_core.analysis.html import page
 from nextquill_core.analysis.published import published_tables
+from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD
 from nextquill_core.evaluation.tables import ALL, Row
 
 SHARED_WORDS = 3
@@ -166,6 +167,7 @@ def render(report: Report) -> str:
         "sources": list(dict.fromkeys(row["source"] for row in report.published)),
         "slices": bucket_tables(report.slices),
         "controls": control_tables(report.slices),
+        "preferences": PREFERENCE_LIKELIHOOD,
         "shared_segments": shared_segments,
         "all": ALL,
         "alpha": SIGNIFICANT,

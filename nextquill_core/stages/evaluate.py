@@ -151,7 +151,7 @@ def _texts(run: Run, step: Step, folder: str) -> dict[str, str]:
 
 def _chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What was chosen on val, for readers."""
-    named = {SANE: "the preset `sane`", STEERING: "the strength λ of `cos`"}
+    named = {SANE: "the preset sane", STEERING: "the strength λ of cos"}
     for name, choice in choices.items():
         values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
         yield f"On val, {choice['by']} chose {choice['chosen']} as {named[name]} ({values})."

@@ -35,7 +35,7 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
     step = _trained(run, name)
     artifact = run.artifact(step)
     if why := outdated(run.store, step, artifact):
-        raise UserError(f"the adapter is stale: {why}", str(artifact.folder), "run `nextquill train` first")
+        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
     with _whole_folder(folder) as unfinished:
         if merge:
             _write_merged(run, artifact.folder / "adapter", unfinished)

@@ -12,7 +12,7 @@ from typing import Any
 from nextquill_core.config import Config
 from nextquill_core.ingest.privacy import Privacy, privacy
 from nextquill_core.model.identity import ModelSpec
-from nextquill_core.plan import Plan, Step, freshness, make_plan
+from nextquill_core.plan import Plan, Step, freshness, make_plan, outdated
 from nextquill_core.prompts import resolve_template
 from storage import Artifact, Basis, Staging, Store, UserError, provenance
 
@@ -64,7 +64,7 @@ class Run:
                 command = "score"
             raise UserError(
                 f"the {step.name} artifact is missing",
-                str(self.store.folder(step.kind, step.fingerprint)),
+                self.store.location(step.kind, step.fingerprint),
                 f"run `nextquill {command}` with the same config first",
             )
         return artifact
@@ -105,6 +105,10 @@ class Run:
             return Outcome(known.artifact, reused=True)
         inputs = [self.artifact(source).ref for source in step.inputs]
         with self.store.write(step.kind, step.fingerprint, Basis(tuple(inputs), tools), restart=force) as staging:
+            found = self.store.find(step.kind, step.fingerprint)
+            if found and not force and not outdated(self.store, step, found):  # made while we waited for its writer
+                staging.discard()
+                return Outcome(found, reused=True)
             if not staging.sealed:
                 started = datetime.now(UTC)
                 stats = build(staging)

@@ -241,6 +241,9 @@ def test_best_and_significant_are_bold(report: Report) -> None:
 def test_likelihoods_are_told_once(report: Report) -> None:
     """They are the same under every preset, so they are no column of the presets' tables."""
     assert render(report).count("−3.1415") == 1
+    assert "there are none among these" in render(report)
+    more = render(replace(report, rows=[*report.rows, row("nextquill", "preference_log_likelihood", -2.0)]))
+    assert "there are none among these" not in more
 
 
 def test_retries_are_a_column_where_there_were_any(report: Report) -> None:
