@@ -2,8 +2,8 @@
 
     python -m benchmarks.generate --reviews reviews.jsonl.gz --items items.jsonl.gz
 
-For each shape of `benchmarks.score`, one line of JSON. Both sides answer the same prompts, greedily with the paper's
-repetition penalty, in processes of their own, by turns:
+For each shape of `benchmarks.score`, one line of JSON; `--shapes proportional` takes about five minutes on two cores.
+Both sides answer the same prompts, greedily with the paper's repetition penalty, in processes of their own, by turns:
 
 - `ours`: the engine, on all prompts at once.
 - `reference`: every prompt on the left padded to 2,048 tokens, in batches of 8 in the order of the examples, by the
@@ -12,7 +12,7 @@ repetition penalty, in processes of their own, by turns:
   tokens would be others without.
 
 A model with random weights never writes its stop token, so each answer is as long as the review that the user really
-wrote, up to 256 tokens: for ours that is the request's limit, for the reference a stopping criterion that holds a
+wrote, up to 512 tokens: for ours that is the request's limit, for the reference a stopping criterion that holds a
 number for each row. The tokens of both up to there are compared, and counted as tokens a second: what either side
 computes beyond them counts for nothing.
 """
@@ -37,7 +37,7 @@ from benchmarks.score import PROMPT, TORCHS_OWN, arguments, build, real_pairs
 from nextquill_core.evaluation.decoding import PAPER
 from nextquill_core.tokens import TokenPair
 
-ANSWER, BATCH = 256, 8
+ANSWER, BATCH = 512, 8
 BATCH_TOKENS = 16_384  # as `evaluate.batch_tokens`
 Answers = list[list[int]]
 

@@ -17,7 +17,7 @@ from nextquill_core.evaluation.decoding import Decoding
 from nextquill_core.evaluation.engines import CUT, STOPPED, Request
 from nextquill_core.evaluation.sampling import next_tokens, penalised, steered
 
-SHARE = 8  # an eighth of the rows: sooner copies the cache too often, later computes finished rows for too long
+SHARE = 16  # finished rows leave when they are a sixteenth: at once in small batches, not at every step in large ones
 TOGETHER = 512  # prompts are read together up to so many positions; a longer one fills the machine alone
 
 
@@ -71,7 +71,7 @@ class _Branch:
 
 @dataclass(eq=False)
 class Batch:
-    """Rows that decode together; takes what it can from the waiting ones whenever a quarter of it has finished.
+    """Rows that decode together; takes what it can from the waiting ones whenever a sixteenth of it has finished.
 
     Attributes:
         steering: CoS's λ; read for rows that have a prompt without history.

@@ -70,17 +70,28 @@ def unheard(finished: int) -> None:
     """A listener that shows nothing."""
 
 
+def unkept(request: Request, answer: Generation) -> None:
+    """A keeper that keeps nothing."""
+
+
 class Engine(Protocol):
     """Whatever turns prompts into texts."""
 
     usage: Usage
 
-    def generate(self, requests: Sequence[Request], advance: Callable[[int], None] = unheard) -> list[Generation]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        advance: Callable[[int], None] = unheard,
+        *,
+        keep: Callable[[Request, Generation], None] = unkept,
+    ) -> list[Generation]:
         """Answer every request.
 
         Args:
             requests: In any order; the work is done in the order that is fastest.
             advance: Told now and then how many more are finished.
+            keep: Given each answer as soon as it is there, so that nothing is lost if a later one fails.
 
         Returns:
             The answers in the order of the requests.

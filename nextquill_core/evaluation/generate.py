@@ -17,7 +17,16 @@ from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.batch import Batch, Row
 from nextquill_core.evaluation.cache import check_cache
 from nextquill_core.evaluation.decoding import Decoding
-from nextquill_core.evaluation.engines import BASE, Generation, Request, Usage, finished_text, request_seed, unheard
+from nextquill_core.evaluation.engines import (
+    BASE,
+    Generation,
+    Request,
+    Usage,
+    finished_text,
+    request_seed,
+    unheard,
+    unkept,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +37,9 @@ class TransformersEngine:
     """Decodes with a Hugging Face model in this process.
 
     Every row of a batch is masked and placed for itself, so an answer does not depend on what else is in its batch, but
-    for ties within rounding. When a quarter of a batch has finished, the finished rows leave and waiting requests take
-    their places. On a GPU, greedy decoding without penalty, steering and adapters goes through transformers' continuous
-    batching instead, which keeps no padding at all; the tokens are the same.
+    for ties within rounding. Rows that have finished leave, and waiting requests take their places. On a GPU, greedy
+    decoding without penalty, steering and adapters goes through transformers' continuous batching instead, which keeps
+    no padding at all; the tokens are the same.
 
     Args:
         model: A causal language model in evaluation mode, with or without PEFT adapters.
@@ -70,7 +79,13 @@ class TransformersEngine:
         self._continuous = plain and wanted and hasattr(model, "generate_batch")
         self._most_rows = sys.maxsize
 
-    def generate(self, requests: Sequence[Request], advance: Callable[[int], None] = unheard) -> list[Generation]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        advance: Callable[[int], None] = unheard,
+        *,
+        keep: Callable[[Request, Generation], None] = unkept,
+    ) -> list[Generation]:
         """Answer every request; see `Engine.generate`.
 
         Raises:
@@ -85,6 +100,7 @@ class TransformersEngine:
             text = self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             answers[row.index] = Generation(finished_text(text), len(row.output), row.reason)
             self._count(row)
+            keep(requests[row.index], answers[row.index])
             advance(1)
 
         try:

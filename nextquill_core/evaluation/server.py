@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,6 +28,7 @@ from nextquill_core.evaluation.engines import (
     finished_text,
     request_seed,
     unheard,
+    unkept,
 )
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,13 @@ class OpenAIEngine:
         self._given_up = threading.Event()
         self._counting = threading.Lock()
 
-    def generate(self, requests: Sequence[Request], advance: Callable[[int], None] = unheard) -> list[Generation]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        advance: Callable[[int], None] = unheard,
+        *,
+        keep: Callable[[Request, Generation], None] = unkept,
+    ) -> list[Generation]:
         """Answer every request; see `Engine.generate`.
 
         Raises:
@@ -153,12 +160,16 @@ class OpenAIEngine:
             futures = {pool.submit(self._answer, client, request): index for index, request in enumerate(requests)}
             try:
                 for future in as_completed(futures):
-                    answers[futures[future]] = self._counted(future.result())
+                    index = futures[future]
+                    answers[index] = self._counted(future.result())
+                    keep(requests[index], answers[index])
                     advance(1)
-            finally:  # where one has failed for good, the others need not go on
+            finally:  # where one has failed for good, the others need not begin; what is under way is still kept
                 self._given_up.set()
-                for future in futures:
-                    future.cancel()
+                begun = [future for future in futures if not future.cancel()]
+                for future in wait(begun).done:
+                    if futures[future] not in answers and future.exception() is None:
+                        keep(requests[futures[future]], future.result().generation)
                 self.usage.seconds += time.perf_counter() - started
         return [answers[index] for index in range(len(requests))]
 
@@ -171,13 +182,13 @@ class OpenAIEngine:
 
     def _answer(self, client: httpx.Client, request: Request) -> _Reply:
         tried = 0
-        while True:
+        while not self._given_up.is_set():
             tried += 1
             try:
                 return self._ask_in_some_way(client, request)
             except (_Failed, httpx.RequestError) as failure:
                 what = self._told(first_line(failure))
-                if tried > self.settings.retries or self._given_up.is_set():
+                if tried > self.settings.retries:
                     raise UserError(
                         f"no answer after {tried} attempts ({what})",
                         self.address,
@@ -188,6 +199,7 @@ class OpenAIEngine:
             with self._counting:
                 self.usage.retries += 1
             self._given_up.wait(wait_s)
+        raise UserError("given up because of another request", self.address)
 
     def _ask_in_some_way(self, client: httpx.Client, request: Request) -> _Reply:
         way = self._way
@@ -195,9 +207,9 @@ class OpenAIEngine:
             try:
                 reply = self._ask(client, request, self._ways[way](request))
             except _Rejected as rejection:
-                if self._way_is_known or way + 1 == len(self._ways):
+                if way == (self._way if self._way_is_known else len(self._ways) - 1):
                     raise UserError(f"the server rejects the request ({rejection})", self.address) from None
-                way += 1
+                way = self._way if self._way_is_known else way + 1
             else:
                 self._way, self._way_is_known = way, True
                 return reply

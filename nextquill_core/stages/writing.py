@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from nextquill_core.evaluation.decoding import DECODINGS, Decoding
 from nextquill_core.evaluation.engines import Engine, Request, Usage
+from nextquill_core.evaluation.journal import Journal
 from nextquill_core.evaluation.methods import METHODS, Method
 from nextquill_core.plan import Step, Writing
 from nextquill_core.plan.evaluation import OWN, SANE, STEERING
@@ -60,7 +61,11 @@ def predictions(run: Run, writing: Writing, staging: Staging, progress: Progress
             )
             for pair in pairs
         ]
-        answers = engine.generate(requests, advance)
+        journal = Journal(staging.scratch / f"answers-{part.name}.jsonl")
+        missing = journal.missing(requests)
+        advance(len(requests) - len(missing))
+        engine.generate(missing, advance, keep=journal.keep)
+        answers = journal.answers(requests)
         write_json(staging.scratch / f"usage-{part.name}.json", asdict(engine.usage))
         columns = {
             "example_id": [pair.example_id for pair in pairs],

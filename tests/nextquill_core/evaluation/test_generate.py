@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nextquill_core.errors import ModelError
+from nextquill_core.evaluation import batch
 from nextquill_core.evaluation.decoding import DECODINGS, GREEDY, PAPER, SAMPLED, Decoding
 from nextquill_core.evaluation.engines import BASE, CUT, STOPPED, Request, request_seed
 from nextquill_core.evaluation.generate import TransformersEngine
@@ -107,6 +108,15 @@ def test_long_answers_outgrow_the_room_beside_the_prompt() -> None:
     asked = [Request(request.key, request.prompt, limit=80) for request in requests(2)]
     answers = engine(model, SAMPLED, max_new_tokens=80, batch_tokens=10**6).generate(asked)
     assert pairs(answers) == [definition(model, request, SAMPLED, stops=[0]) for request in asked]
+
+
+@pytest.mark.parametrize("share", [1, 2, 4])
+def test_rows_that_finished_may_stay_for_a_while(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = engine(lively(), PAPER).generate(requests())
+    monkeypatch.setattr(batch, "SHARE", share)  # all, half or a quarter leave together
+    staying = engine(lively(), PAPER)
+    assert staying.generate(requests()) == expected
+    assert staying.usage.answers == len(expected)
 
 
 @pytest.mark.parametrize("decoding", [PAPER, SAMPLED])

@@ -266,6 +266,19 @@ def test_a_server_without_ids_gets_the_text(local: Any, tiny_tokenizer: Any) -> 
     assert asked.usage.retries == 0
 
 
+def test_a_late_refusal_of_ids_is_none_of_the_text(local: Any, tiny_tokenizer: Any) -> None:
+    prompts = [tiny_tokenizer(words)["input_ids"] for words in ("quick", "slow")]
+
+    def slow_to_refuse(handler: Scripted, body: dict[str, Any]) -> None:
+        time.sleep(0.3 if body["prompt"] == prompts[1] else 0.0)
+        only_text(handler, body)
+
+    local.script = [slow_to_refuse] * 9
+    asked = [Request("u0", prompts[0]), Request("u1", prompts[1])]
+    answers = engine(local, tokenizer=tiny_tokenizer, concurrency=2).generate(asked)
+    assert [reply.text for reply in answers] == ["quick", "slow"]
+
+
 def test_an_opening_marker_is_left_to_the_server(local: Any) -> None:
     class Opening:
         """Like Llama's: every text begins with the marker 1."""

@@ -203,3 +203,17 @@ def test_a_training_killed_in_the_middle_resumes_to_the_same_bytes(
         for artifact in (ours, theirs)
     ]
     assert curves[0] == curves[1]
+
+
+def test_answers_of_a_killed_run_are_kept_and_change_no_byte(whole: Run, small_world: Path) -> None:
+    config = small_config(small_world, whole.store.root, evaluate={"paper_max_new_tokens": 9})
+    run = Run(config)
+    step = run.plan.evaluation.predictions["nextquill", "paper"].step
+    with pytest.raises(Killed):
+        evaluate.part(run, step, dies_after(7))
+    journal = next((run.store.root / "predictions").glob(f".staging-{step.fingerprint}/**/answers-*.jsonl"))
+    kept = journal.read_text().splitlines()
+    assert len(kept) >= 7
+    resumed = evaluate.part(run, step, silent).artifact
+    assert resumed.manifest.stats["usage"]["answers"] == resumed.manifest.stats["examples"] - len(kept)
+    assert evaluate.part(run, step, silent, force=True).artifact.manifest.content == resumed.manifest.content
