@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flows import keeping
+from flows.command import ConfigOption, PresetOption, SetOption, StoreOption
+from flows.command import console as _console
+from flows.command import read_settings as _settings
+from flows.command import run_flow as _run_flow
 from storage.errors import UserError
 
 app = typer.Typer(
@@ -23,20 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", metavar="NAME|FILE", help="Lay `paper`, `tuned` or a YAML file over the config."),
-]
-StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
 WIDE = 110  # columns from which intervals fit beside the values
 PAPERS_CATEGORIES = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
 
 
 def main() -> None:
-    """Run a command: exit 0 when done, 2 with one line when the user's input is wrong, 1 on anything else."""
+    """Run a command: exit 0 when done, 2 with one line when the user's input is wrong, 1 on anything else; 3 is a
+    candidate that `promote` does not accept."""
     try:
         app()
     except UserError as error:
@@ -111,8 +107,9 @@ def reproduce(
     _run_flow("reproduce", settings, force=force)
     runs = [open_run(whole_table(one), fetch=False) for one in settings]
     found = runs[0].artifact(reproduction_step(runs))
-    for shown in reproduced_tables(found):
-        _console().print(shown)
+    console = _console()
+    for shown in reproduced_tables(found, intervals=console.width >= WIDE):
+        console.print(shown)
     print(f"tables: {found.folder / TABLES}")
 
 
@@ -123,11 +120,16 @@ def status(
     preset: PresetOption = None,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every artifact in the store instead.")] = False,
 ) -> None:
     """Say for each stage whether its artifact is fresh, stale (and why), missing, running or failed."""
+    settings = _settings(config, overrides, store, preset)
+    if everything:
+        keeping.list_store(settings, as_json=as_json)
+        return
     from flows.status import status_rows, status_table
 
-    rows = status_rows(_settings(config, overrides, store, preset))
+    rows = status_rows(settings)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -136,7 +138,7 @@ def status(
 
 @app.command()
 def path(
-    stage: Annotated[str, typer.Argument(help="ingest, model, score, train, train:METHOD or evaluate")],
+    stage: Annotated[str, typer.Argument(help="ingest, score, train, train:METHOD, evaluate, accepted, …")],
     config: ConfigOption,
     overrides: SetOption = None,
     preset: PresetOption = None,
@@ -146,6 +148,9 @@ def path(
     from flows.runs import open_run
 
     current = open_run(_settings(config, overrides, store, preset), fetch=False)
+    if stage.partition(":")[0] == "accepted":
+        print(keeping.accepted_folder(current, stage.partition(":")[2]))
+        return
     step = current.plan.stage(stage)
     if step is None:
         names = ", ".join(known.name for known in current.plan.stages)
@@ -211,6 +216,9 @@ def sweep(
         for table in sweep_results(done, intervals=console.width >= WIDE):
             console.print(table)
         print(f"sweep: {done.folder / 'sweep.html'}")
+
+
+keeping.register(app)
 
 
 @app.command()
@@ -283,14 +291,6 @@ def methods() -> None:
     _list({name: method.summary for name, method in METHODS.items()})
 
 
-def _settings(config: Path, overrides: list[str] | None, store: str | None, preset: str | None = None) -> Any:
-    from nextquill_core.config import load_config
-    from nextquill_core.config.presets import preset_overrides
-
-    laid = preset_overrides(preset) if preset else []
-    return load_config(config, [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
-
-
 def _all_fresh(settings: Any) -> bool:
     """Whether nothing is left to do and no Prefect server watches; then none needs to be started to say so."""
     from flows.runs import open_run
@@ -303,31 +303,8 @@ def _all_fresh(settings: Any) -> bool:
     if os.environ.get("PREFECT_API_URL") or any(fresh.state != "fresh" for fresh in standing.values()):
         return False
     for name, fresh in standing.items():
-        print(f"{name}: reused, fresh at {fresh.artifact and fresh.artifact.folder}", file=sys.stderr)
+        print(f"{name}: reused, fresh at {fresh.artifact and fresh.artifact.location}", file=sys.stderr)
     return True
-
-
-def _run_flow(name: str, settings: Any, **options: Any) -> None:
-    # Offline and quiet unless the user says otherwise: our own lines in the terminal, everything in the UI.
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    print_run_lines()
-    flow(settings, **options)
-
-
-def print_run_lines() -> None:
-    """Print what our flows and tasks log; the engine's own lines stay in the UI."""
-    import prefect
-
-    engine = str(Path(prefect.__file__).parent)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    handler.addFilter(lambda record: not record.pathname.startswith(engine))
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addHandler(handler)
 
 
 def _show_account(settings: Any) -> None:
@@ -354,12 +331,6 @@ def _list(rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     for name, summary in rows.items():
         print(f"{name:<{width}}  {summary}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from prefect import tags
 
-from flows.cli import print_run_lines
+from flows.command import print_run_lines
 from flows.pipeline import pipeline
 from nextquill_core.config import parse_config
 from nextquill_core.errors import UserError

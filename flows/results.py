@@ -33,7 +33,7 @@ def finished(name: str, outcome: Outcome) -> dict[str, Any]:
     reference = {
         "stage": name,
         "fingerprint": outcome.artifact.manifest.fingerprint,
-        "path": str(outcome.artifact.folder),
+        "path": outcome.artifact.location,
         "reused": outcome.reused,
     }
     message = announce(name, outcome)
@@ -42,12 +42,12 @@ def finished(name: str, outcome: Outcome) -> dict[str, Any]:
 
 def announce(name: str, outcome: Outcome) -> str:
     """Log in one line what became of an artifact, and return the line."""
-    folder = outcome.artifact.folder
+    location = outcome.artifact.location
     if outcome.reused:
-        message = f"{name}: reused, fresh at {folder}"
+        message = f"{name}: reused, fresh at {location}"
     else:
         seconds = outcome.artifact.manifest.provenance["seconds"]
-        message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {folder}"
+        message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {location}"
     get_run_logger().info(message)
     return message
 

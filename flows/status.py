@@ -8,11 +8,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from flows.command import readable_size
 from flows.runs import open_run
 from nextquill_core.config import Config
 from nextquill_core.ingest.report import account_rows
 from nextquill_core.plan import freshness
 from storage import Artifact
+from storage.keeping import Glance
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cyan", "failed": "red"}
 
@@ -20,11 +22,12 @@ COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cy
 def status_rows(config: Config) -> list[dict[str, Any]]:
     """A row a stage: stage, state, why, path, rows, bytes, seconds (the last three None without an artifact)."""
     run = open_run(config, fetch=False)
+    store = Glance(run.store)
     rows = []
     for step in run.plan.stages:
-        standing = freshness(run.store, step)
+        standing = freshness(store, step)
         manifest = standing.artifact.manifest if standing.artifact else None
-        parts = [freshness(run.store, part) for part in run.plan.parts(step)]
+        parts = [freshness(store, part) for part in run.plan.parts(step)]
         if standing.state != "fresh":  # then what holds it up may be one of its parts
             standing = next((part for part in parts if part.state in ("running", "failed")), standing)
         seconds = sum(part.artifact.manifest.provenance["seconds"] for part in parts if part.artifact)
@@ -33,7 +36,7 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
                 "stage": step.name,
                 "state": standing.state,
                 "why": standing.why,
-                "path": str(run.store.folder(step.kind, step.fingerprint)),
+                "path": run.store.location(step.kind, step.fingerprint),
                 "rows": manifest.rows if manifest else None,
                 "bytes": manifest.bytes if manifest else None,
                 "seconds": round(manifest.provenance["seconds"] + seconds, 1) if manifest else None,
@@ -53,7 +56,7 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
             row["stage"],
             Text(row["state"], style=COLOURS[row["state"]]),
             "" if row["rows"] is None else f"{row['rows']:,}",
-            "" if row["bytes"] is None else _size(row["bytes"]),
+            "" if row["bytes"] is None else readable_size(row["bytes"]),
             "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
             row["why"] or (row["path"] if row["state"] == "fresh" else ""),
         )
@@ -79,14 +82,14 @@ def results_table(evaluation: Artifact, *, intervals: bool) -> Iterator[Table]:
         yield _cells_table(title, cells)
 
 
-def reproduced_tables(found: Artifact) -> Iterator[Table | str]:
+def reproduced_tables(found: Artifact, *, intervals: bool) -> Iterator[Table | str]:
     """Our numbers / the published ones, a table a category, each followed by what was done differently."""
     from nextquill_core.analysis.published import published_cells
     from nextquill_core.stages.evaluate import shown_tables
     from nextquill_core.stages.reproduce import reproduced
 
     for part in reproduced(found):
-        for title, cells in list(published_cells(part["rows"])) or shown_tables(part["ours"]):
+        for title, cells in list(published_cells(part["rows"])) or shown_tables(part["ours"], intervals=intervals):
             yield _cells_table(title, cells)
         yield "\n".join(f"- {difference}" for difference in part["differences"])
 
@@ -112,11 +115,3 @@ def _cells_table(title: str, cells: list[dict[str, str]]) -> Table:
     for row in cells:
         table.add_row(*row.values())
     return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

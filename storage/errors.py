@@ -22,3 +22,7 @@ class UserError(ValueError):
             line = f"{line}; {self.remedy}"
         # One line whatever came in: raw data may be quoted here, and a terminal obeys control characters.
         return "".join(sign if sign.isprintable() else "·" for sign in " ".join(line.split()))
+
+
+class Busy(UserError):  # noqa: N818  it says what the artifact is
+    """Another process is making this artifact."""

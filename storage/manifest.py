@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import UserError
@@ -49,6 +49,8 @@ class Manifest:
         identity: The fields behind the fingerprint.
         config: The full configuration of the run that made it, operational fields too.
         content: Digest over the paths and hashes of all shards that are not logs: equal content, equal digest.
+        generation: The subfolder that holds the files; "" where they stand beside the manifest. An object store cannot
+            rename, so each writer there has a subfolder of its own, and the manifest says whose counts.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Manifest:
     stats: Mapping[str, Any]
     provenance: Mapping[str, Any]
     content: str = ""
+    generation: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -74,7 +77,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON, one trailing newline."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        if not self.generation:
+            del values["generation"]
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -85,20 +91,37 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
-            raise UserError("the manifest is damaged", str(path), "delete the folder; it is made again") from None
+            text = ""
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Manifest:
+        """The manifest whose JSON was read at `where`.
+
+        Raises:
+            UserError: It is damaged, names files outside its folder, or was written by a newer version.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError:
+            raise UserError("the manifest is damaged", where, "delete the folder; it is made again") from None
         if values.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"manifest schema {values.get('schema_version')}, this version reads {SCHEMA_VERSION}",
-                str(path),
+                where,
                 "use the version that wrote it, or delete the folder",
             )
         values["inputs"] = tuple(InputRef(**ref) for ref in values["inputs"])
         values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
-        return cls(**values)
+        manifest = cls(**values)
+        for name in (manifest.generation, *(shard.path for shard in manifest.shards)):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise UserError(f"the manifest names {name}, outside its folder", where, "delete the folder")
+        return manifest
 
 
 def content_digest(shards: tuple[Shard, ...]) -> str:

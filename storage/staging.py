@@ -130,6 +130,10 @@ class Staging:
         for leftover in self.folder.rglob(".*.tmp"):
             leftover.unlink()
 
+    def discard(self) -> None:
+        """Drop the work, for a writer who finds that somebody else has finished it."""
+        shutil.rmtree(self.folder)
+
     def fail(self, error: BaseException) -> None:
         """Leave a note of why the work stopped, for `status` to show; finished shards stay."""
         message = str(error) or type(error).__name__

@@ -1,20 +1,20 @@
-"""The artifact store: `STORE/KIND/FINGERPRINT/` is an artifact, complete from the moment the folder has that name."""
+"""The store in a folder: `STORE/KIND/FINGERPRINT/` is an artifact, complete from the moment it has that name."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from storage.digests import DigestCache
-from storage.errors import UserError
+from storage.errors import Busy, UserError
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
 from storage.staging import FAILURE, RECORDS, Basis, Staging
 
@@ -22,12 +22,31 @@ STAGING, ASIDE = ".staging-", ".aside-"
 Progress = Literal["absent", "running", "failed", "interrupted"]
 
 
+def _all_here(shards: list[Shard]) -> None:
+    """Nothing has to be brought where the store is a folder."""
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artifact: its folder and its manifest."""
+    """A committed artifact.
 
-    folder: Path
+    Attributes:
+        home: The folder of its files on this machine; those of a remote store are there once they have been asked for.
+        manifest: What is known of it.
+        location: Where the store has it: a folder or a URI, for people to read.
+        fetch: Brings shards into `home`; where home is the store's own folder there is nothing to bring.
+    """
+
+    home: Path
     manifest: Manifest
+    location: str
+    fetch: Callable[[list[Shard]], None] = field(default=_all_here, repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, with every file in it."""
+        self.fetch(list(self.manifest.shards))
+        return self.home
 
     def shards(self, prefix: str) -> list[Shard]:
         """The shards whose path starts with `prefix`, in order."""
@@ -35,7 +54,9 @@ class Artifact:
 
     def files(self, prefix: str) -> list[Path]:
         """Their files."""
-        return [self.folder / shard.path for shard in self.shards(prefix)]
+        shards = self.shards(prefix)
+        self.fetch(shards)
+        return [self.home / shard.path for shard in shards]
 
     @property
     def ref(self) -> InputRef:
@@ -51,25 +72,31 @@ class Store:
 
     @classmethod
     def open(cls, uri: str) -> Store:
-        """The store at `uri`, a folder that need not exist yet.
+        """The store at `uri`: a folder that need not exist yet, or a prefix on an object store such as s3://bucket/prefix.
 
         Raises:
-            UserError: The URI names a remote store.
+            UserError: The remote store cannot be used: its library is missing, or the URI has credentials in it.
         """
         scheme, separator, rest = uri.partition("://")
         if separator and scheme != "file":
-            raise UserError(f"stores on {scheme}:// are not supported", uri, "name a folder in `store`")
+            from storage.remote import RemoteStore  # late: a folder needs no network library
+
+            return RemoteStore.at(uri)
         return cls(Path(rest if separator else uri).expanduser().resolve())
 
     def folder(self, kind: str, fingerprint: str) -> Path:
-        """Where this artifact stands once it is complete."""
+        """Where this artifact stands on this machine once it is complete."""
         return self.root / kind / fingerprint
+
+    def location(self, kind: str, fingerprint: str) -> str:
+        """Where the store has this artifact, for people to read."""
+        return str(self.folder(kind, fingerprint))
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
         """The artifact, if it is complete."""
         folder = self.folder(kind, fingerprint)
         manifest = Manifest.read(folder)
-        return Artifact(folder, manifest) if manifest else None
+        return Artifact(folder / manifest.generation, manifest, str(folder)) if manifest else None
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
         """All complete artifacts of this kind, the last committed first."""
@@ -86,16 +113,9 @@ class Store:
         it was. An error leaves a note in the folder and passes on.
 
         Raises:
-            UserError: Another process is writing this artifact.
+            Busy: Another process is writing this artifact.
         """
-        lock = self._lock(kind, fingerprint)
-        try:
-            lock.acquire(timeout=2)
-        except Timeout:
-            raise UserError(
-                f"another process is making {kind} {fingerprint}", str(self.root), "wait for it, or stop it"
-            ) from None
-        try:
+        with self._alone(kind, fingerprint, patience=2):
             folder = self._staging(kind, fingerprint)
             if restart or Basis.of(folder) != basis:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -105,8 +125,6 @@ class Store:
             except BaseException as error:
                 staging.fail(error)
                 raise
-        finally:
-            lock.release()
 
     def commit(self, kind: str, fingerprint: str) -> Artifact:
         """Give a sealed staging folder its name, in the place of an older artifact of the same fingerprint."""
@@ -145,17 +163,16 @@ class Store:
             UserError: Another process is making one of them; what can be removed then is.
         """
         gone = {(ref.kind, ref.fingerprint) for ref in doomed}
-        lineage = dict(self._lineage())
+        lineage = dict(entry for kind in self._kinds() for entry in self._lineage(kind))
         while grown := {name for name, inputs in lineage.items() if inputs & gone} - gone:
             gone |= grown
         removed, busy = [], []
         for kind, name in sorted(gone, key=lambda entry: self._age(*entry)):
             try:
-                with self._lock(kind, name).acquire(timeout=0):
-                    for folder in (self.folder(kind, name), self._staging(kind, name)):
-                        self._set_aside(folder)
+                with self._alone(kind, name, patience=0):
+                    self._remove(kind, name)
                 removed.append(f"{kind}/{name}")
-            except Timeout:
+            except Busy:
                 busy.append(f"{kind}/{name}")
         for leftover in self.root.glob(f"*/{ASIDE}*"):  # those of a process that was killed here as well
             shutil.rmtree(leftover)
@@ -178,16 +195,25 @@ class Store:
             folder.rename(aside)
         return aside
 
-    def _lineage(self) -> Iterator[tuple[tuple[str, str], set[tuple[str, str]]]]:
-        """Each artifact and each unfinished work, with what it is made from."""
-        for kind in (path.name for path in self.root.glob("*") if path.is_dir()):
-            for artifact in self.newest_first(kind):
-                inputs = {(ref.kind, ref.fingerprint) for ref in artifact.manifest.inputs}
-                yield (kind, artifact.manifest.fingerprint), inputs
-            for ref in self.unfinished(kind):
-                basis = Basis.of(self._staging(kind, ref.fingerprint)) or Basis()
-                if not self.folder(kind, ref.fingerprint).exists():
-                    yield (kind, ref.fingerprint), {(origin.kind, origin.fingerprint) for origin in basis.inputs}
+    def _remove(self, kind: str, fingerprint: str) -> None:
+        """Take an artifact and unfinished work on it away; the caller is its only writer."""
+        for folder in (self.folder(kind, fingerprint), self._staging(kind, fingerprint)):
+            self._set_aside(folder)
+
+    def _kinds(self) -> set[str]:
+        return {path.name for path in self.root.glob("*") if path.is_dir()}
+
+    def _lineage(self, kind: str) -> Iterator[tuple[tuple[str, str], set[tuple[str, str]]]]:
+        """Each artifact and each unfinished work of a kind, with what it is made from."""
+        complete = set()
+        for artifact in self.newest_first(kind):
+            complete.add(artifact.manifest.fingerprint)
+            inputs = {(ref.kind, ref.fingerprint) for ref in artifact.manifest.inputs}
+            yield (kind, artifact.manifest.fingerprint), inputs
+        for ref in self.unfinished(kind):
+            basis = Basis.of(self._staging(kind, ref.fingerprint)) or Basis()
+            if ref.fingerprint not in complete:
+                yield (kind, ref.fingerprint), {(origin.kind, origin.fingerprint) for origin in basis.inputs}
 
     def _age(self, kind: str, fingerprint: str) -> float:
         folder = self.folder(kind, fingerprint)
@@ -200,6 +226,30 @@ class Store:
 
     def _staging(self, kind: str, fingerprint: str) -> Path:
         return self.root / kind / f"{STAGING}{fingerprint}"
+
+    @contextmanager
+    def _alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
+        """Be this artifact's only writer.
+
+        Args:
+            kind: Of what.
+            fingerprint: Of what.
+            patience: Seconds to wait for another to finish.
+
+        Raises:
+            Busy: Another process still is.
+        """
+        lock = self._lock(kind, fingerprint)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise Busy(
+                f"another process is making {kind} {fingerprint}", str(self.root), "wait for it, or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _lock(self, kind: str, fingerprint: str) -> FileLock:
         path = self.root / kind / f".lock-{fingerprint}"

@@ -16,6 +16,7 @@ from nextquill_core.training.engine import deepspeed_installed
 from nextquill_core.training.failures import first_failed, logs_by_rank, rank_logs
 from nextquill_core.training.spec import TrainSpec
 from tasks.following import Follower, RankLogs
+from tasks.logs import bounded
 from tasks.node import WORKER, launcher_command, rank_environment
 from tasks.placement import Placement, Starter, free_port
 from tasks.processes import end_group, failure, start
@@ -61,10 +62,12 @@ def run_ranks(order: Path, log: Path, *, ranks: Placement, on_step: Callable[[di
             time.sleep(0.25)
             metrics.follow(on_step)
             output.follow()
+            bounded(log)
         metrics.follow(on_step)
     finally:
         _end(running)
         output.follow(ended=True)
+        bounded(log)
     if any(codes):
         raise _failed(order, log, next(code for code in codes if code))
 

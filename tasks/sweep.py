@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from nextquill_core.config import LauncherConfig
 from nextquill_core.stages.run import Outcome
 from nextquill_core.stages.sweep import SPLIT, Point, collect, missing, sweep_cells
+from tasks.logs import bounded
 from tasks.processes import cuda_devices, end_group, failure, process_count, shared_environment, start
 
 WORKER = "flows.point"
@@ -80,6 +81,7 @@ def run_processes(
                 say(f"{points[number].label}: started, log {running[number].log}")
             time.sleep(LOOK_EVERY_S)
             for number, run in list(running.items()):
+                bounded(run.log)
                 if (code := run.process.poll()) is None:
                     continue
                 end_group(running.pop(number).process)

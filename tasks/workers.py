@@ -12,6 +12,7 @@ from nextquill_core.causal.job import ScoreJob
 from nextquill_core.causal.shards import Board
 from nextquill_core.causal.tally import Tally
 from nextquill_core.progress import Progress
+from tasks.logs import bounded
 from tasks.processes import end_group, failure, shared_environment, start
 
 WORKER = "nextquill_core.causal.worker"
@@ -56,6 +57,8 @@ def run_workers(job: Path, progress: Progress, *, workers: int) -> None:
         while running:
             time.sleep(LOOK_EVERY_S)
             tally.show(board.reports())
+            for log in logs.values():
+                bounded(log)
             for number, code in [(number, process.poll()) for number, process in running.items()]:
                 if code is None:
                     continue

@@ -105,7 +105,7 @@ class Scorer:
             with last_rows_read(max(len(pair.target) for pair in pairs)):  # on a CPU it is one pair
                 return self._log_probabilities(pairs)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         raise _OutOfMemory(pairs)  # out here, where nothing holds the tensors of the failed pass any more
 
@@ -184,7 +184,7 @@ class _OutOfMemory(Exception):  # noqa: N818 - says what happened
         self.pairs = pairs
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Accelerators have an error of their own; the CPU's allocator only says so."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()

@@ -22,7 +22,13 @@ from storage.errors import UserError
 class Config(Section):
     """A whole run."""
 
-    store: Annotated[str, Field(description="artifact store: a folder", json_schema_extra=OPERATIONAL)] = "./artifacts"
+    store: Annotated[
+        str,
+        Field(
+            description="artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix",
+            json_schema_extra=OPERATIONAL,
+        ),
+    ] = "./artifacts"
     seed: int = 42
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextquill_core.causal.scorer import _is_out_of_memory
+from nextquill_core.causal.scorer import is_out_of_memory
 from nextquill_core.evaluation.cache import Rows, advance, joined, read
 from nextquill_core.evaluation.decoding import Decoding
 from nextquill_core.evaluation.engines import CUT, STOPPED, Request
@@ -106,7 +106,7 @@ class Batch:
                     for branch in self.branches:
                         branch.logits_BV = advance(self.model, branch.rows, tokens_B, **names)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self.branches, self.seen_BV = [], None
             return False

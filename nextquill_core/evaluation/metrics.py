@@ -91,7 +91,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("bleu", "BLEU", 2, True, bleu_of_sums),
         Metric(BERTSCORE, "BERTScore", 4, True),
         Metric(LIKELIHOOD, "Log-likelihood", 4, True, written=False),
-        Metric(PREFERENCE_LIKELIHOOD, "Log-likelihood of preference tokens", 4, True, written=False),
+        Metric(PREFERENCE_LIKELIHOOD, "Preference log-likelihood", 4, True, written=False),
         Metric("length_ratio", "Length ratio", 2, None),
     )
 }

@@ -12,10 +12,10 @@ from typing import Any
 from nextquill_core.errors import ModelError, UserError
 from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.evaluation.methods import method as known_method
-from nextquill_core.plan import Step, outdated
+from nextquill_core.plan import outdated
 from nextquill_core.stages.card import adapter_card
 from nextquill_core.stages.run import Run
-from storage import write_text
+from storage import Artifact, write_text
 
 
 def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
@@ -32,10 +32,7 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
             has something in it.
         ModelError: The base model cannot be read, or merging gives weights that are not finite.
     """
-    step = _trained(run, name)
-    artifact = run.artifact(step)
-    if why := outdated(run.store, step, artifact):
-        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
+    artifact = trained(run, name)
     with _whole_folder(folder) as unfinished:
         if merge:
             _write_merged(run, artifact.folder / "adapter", unfinished)
@@ -45,14 +42,23 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
         write_text(unfinished / "README.md", adapter_card(run, name, artifact.manifest.stats, merged=merge))
 
 
-def _trained(run: Run, name: str) -> Step:
+def trained(run: Run, name: str) -> Artifact:
+    """The fresh adapter of a method of this configuration.
+
+    Raises:
+        UserError: The method trains nothing, is not trained by this configuration, not trained yet, or stale.
+    """
     if known_method(name).training is None:
         trains = ", ".join(method.name for method in METHODS.values() if method.training)
         raise UserError(f"`{name}` trains no adapter", "--method", f"these do: {trains}")
     if name not in run.plan.train:
         there = ", ".join(run.plan.train)
         raise UserError(f"this config trains no `{name}`", "--method", f"it trains {there}; add it to evaluate.methods")
-    return run.plan.train[name]
+    step = run.plan.train[name]
+    artifact = run.artifact(step)
+    if why := outdated(run.store, step, artifact):
+        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
+    return artifact
 
 
 def _write_merged(run: Run, adapter: Path, folder: Path) -> None:

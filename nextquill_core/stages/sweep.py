@@ -11,18 +11,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
 
 from nextquill_core.config import Config, parse_config
 from nextquill_core.errors import UserError
-from nextquill_core.evaluation.tables import Cell, Row, from_document, pivot
 from nextquill_core.plan import Plan, Step, freshness, outdated
 from nextquill_core.schemas import METRICS
 from nextquill_core.stages.run import Outcome, Run
 from storage import Artifact, Staging, write_json, write_text
+
+if TYPE_CHECKING:
+    from nextquill_core.evaluation.tables import Cell, Row
 
 SPLIT = "val"
 ANY = "any"  # of a setting that has no say in a method's texts
@@ -131,12 +133,18 @@ def missing(run: Run) -> set[tuple[str, str]]:
 
 def all_steps(plan: Plan) -> list[Step]:
     """Every step that a plan's evaluation is made from, and itself."""
+    return steps_behind(plan.evaluate)
+
+
+def steps_behind(step: Step) -> list[Step]:
+    """Every step that one is made from, and itself."""
     found: dict[tuple[str, str], Step] = {}
-    waiting = [plan.evaluate]
+    waiting = [step]
     while waiting:
-        step = waiting.pop()
-        if found.setdefault((step.kind, step.fingerprint), step) is step:
-            waiting += step.inputs
+        one = waiting.pop()
+        if (one.kind, one.fingerprint) not in found:
+            found[one.kind, one.fingerprint] = one
+            waiting += one.inputs
     return list(found.values())
 
 
@@ -175,6 +183,8 @@ def collect(points: Sequence[Point], *, force: bool = False) -> Outcome:
 
 
 def _document(points: Sequence[Point]) -> dict[str, Any]:
+    from nextquill_core.evaluation.tables import from_document  # late: whoever only looks needs no metrics
+
     described: list[dict[str, Any]] = []
     rows: list[Row] = []
     settings: dict[str, Any] = {}
@@ -229,6 +239,8 @@ def sweep_cells(artifact: Artifact) -> list[dict[str, str]]:
 
 
 def _tables(document: Mapping[str, Any]) -> Iterator[SweepTable]:
+    from nextquill_core.evaluation.tables import pivot
+
     points: list[dict[str, Any]] = document["points"]
     keys = tuple(points[0]["values"])
     rows: list[Row] = document["rows"]

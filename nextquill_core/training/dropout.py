@@ -23,7 +23,8 @@ class DroppedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, kept)
         ctx.weight = weight_RI  # by reference: ZeRO-3 takes the values away and brings them back
         ctx.scale = 1 / (1 - rate)
-        return torch.nn.functional.linear(x * kept, weight_RI) * ctx.scale
+        out: Tensor = torch.nn.functional.linear(x * kept, weight_RI) * ctx.scale
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -53,5 +54,5 @@ def spare_dropout(model: Any) -> None:
 def _forward(linear: nn.Linear, rate: float, x: Tensor) -> Tensor:
     if not linear.training or rate == 0:
         return torch.nn.functional.linear(x, linear.weight)
-    result: Tensor = DroppedLinear.apply(x, linear.weight, rate)
+    result: Tensor = DroppedLinear.apply(x, linear.weight, rate)  # type: ignore[no-untyped-call]
     return result

@@ -84,7 +84,7 @@ def test_sources_methods_and_sample(monkeypatch: Any, capsys: Any, tmp_path: Pat
     assert nextquill(monkeypatch, "sources") == 0
     assert capsys.readouterr().out.startswith("amazon-2023  ")
     assert nextquill(monkeypatch, "methods") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 13
     assert nextquill(monkeypatch, "sample", tmp_path / "s", "--users", 20, "--seed", 3) == 0
     assert (tmp_path / "s" / "reviews.jsonl").is_file()
 

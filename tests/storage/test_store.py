@@ -156,11 +156,6 @@ def test_damaged_or_newer_manifests_are_said_in_one_line(tmp_path: Path) -> None
         store.find("kind", "a")
 
 
-def test_remote_stores_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="s3://"):
-        Store.open("s3://bucket/prefix")
-
-
 def test_fingerprints_ignore_order_and_see_values() -> None:
     assert fingerprint({"a": 1, "b": [2.0, None]}) == fingerprint({"b": [2.0, None], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})

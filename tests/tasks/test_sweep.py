@@ -86,7 +86,8 @@ def test_points_wait_for_what_another_one_makes(small_world: Path, tmp_path: Pat
 def test_points_that_share_nothing_missing_start_together(small_world: Path, tmp_path: Path) -> None:
     from storage import Basis
 
-    config = small_config(small_world, tmp_path, evaluate={"methods": ["nextquill"]})
+    alone = {"methods": ["nextquill"], "decoding": ["paper"]}  # what `sane` is would be chosen for all points together
+    config = small_config(small_world, tmp_path, evaluate=alone)
     points = open_points(config, parse_grid(["train.alpha=0.1,0.2", "weights.high=0.7,0.9"]), Run)
     run, plan = points[0].run, points[0].run.plan
     assert plan.model is not None

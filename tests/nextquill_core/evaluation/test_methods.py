@@ -13,25 +13,34 @@ from nextquill_core.evaluation.methods import METHODS, method
 
 def test_the_table_is_what_the_paper_says() -> None:
     settings = {
-        name: (row.history, (row.training.weighted, row.training.causal) if row.training else None)
+        name: (row.shown, (row.training.weighted, row.training.causal) if row.training else None)
         for name, row in METHODS.items()
     }
     assert settings == {
-        "qwen": (False, None),
-        "latestk": (True, None),
-        "sft": (False, (False, False)),
-        "contextsft": (True, (False, False)),
-        "causal-only": (True, (False, True)),
-        "norm-only": (True, (True, False)),
-        "nextquill": (True, (True, True)),
+        "qwen": ("nothing", None),
+        "contriever": ("contriever", None),
+        "bm25": ("bm25", None),
+        "latestk": ("newest", None),
+        "llm-trsr": ("summary", None),
+        "cos": ("newest", None),
+        "sft": ("nothing", (False, False)),
+        "oppu": ("nothing", None),
+        "contextsft": ("newest", (False, False)),
+        "perce": ("newest", (True, False)),
+        "causal-only": ("newest", (False, True)),
+        "norm-only": ("newest", (True, False)),
+        "nextquill": ("newest", (True, True)),
     }
+    assert [name for name, row in METHODS.items() if row.steered] == ["cos"]
+    assert [name for name, row in METHODS.items() if row.personal] == ["oppu"]
+    assert [name for name, row in METHODS.items() if row.training and row.training.policy] == ["perce"]
 
 
 def test_config_and_table_name_the_same_methods() -> None:
-    assert set(get_args(MethodName)) == set(METHODS)
+    assert list(get_args(MethodName)) == list(METHODS)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert method("nextquill").name == "nextquill"
-    with pytest.raises(UserError, match="did you mean 'contextsft'"):
+    with pytest.raises(UserError, match="did you mean `contextsft`"):
         method("contextft")

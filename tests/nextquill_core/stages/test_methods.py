@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from nextquill_core.config.base import MethodName
 from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.folds import fold_of
 from nextquill_core.plan.evaluation import OWN, SANE, STEERING, STRANGER
@@ -66,10 +65,6 @@ def texts(run: Run, name: str, decoding: str) -> dict[str, str]:
     folder = run.artifact(run.plan.evaluate).folder / "predictions"
     rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     return {row["example_id"]: row["text"] for row in rows if (row["method"], row["decoding"]) == (name, decoding)}
-
-
-def test_the_table_and_the_configuration_name_the_same_methods() -> None:
-    assert list(METHODS) == list(get_args(MethodName))
 
 
 def test_each_method_answers_every_example_under_both_presets(whole: Run) -> None:

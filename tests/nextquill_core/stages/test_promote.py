@@ -93,7 +93,7 @@ def test_the_rule_in_numbers() -> None:
     0.1, the standard error √((1 − 0.1²) / 40) = 0.157, so the interval is 0.1 ± 1.96 · 0.157 and holds 0."""
     users = [f"u{number:02d}" for number in range(40)]
     theirs = np.array([[-2.0, 1.0]] * 40)
-    better = compared("log_likelihood", theirs + [0.1, 0], theirs, users, samples=4000, seed=1)
+    better = compared("log_likelihood", theirs + np.array([0.1, 0]), theirs, users, samples=4000, seed=1)
     assert (better.value, better.low, better.high) == pytest.approx((0.1, 0.1, 0.1))
     mixed = theirs + [[1.0 if number < 22 else -1.0, 0.0] for number in range(40)]
     noise = compared("log_likelihood", mixed, theirs, users, samples=4000, seed=1)
@@ -112,9 +112,7 @@ def test_better_beyond_noise_or_refused_and_back(world: Path, store: Path) -> No
     past = store / "accepted" / f"{METHOD}.jsonl"
     assert len(past.read_text().splitlines()) == 1
 
-    noisy = candidate(
-        world, store, lambda _, number: [-2.0 + (0.5 if number % 2 else -0.45)] * 2, train={"alpha": 0.2}
-    )
+    noisy = candidate(world, store, lambda _, number: [-2.0 + (0.5 if number % 2 else -0.45)] * 2, train={"alpha": 0.2})
     verdict = decide(noisy, METHOD, METHOD)
     assert not verdict.accepted
     assert verdict.difference == pytest.approx(0.025, abs=0.03)
@@ -155,9 +153,7 @@ def test_other_examples_are_left_out_and_too_few_are_refused(world: Path, store:
     decide(first, METHOD, METHOD)
     count = len(split_examples(first, "val"))
     # Every third true review was cut otherwise, and what was measured there says nothing: it is 9 better there.
-    cut = candidate(
-        world, store, lambda _, number: [-2.0] * 2 if number % 3 else [7.0] * 3, train={"alpha": 0.2}
-    )
+    cut = candidate(world, store, lambda _, number: [-2.0] * 2 if number % 3 else [7.0] * 3, train={"alpha": 0.2})
     verdict = decide(cut, METHOD, METHOD)
     assert (verdict.accepted, verdict.difference) == (False, 0.0)
     assert verdict.examples == count - len(range(0, count, 3))

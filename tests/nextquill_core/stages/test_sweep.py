@@ -106,8 +106,8 @@ def test_points_that_would_write_the_same_are_refused(
 def test_points_share_everything_before_what_is_swept(small_world: Path, tmp_path: Path) -> None:
     first, second = points_of(small_world, tmp_path, "train.alpha=0.1,0.2")
     kinds = sorted(kind for kind, _ in missing(first.run) & missing(second.run))
-    shared = ["effects", "ingest", "model", "predictions", "predictions", "predictions", "predictions", "scan", "score"]
-    assert kinds == [*shared, "train"], "contextsft and the predictions of it and of qwen; not nextquill's"
+    shared = ["choice", "effects", "ingest", *["likelihood"] * 2, "model", *["predictions"] * 6, "scan", "score"]
+    assert kinds == [*shared, "train"], "contextsft, what it and qwen write and find likely, and what chooses `sane`"
     assert len(missing(first.run)) == len(all_steps(first.run.plan))
 
 

@@ -1,0 +1,357 @@
+"""The store on an object store such as S3: the same artifacts behind the same interface, and a working copy here.
+
+`URI/KIND/FINGERPRINT/GENERATION/…` holds the files of one writer, `URI/KIND/FINGERPRINT/manifest.json`, put last, says
+whose generation counts. So an upload that was interrupted, or overtaken by another writer's, never touches an artifact,
+and one artifact takes another's place in a single put. The copy has the layout of a store in a folder: work is staged
+there as it is in any store, and the files of an artifact are brought there when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from storage.errors import UserError
+from storage.files import atomic_path, sha256_of, write_text
+from storage.fingerprint import fingerprint as digest
+from storage.lease import Lease, held, held_elsewhere
+from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
+from storage.objects import Objects, endpoint
+from storage.staging import RECORDS
+from storage.store import Artifact, Progress, Store
+
+T = TypeVar("T")
+Name = tuple[str, str]
+
+CACHE = "NEXTQUILL_CACHE"
+GENERATION = ".generation"
+STREAMS = 4
+"""Files under way at a time."""
+REMEMBERED = 5.0
+"""Seconds for which a manifest that was read is not read again; a plan asks for the same one many times."""
+ABANDONED = 86_400.0
+"""Seconds after which files that no manifest names belong to nobody who is still at work."""
+
+
+class RemoteStore(Store):
+    """Artifacts under a URI.
+
+    Args:
+        objects: What is under the URI.
+        root: The working copy, a folder of this URI's own.
+    """
+
+    def __init__(self, objects: Objects, root: Path) -> None:
+        super().__init__(root)
+        self.objects = objects
+        self._seen: dict[Name, tuple[float, Manifest]] = {}
+        self._writing: dict[Name, tuple[Manifest | None, Lease]] = {}
+
+    @classmethod
+    def at(cls, uri: str) -> RemoteStore:
+        """The store at a URI, its working copy in $NEXTQUILL_CACHE or `~/.cache/nextquill`.
+
+        Raises:
+            UserError: It cannot be used, or the copy cannot be written.
+        """
+        objects = Objects(uri)
+        cache = Path(os.environ.get(CACHE) or "~/.cache/nextquill").expanduser().resolve()
+        root = cache / digest([objects.uri, endpoint()])
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # reviews are nobody else's business
+            if not (root / "store.txt").exists():
+                write_text(root / "store.txt", f"{objects.uri}\n")
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", str(root), f"name a folder in {CACHE}") from error
+        return cls(objects, root)
+
+    def location(self, kind: str, fingerprint: str) -> str:
+        """The URI of this artifact."""
+        return f"{self.objects}/{kind}/{fingerprint}"
+
+    def find(self, kind: str, fingerprint: str) -> Artifact | None:
+        """The artifact, if it is complete; its files stay where they are until they are asked for."""
+        known = self._seen.get((kind, fingerprint))
+        if known and time.monotonic() - known[0] < REMEMBERED:
+            manifest: Manifest | None = known[1]
+        else:
+            manifest = self._read(kind, fingerprint)
+        if manifest is None:
+            # What the store no longer has, its copy must not keep.
+            shutil.rmtree(self.folder(kind, fingerprint), ignore_errors=True)
+            return None
+        home = self.folder(kind, fingerprint) / _copy_name(manifest)
+        bring = partial(self._fetch, kind, fingerprint, manifest.generation, home)
+        return Artifact(home, manifest, self.location(kind, fingerprint), bring)
+
+    def newest_first(self, kind: str) -> Iterator[Artifact]:
+        """All complete artifacts of this kind that the store lists or this machine knows, the last made first."""
+        found = [artifact for artifact in _side_by_side(partial(self.find, kind), self._names(kind)) if artifact]
+        yield from sorted(found, key=lambda artifact: _ended(artifact.manifest), reverse=True)
+
+    def commit(self, kind: str, fingerprint: str) -> Artifact:
+        """Upload a sealed staging folder, the manifest last, in the place of what stood there when it was begun.
+
+        If another writer came first, its artifact is the one that counts, and ours is dropped.
+
+        Raises:
+            UserError: The other's was made from other inputs, or the lease was lost while replacing.
+        """
+        name, staging = (kind, fingerprint), self._staging(kind, fingerprint)
+        sealed = Manifest.read(staging)
+        if sealed is None:
+            raise RuntimeError(f"{staging}: committed without a manifest")
+        before, lease = self._writing[name]
+        resumed = (staging / GENERATION).is_file()
+        if not resumed:
+            write_text(staging / GENERATION, f"data-{uuid.uuid4().hex[:12]}")
+        manifest = replace(sealed, generation=(staging / GENERATION).read_text(encoding="utf-8"))
+        standing = self._read(kind, fingerprint)
+        if standing == before:
+            self._upload(kind, fingerprint, staging, manifest, resumed=resumed)
+            standing = self._put(kind, fingerprint, manifest, before, lease)
+        if standing is None or standing.generation != manifest.generation:
+            return self._take_theirs(kind, fingerprint, manifest, standing)
+        self._seen[name] = (time.monotonic(), manifest)
+        self._settle(kind, fingerprint, manifest.generation)
+        if before and before.generation != manifest.generation:
+            self.objects.delete(self._keys(kind, fingerprint, before))
+        self._sweep(kind, fingerprint, manifest.generation)
+        artifact = self.find(kind, fingerprint)
+        if artifact is None:
+            raise RuntimeError(f"{self.location(kind, fingerprint)}: gone right after it was committed")
+        return artifact
+
+    def progress(self, kind: str, fingerprint: str) -> tuple[Progress, str]:
+        """As in a folder; a writer on another machine is seen by its lease."""
+        state, message = super().progress(kind, fingerprint)
+        if state != "running" and held_elsewhere(self.objects, _lease_key(kind, fingerprint), self._place):
+            return ("absent", "") if self.find(kind, fingerprint) else ("running", "")
+        return state, message
+
+    def remove_with_descendants(self, doomed: Iterable[InputRef]) -> list[str]:
+        """As in a folder: here, in the store, and with what interrupted uploads left, whose inputs nobody can name."""
+        doomed = list(doomed)
+        if doomed:
+            for kind in self._kinds():
+                names = [name for name in self._names(kind) if self._read(kind, name) is None]
+                doomed += [InputRef(kind, name, "") for name in names]
+        return super().remove_with_descendants(doomed)
+
+    def _remove(self, kind: str, fingerprint: str) -> None:
+        manifest = self._read(kind, fingerprint)
+        self.objects.delete([_manifest_key(kind, fingerprint)])
+        self._seen.pop((kind, fingerprint), None)
+        super()._remove(kind, fingerprint)
+        prefix = f"{kind}/{fingerprint}"
+        self.objects.delete(
+            [*(self._keys(kind, fingerprint, manifest) if manifest else ()), *self.objects.keys(prefix)]
+        )
+        self.objects.drop_parts(prefix)
+
+    @contextmanager
+    def _alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
+        name = (kind, fingerprint)
+        lease_key = _lease_key(kind, fingerprint)
+        with (
+            super()._alone(kind, fingerprint, patience),
+            held(self.objects, lease_key, self._place, f"{kind} {fingerprint}", patience) as lease,
+        ):
+            self._writing[name] = (self._read(kind, fingerprint), lease)
+            try:
+                yield
+            finally:
+                del self._writing[name]
+
+    @property
+    def _place(self) -> str:
+        """A name for this working copy, the same for all processes that share its file locks."""
+        path = self.root / ".place"
+        with FileLock(self.root / ".place.lock"):
+            if not path.exists():
+                write_text(path, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8")
+
+    def _read(self, kind: str, fingerprint: str) -> Manifest | None:
+        """The manifest as the store has it now."""
+        self._seen.pop((kind, fingerprint), None)
+        value = self.objects.get(_manifest_key(kind, fingerprint))
+        if value is None:
+            return None
+        where = f"{self.location(kind, fingerprint)}/{MANIFEST_NAME}"
+        manifest = Manifest.parse(value.decode("utf-8", errors="replace"), where)
+        self._seen[kind, fingerprint] = (time.monotonic(), manifest)
+        return manifest
+
+    def _fetch(self, kind: str, fingerprint: str, generation: str, home: Path, shards: list[Shard]) -> None:
+        """Bring the shards that are not here yet, several at a time; each is here whole or not at all."""
+
+        def missing() -> list[Shard]:
+            return [shard for shard in shards if not _has(home / shard.path, shard.bytes)]
+
+        def bring(shard: Shard) -> None:
+            key = _file_key(kind, fingerprint, generation, shard.path)
+            with atomic_path(home / shard.path) as temporary:
+                self.objects.download(key, temporary)
+                if sha256_of(temporary) != shard.sha256:
+                    raise UserError(
+                        "its bytes are not those that its manifest names",
+                        f"{self.objects}/{key}",
+                        "run the same command again; if that does not help, make the artifact anew with --force",
+                    )
+
+        if missing():
+            self._settle(kind, fingerprint, generation)
+        try:
+            _side_by_side(bring, missing())
+        except FileNotFoundError:
+            self._seen.pop((kind, fingerprint), None)
+            raise UserError(
+                "it was removed or replaced while it was read",
+                self.location(kind, fingerprint),
+                "run the same command again",
+            ) from None
+
+    def _upload(self, kind: str, fingerprint: str, staging: Path, manifest: Manifest, *, resumed: bool) -> None:
+        """Stream the files that are not there yet, several at a time."""
+        if resumed:
+            self.objects.drop_parts(f"{kind}/{fingerprint}/{manifest.generation}")
+
+        def send(shard: Shard) -> None:
+            key = _file_key(kind, fingerprint, manifest.generation, shard.path)
+            if resumed and self.objects.size(key) == shard.bytes:
+                return
+            self.objects.upload(staging / shard.path, key)
+            if self.objects.size(key) != shard.bytes:
+                raise UserError("it did not arrive whole", f"{self.objects}/{key}", "run the same command again")
+
+        _side_by_side(send, manifest.shards)
+
+    def _put(
+        self, kind: str, fingerprint: str, manifest: Manifest, before: Manifest | None, lease: Lease
+    ) -> Manifest | None:
+        """Put the manifest, if nobody came first.
+
+        Returns:
+            The manifest that stands then.
+        """
+        key, value = _manifest_key(kind, fingerprint), manifest.to_json().encode()
+        if before is None:
+            return manifest if self.objects.create(key, value) else self._read(kind, fingerprint)
+        if lease.lost:
+            raise UserError(
+                "another process has begun to replace it", self.location(kind, fingerprint), "run the command again"
+            )
+        self.objects.put(key, value)
+        return manifest
+
+    def _take_theirs(self, kind: str, fingerprint: str, ours: Manifest, theirs: Manifest | None) -> Artifact:
+        self.objects.delete(self._keys(kind, fingerprint, ours))
+        shutil.rmtree(self._staging(kind, fingerprint), ignore_errors=True)
+        artifact = self.find(kind, fingerprint)
+        if theirs is None or artifact is None or artifact.manifest.inputs != ours.inputs:
+            raise UserError(
+                "another process changed it meanwhile", self.location(kind, fingerprint), "run the same command again"
+            )
+        return artifact
+
+    def _settle(self, kind: str, fingerprint: str, generation: str) -> None:
+        """Make the staging folder that was uploaded as this generation the working copy; a killed run may not have."""
+        staging, folder = self._staging(kind, fingerprint), self.folder(kind, fingerprint)
+        try:
+            if not generation or (staging / GENERATION).read_text(encoding="utf-8") != generation:
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        lock = self._lock(kind, fingerprint)
+        try:
+            if (kind, fingerprint) not in self._writing:  # the writer has the lock already
+                lock.acquire(timeout=0)
+        except Timeout:
+            return
+        try:
+            shutil.rmtree(staging / RECORDS, ignore_errors=True)
+            replaced = self._set_aside(folder)
+            folder.mkdir(parents=True)
+            staging.rename(folder / generation)
+            for name in (GENERATION, MANIFEST_NAME):
+                (folder / generation / name).unlink(missing_ok=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            lock.release()
+
+    def _sweep(self, kind: str, fingerprint: str, generation: str) -> None:
+        """Remove files of writers that stopped long ago."""
+        prefix = f"{kind}/{fingerprint}/"
+        keys = self.objects.keys(prefix.rstrip("/"))
+        others = [key for key in keys if key != prefix + MANIFEST_NAME and not key.startswith(f"{prefix}{generation}/")]
+        self.objects.delete([key for key in others if self.objects.age(key) > ABANDONED])
+
+    def _keys(self, kind: str, fingerprint: str, manifest: Manifest) -> list[str]:
+        return [_file_key(kind, fingerprint, manifest.generation, shard.path) for shard in manifest.shards]
+
+    def _kinds(self) -> set[str]:
+        return {name for name in (*super()._kinds(), *self.objects.children()) if not name.startswith(".")}
+
+    def _names(self, kind: str) -> list[str]:
+        """Fingerprints of this kind: the store's listing, and what this machine has seen, which a listing may lack."""
+        local = self.root / kind
+        here = [path.name for path in local.iterdir() if path.is_dir()] if local.is_dir() else []
+        return sorted(name for name in {*here, *self.objects.children(kind)} if not name.startswith("."))
+
+    def _age(self, kind: str, fingerprint: str) -> float:
+        artifact = self.find(kind, fingerprint)
+        return time.time() - _ended(artifact.manifest) if artifact else 0.0
+
+
+def _side_by_side(work: Callable[..., T], things: Iterable[object]) -> list[T]:
+    """Do the same with each thing, several at a time; the first failure ends it."""
+    pool = ThreadPoolExecutor(STREAMS)
+    try:
+        return list(pool.map(work, things))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ended(manifest: Manifest) -> float:
+    """When an artifact was made, by its maker's clock; seconds since 1970."""
+    try:
+        return datetime.fromisoformat(manifest.provenance["end"]).timestamp()
+    except (KeyError, ValueError, TypeError):
+        return 0.0
+
+
+def _copy_name(manifest: Manifest) -> str:
+    """The copy's folder: an artifact that takes another's place never mixes with the other's files."""
+    return manifest.generation or f"copy-{digest([(shard.path, shard.sha256) for shard in manifest.shards])}"
+
+
+def _has(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _manifest_key(kind: str, fingerprint: str) -> str:
+    return f"{kind}/{fingerprint}/{MANIFEST_NAME}"
+
+
+def _lease_key(kind: str, fingerprint: str) -> str:
+    return f"{kind}/.lease-{fingerprint}.json"
+
+
+def _file_key(kind: str, fingerprint: str, generation: str, path: str) -> str:
+    return "/".join(part for part in (kind, fingerprint, generation, path) if part)

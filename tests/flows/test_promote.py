@@ -1,0 +1,55 @@
+"""Promotion as a flow: states in Prefect, exit codes for scripts; measured by stand-ins, so nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nextquill_core.stages.past import split_examples
+from nextquill_core.stages.promote import decide
+from tests.flows.conftest import Server
+from tests.nextquill_core.stages.test_promote import (  # noqa: F401 (fixtures)
+    METHOD,
+    candidate,
+    flat,
+    ingested,
+    store,
+    world,
+)
+from tests.world import small_settings, write_config
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+
+
+def test_refused_is_exit_code_3_and_a_state_of_its_own(
+    server: Server,
+    world: Path,  # noqa: F811
+    store: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    first = candidate(world, store, flat(-2.0))
+    assert split_examples(first, "val")
+    decide(first, METHOD, METHOD)
+    candidate(world, store, flat(-2.5), train={"alpha": 0.2})
+    candidate(world, store, flat(-1.5), train={"alpha": 0.3})
+    config = str(write_config(tmp_path / "config.yaml", small_settings(world, store)))
+    refused = server.run("flows.cli", "promote", "--config", config, "--set", "train.alpha=0.2")
+    assert refused.returncode == 3, refused.stderr
+    assert refused.stdout.startswith("refused: log_likelihood on val -0.5000 [-0.5000, -0.5000]")
+    done = server.run("flows.cli", "promote", "--config", config, "--set", "train.alpha=0.3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("accepted: log_likelihood on val +0.5000 [0.5000, 0.5000]")
+    runs = server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_ASC"}))
+    states = [run["state"] for run in runs if run["state"]["name"] in ("Accepted", "Rejected")]
+    assert [(state["type"], state["name"]) for state in states] == [
+        ("COMPLETED", "Rejected"), ("COMPLETED", "Accepted"),
+    ]  # fmt: skip
+    path = server.run("flows.cli", "path", "accepted", "--config", config)
+    assert Path(path.stdout.strip()).parent == store / "train"
+    moved = server.run("flows.cli", "promote", "--back", "--config", config)
+    assert moved.returncode == 0
+    back = server.run("flows.cli", "path", "accepted", "--config", config)
+    assert back.stdout.strip() == str(first.artifact(first.plan.train[METHOD]).folder)
+    assert path.stdout != back.stdout

@@ -1,0 +1,156 @@
+"""A proxy before an S3 server on loopback: it counts what passes and plays the faults that networks have."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+NOTHING_LISTED = (
+    b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    b"<KeyCount>0</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated></ListBucketResult>"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    key: str
+    query: dict[str, list[str]]
+    size: int
+
+    @property
+    def listing(self) -> bool:
+        return self.method == "GET" and ("list-type" in self.query or "prefix" in self.query)
+
+
+@dataclass
+class Proxy:
+    """`fault` sees each request first and names what shall happen to it.
+
+    None: it passes. "503": throttled. "cut": the connection breaks in the middle of the body. "lost": the server does
+    what it was asked, and the answer never arrives. "unlisted": a listing that knows of nothing yet. "stall": the
+    request waits until `gate` is set.
+    """
+
+    server: str
+    fault: Callable[[Request], str | None] = lambda request: None
+    seen: list[Request] = field(default_factory=list)
+    stalled: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Proxy:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:
+                    self.close_connection = True
+
+            def pass_on(self) -> None:
+                parts = urlsplit(self.path)
+                length = int(self.headers.get("Content-Length", 0))
+                request = Request(
+                    self.command,
+                    unquote(parts.path).strip("/").partition("/")[2],
+                    parse_qs(parts.query, keep_blank_values=True),
+                    length,
+                )
+                fault = proxy.fault(request)
+                proxy.seen.append(request)
+                if fault == "cut":
+                    self.rfile.read(length // 2)
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                body = self.rfile.read(length)
+                if fault == "503":
+                    self.answer(503, SLOW_DOWN, {"Content-Type": "application/xml"})
+                    return
+                if fault == "unlisted":
+                    self.answer(200, NOTHING_LISTED, {"Content-Type": "application/xml"})
+                    return
+                if fault == "stall":
+                    proxy.stalled.set()
+                    proxy.gate.wait(60)
+                status, headers, value = self.forward(body)
+                if fault == "lost":
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                self.answer(status, value, headers)
+
+            def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+                there = http.client.HTTPConnection(urlsplit(proxy.server).netloc, timeout=60)
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+                there.request(self.command, self.path, body, headers)
+                answer = there.getresponse()
+                value = answer.read()
+                kept = {name: value for name, value in answer.getheaders() if name.lower() not in OWN}
+                if self.command == "HEAD":
+                    kept["Content-Length"] = answer.getheader("Content-Length", "0")
+                there.close()
+                return answer.status, kept, value
+
+            def answer(self, status: int, value: bytes, headers: dict[str, str]) -> None:
+                self.send_response_only(status)
+                for name, text in headers.items():
+                    self.send_header(name, text)
+                if "Content-Length" not in headers:
+                    self.send_header("Content-Length", str(len(value)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(value)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *arguments: object) -> None:
+                pass  # clients that were killed, connections that were cut
+
+        self._http = Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.gate.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def puts(self, ending: str) -> int:
+        """How many times an object was put whose key ends so."""
+        return sum(request.method == "PUT" and request.key.endswith(ending) for request in self.seen)
+
+
+OWN = {"content-length", "connection", "transfer-encoding"}
+
+
+class Times:
+    """A fault that strikes the first `count` requests that match, and no more."""
+
+    def __init__(self, fault: str, count: int, match: Callable[[Request], bool]) -> None:
+        self.fault, self.left, self.match, self.lock = fault, count, match, threading.Lock()
+
+    def __call__(self, request: Request) -> str | None:
+        with self.lock:
+            if self.left and self.match(request):
+                self.left -= 1
+                return self.fault
+        return None
