@@ -41,7 +41,7 @@ def test_after_a_rerun_no_artifact_of_any_stage_holds_them(whole: Run, small_wor
     run = Run(small_config(small_world, store, privacy={"forget": str(tmp_path / "forget.txt")}))
     removed = forget_users(run)
     assert {name.partition("/")[0] for name in removed} == {
-        "scan", "ingest", "model", "effects", "score", "train", "predictions", "evaluate",
+        "scan", "ingest", "model", "effects", "score", "train", "predictions", "choice", "likelihood", "evaluate",
     }  # fmt: skip
     run_all(run)
     shown = everything(store)
