@@ -13,6 +13,7 @@ from tests.world import small_settings, write_config
 pytestmark = [pytest.mark.flow, pytest.mark.ranks, pytest.mark.timeout(600)]
 
 
+@pytest.mark.slow
 def test_score_trains_the_adapters_that_score_and_reuses_them(
     server: Server, small_world: Path, tmp_path: Path
 ) -> None:

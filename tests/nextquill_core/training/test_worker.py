@@ -76,6 +76,7 @@ def test_the_order_keeps_the_fold(tmp_path: Path) -> None:
     assert TrainSpec.load(tmp_path / "again.json") == ordered
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_an_adapter_knows_nothing_of_the_users_it_leaves_out(tmp_path: Path, tiny_folder: Path) -> None:
     """Had u2 written other things, the adapter that leaves u2 out would have the same bytes, the other would not."""
