@@ -26,7 +26,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.memory import ExtraMemory
 from nextquill_core.causal.scorer import Scorer
 from nextquill_core.model.branches import beginning, computed_tokens
 from nextquill_core.model.forward import decoder_of
@@ -183,12 +183,11 @@ def one_side(side: str, name: str, order: Path, rounds: int) -> dict[str, float]
     model = build(name)
     if side == "turns":
         return turns(model, pairs, rounds)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = ExtraMemory()
     started = time.perf_counter()
     SIDES[side](model, pairs)
     seconds = time.perf_counter() - started
-    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"an_example": seconds / len(pairs), "extra_gb": extra / 1e6}
+    return {"an_example": seconds / len(pairs), "extra_gb": memory.gb()}
 
 
 def turns(model: Any, pairs: Sequence[TokenPair], rounds: int) -> dict[str, float]:

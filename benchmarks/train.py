@@ -20,7 +20,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.memory import ExtraMemory
 from benchmarks.score import TORCHS_OWN, arguments, build, real_pairs
+from nextquill_core.allocator import keep_freed_memory
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
 from nextquill_core.training.objective import PreferenceLoss, training_way
@@ -41,6 +42,7 @@ from nextquill_core.training.spec import LoraSpec, TrainSpec
 from nextquill_core.training.worker import with_adapter
 
 ALPHA, LEARNING_RATE = 0.05, 1e-4
+OURS = ("nextquill", "contextsft")
 LIMIT = {"proportional": 2048, "full": 1024}  # of prompt and of answer
 
 
@@ -48,7 +50,7 @@ def with_lora(side: str, name: str) -> Any:
     """Ours as our worker makes it; the others' by PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
-    if side in ("nextquill", "contextsft"):
+    if side in OURS:
         return with_adapter(build(name), order(ALPHA)).train()
     torch.manual_seed(0)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -159,14 +161,15 @@ SIDES: dict[str, Callable[[Any, Sequence[TokenPair], int], None]] = {
 
 
 def one_side(side: str, name: str, path: Path) -> dict[str, float]:
+    if side in OURS:
+        keep_freed_memory()  # as our worker does
     pairs = [TokenPair(*values) for values in json.loads(path.read_text())]
     model = with_lora(side, name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = ExtraMemory()
     started = time.perf_counter()
     SIDES[side](model, pairs, LIMIT[name])
     seconds = getattr(SIDES[side], "seconds", time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "extra_gb": (peak - before) / 1e6, "peak_gb": peak / 1e6}
+    return {"seconds": seconds, "extra_gb": memory.gb(), "peak_gb": memory.peak_gb()}
 
 
 def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from nextquill_core.model.half import spare_half_products
 from nextquill_core.tokens import TokenPair
 
 PROMPT, ANSWER, OPENING, REST = 2048, 512, 180, 20
@@ -29,7 +30,9 @@ def qwen_3b() -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    spare_half_products(model)
+    return model
 
 
 def full_length(number: int) -> TokenPair:

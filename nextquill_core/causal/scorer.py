@@ -14,7 +14,7 @@ from torch import Tensor
 from nextquill_core.causal.effects import token_effects
 from nextquill_core.errors import ModelError
 from nextquill_core.model.branches import Way, best_way, branch_states, computed_tokens
-from nextquill_core.model.feed_forward import feed_forward_parts, last_rows_read, sparing
+from nextquill_core.model.feed_forward import feed_forward_parts, sparing
 from nextquill_core.model.head import head_of, target_logprobs
 from nextquill_core.schemas import EFFECTS
 from nextquill_core.tokens import TokenPair
@@ -102,8 +102,7 @@ class Scorer:
 
     def _score(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
         try:
-            with last_rows_read(max(len(pair.target) for pair in pairs)):  # on a CPU it is one pair
-                return self._log_probabilities(pairs)
+            return self._log_probabilities(pairs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,7 +1,7 @@
 """From stored effects to stored weights, by the policy that the configuration names.
 
 Another package adds a policy by an entry point of the group `nextquill.weights`: `NAME = "package.module:function"`.
-torch is imported where weights are derived and no earlier, because a plan resolves the policy's settings.
+torch and Arrow are imported where weights are derived and no earlier, because a plan resolves the policy's settings.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from nextquill_core.causal.weights import BUILT_IN, Policy, TokenEffects
 from nextquill_core.errors import UserError
 from nextquill_core.plugins import Plugins, suggestion
-from nextquill_core.schemas import WEIGHTS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
 POLICY, OPTIONS = "weights.policy", "weights.options"
@@ -82,20 +80,20 @@ def weights_table(effects: pa.Table, *, policy: str = "threshold", **settings: f
     Raises:
         UserError: The policy is unknown, or does not give every token a finite weight of 0 or more.
     """
+    import pyarrow as pa
     import torch
+
+    from nextquill_core.schemas import WEIGHTS
 
     def flat(name: str) -> Tensor:
         return torch.tensor(effects[name].combine_chunks().flatten().to_numpy())
 
     stored = TokenEffects(flat("logp_factual"), flat("logp_counterfactual"), flat("effect"))
     weight = _checked(policy, POLICIES.load(policy)(stored, **settings), len(stored.effect))
-    lists = pa.ListArray.from_arrays(_offsets(effects["effect"].combine_chunks()), pa.array(weight.numpy()))
+    lengths = effects["effect"].combine_chunks().value_lengths().to_numpy()
+    offsets = pa.array([0, *lengths.cumsum()], type=pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, pa.array(weight.numpy()))
     return pa.table({"example_id": effects["example_id"], "weight": lists}, schema=WEIGHTS)
-
-
-def _offsets(column: pa.ListArray) -> pa.Array:
-    lengths = column.value_lengths().to_numpy()
-    return pa.array([0, *lengths.cumsum()], type=pa.int32())
 
 
 def _checked(name: str, weight: Any, tokens: int) -> Tensor:

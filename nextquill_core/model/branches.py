@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from nextquill_core.model.forward import answer_hidden_states, decoder_of
+from nextquill_core.model.forward import answer_hidden_states, decoder_of, last_rows_read
 
 Way = Literal["reuse", "tree", "packed", "plain"]
 """How both branches are computed: `reuse` one example at a time, keys and values of the beginning kept; `tree` many in
@@ -157,7 +157,8 @@ def _reused(model: Any, pair: Pair, through: bool) -> tuple[Tensor, Tensor]:
         return states, _kept(states, through)
     decoder = decoder_of(model)
     device = next(decoder.parameters()).device
-    result = decoder(input_ids=torch.tensor([whole], device=device), use_cache=shared > 0)
+    with last_rows_read(answers):
+        result = decoder(input_ids=torch.tensor([whole], device=device), use_cache=shared > 0)
     factual = result.last_hidden_state[0, -answers:]
     cache = result.past_key_values if shared else None
     with torch.set_grad_enabled(torch.is_grad_enabled() and through):
@@ -166,7 +167,8 @@ def _reused(model: Any, pair: Pair, through: bool) -> tuple[Tensor, Tensor]:
         cache.crop(shared - len(whole))
         rest = torch.tensor([[*pair.counterfactual[shared:], *pair.target[:-1]]], device=device)
         positions = torch.arange(shared, shared + rest.shape[1], device=device)[None]
-        result = decoder(input_ids=rest, past_key_values=cache, position_ids=positions, use_cache=True)
+        with last_rows_read(answers):
+            result = decoder(input_ids=rest, past_key_values=cache, position_ids=positions, use_cache=True)
     return factual, result.last_hidden_state[0, -answers:]
 
 

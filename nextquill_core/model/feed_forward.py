@@ -8,7 +8,6 @@ tokens and is left as it is.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,22 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nextquill_core.model.forward import decoder_of
+from nextquill_core.model.forward import decoder_of, last_rows_read, rows_read
 
 ROWS = 512  # of 11,008 numbers each in the largest model meant: 22 MB; of 2,752: 6 MB
 TRIAL, TRIAL_READ, TOLERANCE = 24, 5, 1e-4
-_read = threading.local()
-
-
-@contextmanager
-def last_rows_read(count: int) -> Iterator[None]:
-    """In this thread and this block, only the last `count` final states of each sequence matter."""
-    before = getattr(_read, "rows", None)
-    _read.rows = count
-    try:
-        yield
-    finally:
-        _read.rows = before
 
 
 @contextmanager
@@ -71,13 +58,8 @@ def _same_states(decoder: Any, parts: Sequence[nn.Module]) -> bool:
 
 def _in_blocks(forward: Any, states_BTD: Tensor, *, last: bool) -> Tensor:
     rows = states_BTD.shape[1]
-    read = getattr(_read, "rows", None)
-    first = max(0, rows - read) if last and read is not None else 0
-    if not first and rows <= ROWS:
-        whole: Tensor = forward(states_BTD)
-        return whole
-    result = torch.zeros_like(states_BTD)
-    for start in range(first, rows, ROWS):
-        block = slice(start, start + ROWS)
-        result[:, block] = forward(states_BTD[:, block])
-    return result
+    first = max(0, rows - (rows_read() or rows)) if last else 0
+    at_once = rows if torch.is_grad_enabled() else ROWS  # the backward pass needs all blocks anyway
+    blocks = [forward(states_BTD[:, start : start + at_once]) for start in range(first, rows, at_once)]
+    unread = [states_BTD.new_zeros(len(states_BTD), first, states_BTD.shape[2])] if first else []
+    return torch.cat([*unread, *blocks], dim=1) if len([*unread, *blocks]) > 1 else blocks[0]

@@ -7,11 +7,33 @@ sequence then does not depend on its neighbours at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+_read = threading.local()
+
+
+@contextmanager
+def last_rows_read(count: int) -> Iterator[None]:
+    """In this thread and this block, only the last `count` final states of each sequence matter."""
+    before = rows_read()
+    _read.rows = count
+    try:
+        yield
+    finally:
+        _read.rows = before
+
+
+def rows_read() -> int | None:
+    """What `last_rows_read` says here; None where all states matter."""
+    rows: int | None = getattr(_read, "rows", None)
+    return rows
 
 
 def decoder_of(model: Any) -> Any:
@@ -44,5 +66,8 @@ def answer_hidden_states(
         states_1TD = decoder(input_ids=torch.cat(inputs)[None], position_ids=positions[None], use_cache=False)
         hidden = list(states_1TD.last_hidden_state[0].split([len(ids) for ids in inputs]))
     else:
-        hidden = [decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in inputs]
+        hidden = []
+        for ids, target in zip(inputs, targets, strict=True):
+            with last_rows_read(len(target)):
+                hidden.append(decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0])
     return torch.cat([states[-len(target) :] for states, target in zip(hidden, targets, strict=True)])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nextquill_core.errors import ModelError
+from nextquill_core.model.half import linear
 
 EVERYTHING = slice(None)
 # Rows and columns of logits that are held at a time: what stays in a processor's cache (8 MB; twice as fast as 16), or
@@ -38,7 +39,7 @@ class Head:
     def logits(self, hidden_ND: Tensor, vocabulary: slice = EVERYTHING) -> Tensor:
         """Logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
         weight, bias = self.weight_VD[vocabulary], None if self.bias_V is None else self.bias_V[vocabulary]
-        logits = torch.nn.functional.linear(hidden_ND.to(weight.dtype), weight, bias).float()
+        logits = linear(hidden_ND.to(weight.dtype), weight, bias).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from nextquill_core.errors import ModelError
+from nextquill_core.model.half import spare_half_products
 from nextquill_core.model.identity import REMEDY, ModelSpec
 from nextquill_core.prompts import PLAIN, Template, chat_template
 
@@ -29,7 +30,10 @@ def load_model(spec: ModelSpec, device: torch.device | None = None) -> Any:
     options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     options |= {"dtype": getattr(torch, spec.dtype), "use_safetensors": True}
     model = load_pretrained(AutoModelForCausalLM, spec, **options)
-    return model.to(device or best_device()).eval()
+    device = device or best_device()
+    if device.type == "cpu":
+        spare_half_products(model)
+    return model.to(device).eval()
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:

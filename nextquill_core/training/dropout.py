@@ -13,13 +13,27 @@ import torch
 from torch import Tensor, nn
 
 
+LANES = 4  # draws of 16 bits in a number of 64
+
+
+def kept_elements(x: Tensor, rate: float) -> Tensor:
+    """Which elements dropout keeps, each with probability 1 − rate to 16 bits; bool in x's shape, on x's device.
+
+    On a CPU one draw of 64 bits decides over four elements, since drawing one by one takes a tenth of a training step.
+    """
+    if x.device.type != "cpu":
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
+    drawn = torch.empty(-(-x.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
+    return drawn.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
+
+
 class DroppedLinear(torch.autograd.Function):
     """W·dropout(x), for x (…, I) and W (R, I); the factor 1 / (1 − rate) is put on the small side."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_RI: Tensor, rate: float) -> Tensor:
         """(…, R)."""
-        kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
+        kept = kept_elements(x, rate)
         ctx.save_for_backward(x, kept)
         ctx.weight = weight_RI  # by reference: ZeRO-3 takes the values away and brings them back
         ctx.scale = 1 / (1 - rate)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nextquill_core.model.half import linear
 from nextquill_core.model.head import Head
 
 Normalization = Literal["sequence", "weight"]
@@ -121,16 +122,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(target_N), rows):
             part = slice(start, start + rows)
             hidden, target, coefficient = hidden_ND[part], target_N[part, None], coefficient_N[part]
-            logits = (hidden.to(head_VD.dtype) @ head_VD.T).float()
-            logsumexp = logits.logsumexp(dim=1)
-            total += (coefficient * (logsumexp - logits.gather(1, target).squeeze(1))).sum()
+            logits = linear(hidden.to(head_VD.dtype), head_VD).float()
+            of_target = logits.gather(1, target)
+            largest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()  # in the logits' own memory, as all that follows
+            sums = exponentials.sum(dim=1, keepdim=True)
+            total += (coefficient[:, None] * (largest + sums.log() - of_target)).sum()
             if not (wants_hidden or wants_head):
                 continue
-            grad_logits = logits.sub_(logsumexp[:, None]).exp_()  # in place: the softmax takes the logits' memory
-            grad_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-            grad_logits *= coefficient[:, None]
+            grad_logits = exponentials.mul_(coefficient[:, None] / sums)
+            grad_logits.scatter_add_(1, target, -coefficient[:, None])
             if grad_hidden_ND is not None:
-                grad_hidden_ND[part] = (grad_logits.to(head_VD.dtype) @ head_VD).to(hidden_ND.dtype)
+                grad_hidden_ND[part] = linear(grad_logits.to(head_VD.dtype), head_VD.T).to(hidden_ND.dtype)
             if grad_head_VD is not None:
                 grad_head_VD += grad_logits.T @ hidden.float()
         ctx.save_for_backward(grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype))

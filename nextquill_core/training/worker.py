@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from nextquill_core.allocator import keep_freed_memory
 from nextquill_core.errors import DataError, ModelError, UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
@@ -37,6 +38,7 @@ from nextquill_core.training.watch import check_packages
 def main() -> int:
     """Run the order named on the command line."""
     end_with_parent()
+    keep_freed_memory()
     order = Path(sys.argv[-1])
     try:
         train(TrainSpec.load(order))

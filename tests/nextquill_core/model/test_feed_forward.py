@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nextquill_core.model import feed_forward
-from nextquill_core.model.feed_forward import feed_forward_parts, last_rows_read, sparing
-from nextquill_core.model.forward import decoder_of
+from nextquill_core.model.feed_forward import feed_forward_parts, sparing
+from nextquill_core.model.forward import decoder_of, last_rows_read
 from tests.models import FAMILIES, small_model
 
 

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextquill_core.training.dropout import DroppedLinear, spare_dropout
+from nextquill_core.training.dropout import DroppedLinear, kept_elements, spare_dropout
 from tests.models import small_model
 
 RATE = 0.25
 
 
 def written_out(x: Tensor, weight: Tensor) -> Tensor:
-    kept = torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - RATE)
-    return (x * kept / (1 - RATE)) @ weight.T
+    return (x * kept_elements(x, RATE) / (1 - RATE)) @ weight.T
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
@@ -38,6 +37,17 @@ def test_a_quarter_is_dropped_and_the_mean_stays() -> None:
     out = DroppedLinear.apply(torch.ones(100_000, 1), torch.ones(1, 1), RATE)
     assert float((out == 0).float().mean()) == pytest.approx(RATE, abs=0.01)
     assert float(out.mean()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.5])
+def test_each_element_is_drawn_on_its_own(rate: float) -> None:
+    torch.manual_seed(0)
+    dropped = ~kept_elements(torch.empty(1000, 401), rate)
+    rows = dropped.float()
+    assert float(rows.mean()) == pytest.approx(rate, abs=0.003)
+    assert rows.mean(dim=0).sub(rate).abs().max() <= 5 * (rate * (1 - rate) / 1000) ** 0.5
+    together = (rows[:, 1:] * rows[:, :-1]).mean()  # neighbours share a draw of 64 bits
+    assert float(together) == pytest.approx(rate**2, abs=0.003)
 
 
 def adapted(dropout: float) -> Any:

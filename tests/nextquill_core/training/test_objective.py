@@ -56,6 +56,29 @@ def written_out(model: Any, spec: TrainSpec) -> Tensor:
     return total / len(EXAMPLES)
 
 
+def rows_of_the_last_layer(model: Any, spec: TrainSpec) -> list[int]:
+    """Of each call of its feed-forward part's last product."""
+    rows: list[int] = []
+    part = model.get_base_model().get_decoder().layers[-1].mlp.down_proj
+    hook = part.register_forward_pre_hook(lambda _part, inputs: rows.append(inputs[0].shape[1]))
+    loss = PreferenceLoss(model, spec, "plain")
+    rows.clear()  # those of the trial
+    loss(EXAMPLES, 1.0)
+    hook.remove()
+    return rows
+
+
+def test_the_last_layer_computes_the_answers_rows_alone() -> None:
+    answers = [len(example.pair.target) for example in EXAMPLES]
+    differing = [len(pair.target) for pair in PAIRS if pair.factual != pair.counterfactual]
+    assert rows_of_the_last_layer(lora(), SPEC) == answers + differing
+
+
+def test_nothing_is_left_out_where_a_layer_is_computed_again() -> None:
+    rows = rows_of_the_last_layer(lora(), replace(SPEC, gradient_checkpointing=True))
+    assert rows[0] == len(PAIRS[0].factual) + len(PAIRS[0].target) - 1
+
+
 @pytest.mark.parametrize("way", ["reuse", "plain", "packed"])
 @pytest.mark.parametrize(
     "changes",
