@@ -8,7 +8,7 @@ tokens and is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,11 +22,21 @@ ROWS = 512  # of 11,008 numbers each in the largest model meant: 22 MB; of 2,752
 TRIAL, TRIAL_READ, TOLERANCE = 24, 5, 1e-4
 
 
+PartForward = Callable[[Any, Tensor], Tensor]
+"""What a feed-forward part makes of states (B, T, D): another way to compute what its own `forward` does."""
+
+
+def own_forward(part: nn.Module, states_BTD: Tensor) -> Tensor:
+    """As the model's code has it."""
+    result: Tensor = type(part).forward(part, states_BTD)
+    return result
+
+
 @contextmanager
-def sparing(parts: Sequence[nn.Module]) -> Iterator[None]:
+def sparing(parts: Sequence[nn.Module], forward: PartForward = own_forward) -> Iterator[None]:
     """Let these feed-forward parts, the last layer's last, compute no more than is read, and in blocks."""
     for part in parts:
-        part.forward = partial(_in_blocks, type(part).forward.__get__(part), last=part is parts[-1])
+        part.forward = partial(_in_blocks, partial(forward, part), last=part is parts[-1])
     try:
         yield
     finally:
@@ -34,21 +44,21 @@ def sparing(parts: Sequence[nn.Module]) -> Iterator[None]:
             del part.forward  # the class's own shows again
 
 
-def feed_forward_parts(model: Any) -> list[nn.Module]:
+def feed_forward_parts(model: Any, forward: PartForward = own_forward) -> list[nn.Module]:
     """What `sparing` may be used on: one part a layer, or none where the model is built otherwise."""
     decoder = decoder_of(model)
     parts = [getattr(layer, "mlp", None) for layer in getattr(decoder, "layers", None) or getattr(decoder, "h", [])]
     plain = [part for part in parts if isinstance(part, nn.Module) and "forward" not in vars(part)]
-    return plain if plain and len(plain) == len(parts) and _same_states(decoder, plain) else []
+    return plain if plain and len(plain) == len(parts) and _same_states(decoder, plain, forward) else []
 
 
 @torch.inference_mode()
-def _same_states(decoder: Any, parts: Sequence[nn.Module]) -> bool:
+def _same_states(decoder: Any, parts: Sequence[nn.Module], forward: PartForward) -> bool:
     device = next(decoder.parameters()).device
     ids = torch.arange(TRIAL, device=device)[None] % decoder.get_input_embeddings().num_embeddings
     expected = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -TRIAL_READ:]
     try:
-        with sparing(parts), last_rows_read(TRIAL_READ):
+        with sparing(parts, forward), last_rows_read(TRIAL_READ):
             got = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -TRIAL_READ:]
     except Exception:  # whatever a model's code does: it can always be left as it is
         return False

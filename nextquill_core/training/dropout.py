@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 LANES = 4  # draws of 16 bits in a number of 64
 
 

@@ -23,7 +23,7 @@ from nextquill_core.model.head import Head
 
 Normalization = Literal["sequence", "weight"]
 Implementation = Literal["auto", "chunked", "dense"]
-CHUNK_ROWS = 512
+CHUNK = {"cpu": 2**25, "accelerator": 2**27}  # logits that are held at a time: 128 and 512 MB
 
 
 class LossOutput(NamedTuple):
@@ -75,7 +75,8 @@ def nextquill_loss(
         denominator = float(sequence_N.unique().numel() if normalization == "sequence" else weight_N.sum())
     coefficient_N = weight_N.float() / denominator
     head = head_VD if isinstance(head_VD, Head) else Head(head_VD)
-    rows = max(len(target_N), 1) if impl == "dense" else CHUNK_ROWS
+    at_once = CHUNK["cpu" if hidden_ND.device.type == "cpu" else "accelerator"] // len(head.weight_VD)
+    rows = max(len(target_N) if impl == "dense" else at_once, 1)
     fast = head.is_linear and impl != "dense"
     if fast:
         normal = _chunked_cross_entropy(hidden_ND, head.weight_VD, target_N, coefficient_N, rows)

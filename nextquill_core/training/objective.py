@@ -15,6 +15,7 @@ from nextquill_core.model.forward import answer_hidden_states, decoder_of
 from nextquill_core.model.head import head_of
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
+from nextquill_core.training.gated import gated_forward
 from nextquill_core.training.losses import LossOutput, nextquill_loss
 from nextquill_core.training.spec import TrainSpec
 
@@ -38,7 +39,7 @@ class PreferenceLoss(nn.Module):
     def forward(self, examples: Sequence[TrainExample], denominator: float) -> LossOutput:
         """The examples' share of the step's loss; without L_p the branch without history is not computed."""
         pairs = [example.pair for example in examples]
-        with sparing(self._feed_forward):
+        with sparing(self._feed_forward, gated_forward):
             hidden, null = self._states(pairs)
         return nextquill_loss(
             hidden,
@@ -81,7 +82,7 @@ def training_way(model: Any, spec: TrainSpec) -> Way:
 
 
 def spared_parts(model: Any, spec: TrainSpec, way: Way) -> list[nn.Module]:
-    """The feed-forward parts of which, in the last layer, only rows that are read are computed.
+    """The feed-forward parts that keep less, and of which, in the last layer, only rows that are read are computed.
 
     None where examples stand in one row, or where a layer is computed again in the backward pass: there nobody knows
     what is read any more.
@@ -89,7 +90,7 @@ def spared_parts(model: Any, spec: TrainSpec, way: Way) -> list[nn.Module]:
     if way in ("packed", "tree") or spec.gradient_checkpointing or not _on_cpu(model):
         return []
     with _without_dropout(model):
-        return feed_forward_parts(model)
+        return feed_forward_parts(model, gated_forward)
 
 
 def _on_cpu(model: Any) -> bool:

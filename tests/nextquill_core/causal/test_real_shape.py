@@ -24,7 +24,7 @@ def plain(model: Any, prompt: list[int], target: list[int]) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @wanted("a quarter of an hour")
 def test_two_examples_of_full_length_equal_plain_forward_passes() -> None:
     model = qwen_3b()

@@ -54,7 +54,7 @@ def test_two_words_by_hand() -> None:
 @pytest.mark.parametrize("impl", ["auto", "chunked", "dense"])
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 1.0])
 def test_value_and_every_gradient(monkeypatch: Any, by: Any, impl: Any, alpha: float) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ROWS", 7)
+    monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 31)
     expected, got = batch(), batch()
     truth = written_out(*expected, alpha, by)
     truth[0].backward()
@@ -79,7 +79,7 @@ def test_alpha_zero_never_reads_the_other_branch() -> None:
 
 def test_effects_instead_of_labels_by_hand_and_by_autograd(monkeypatch: Any) -> None:
     """L_p is then Σ ω (p(y | h) − p(y | h_∅) − effect)², its gradient through both branches."""
-    monkeypatch.setattr(losses, "CHUNK_ROWS", 7)
+    monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 31)
     h, h0, w, target, weight, sequence = batch()
     effect = torch.linspace(-1, 1, len(target))
     p, p0 = ((states @ w.T).softmax(1).gather(1, target[:, None]).squeeze(1) for states in (h, h0))
@@ -108,7 +108,7 @@ def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("head", [{"softcap": 3.0}, {"bias": True}, {"scale": 0.5}])
 def test_heads_without_the_identity_take_the_plain_path(monkeypatch: Any, head: dict[str, Any]) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ROWS", 7)
+    monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 31)
     h, h0, w, target, weight, sequence = batch()
     bias = torch.linspace(-1, 1, len(w)) if head.get("bias") else None
     plain = Head(w, bias, head.get("softcap"), head.get("scale", 1.0))
