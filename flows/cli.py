@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import keeping
+from flows import alerts, keeping, up
 from flows.command import ConfigOption, PresetOption, SetOption, StoreOption
 from flows.command import console as _console
 from flows.command import read_settings as _settings
@@ -219,6 +219,8 @@ def sweep(
 
 
 keeping.register(app)
+alerts.register(app)
+up.register(app)
 
 
 @app.command()

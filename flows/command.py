@@ -7,6 +7,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,14 +45,53 @@ def run_flow(name: str, settings: Any, **options: Any) -> Any:
         settings: Its configuration, or configurations.
         options: Its further parameters.
     """
-    # Offline and quiet unless the user says otherwise: our own lines in the terminal, everything in the UI.
+    quiet_prefect()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    with server_ready():
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    print_run_lines()
+    with no_heartbeats():
+        return flow(settings, **options)
+
+
+def quiet_prefect() -> None:
+    """Settle, before Prefect is imported, what it is to be like unless the user says otherwise."""
+    # Offline and quiet: our own lines in the terminal, everything in the UI.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    print_run_lines()
-    return flow(settings, **options)
+    # Patient: the first server on a machine makes its database, which a slow one does not do in Prefect's 20 s.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+
+
+@contextmanager
+def server_ready() -> Iterator[None]:
+    """Start Prefect's temporary server, where one is needed, beside the block; at the end of the block it is there.
+
+    Prefect itself would start it, and wait, at the first call. It takes some five seconds, and all of them on one core.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
+
+    if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    with ThreadPoolExecutor(1) as beside:
+        started = beside.submit(SubprocessASGIServer().start)
+        yield
+        started.result()
+
+
+def no_heartbeats() -> AbstractContextManager[Any]:
+    """Leave out what tells a server that a run is alive, unless somebody has set it.
+
+    At the end of each flow run, Prefect waits up to a second for the thread that tells it. Whoever types the command
+    sees that it has died.
+    """
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    return temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
 def print_run_lines() -> None:

@@ -8,20 +8,33 @@ from prefect import flow
 
 from flows.results import announce, finished, run_name
 from flows.runs import open_run
+from flows.slurm import made_by_job
+from flows.timeouts import timeout_s
 from nextquill_core.config import Config
+from nextquill_core.stages.run import Outcome, Run
 from tasks.ingest import forget_users, make_sequences, publish_account, scan_raw
 
 
-@flow(name="ingest", persist_result=False, flow_run_name=run_name)
+@flow(name="ingest", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("ingest"))
 def ingest(config: Config, force: bool = False) -> dict[str, Any]:
-    """Scan raw reviews and items, apply the protocol, write sequences, items, examples and quarantine."""
+    """Scan raw reviews and items, apply the protocol, write sequences, items, examples and quarantine.
+
+    Args:
+        config: The run's settings.
+        force: Read and write everything anew, even where it is fresh.
+    """
     run = open_run(config)
-    if config.privacy.forget:
+    made = made_by_job(run, "ingest", [run.plan.ingest], force=force)
+    outcome = made[0] if made else _sequences(run, force)
+    publish_account(outcome)
+    return finished("ingest", outcome)
+
+
+def _sequences(run: Run, force: bool) -> Outcome:
+    if run.config.privacy.forget:
         forget_users(run)
     for category in run.plan.scans:  # one after the other: each uses every core and as much memory as there should be
         scanned = scan_raw(run, category, force)
         if not scanned.reused:
             announce(f"scan of {category}", scanned)
-    outcome = make_sequences(run, force)
-    publish_account(outcome)
-    return finished("ingest", outcome)
+    return make_sequences(run, force)

@@ -5,18 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed
 
-from flows.results import as_result, finished, run_name
+from flows.results import finished, nothing_to_make, run_name
 from flows.runs import open_run
+from flows.slurm import made_by_job
+from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from tasks.model import train_base_model
 
 
-@flow(name="model", persist_result=False, flow_run_name=run_name)
+@flow(name="model", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("model"))
 def model(config: Config, force: bool = False) -> dict[str, Any]:
-    """Train the offline base model that `model.name_or_path: tiny` asks for."""
-    outcome = train_base_model(open_run(config), force)
+    """Train the offline base model that `model.name_or_path: tiny` asks for.
+
+    Args:
+        config: The run's settings.
+        force: Train it anew, even where it is fresh.
+    """
+    run = open_run(config)
+    made = made_by_job(run, "model", [run.plan.model], force=force) if run.plan.model else None
+    outcome = made[0] if made else train_base_model(run, force)
     if outcome is None:
-        return as_result(Completed(message=f"model: {config.model.name_or_path} comes from outside", data={}))
+        return nothing_to_make("model", f"{config.model.name_or_path} comes from outside")
     return finished("model", outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from prefect import State, flow
 from prefect.logging import get_run_logger
@@ -11,17 +11,19 @@ from prefect.states import Completed
 
 from flows.results import announce, as_result, run_name
 from flows.runs import open_run
+from flows.timeouts import timeout_s
 from nextquill_core.config import Config, MethodName
-from nextquill_core.stages.promote import LIKELIHOOD, missing_steps, val_run
+from nextquill_core.stages.promote import missing_steps, val_run
 from tasks.evaluate import make_part
 from tasks.promote import decide_promotion
 
 ACCEPTED, REJECTED = "Accepted", "Rejected"
+Metric = Literal["log_likelihood", "rouge1", "rougeL", "meteor", "bleu"]
 
 
-@flow(name="promote", persist_result=False, flow_run_name=run_name)
+@flow(name="promote", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("promote"))
 def promote(
-    config: Config, method: MethodName | None = None, metric: str = LIKELIHOOD, pointer: str | None = None
+    config: Config, method: MethodName | None = None, metric: Metric = "log_likelihood", pointer: str | None = None
 ) -> dict[str, Any]:
     """Accept a method's adapter if it beats the last accepted one on val beyond noise; test is not looked at.
 

@@ -9,6 +9,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.events import stage_finished
 from nextquill_core.config import Config, RawInput
 from nextquill_core.stages.run import Outcome
 
@@ -22,13 +23,18 @@ def run_name() -> str:
     return " ".join(part.category if isinstance(part, RawInput) else part["category"] for part in raw)
 
 
-def finished(name: str, outcome: Outcome) -> dict[str, Any]:
+def finished(name: str, outcome: Outcome, *, whole: bool = True) -> dict[str, Any]:
     """Say what was done and give the flow run its final state: `Reused`, or `Completed` with the artifact's reference.
 
     Returned from a flow, the state becomes the flow run's, and its data, the reference, the caller's result; hence the
     type.
 
     The manifest on disk decides what is reused, never Prefect's cache, which does not look at files.
+
+    Args:
+        name: Of the stage, and of the method where there are several.
+        outcome: What was made or reused.
+        whole: Whether nothing else of the stage is left to make; what waits for the stage is told so.
     """
     reference = {
         "stage": name,
@@ -37,7 +43,14 @@ def finished(name: str, outcome: Outcome) -> dict[str, Any]:
         "reused": outcome.reused,
     }
     message = announce(name, outcome)
+    stage_finished(name, outcome, whole=whole)
     return as_result(Completed(name=REUSED if outcome.reused else None, message=message, data=reference))
+
+
+def nothing_to_make(name: str, why: str) -> dict[str, Any]:
+    """The final state of a stage that this configuration has no need of."""
+    stage_finished(name, None)
+    return as_result(Completed(message=f"{name}: {why}", data={}))
 
 
 def announce(name: str, outcome: Outcome) -> str:

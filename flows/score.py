@@ -8,20 +8,34 @@ from prefect import flow
 
 from flows.results import announce, finished, run_name
 from flows.runs import open_run
+from flows.slurm import made_by_job
+from flows.timeouts import timeout_s
 from nextquill_core.config import Config
-from nextquill_core.stages.run import Run
+from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.stages.score import Launch
 from tasks.score import derive_weights, publish_effects, score_effects
 from tasks.train import train_adapter
 
 
-@flow(name="score", persist_result=False, flow_run_name=run_name)
+@flow(name="score", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("score"))
 def score(config: Config, force: bool = False) -> dict[str, Any]:
     """Score with and without history, then derive weights; a change of δ, λ or ε only does the second.
 
     Under `score.effect_source: adapter` the adapters that score are trained first, each going on where it stopped.
+
+    Args:
+        config: The run's settings.
+        force: Score anew, even where the effects are fresh.
     """
     run = open_run(config)
+    plan = run.plan
+    made = made_by_job(run, "score", [*plan.folds.values(), *plan.weights.values(), plan.score], force=force)
+    outcome = made[-1] if made else _weights(run, force)
+    publish_effects(outcome)
+    return finished("score", outcome)
+
+
+def _weights(run: Run, force: bool) -> Outcome:
     for fold in run.plan.folds:  # the models that score in place of θ0, if any
         trained = train_adapter(run, fold, force)
         if not trained.reused:
@@ -33,9 +47,7 @@ def score(config: Config, force: bool = False) -> dict[str, Any]:
         derived = derive_weights(run, force, policy)
         if not derived.reused:
             announce(f"weights {policy}", derived)
-    outcome = derive_weights(run, force)
-    publish_effects(outcome)
-    return finished("score", outcome)
+    return derive_weights(run, force)
 
 
 def _launch(run: Run) -> Launch | None:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
+from pydantic import Field
 
 from flows.pipeline import pipeline
 from flows.results import finished, run_name
 from flows.runs import open_run
+from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.stages.sweep import Point, missing, open_points, sweep_step
+from tasks.slot import training_place
 from tasks.sweep import collect_points, run_processes, shared_missing, slots
 
 
-@flow(name="sweep", persist_result=False, flow_run_name=run_name)
+@flow(name="sweep", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("sweep"))
 def sweep(
-    config: Config, grid: dict[str, list[Any]], parallel: int | None = None, force: bool = False
+    config: Config,
+    grid: Annotated[dict[str, list[Any]], Field(min_length=1)],
+    parallel: Annotated[int | None, Field(ge=1)] = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Run the pipeline at every point, reusing what points share and what is fresh, and collect one table.
 
@@ -46,7 +52,16 @@ def sweep(
     else:
         step = sweep_step(points)
         folder = points[0].run.store.root / step.kind / f".points-{step.fingerprint}"
-        failed = run_processes(points, waiting, parallel=at_a_time, api=_api_url(), folder=folder, say=logger.info)
+        with training_place("sweep", needed=config.train.launcher.kind != "slurm") as held:
+            failed = run_processes(
+                points,
+                waiting,
+                parallel=at_a_time,
+                api=_api_url(),
+                folder=folder,
+                say=logger.info,
+                environment=held,
+            )
         if not failed:
             shutil.rmtree(folder, ignore_errors=True)
     if failed:

@@ -6,13 +6,16 @@ from typing import Any
 
 from prefect import flow
 
+from flows.events import watch_quality
 from flows.results import finished, run_name
 from flows.runs import open_run
+from flows.slurm import made_by_job
+from flows.timeouts import timeout_s
 from nextquill_core.config import Config, MethodName
 from tasks.train import train_adapter
 
 
-@flow(name="train", persist_result=False, flow_run_name=run_name)
+@flow(name="train", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("train"))
 def train(config: Config, method: MethodName | None = None, force: bool = False) -> dict[str, Any]:
     """Train adapters under DeepSpeed, each going on from its newest checkpoint.
 
@@ -22,8 +25,17 @@ def train(config: Config, method: MethodName | None = None, force: bool = False)
         force: Train anew even where the adapter is fresh.
     """
     run = open_run(config)
-    names = [method] if method else [*run.plan.train, *run.plan.evaluation.tasks]
-    outcomes = {name: train_adapter(run, name, force) for name in names}
-    results = {name: finished(f"train {name}", outcome) for name, outcome in outcomes.items()}
+    everything = [*run.plan.train, *run.plan.evaluation.tasks]
+    names = [method] if method else everything
+    steps = [run.plan.adapters[name] for name in names]
+    by_job = made_by_job(run, "train", steps, force=force, method=method)
+    made_here = (train_adapter(run, name, force) for name in names)
+    outcomes = dict(zip(names, by_job or made_here, strict=True))
+    results = {
+        name: finished(f"train {name}", outcome, whole=names == everything and name == names[-1])
+        for name, outcome in outcomes.items()
+    }
     made = [name for name, outcome in outcomes.items() if not outcome.reused]
+    for name in made:
+        watch_quality(run, name)
     return results[made[0] if made else next(iter(results))]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nextquill_core.schemas import Item, Review
+from nextquill_core.records import Item, Review
 from storage.fingerprint import fingerprint
 
 TASK = "Write a review of the item below."

@@ -1,4 +1,4 @@
-"""The columns of every table an artifact holds, and the records that the code passes around.
+"""The columns of every table an artifact holds.
 
 Times are UTC milliseconds, log-probabilities nats. `examples` index the reviews of their own user, oldest first, so a
 history text is stored once a user and never once an example.
@@ -6,9 +6,11 @@ history text is stored once a user and never once an example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pyarrow as pa
+
+from nextquill_core.records import Example as Example
+from nextquill_core.records import Item as Item
+from nextquill_core.records import Review as Review
 
 REVIEW = pa.struct(
     [
@@ -69,6 +71,8 @@ METRICS = pa.schema(
         "n": pa.int64(),
     }
 )
+# Metrics of every point of a sweep, by its number, with its values as JSON.
+SWEEP = pa.schema([pa.field("point", pa.int32()), pa.field("values", pa.string()), *METRICS])
 # Results of parts of a split: a bucket of examples by `slice`, or both sides of a control and their difference, which
 # alone has p-values.
 SLICES = pa.schema(
@@ -108,40 +112,3 @@ EXAMPLE_SCORES = pa.schema(
         "preference_tokens": pa.int64(),
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What a product says of itself."""
-
-    title: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Review:
-    """A review together with the item it is about."""
-
-    item: Item
-    rating: float
-    title: str
-    text: str
-    timestamp_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One thing to predict: the user's `target` review, given the reviews written before it.
-
-    Attributes:
-        history: The user's past reviews, oldest first; the whole of it, before any limit of the prompt.
-        summary: What the user's reviews are like, in words, to be shown before the history; empty for none.
-    """
-
-    example_id: str
-    user_id: str
-    category: str
-    split: str
-    target: Review
-    history: tuple[Review, ...]
-    summary: str = ""

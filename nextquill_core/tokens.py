@@ -15,7 +15,7 @@ from typing import Any
 from nextquill_core.errors import ModelError
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.prompts import PLAIN, Template, build_prompt
-from nextquill_core.schemas import Example, Item, Review
+from nextquill_core.records import Example, Item, Review
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,16 +104,17 @@ def inventory(store: Store) -> list[Held]:
         linked = (store.root / kind).is_symlink()
         for artifact in store.newest_first(kind):
             manifest = artifact.manifest
+            folder = store.folder(kind, manifest.fingerprint)
             found.append(
                 Held(
                     kind,
                     manifest.fingerprint,
                     "complete",
                     manifest.bytes,
-                    _age(manifest, store.folder(kind, manifest.fingerprint)),
+                    _age(manifest, folder),
                     _names(manifest.inputs),
                     manifest,
-                    linked or store.folder(kind, manifest.fingerprint).is_symlink(),
+                    linked or folder.is_symlink(),
                 )
             )
         found += (_unfinished(store, ref, linked) for ref in store.unfinished(kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from storage.errors import UserError
@@ -119,7 +119,7 @@ class Manifest:
         values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
         manifest = cls(**values)
         for name in (manifest.generation, *(shard.path for shard in manifest.shards)):
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            if name.startswith("/") or ".." in name.split("/"):
                 raise UserError(f"the manifest names {name}, outside its folder", where, "delete the folder")
         return manifest
 

@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from storage.files import atomic_path, sha256_of, write_json, write_text
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RECORDS = ".shards"
 SCRATCH = "scratch"
@@ -98,6 +98,8 @@ class Staging:
 
     def write_table(self, name: str, table: pa.Table, *, log: bool = False) -> Shard:
         """Write a table as a Parquet shard; same rows, same bytes."""
+        import pyarrow.parquet as pq  # late: who only looks at a store needs no Arrow
+
         with atomic_path(self.path(name)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
         return self.finish(name, rows=table.num_rows, log=log)

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -86,7 +86,7 @@ class Store:
 
     def folder(self, kind: str, fingerprint: str) -> Path:
         """Where this artifact stands on this machine once it is complete."""
-        return self.root / kind / fingerprint
+        return self.root.joinpath(kind, fingerprint)
 
     def location(self, kind: str, fingerprint: str) -> str:
         """Where the store has this artifact, for people to read."""
@@ -100,10 +100,15 @@ class Store:
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
         """All complete artifacts of this kind, the last committed first."""
-        manifests = [path for path in (self.root / kind).glob(f"*/{MANIFEST_NAME}") if path.parent.name[0] != "."]
-        for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            if artifact := self.find(kind, path.parent.name):
+        for _, name in sorted(self._committed(kind), reverse=True):
+            if artifact := self.find(kind, name):
                 yield artifact
+
+    def _committed(self, kind: str) -> Iterator[tuple[int, str]]:
+        """When each artifact of this kind was committed, in nanoseconds, and its fingerprint."""
+        for folder in (self.root / kind).glob("[!.]*"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield (folder / MANIFEST_NAME).stat().st_mtime_ns, folder.name
 
     @contextmanager
     def write(self, kind: str, fingerprint: str, basis: Basis, *, restart: bool = False) -> Iterator[Staging]:

@@ -8,9 +8,10 @@ from prefect.cache_policies import NO_CACHE
 from nextquill_core.stages import prepare
 from nextquill_core.stages.run import Outcome, Run
 from tasks.progress import ShownProgress
+from tasks.retries import RETRIED
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def train_base_model(run: Run, force: bool) -> Outcome | None:
     """Tokenizer and small Qwen2 from base profiles; None where the model comes from outside."""
     with ShownProgress("base model") as progress:

@@ -11,9 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from nextquill_core.stages.promote import Verdict, decide
 from nextquill_core.stages.run import Run
 from tasks.progress import artifact_key
+from tasks.retries import RETRIED
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def decide_promotion(run: Run, method: str, name: str, metric: str) -> Verdict:
     """Compare the candidate with what is accepted, and move the pointer if it is better beyond noise."""
     verdict = decide(run, method, name, metric)

@@ -8,9 +8,10 @@ from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.stages import reproduce
 from nextquill_core.stages.run import Outcome, Run
+from tasks.retries import RETRIED
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def collect_numbers(runs: list[Run], force: bool) -> Outcome:
     """The tables of all categories."""
     outcome = reproduce.collect(runs, force=force)

@@ -12,10 +12,11 @@ from nextquill_core.stages import score
 from nextquill_core.stages.run import Outcome, Run
 from tasks.processes import process_count
 from tasks.progress import ShownProgress
+from tasks.retries import RETRIED
 from tasks.workers import run_workers
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def score_effects(run: Run, force: bool, launch: score.Launch | None = None) -> Outcome:
     """Forward passes with and without history; the expensive part, independent of δ, λ and ε.
 
@@ -31,13 +32,13 @@ def score_effects(run: Run, force: bool, launch: score.Launch | None = None) -> 
         return score.effects(run, progress, launch or local, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def derive_weights(run: Run, force: bool, policy: str | None = None) -> Outcome:
     """Weights from stored effects; seconds, without the model."""
     return score.weights(run, policy, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def publish_effects(outcome: Outcome) -> None:
     """In the UI: how many tokens carry preference, and what the effects look like."""
     create_table_artifact(

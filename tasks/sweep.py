@@ -19,6 +19,7 @@ from nextquill_core.stages.run import Outcome
 from nextquill_core.stages.sweep import SPLIT, Point, collect, missing, sweep_cells
 from tasks.logs import bounded
 from tasks.processes import cuda_devices, end_group, failure, process_count, shared_environment, start
+from tasks.retries import RETRIED
 
 WORKER = "flows.point"
 LOOK_EVERY_S = 1.0
@@ -52,6 +53,7 @@ def run_processes(
     api: str,
     folder: Path,
     say: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
 ) -> dict[int, Exception]:
     """Run points, each a flow run in a process of its own, no two of which make the same artifact.
 
@@ -64,12 +66,14 @@ def run_processes(
         api: URL of the Prefect server that all report to.
         folder: Gets their configurations and logs.
         say: Told in one line what starts and ends.
+        environment: Variables that all of them get besides this process's own.
 
     Returns:
         What went wrong, by number. The others have been run to their ends, unless what failed is needed by all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    environments = [slot_environment(slot, parallel) | {"PREFECT_API_URL": api} for slot in range(parallel)]
+    common = {**(environment or {}), "PREFECT_API_URL": api}
+    environments = [slot_environment(slot, parallel) | common for slot in range(parallel)]
     free, waiting = list(range(parallel)), list(numbers)
     running: dict[int, _Running] = {}
     failed: dict[int, Exception] = {}
@@ -112,7 +116,7 @@ def slot_environment(slot: int, parallel: int) -> dict[str, str]:
     return environment
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def collect_points(points: Sequence[Point], force: bool) -> Outcome:
     """The table of all points, in the store and in the UI."""
     outcome = collect(points, force=force)

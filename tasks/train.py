@@ -8,21 +8,26 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from nextquill_core.plan import freshness
 from nextquill_core.stages import train
 from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.training.watch import progress_note
 from tasks.launch import run_ranks
 from tasks.placement import placement
 from tasks.progress import ShownProgress
+from tasks.retries import RETRIED
+from tasks.slot import training_place
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train {name}")
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train {name}", **RETRIED)
 def train_adapter(run: Run, name: str, force: bool) -> Outcome:
     """The adapter of a method or fold, by its name in `Plan.adapters`.
 
     Call it directly: a submitted task outlives the signal that ends its flow.
     """
-    with ShownProgress(f"train {name}") as progress:
+    fresh = not force and freshness(run.store, run.plan.adapters[name]).state == "fresh"
+    waits = not fresh and run.config.train.launcher.kind != "slurm"  # which has a queue of its own
+    with training_place(f"train {name}", needed=waits), ShownProgress(f"train {name}") as progress:
 
         def show(metrics: dict[str, float]) -> None:
             progress(metrics["step"], metrics["steps"], progress_note(metrics))

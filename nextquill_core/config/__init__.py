@@ -11,6 +11,7 @@ from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.loading import Config, known_keys, load_config, parse_config
 from nextquill_core.config.model import ModelConfig, TinyModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
+from nextquill_core.config.slurm import SlurmJob, SlurmJobs, StageName
 from nextquill_core.config.train import CausalLossConfig, DeepSpeedConfig, LauncherConfig, LoraSettings, TrainConfig
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
     "RawInput",
     "ScoreConfig",
     "Section",
+    "SlurmJob",
+    "SlurmJobs",
+    "StageName",
     "TinyModelConfig",
     "TrainConfig",
     "WeightsConfig",

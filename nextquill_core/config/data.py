@@ -13,7 +13,7 @@ from nextquill_core.config.base import OPERATIONAL, NonNegative, Positive, Secti
 class RawInput(Section):
     """One category's raw files."""
 
-    category: Annotated[str, Field(min_length=1)]
+    category: Annotated[str, Field(min_length=1, description="its name; of a hub data set the one that it has there")]
     reviews: Annotated[str | None, Field(description="path or glob; empty fetches the category from the hub")] = None
     items: Annotated[str | None, Field(description="path or glob of the item metadata")] = None
 
@@ -37,8 +37,10 @@ class ProtocolConfig(Section):
     ] = 10
     min_profile_reviews: Annotated[int, Field(ge=0, description="reviews a base profile needs")] = 8
     min_profile_item_users: Annotated[int, Field(ge=0, description="distinct users an item of a profile needs")] = 5
-    min_description_chars: NonNegative = 100
-    max_description_chars: Positive = 2000
+    min_description_chars: Annotated[NonNegative, Field(description="characters an item's description needs")] = 100
+    max_description_chars: Annotated[
+        Positive, Field(description="characters of a description above which its item is left out")
+    ] = 2000
     val_from: Annotated[date | None, Field(description="global-time: first day (UTC) of val")] = None
     test_from: Annotated[date | None, Field(description="global-time: first day (UTC) of test")] = None
     val_share: Annotated[float, Field(gt=0, lt=0.5, description="global-time: targets in val, without val_from")] = 0.1
@@ -60,7 +62,9 @@ class IngestConfig(Section):
 
     source: Annotated[str, Field(description="a name that `nextquill sources` lists")] = "amazon-2023"
     options: Annotated[dict[str, Any], Field(description="what the source itself asks for; see docs/sources.md")] = {}
-    inputs: Annotated[tuple[RawInput, ...], Field(min_length=1)] = (RawInput(category="Books"),)
+    inputs: Annotated[tuple[RawInput, ...], Field(min_length=1, description="categories with their raw files")] = (
+        RawInput(category="Books"),
+    )
     protocol: ProtocolConfig = ProtocolConfig()
     bad_rows: Annotated[
         Literal["quarantine", "drop", "fail"], Field(description="what happens to a row that cannot be read")
@@ -107,7 +111,9 @@ class PromptConfig(Section):
     """What the model reads."""
 
     max_history: Annotated[int, Field(ge=0, description="most recent past reviews shown")] = 8
-    max_prompt_tokens: Annotated[int, Field(ge=32)] = 2048
+    max_prompt_tokens: Annotated[
+        int, Field(ge=32, description="prompt tokens at most; the oldest reviews of the history go first")
+    ] = 2048
     max_target_tokens: Annotated[int, Field(ge=1, description="longer reviews are cut at this many tokens")] = 2048
     template: Annotated[
         Literal["auto", "plain", "chat"], Field(description="auto: chat for instruct models, plain for base models")

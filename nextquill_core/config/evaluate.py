@@ -17,11 +17,11 @@ class RetrievalConfig(Section):
     encoder: Annotated[
         str, Field(description="a folder or a hub name of safetensors weights; base: θ0's own hidden states, offline")
     ] = "facebook/contriever"
-    revision: str = "main"
+    revision: Annotated[str, Field(description="branch, tag or commit of the encoder on the hub")] = "main"
     bertscore: Annotated[
         str | None, Field(description="a folder or a hub name of an encoder; null: BERTScore is left out")
     ] = None
-    bertscore_revision: str = "main"
+    bertscore_revision: Annotated[str, Field(description="branch, tag or commit of that encoder on the hub")] = "main"
 
 
 class SummariesConfig(Section):
@@ -37,10 +37,10 @@ class PersonalConfig(Section):
     """One adapter a user (`oppu`) on top of one that was trained on the other users; OPPU, arXiv 2402.04401."""
 
     folds: Annotated[int, Field(ge=2, description="parts of the users; each is trained without one of them")] = 2
-    r: Positive = 8
-    alpha: Positive = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    epochs: Positive = 2
+    r: Annotated[Positive, Field(description="rank of a user's adapter")] = 8
+    alpha: Annotated[Positive, Field(description="it is scaled by alpha / r")] = 8
+    learning_rate: Annotated[float, Field(gt=0, description="AdamW's, for the users' adapters")] = 1e-4
+    epochs: Annotated[Positive, Field(description="passes over a user's history")] = 2
 
 
 class ServerConfig(Section):
@@ -53,17 +53,25 @@ class ServerConfig(Section):
     ] = {}
     api_key_env: Annotated[str | None, Field(description="the environment variable that holds the key")] = None
     concurrency: Annotated[int, Field(ge=1, description="requests at a time")] = 16
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    timeout_s: Annotated[float, Field(gt=0, description="seconds without a byte that fail a request")] = 600.0
     retries: Annotated[int, Field(ge=0, description="of a request that the server fails")] = 6
 
 
 class EvaluateConfig(Section):
     """Methods, decoding presets and metrics."""
 
-    split: Literal["test", "val"] = "test"
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("qwen", "latestk", "contextsft", "nextquill")
-    decoding: Annotated[tuple[DecodingName, ...], Field(min_length=1)] = ("paper", "sane")
-    engine: Annotated[Literal["transformers", "openai"], Field(json_schema_extra=OPERATIONAL)] = "transformers"
+    split: Annotated[Literal["test", "val"], Field(description="whose reviews are written and measured")] = "test"
+    methods: Annotated[
+        tuple[MethodName, ...], Field(min_length=1, description="rows of the table; see `nextquill methods`")
+    ] = ("qwen", "latestk", "contextsft", "nextquill")
+    decoding: Annotated[
+        tuple[DecodingName, ...],
+        Field(min_length=1, description="paper: as published; sane: without penalty, what is better on val"),
+    ] = ("paper", "sane")
+    engine: Annotated[
+        Literal["transformers", "openai"],
+        Field(description="transformers: in this process; openai: evaluate.server", json_schema_extra=OPERATIONAL),
+    ] = "transformers"
     server: Annotated[ServerConfig, Field(json_schema_extra=OPERATIONAL)] = ServerConfig()
     max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `sane`")] = 512
     paper_max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `paper`")] = 2048

@@ -15,6 +15,7 @@ from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.model import ModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
+from nextquill_core.config.slurm import SlurmJobs
 from nextquill_core.config.train import TrainConfig
 from storage.errors import UserError
 
@@ -29,7 +30,7 @@ class Config(Section):
             json_schema_extra=OPERATIONAL,
         ),
     ] = "./artifacts"
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, description="of everything that is drawn at random")] = 42
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -38,6 +39,7 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    slurm: Annotated[SlurmJobs, Field(json_schema_extra=OPERATIONAL)] = SlurmJobs()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

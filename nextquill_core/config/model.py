@@ -13,12 +13,12 @@ class TinyModelConfig(Section):
     """The offline base model that `model.name_or_path: tiny` trains: a byte-level BPE tokenizer and a small Qwen2."""
 
     vocab_size: Annotated[int, Field(ge=300, description="BPE vocabulary, special tokens included")] = 2048
-    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
-    layers: Positive = 3
-    heads: Positive = 4
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=16, description="width, a multiple of 16")] = 128
+    layers: Annotated[Positive, Field(description="decoder layers")] = 3
+    heads: Annotated[Positive, Field(description="attention heads a layer")] = 4
     steps: Annotated[int, Field(ge=1, description="AdamW steps of pretraining")] = 600
     batch_tokens: Annotated[int, Field(ge=128, description="tokens a step")] = 2048
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0, description="AdamW's, in pretraining")] = 3e-3
 
 
 class ModelConfig(Section):
@@ -27,10 +27,13 @@ class ModelConfig(Section):
     name_or_path: Annotated[str, Field(description="a hub name, a local Hugging Face folder, or `tiny`")] = (
         "Qwen/Qwen2.5-3B"
     )
-    revision: str = "main"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    revision: Annotated[str, Field(description="branch, tag or commit on the hub")] = "main"
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], Field(description="of its weights and of what is computed with them")
+    ] = "bfloat16"
     attention: Annotated[
-        Literal["auto", "eager", "sdpa", "flash_attention_2"], Field(json_schema_extra=OPERATIONAL)
+        Literal["auto", "eager", "sdpa", "flash_attention_2"],
+        Field(description="the kernel; auto: as transformers chooses", json_schema_extra=OPERATIONAL),
     ] = "auto"
     trust_remote_code: Annotated[bool, Field(description="run Python code that comes with the model")] = False
     tiny: TinyModelConfig = TinyModelConfig()

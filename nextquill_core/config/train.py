@@ -12,16 +12,19 @@ from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Sectio
 class LoraSettings(Section):
     """LoRA; rank and targets are nowhere stated in the paper, these are the field's habit."""
 
-    r: Positive = 16
-    alpha: Positive = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    targets: str = "all-linear"
+    r: Annotated[Positive, Field(description="rank")] = 16
+    alpha: Annotated[Positive, Field(description="the update is scaled by alpha / r")] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1, description="on the adapter's input, in training")] = 0.05
+    targets: Annotated[str, Field(description="the modules that get one, as PEFT names them")] = "all-linear"
 
 
 class DeepSpeedConfig(Section):
     """What DeepSpeed is asked for; none of it changes the adapter beyond rounding."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Annotated[
+        Literal[0, 1, 2, 3],
+        Field(description="what ranks share out: 0: nothing; 1: AdamW's state; 2: gradients too; 3: θ0 as well"),
+    ] = 2
     offload: Annotated[
         Literal["none", "optimizer", "parameters"],
         Field(description="into the host's memory: optimizer: AdamW's state, ZeRO 1 up; parameters: θ0 too, ZeRO 3"),
@@ -46,9 +49,9 @@ def _auto_or_positive(count: int | str) -> int | str:
 class SlurmConfig(Section):
     """The allocation that srun asks for, or, inside one, the part of it that is used."""
 
-    nodes: Positive = 2
+    nodes: Annotated[Positive, Field(description="machines")] = 2
     ranks_per_node: Annotated[int | Literal["auto"], Field(description="auto: one an accelerator, or one")] = "auto"
-    partition: str | None = None
+    partition: Annotated[str | None, Field(description="null: the cluster's own choice")] = None
     arguments: Annotated[
         tuple[str, ...], Field(description="further arguments of srun, such as --gpus-per-node=8 or --time=2-0")
     ] = ()
@@ -105,22 +108,27 @@ class CausalLossConfig(Section):
 class TrainConfig(Section):
     """A LoRA adapter on L = L_n + α·L_p (Eqs. 5 to 7)."""
 
-    method: MethodName = "nextquill"
+    method: Annotated[MethodName, Field(description="trained in any case; what `export` and `promote` mean")] = (
+        "nextquill"
+    )
     alpha: Annotated[float, Field(ge=0, description="α, the share of the causal preference loss (Eq. 7)")] = 0.05
     normalization: Annotated[
         Literal["sequence", "weight"], Field(description="sequence: Eq. 5; weight: by Σω, as the official code")
     ] = "sequence"
     causal_loss: CausalLossConfig = CausalLossConfig()
-    epochs: Positive = 5
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
-    weight_decay: Annotated[float, Field(ge=0)] = 0.025
-    warmup_ratio: Share = 0.01
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[Positive, Field(description="passes over the train split")] = 5
+    learning_rate: Annotated[float, Field(gt=0, description="AdamW's highest, after the warm-up")] = 5e-6
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's")] = 0.025
+    warmup_ratio: Annotated[Share, Field(description="share of the steps in which the learning rate rises")] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0, description="greater gradients are scaled down to it")] = 1.0
     global_batch: Annotated[int, Field(ge=1, description="examples an optimizer step, over all ranks")] = 16
     batch_tokens: Annotated[
         int, Field(ge=1, description="token budget of one micro-batch, both branches", json_schema_extra=OPERATIONAL)
     ] = 8192
-    gradient_checkpointing: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(description="compute activations twice and keep none: less memory", json_schema_extra=OPERATIONAL),
+    ] = False
     checkpoint_every: Annotated[
         int, Field(ge=1, description="optimizer steps between checkpoints", json_schema_extra=OPERATIONAL)
     ] = 100
@@ -132,7 +140,9 @@ class TrainConfig(Section):
             json_schema_extra=OPERATIONAL,
         ),
     ] = 30.0
-    keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
+    keep_checkpoints: Annotated[
+        int, Field(ge=1, description="newest checkpoints that stay", json_schema_extra=OPERATIONAL)
+    ] = 2
     max_loss_ratio: Annotated[
         float | None,
         Field(

@@ -15,7 +15,7 @@ from typing import Any
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.engines import CUT, Engine, Generation, Request, unheard
 from nextquill_core.prompts import PLAIN, Template, review_section
-from nextquill_core.schemas import Example, Item, Review
+from nextquill_core.records import Example, Item, Review
 from nextquill_core.tokens import opening_ids
 from storage.fingerprint import fingerprint
 

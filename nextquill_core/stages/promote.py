@@ -190,7 +190,7 @@ def _verdict(
     against = known.target.ref
     if against == adapter.ref:
         return Verdict(name, metric, True, f"{made} is accepted as `{name}` already", made, made, value)
-    other = _stats(run, _measurement(run, known.target, metric), metric)
+    other = _stats(run, measurement(run, known.target, metric), metric)
     ids = [key for key, row in candidate.stats.items() if _comparable(metric, row, other.stats.get(key))]
     owners = {example.example_id: f"{example.category}/{example.user_id}" for example in split_examples(run, SPLIT)}
     users = [owners[key] for key in ids]
@@ -276,8 +276,12 @@ def _statistic(metric: str) -> Any:
     return KNOWN[metric].statistic
 
 
-def _measurement(run: Run, target: Target, metric: str) -> Artifact:
-    """By which the accepted adapter is judged: that of its acceptance, or another of it that the store has."""
+def measurement(run: Run, target: Target, metric: str) -> Artifact:
+    """By which the accepted adapter is judged: that of its acceptance, or another of it that the store has.
+
+    Raises:
+        UserError: The store has none.
+    """
     kind = "likelihood" if metric == LIKELIHOOD else "predictions"
     preset = None if metric == LIKELIHOOD else run.config.evaluate.decoding[-1]
     known = run.store.find(target.measured.kind, target.measured.fingerprint)

@@ -13,7 +13,6 @@ from nextquill_core.errors import UserError
 from nextquill_core.evaluation.decoding import PAPER
 from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.plan import Step
-from nextquill_core.stages.past import split_examples
 from nextquill_core.stages.run import Outcome, Run
 from storage import Artifact, Staging, write_json, write_text
 
@@ -66,6 +65,7 @@ def _beside(run: Run) -> dict[str, Any]:
     from nextquill_core.analysis.differences import setting_differences
     from nextquill_core.analysis.published import beside_published
     from nextquill_core.evaluation.tables import from_document
+    from nextquill_core.stages.past import split_examples
 
     path = run.artifact(run.plan.evaluate).folder / "metrics.json"
     _, rows, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))

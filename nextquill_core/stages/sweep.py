@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import yaml
 
 from nextquill_core.config import Config, parse_config
 from nextquill_core.errors import UserError
 from nextquill_core.plan import Plan, Step, freshness, outdated
-from nextquill_core.schemas import METRICS
 from nextquill_core.stages.run import Outcome, Run
 from storage import Artifact, Staging, write_json, write_text
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 SPLIT = "val"
 ANY = "any"  # of a setting that has no say in a method's texts
-ROWS = pa.schema([pa.field("point", pa.int32()), pa.field("values", pa.string()), *METRICS])
 Grid = Mapping[str, Sequence[Any]]
 """Values by dotted key."""
 
@@ -168,12 +165,15 @@ def collect(points: Sequence[Point], *, force: bool = False) -> Outcome:
     """
 
     def build(staging: Staging) -> dict[str, Any]:
+        import pyarrow as pa
+
         from nextquill_core.analysis.html import page
+        from nextquill_core.schemas import SWEEP
 
         document = _document(points)
         write_json(staging.path("metrics.json"), document)
         rows = [{**row, "values": json.dumps(points[row["point"]].values)} for row in document["rows"]]
-        staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=ROWS))
+        staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=SWEEP))
         tables = list(_tables(document))
         title = f"Sweep over {', '.join(points[0].values)}"
         write_text(staging.path("sweep.html"), page("sweep.html.j2", title=title, tables=tables, split=SPLIT))

@@ -113,7 +113,7 @@ def test_every_deployment_is_accepted(server: Server) -> None:
     done = server.run("prefect", "--no-prompt", "deploy", "--all")
     assert done.returncode == 0, done.stdout + done.stderr
     found = {deployment["name"]: deployment for deployment in server.post("/deployments/filter")}
-    assert set(found) == STAGES | {"pipeline"}
+    assert set(found) >= STAGES | {"pipeline", "sweep", "reproduce", "promote"}
     form = found["pipeline"]["parameter_openapi_schema"]["definitions"]
     assert form["WeightsConfig"]["properties"]["delta"]["description"]
     assert found["pipeline"]["parameters"]["config"]["ingest"]["inputs"][0]["category"] == "Demo"
@@ -126,5 +126,6 @@ def test_the_deployed_parameters_are_the_demo_s() -> None:
 
     project = yaml.safe_load((REPO / "prefect.yaml").read_text())
     for deployment in project["deployments"]:
-        deployed = parse_config(deployment["parameters"]["config"], deployment["name"])
-        assert deployed == load_config(REPO / "configs" / "demo.yaml")
+        parameters = deployment["parameters"]
+        for config in parameters.get("configs") or [parameters["config"]]:
+            assert parse_config(config, deployment["name"]) == load_config(REPO / "configs" / "demo.yaml")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import multiprocessing
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +22,8 @@ from tasks.launch import RanksFailed, run_ranks
 from tasks.node import launcher_command
 from tasks.placement import Hosts, Placement, Slurm
 from tasks.processes import process_count
-from tests.conftest import REPO
 from tests.nextquill_core.ingest.world import World, plain_category
+from tests.slurm import two_nodes
 from tests.tasks.processes import workers_of
 
 
@@ -249,19 +247,8 @@ def test_no_rank_on_a_host_outlives_the_run(tmp_path: Path, tiny_folder: Path, f
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
     """Two nodes of a Slurm that lives as long as the tests that need it."""
-    needed = ("slurmctld", "slurmd", "srun", "munged")
-    if os.geteuid() != 0 or not all(map(shutil.which, needed)):
-        pytest.skip("a Slurm of our own needs root and Debian's packages slurm-wlm and munge")
-    command = [REPO / "scripts" / "slurm-here", "sh", "-c", "echo $SLURM_CONF; exec cat"]
-    with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        assert running.stdin
-        assert running.stdout
-        patch.setenv("SLURM_CONF", running.stdout.readline().strip())
+    with two_nodes():
         yield Slurm(2, 1, (), None, None)
-        running.stdin.close()  # `cat` ends, and the script takes the daemons with it
 
 
 @pytest.mark.slurm

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core.config import Config
+from nextquill_core.schemas import SWEEP
 from nextquill_core.stages.run import Run
 from nextquill_core.stages.sweep import (
-    ROWS,
     Point,
     all_steps,
     collect,
@@ -165,7 +165,7 @@ def test_the_table_names_each_method_once_for_what_decides_it(small_world: Path,
         "table": table.title, "method": "nextquill", "train.alpha": "0.1", "ROUGE-1": "0.3000 [0.2900, 0.3100]"
     }  # fmt: skip
     rows = pq.read_table(artifact.folder / "metrics.parquet")
-    assert rows.schema.equals(ROWS)
+    assert rows.schema.equals(SWEEP)
     assert [(row["point"], row["method"], row["value"]) for row in rows.to_pylist()] == [
         (0, "qwen", 0.2), (0, "nextquill", 0.3), (1, "qwen", 0.2), (1, "nextquill", 0.4)
     ]  # fmt: skip

@@ -1,0 +1,89 @@
+"""Tasks that are tried again: only where the network, a store or a server was at fault, for that may pass.
+
+What is wrong with the input, a loss that is not a number, a rank that failed: these would come out the same again, and
+are told at once. Stores, the hub and model servers are asked again by the code that talks to them, for a minute or so;
+this is for outages that last longer.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from prefect import State, Task
+from prefect.client.schemas.objects import TaskRun
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run as current
+
+PAUSES_S = [60.0, 300.0, 900.0]
+
+PASSING_CODES = {
+    errno.EBUSY,  # s3fs: the bucket asks for fewer requests
+    errno.ECONNABORTED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EIO,  # s3fs: an error within the store; a network file system: its server is away
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+PASSING = {
+    "aiohttp.client_exceptions.ClientConnectionError",
+    "aiohttp.client_exceptions.ClientPayloadError",
+    "botocore.exceptions.ConnectionError",
+    "botocore.exceptions.HTTPClientError",
+    "httpx.NetworkError",
+    "httpx.RemoteProtocolError",
+    "httpx.TimeoutException",
+    "nextquill_core.evaluation.server._Failed",
+    "requests.exceptions.ChunkedEncodingError",
+    "requests.exceptions.ConnectionError",
+    "requests.exceptions.Timeout",
+}
+"""Errors of libraries that need not be installed, and so are known by name."""
+
+
+def worth_another_try(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's question after a failure, as `retry_condition_fn`.
+
+    A task that makes something anew by force is not tried again: it would throw away what it has made so far.
+    """
+    error = state.data
+    if not isinstance(error, BaseException) or current.parameters.get("force"):
+        return False
+    fault = next(filter(is_passing, chain(error)), None)
+    if fault is not None:
+        get_run_logger().warning("%s: tried again later: %s", task_run.name, error)
+    return fault is not None
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is one of the network or of a server that may do better later."""
+    if type(error) is TimeoutError or isinstance(error, ConnectionError | socket.gaierror):
+        return True  # subclasses of TimeoutError are locks that are held, and time limits of our own
+    if isinstance(error, OSError) and error.errno in PASSING_CODES:
+        return True
+    if any(f"{kind.__module__}.{kind.__qualname__}" in PASSING for kind in type(error).__mro__):
+        return True
+    return getattr(getattr(error, "response", None), "status_code", 0) >= 500
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it came from, as far as that is known."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+RETRIED: dict[str, Any] = {
+    "retries": len(PAUSES_S),
+    "retry_delay_seconds": PAUSES_S,
+    "retry_jitter_factor": 0.3,
+    "retry_condition_fn": worth_another_try,
+}
+"""Arguments of `task`."""

@@ -1,0 +1,176 @@
+"""prefect.yaml without a server: what it deploys, and the forms that the UI makes of the parameters."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+from prefect import Flow
+
+from flows.deployed import POOLS, find_project, training_limits
+from flows.promote import Metric
+from flows.timeouts import timeout_s, variable
+from nextquill_core.config import Config, Section
+from nextquill_core.stages.promote import METRICS
+from storage import UserError
+from tasks.slot import DEFAULT_LIMIT, LIMIT
+from tests.conftest import REPO
+
+DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((REPO / "prefect.yaml").read_text())["deployments"]}
+FLOWS = {"pipeline", "ingest", "model", "score", "train", "evaluate", "sweep", "reproduce", "promote"}
+
+
+def flow_of(deployment: dict[str, Any]) -> Flow[..., Any]:
+    path, name = deployment["entrypoint"].split(":")
+    found = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    assert isinstance(found, Flow)
+    return found
+
+
+def form(name: str) -> dict[str, Any]:
+    """The parameters' schema, as it goes to the server."""
+    return flow_of(DEPLOYMENTS[name]).parameters.model_dump()
+
+
+def resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
+    """The section that a property is, itself or in a list or beside null; None for a value."""
+    for part in (schema, *schema.get("allOf", ()), *schema.get("anyOf", ()), schema.get("items", {})):
+        if reference := part.get("$ref"):
+            section = definitions[reference.rpartition("/")[2]]
+            return section if "properties" in section else None
+    return None
+
+
+def leaves(properties: dict[str, Any], definitions: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, schema in properties.items():
+        section = resolved(schema, definitions)
+        if section is None:
+            yield path + name, schema
+        else:
+            yield from leaves(section["properties"], definitions, f"{path}{name}.")
+
+
+def fields(section: type[Section], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every value of the configuration."""
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        if inner:
+            yield from fields(inner[0], f"{path}{name}.")
+        else:
+            yield path + name, field.annotation
+
+
+def choices(annotation: Any) -> set[Any]:
+    """The values of every Literal in a type."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return set[Any]().union(*map(choices, get_args(annotation)))
+
+
+def enums(schema: Any) -> set[Any]:
+    if isinstance(schema, list):
+        return set[Any]().union(*map(enums, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = schema.get("enum", []) + ([schema["const"]] if "const" in schema else [])
+    return set(own).union(*(enums(value) for key, value in schema.items() if key not in ("enum", "default")))
+
+
+def test_every_flow_is_deployed() -> None:
+    assert set(DEPLOYMENTS) == FLOWS
+    assert {flow_of(one).fn.__module__ for one in DEPLOYMENTS.values()} == {f"flows.{name}" for name in FLOWS}
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
+def test_the_parameters_fit_the_flow(name: str) -> None:
+    flow_of(DEPLOYMENTS[name]).validate_parameters(DEPLOYMENTS[name]["parameters"])
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
+def test_every_field_of_the_form_says_what_it_is(name: str) -> None:
+    schema = form(name)
+    found = dict(leaves(schema["properties"], schema["definitions"]))
+    assert len(found) > 50, "the form has the configuration's fields"
+    assert [path for path, leaf in found.items() if not leaf.get("description", "").strip()] == []
+
+
+def test_choices_become_drop_downs() -> None:
+    schema = form("pipeline")
+    shown = dict(leaves(schema["properties"], schema["definitions"]))
+    wanted = {path: choices(kind) for path, kind in fields(Config)}
+    assert {path for path, values in wanted.items() if len(values) > 1}, "there are choices"
+    assert {path for path, values in wanted.items() if not values <= enums(shown[f"config.{path}"])} == set()
+    assert enums(form("promote")["properties"]["metric"]) == set(get_args(Metric)) == set(METRICS)
+
+
+def test_numbers_have_bounds() -> None:
+    schema = form("pipeline")
+    bounds = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "enum"}
+    open_ended = []
+    for path, leaf in leaves(schema["properties"], schema["definitions"]):
+        parts = [part for part in (leaf, *leaf.get("anyOf", ())) if part.get("type") in ("integer", "number")]
+        words = any(part.get("type") == "string" for part in leaf.get("anyOf", ()))  # a number or `auto`
+        open_ended += [path for part in parts if not words and not bounds & set(part)]
+    assert open_ended == []
+    assert form("sweep")["properties"]["parallel"]["anyOf"][0]["minimum"] == 1
+
+
+def test_only_the_pipeline_has_a_schedule_and_it_is_paused() -> None:
+    schedules = {name: one["schedules"] for name, one in DEPLOYMENTS.items() if "schedules" in one}
+    assert list(schedules) == ["pipeline"]
+    (weekly,) = schedules["pipeline"]
+    assert (weekly["slug"], weekly["active"], weekly["timezone"]) == ("weekly", False, "Etc/UTC")
+    assert weekly["cron"].split()[2:] == ["*", "*", "0"], "once a week"
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
+def test_limits_and_tags(name: str) -> None:
+    deployment = DEPLOYMENTS[name]
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert "nextquill" in deployment["tags"]
+    assert deployment["description"]
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
+def test_every_flow_has_a_time_limit_where_it_is_deployed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = DEPLOYMENTS[name]["work_pool"]["job_variables"]["env"]
+    for stage in FLOWS:  # a pipeline's stages have theirs as well
+        monkeypatch.setenv(variable(stage), environment[variable(stage)])
+        assert (timeout_s(stage) or 0) >= 24 * 3600
+
+
+def test_pools_and_the_limit_of_trainings() -> None:
+    project = find_project(REPO)
+    assert (set(project.pools), project.deployments) == (set(POOLS), len(FLOWS))
+    assert training_limits(project.pools) == [DEFAULT_LIMIT]
+    for deployment in DEPLOYMENTS.values():
+        pool = deployment["work_pool"]
+        named = pool["job_variables"]["env"].get(LIMIT)
+        assert ([named] if named else []) == training_limits([pool["name"]])
+
+
+def test_without_a_word_there_is_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(variable("train"), raising=False)
+    assert timeout_s("train") is None
+    monkeypatch.setenv(variable("train"), "0.5")
+    assert timeout_s("train") == 1800.0
+
+
+@pytest.mark.parametrize("hours", ["soon", "0", "-1", "inf", "nan"])
+def test_a_time_limit_is_a_number_of_hours(hours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable("train"), hours)
+    with pytest.raises(UserError, match="NEXTQUILL_TRAIN_TIMEOUT_HOURS"):
+        timeout_s("train")
+
+
+def test_another_project_s_file_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").write_text("name: theirs\ndeployments: []\n")
+    assert find_project(tmp_path).folder == REPO, "the one beside the package is"
+    (tmp_path / "prefect.yaml").write_text("name: [\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        find_project(tmp_path)
