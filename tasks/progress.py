@@ -53,7 +53,7 @@ class ShownProgress:
         elif now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             get_run_logger().info("%s: %s of %s  %s", self._title, f"{done:,.0f}", f"{total:,.0f}", note)
-        if now - self._artifact_at >= ARTIFACT_EVERY_S:
+        if self._artifact is None or now - self._artifact_at >= ARTIFACT_EVERY_S:
             self._artifact_at = now
             self._show_artifact()
 

@@ -44,7 +44,7 @@ FOREIGN = (
     "SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI_", "PMIX_", "PREFECT__",
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 )  # fmt: skip
-"""Environment variables that describe this process's allocation, devices, cores or flow run, or how Slurm prints."""
+"""Environment variables that say of this process its allocation, devices, cores or flow run, or how Slurm prints."""
 CLUSTERS_OWN = {"SLURM_CONF", "SLURM_CONF_SERVER"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.server_rates import environment
+from benchmarks.server_rates import environment
 from tests.conftest import REPO
 
 COMPOSE = REPO / "deploy" / "compose.yaml"

@@ -18,7 +18,15 @@ from typing import Any
 
 import pytest
 
-from deploy.server_rates import POSTGRES_SERVER, TINY_FLOW, Running, create_runs, environment, public_folder, running
+from benchmarks.server_rates import (
+    POSTGRES_SERVER,
+    TINY_FLOW,
+    Running,
+    create_runs,
+    environment,
+    public_folder,
+    running,
+)
 
 AT_ONCE = """
 import asyncio

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.server_rates import create_runs, running
+from benchmarks.server_rates import create_runs, running
 
 pytestmark = [pytest.mark.flow, pytest.mark.process, pytest.mark.slow]
 

@@ -1,4 +1,4 @@
-"""How many flow runs a Prefect server takes, on SQLite and on PostgreSQL: python -m deploy.server_rates [--runs N].
+"""How many flow runs a Prefect server takes, on SQLite and on PostgreSQL: python -m benchmarks.server_rates [--runs N].
 
 Prints one JSON line a measurement. Each server is started for it, with a database of its own in a temporary folder, and
 is gone afterwards; all of it stays on this machine.
@@ -172,7 +172,7 @@ async def create_runs(api: str, runs: int, clients: int) -> dict[str, Any]:
             except httpx.TransportError as error:
                 errors[type(error).__name__] += 1
             if tries < TRIES:
-                await asyncio.sleep(2**tries * random.uniform(0.8, 1.2))  # noqa: S311 - nothing secret
+                await asyncio.sleep(2**tries * random.uniform(0.8, 1.2))
         failed += 1
         return None
 
