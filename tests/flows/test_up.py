@@ -211,6 +211,9 @@ def test_trainings_take_turns(local: Local) -> None:
     try:
         wait_until("the first training", lambda: slots(local) == 1)
         second = local.toy("hold", "1")
+        assert second.stdout
+        waits = "waits, another training is running (limit training-gpu)"
+        assert any(waits in line for line in second.stdout)  # reads until it says so
         of_a_sweep = local.toy("hold", "0", **{HELD: "training-gpu"})
         printed, _ = of_a_sweep.communicate(timeout=60)
         assert "held" in printed, "a point of a sweep that holds the place does not wait for it"
@@ -219,7 +222,6 @@ def test_trainings_take_turns(local: Local) -> None:
         ended = time.time()
         first.terminate()
         printed, _ = second.communicate(timeout=60)
-        assert "waits, another training is running (limit training-gpu)" in printed
         assert float(printed.split("held ")[1].split()[0]) > ended
         assert first.wait(timeout=30) != 0
         wait_until("giving it back", lambda: slots(local) == 0)
