@@ -45,6 +45,7 @@ asyncio.run(main())
 pytestmark = [
     pytest.mark.flow,
     pytest.mark.process,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not (shutil.which("initdb") or list(Path("/usr/lib").glob("postgresql/*/bin/initdb"))),
         reason="PostgreSQL is not installed: apt-get install postgresql",
