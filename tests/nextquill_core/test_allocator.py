@@ -15,7 +15,7 @@ if {asks} and not keep_freed_memory():
     sys.exit(3)
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(2):
+for _ in range(20):
     torch.ones(1_000_000)
 before = faults()
 for _ in range(20):
@@ -37,5 +37,6 @@ def page_faults(asks: bool) -> int:
 
 
 def test_memory_that_was_given_back_is_not_cleared_again() -> None:
-    assert page_faults(asks=False) > 10_000
-    assert page_faults(asks=True) < 1_000
+    cleared = page_faults(asks=False)
+    assert cleared > 10_000  # 4 kB each
+    assert page_faults(asks=True) < cleared / 2
