@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := data/demo
+# Tests that start processes, which need both cores for themselves.
+APART := flow or ranks or process or slurm
 
 .PHONY: help setup run test test-all lint check format demo-data clean
 
@@ -15,10 +17,12 @@ run: setup $(DEMO)/reviews.jsonl  ## set up, then the whole pipeline on a synthe
 	$(BIN)/nextquill run --config configs/demo.yaml
 
 test: setup  ## set up, then all tests but those that take many minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ($(APART))"
+	$(BIN)/python -m pytest -m "not slow and ($(APART))"
 
 test-all: setup  ## the whole test suite, half an hour on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(APART))"
+	$(BIN)/python -m pytest -m "$(APART)"
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -26,7 +30,7 @@ lint: setup  ## formatting, lint and types
 	$(BIN)/mypy
 
 check: lint  ## lint and the fast tests, in under a minute
-	$(BIN)/python -m pytest -q -n 2 -m "not flow and not slow and not ranks and not process"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not ($(APART))"
 
 format:  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

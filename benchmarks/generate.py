@@ -2,7 +2,7 @@
 
     python -m benchmarks.generate --reviews reviews.jsonl.gz --items items.jsonl.gz
 
-For each shape of `benchmarks.score`, one line of JSON; `--shapes proportional` takes about five minutes on two cores.
+For each shape of `benchmarks.score`, one line of JSON; `--shapes proportional` takes about ten minutes on two cores.
 Both sides answer the same prompts, greedily with the paper's repetition penalty, in processes of their own, by turns:
 
 - `ours`: the engine, on all prompts at once.
@@ -12,9 +12,9 @@ Both sides answer the same prompts, greedily with the paper's repetition penalty
   tokens would be others without.
 
 A model with random weights never writes its stop token, so each answer is as long as the review that the user really
-wrote, up to 512 tokens: for ours that is the request's limit, for the reference a stopping criterion that holds a
-number for each row. The tokens of both up to there are compared, and counted as tokens a second: what either side
-computes beyond them counts for nothing.
+wrote, up to the 2,048 tokens that the official loop allows: for ours that is the request's limit, for the reference a
+stopping criterion that holds a number for each row. The tokens of both up to there are compared, and counted as tokens
+a second: what either side computes beyond them counts for nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import PROMPT, TORCHS_OWN, arguments, build, real_pairs
+from benchmarks.score import PROMPT, TARGET, TORCHS_OWN, arguments, build, real_pairs
 from nextquill_core.evaluation.decoding import PAPER
 from nextquill_core.tokens import TokenPair
 
-ANSWER, BATCH = 512, 8
-BATCH_TOKENS = 16_384  # as `evaluate.batch_tokens`
+BATCH = 8
+BATCH_TOKENS = 65_536  # as `evaluate.batch_tokens`
 Answers = list[list[int]]
 
 
@@ -52,14 +52,14 @@ class Numbers:
 
 
 def length(pair: TokenPair) -> int:
-    return min(len(pair.target), ANSWER)
+    return min(len(pair.target), TARGET)
 
 
 def ours(model: Any, pairs: Sequence[TokenPair]) -> Answers:
     from nextquill_core.evaluation.engines import Request
     from nextquill_core.evaluation.generate import TransformersEngine
 
-    engine = TransformersEngine(model, Numbers(), PAPER, max_new_tokens=ANSWER, batch_tokens=BATCH_TOKENS)
+    engine = TransformersEngine(model, Numbers(), PAPER, max_new_tokens=TARGET, batch_tokens=BATCH_TOKENS)
     answers = engine.generate([Request(pair.example_id, pair.factual, limit=length(pair)) for pair in pairs])
     return [[int(token) for token in answer.text.split()] for answer in answers]
 
@@ -87,7 +87,7 @@ def reference(model: Any, pairs: Sequence[TokenPair]) -> Answers:
             stopping_criteria=[Lengths([length(pair) for pair in batch])],
             do_sample=False,
             repetition_penalty=PAPER.repetition_penalty,
-            max_new_tokens=ANSWER,
+            max_new_tokens=TARGET,
             pad_token_id=0,
             use_cache=True,
         )
@@ -145,7 +145,7 @@ def compare(name: str, pairs: Sequence[TokenPair], rounds: int) -> dict[str, Any
 
 
 def main() -> Iterator[dict[str, Any]]:
-    given = arguments(__doc__, list(SIDES), examples=16, few=16, rounds=1)
+    given = arguments(__doc__, list(SIDES), examples=48, few=16, rounds=1)
     if given.side:
         yield one_side(given.side, given.shape, given.pairs)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from nextquill_core.causal.scorer import is_out_of_memory
-from nextquill_core.evaluation.cache import Rows, advance, joined, read
+from nextquill_core.evaluation.cache import Rows, advance, joined
 from nextquill_core.evaluation.decoding import Decoding
 from nextquill_core.evaluation.engines import CUT, STOPPED, Request
+from nextquill_core.evaluation.reading import Reader
 from nextquill_core.evaluation.sampling import next_tokens, penalised, steered
 
 SHARE = 16  # finished rows leave when they are a sixteenth: at once in small batches, not at every step in large ones
-TOGETHER = 512  # prompts are read together up to so many positions; a longer one fills the machine alone
 
 
 @dataclass(eq=False, slots=True)
@@ -74,6 +74,7 @@ class Batch:
     """Rows that decode together; takes what it can from the waiting ones whenever a sixteenth of it has finished.
 
     Attributes:
+        reader: Of the model, for prompts.
         steering: CoS's λ; read for rows that have a prompt without history.
         fits: Whether so many rows of so many positions each may be in the batch.
         adapters: What the model is to be told of these rows' adapters.
@@ -85,6 +86,7 @@ class Batch:
     """
 
     model: Any
+    reader: Reader
     decoding: Decoding
     steering: float | None
     stops: frozenset[int]
@@ -149,8 +151,7 @@ class Batch:
     ) -> _Branch:
         parts: list[tuple[Rows, Sequence[int]]] = [(old.rows, kept)] if old else []
         logits = [old.logits_BV[kept]] if old else []
-        for group in _together(prompts):
-            rows, behind_BV = read(self.model, prompts[group], **self.adapters(coming[group]))
+        for rows, behind_BV in self.reader.read(prompts, lambda group: self.adapters(coming[group])):
             parts.append((rows, range(len(rows.lengths))))
             logits.append(behind_BV)
         return _Branch(joined(parts), torch.cat(logits))
@@ -176,15 +177,3 @@ class Batch:
             if not row.reason and row.take(token, self.stops):
                 self.finish(row)
         return tokens_B
-
-
-def _together(prompts: Sequence[list[int]]) -> Iterator[slice]:
-    """Neighbours that are read in one pass."""
-    start = longest = 0
-    for end, prompt in enumerate(prompts):
-        longest = max(longest, len(prompt))
-        if end > start and longest * (end + 1 - start) > TOGETHER:
-            yield slice(start, end)
-            start, longest = end, len(prompt)
-    if start < len(prompts):
-        yield slice(start, len(prompts))

@@ -27,6 +27,7 @@ from nextquill_core.evaluation.engines import (
     unheard,
     unkept,
 )
+from nextquill_core.evaluation.reading import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class TransformersEngine:
         wanted = continuous if continuous is not None else model.device.type != "cpu"
         self._continuous = plain and wanted and hasattr(model, "generate_batch")
         self._most_rows = sys.maxsize
+        self._reader = Reader(model)
 
     def generate(
         self,
@@ -142,6 +144,7 @@ class TransformersEngine:
         while waiting:
             batch = Batch(
                 model=self.model,
+                reader=self._reader,
                 decoding=self.decoding,
                 steering=self.steering,
                 stops=self.stops,

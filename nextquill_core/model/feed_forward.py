@@ -55,7 +55,8 @@ def feed_forward_parts(model: Any, forward: PartForward = own_forward) -> list[n
 @torch.inference_mode()
 def _same_states(decoder: Any, parts: Sequence[nn.Module], forward: PartForward) -> bool:
     device = next(decoder.parameters()).device
-    ids = torch.arange(TRIAL, device=device)[None] % decoder.get_input_embeddings().num_embeddings
+    length = min(TRIAL, getattr(decoder.config, "max_position_embeddings", None) or TRIAL)
+    ids = torch.arange(length, device=device)[None] % decoder.get_input_embeddings().num_embeddings
     expected = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -TRIAL_READ:]
     try:
         with sparing(parts, forward), last_rows_read(TRIAL_READ):

@@ -7,6 +7,7 @@ nothing but the order of additions. Weights are converted for one product at a t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+FEATURES = 512  # of a weight are converted at a time: 4 MB of 2,048 numbers each, which stay in the cache
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM, by the names torch gives them
 
 
@@ -24,11 +26,27 @@ def half_is_slow() -> bool:
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, by way of float32 where half precision is slow and the weight is frozen."""
-    if rows.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.requires_grad or not half_is_slow():
+    """`torch.nn.functional.linear`, by way of float32 where half precision is slow and the weight does not learn."""
+    if not _slow(weight):
         return functional.linear(rows, weight, bias)
-    product: Tensor = _FrozenProduct.apply(rows, weight)  # type: ignore[no-untyped-call]
-    return product if bias is None else product + bias
+    result: Tensor = _FrozenProduct.apply(rows, weight)  # type: ignore[no-untyped-call]
+    return result if bias is None else result + bias
+
+
+def product(rows: Tensor, weight: Tensor) -> Tensor:
+    """x·W, where `linear` has x·Wᵀ; not for automatic differentiation."""
+    if not _slow(weight):
+        return rows @ weight
+    wide = rows.flatten(0, -2).float()
+    total = wide.new_zeros(len(wide), weight.shape[1])
+    for features, block in _converted(weight):
+        total.addmm_(wide[:, features], block)
+    return total.to(weight.dtype).view(*rows.shape[:-1], -1)
+
+
+def _slow(weight: Tensor) -> bool:
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not learns and half_is_slow()
 
 
 def spare_half_products(model: nn.Module) -> None:
@@ -48,9 +66,21 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return functional.linear(rows.float(), weight.float()).to(weight.dtype)
+        wide = rows.float()
+        result = rows.new_empty(*rows.shape[:-1], len(weight))
+        for features, block in _converted(weight):
+            result[..., features] = functional.linear(wide, block)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return (grads[0].float() @ weight.float()).to(grads[0].dtype), None
+        return product(grads[0], weight), None
+
+
+def _converted(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The weight in float32, block by block of its rows, in the same memory one after the other."""
+    memory = weight.new_empty(min(FEATURES, len(weight)), weight.shape[1], dtype=torch.float32)
+    for start in range(0, len(weight), FEATURES):
+        part = weight[start : start + FEATURES]
+        yield slice(start, start + len(part)), memory[: len(part)].copy_(part)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nextquill_core.model.half import linear
+from nextquill_core.model.half import linear, product
 from nextquill_core.model.head import Head
 
 Normalization = Literal["sequence", "weight"]
@@ -134,7 +134,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_logits = exponentials.mul_(coefficient[:, None] / sums)
             grad_logits.scatter_add_(1, target, -coefficient[:, None])
             if grad_hidden_ND is not None:
-                grad_hidden_ND[part] = linear(grad_logits.to(head_VD.dtype), head_VD.T).to(hidden_ND.dtype)
+                grad_hidden_ND[part] = product(grad_logits.to(head_VD.dtype), head_VD).to(hidden_ND.dtype)
             if grad_head_VD is not None:
                 grad_head_VD += grad_logits.T @ hidden.float()
         ctx.save_for_backward(grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype))

@@ -29,6 +29,26 @@ def test_a_product_is_the_exact_one_rounded_once(bias: torch.Tensor | None) -> N
     torch.testing.assert_close(half.linear(ROWS, WEIGHT, bias), expected, rtol=2**-7, atol=1e-5)
 
 
+def test_blocks_of_a_weight_make_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half, "FEATURES", 5)  # of 32: six blocks and a rest
+    exact = functional.linear(ROWS.double(), WEIGHT.double()).bfloat16()
+    torch.testing.assert_close(half.linear(ROWS, WEIGHT), exact, rtol=2**-7, atol=1e-5)
+    back = (exact.double() @ WEIGHT.double()).bfloat16()
+    torch.testing.assert_close(half.product(exact, WEIGHT), back, rtol=2**-7, atol=1e-4)
+
+
+def test_a_weight_that_could_learn_does_not_while_nothing_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[torch.Tensor] = []
+    plain = half._converted
+    monkeypatch.setattr(half, "_converted", lambda weight: blocks.append(weight) or plain(weight))
+    weight = WEIGHT.clone().requires_grad_()
+    half.linear(ROWS, weight)
+    assert not blocks
+    with torch.inference_mode():
+        half.linear(ROWS, weight)
+    assert len(blocks) == 1
+
+
 def test_its_gradient_is_the_exact_one_rounded_once() -> None:
     rows = ROWS.clone().requires_grad_()
     weights = torch.randn(2, 5, 32, generator=GENERATOR).bfloat16()
