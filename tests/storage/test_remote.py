@@ -24,6 +24,7 @@ from storage.errors import Busy
 from storage.remote import RemoteStore
 from tests.conftest import REPO
 from tests.proxy import Proxy, Times
+from tests.s3 import environment, new_store, s3_server
 from tests.world import small_config, small_settings, write_config
 
 BASIS = Basis(tools="b")
@@ -32,33 +33,17 @@ NUMBER = itertools.count()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def s3(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A URI in a bucket of its own; the environment leads there, and pauses are short."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": "secret-that-nobody-may-see",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NEXTQUILL_CACHE": str(tmp_path / "here"),
-    }.items():
+    for name, value in environment(server, tmp_path / "here").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(objects, "FIRST_PAUSE", 0.01)
-    bucket = f"bucket-{next(NUMBER)}"
-    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()  # noqa: S310
-    return f"s3://{bucket}/a/prefix"
+    return new_store(server)
 
 
 @pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.process)])

@@ -1,0 +1,46 @@
+"""A server on loopback that speaks S3's protocol, and the environment that leads to it."""
+
+from __future__ import annotations
+
+import itertools
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NUMBER = itertools.count()
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Its address, while it runs."""
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        running.stop()
+
+
+def environment(server: str, cache: Path) -> dict[str, str]:
+    """What a process needs for its store there, with `cache` for its working copy."""
+    return {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "secret-that-nobody-may-see",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NEXTQUILL_CACHE": str(cache),
+    }
+
+
+def new_store(server: str) -> str:
+    """A URI in a bucket of its own."""
+    bucket = f"bucket-{next(NUMBER)}"
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()  # noqa: S310
+    return f"s3://{bucket}/a/prefix"
