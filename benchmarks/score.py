@@ -75,7 +75,9 @@ def build(name: str) -> Any:
     return AutoModelForCausalLM.from_config(shape(name)).eval()
 
 
-def real_pairs(source: str, reviews: Path, items: Path, count: int, limit: int = PROMPT) -> list[TokenPair]:
+def real_pairs(
+    source: str, reviews: Path, items: Path, count: int, limit: int = PROMPT, **protocol: int
+) -> list[TokenPair]:
     """Token pairs of real examples, drawn with a fixed seed; `limit` tokens of prompt and of answer."""
     from nextquill_core.config import parse_config
     from nextquill_core.ingest.reader import read_examples
@@ -87,7 +89,7 @@ def real_pairs(source: str, reviews: Path, items: Path, count: int, limit: int =
 
     with tempfile.TemporaryDirectory() as store:
         inputs = [{"category": "Real", "reviews": str(reviews), "items": str(items)}]
-        ingest = {"source": source, "inputs": inputs, "protocol": PROTOCOL}
+        ingest = {"source": source, "inputs": inputs, "protocol": PROTOCOL | protocol}
         run = Run(parse_config({"store": store, "ingest": ingest, "model": {"name_or_path": "tiny"}}, "the benchmark"))
         prepare.scan(run, "Real", silent)
         examples = list(read_examples(prepare.ingest(run, silent).artifact.folder))

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from nextquill_core.errors import ModelError
-from nextquill_core.evaluation.encoder import batches_by_length
+from nextquill_core.evaluation.encoder import batches_by_length, padded
 from nextquill_core.evaluation.significance import Floats
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.model.loading import best_device, load_pretrained
@@ -119,6 +120,7 @@ class BertEncoder:
         self.layer = layer
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens
+        self.opening = _opening(tokenizer)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -130,7 +132,7 @@ class BertEncoder:
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
         """The states of each text, in order."""
         encoded = self.tokenizer(
-            [text.strip() for text in texts],
+            [self.opening + text.strip() for text in texts],
             truncation=True,
             max_length=self.max_tokens,
             return_special_tokens_mask=True,
@@ -144,11 +146,7 @@ class BertEncoder:
 
     def _states(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Hidden states of each text; the mask hides the padding on its right."""
-        width, pad = max(1, *map(len, ids)), self.tokenizer.pad_token_id or 0
-        device = next(self.model.parameters()).device
-        ids_BT = torch.tensor([[*text, *[pad] * (width - len(text))] for text in ids], device=device)
-        lengths_B = torch.tensor([len(text) for text in ids], device=device)
-        mask_BT = torch.arange(width, device=device)[None] < lengths_B[:, None]
+        ids_BT, mask_BT = padded(ids, self.tokenizer, self.model)
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
         if self.layer is None:
             states_BTD = self.model(**inputs).last_hidden_state
@@ -177,6 +175,12 @@ def load_bert_encoder(
     tokenizer = load_pretrained(AutoTokenizer, spec, remedy=REMEDY)
     longest = min(max_tokens, int(tokenizer.model_max_length), _positions(model))
     return BertEncoder(model.to(best_device()).eval(), tokenizer, layer=layer, max_tokens=longest)
+
+
+def _opening(tokenizer: Any) -> str:
+    """A blank where words begin with one (RoBERTa, GPT-2), so that the first is like all others, as its authors do."""
+    splits = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    return " " if isinstance(splits, ByteLevel) and not splits.add_prefix_space else ""
 
 
 def _positions(model: Any) -> int:

@@ -90,16 +90,11 @@ class TextEncoder:
 
     def _means(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """(B, D): padded on the right, where a decoder's tokens do not see it; the mask keeps it from an encoder's."""
-        device = next(self.model.parameters()).device
-        width = max(1, *map(len, ids))
-        pad = self.tokenizer.pad_token_id or 0
-        ids_BT = torch.tensor([[*text, *[pad] * (width - len(text))] for text in ids], device=device)
-        lengths_B = torch.tensor([len(text) for text in ids], device=device)
-        mask_BT = torch.arange(width, device=device)[None] < lengths_B[:, None]
+        ids_BT, mask_BT = padded(ids, self.tokenizer, self.model)
         states_BTD: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state.float()
         # Padding may hold anything, NaN included, so it is replaced and not multiplied by 0.
         sums_BD = states_BTD.masked_fill(~mask_BT[..., None], 0.0).sum(dim=1)
-        return (sums_BD / lengths_B.clamp(min=1)[:, None]).cpu()
+        return (sums_BD / mask_BT.sum(dim=1).clamp(min=1)[:, None]).cpu()
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -110,6 +105,15 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
         size = max(1, batch_tokens // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def padded(ids: Sequence[Sequence[int]], tokenizer: Any, model: Any) -> tuple[Tensor, Tensor]:
+    """Texts of a batch, padded on their right, and which positions are their own: (B, T) each, where the model is."""
+    device = next(model.parameters()).device
+    width, pad = max(1, *map(len, ids)), tokenizer.pad_token_id or 0
+    ids_BT = torch.tensor([[*text, *[pad] * (width - len(text))] for text in ids], device=device)
+    lengths_B = torch.tensor([len(text) for text in ids], device=device)
+    return ids_BT, torch.arange(width, device=device)[None] < lengths_B[:, None]
 
 
 def load_encoder(

@@ -152,3 +152,19 @@ def test_a_causal_model_is_an_encoder_too(tiny_folder: Path) -> None:
     found = bert_f1(["the plot was slow", "the plot was slow"], ["the plot was slow", "never dull"], encoder)
     assert found[0] == pytest.approx(1)
     assert 0 < found[1] < 1
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_the_first_word_is_like_all_others_where_words_begin_with_a_blank(encoder: BertEncoder, blank: bool) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"book": 4, "Ġ": 5, "Ġbook": 6} | {letter: place + 7 for place, letter in enumerate("bok")}
+    merges = [("b", "o"), ("bo", "o"), ("boo", "k"), ("Ġ", "book")]
+    vocabulary |= {"bo": 10, "boo": 11}
+    splitting = Tokenizer(models.BPE(vocabulary, merges))
+    splitting.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=blank)
+    reader = BertEncoder(encoder.model, PreTrainedTokenizerFast(tokenizer_object=splitting, pad_token="[PAD]"))
+    (found,) = reader(["book book"])
+    expected = encoder.model(torch.tensor([[6, 6]])).last_hidden_state[0]
+    torch.testing.assert_close(found.states, expected)
