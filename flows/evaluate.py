@@ -13,6 +13,7 @@ from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Outcome, Run
 from tasks.evaluate import make_part, measure, publish_results
+from tasks.reasons import publish_reasons
 
 
 @flow(name="evaluate", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("evaluate"))
@@ -24,6 +25,7 @@ def evaluate(config: Config, force: bool = False) -> dict[str, Any]:
         force: Generate and measure anew, even where it is fresh.
     """
     run = open_run(config)
+    publish_reasons(run, "evaluate", [run.plan.evaluate, *run.plan.evaluation.steps], force)
     by_job = made_by_job(run, "evaluate", [run.plan.evaluate], force=force)
     outcome = by_job[0] if by_job else _measured(run, force)
     publish_results(outcome)

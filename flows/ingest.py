@@ -13,6 +13,7 @@ from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Outcome, Run
 from tasks.ingest import forget_users, make_sequences, publish_account, scan_raw
+from tasks.reasons import publish_reasons
 
 
 @flow(name="ingest", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("ingest"))
@@ -24,6 +25,7 @@ def ingest(config: Config, force: bool = False) -> dict[str, Any]:
         force: Read and write everything anew, even where it is fresh.
     """
     run = open_run(config)
+    publish_reasons(run, "ingest", [run.plan.ingest, *run.plan.scans.values()], force)
     made = made_by_job(run, "ingest", [run.plan.ingest], force=force)
     outcome = made[0] if made else _sequences(run, force)
     publish_account(outcome)

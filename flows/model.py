@@ -12,6 +12,7 @@ from flows.slurm import made_by_job
 from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from tasks.model import train_base_model
+from tasks.reasons import publish_reasons
 
 
 @flow(name="model", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("model"))
@@ -23,6 +24,8 @@ def model(config: Config, force: bool = False) -> dict[str, Any]:
         force: Train it anew, even where it is fresh.
     """
     run = open_run(config)
+    if run.plan.model:
+        publish_reasons(run, "model", [run.plan.model], force)
     made = made_by_job(run, "model", [run.plan.model], force=force) if run.plan.model else None
     outcome = made[0] if made else train_base_model(run, force)
     if outcome is None:

@@ -13,6 +13,7 @@ from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.stages.score import Launch
+from tasks.reasons import publish_reasons
 from tasks.score import derive_weights, publish_effects, score_effects
 from tasks.train import train_adapter
 
@@ -29,6 +30,7 @@ def score(config: Config, force: bool = False) -> dict[str, Any]:
     """
     run = open_run(config)
     plan = run.plan
+    publish_reasons(run, "score", [plan.score, *plan.weights.values(), plan.effects, *plan.folds.values()], force)
     made = made_by_job(run, "score", [*plan.folds.values(), *plan.weights.values(), plan.score], force=force)
     outcome = made[-1] if made else _weights(run, force)
     publish_effects(outcome)

@@ -12,6 +12,7 @@ from flows.runs import open_run
 from flows.slurm import made_by_job
 from flows.timeouts import timeout_s
 from nextquill_core.config import Config, MethodName
+from tasks.reasons import publish_reasons
 from tasks.train import train_adapter
 
 
@@ -28,6 +29,7 @@ def train(config: Config, method: MethodName | None = None, force: bool = False)
     everything = [*run.plan.train, *run.plan.evaluation.tasks]
     names = [method] if method else everything
     steps = [run.plan.adapters[name] for name in names]
+    publish_reasons(run, "train", steps, force)
     by_job = made_by_job(run, "train", steps, force=force, method=method)
     made_here = (train_adapter(run, name, force) for name in names)
     outcomes = dict(zip(names, by_job or made_here, strict=True))

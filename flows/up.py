@@ -160,6 +160,7 @@ def _environment(home: Home) -> dict[str, str]:
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         # In memory, leases would be lost with the server, and the places that they hold never come back.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
@@ -216,7 +217,7 @@ def _tell(home: Home, project: Project | None) -> None:
     demo = project.folder / "data" / "demo"
     if not (demo / "reviews.jsonl").is_file():
         print(f"  nextquill sample {os.path.relpath(demo)}    # what deployments read unless their form says otherwise")
-    print(f"  {home.url}/deployments    # run one by its form; switch the weekly schedule on")
+    print("  in the UI, Deployments → pipeline → Run → Custom run    # its form; the weekly schedule is beside it")
     print(f"  export PREFECT_API_URL={home.url}/api    # runs of this terminal are then shown there too")
 
 

@@ -31,12 +31,11 @@ def measure(run: Run, force: bool) -> Outcome:
 
 @task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
 def publish_results(outcome: Outcome) -> None:
-    """The table of methods by metrics, and where the report is, in the UI."""
+    """Methods by metrics, as a table and as the report in short, in the UI."""
     artifact = outcome.artifact
     create_table_artifact(
         key="evaluation",
         table=evaluate.result_cells(artifact),
         description=f"Methods by metrics, 95 % bootstrap intervals over users ({artifact.manifest.fingerprint})",
     )
-    report = artifact.folder / "report.html"
-    create_markdown_artifact(key="report", markdown=f"The report is at `{report}`.", description="Report")
+    create_markdown_artifact(key="report", markdown=evaluate.result_markdown(artifact), description="Report")

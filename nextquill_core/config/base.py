@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -17,10 +18,16 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 
 
+def _title(section: type) -> str:
+    """What a form calls a group of settings: `TinyModelConfig` is Tiny Model."""
+    name = re.sub(r"(Config|Settings)$", "", section.__name__) or section.__name__
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), model_title_generator=_title)
 
     def semantic(self) -> dict[str, Any]:
         """The fields that decide what a stage produces, as JSON values; operational ones are left out, at any depth."""

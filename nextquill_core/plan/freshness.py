@@ -64,10 +64,11 @@ def _same_line(artifact: Artifact, step: Step) -> bool:
 
 
 def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:
-    """The differing settings, or, where only inputs differ, the settings that differ further up."""
+    """The differing settings, here and further up; inputs that came or went, which follow from such, only where there
+    are none."""
     new = dict(step.identity)
     old_inputs, new_inputs = old.pop("inputs", {}), new.pop("inputs", {})
-    yield from differences(old, new)
+    changes, moved = list(differences(old, new)), []
     origins = {origin.name: origin for origin in step.inputs}
     for name in sorted(old_inputs.keys() | new_inputs.keys()):
         before, after = old_inputs.get(name), new_inputs.get(name)
@@ -76,6 +77,10 @@ def _explained(store: Store, old: dict[str, Any], step: Step) -> Iterator[str]:
         origin = origins.get(name)
         earlier = store.find(origin.kind, before) if origin and before else None
         if origin and earlier:
-            yield from (f"{name}: {change}" for change in _explained(store, dict(earlier.manifest.identity), origin))
+            above = _explained(store, dict(earlier.manifest.identity), origin)
+            changes += (f"{name}: {change}" for change in above)
+        elif before and after:
+            changes.append(f"input {name} {before} → {after}")
         else:
-            yield f"input {name} {before or '(absent)'} → {after or '(absent)'}"
+            moved.append(f"input {name} {before or '(absent)'} → {after or '(absent)'}")
+    yield from changes or moved

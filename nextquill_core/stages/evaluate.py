@@ -185,6 +185,24 @@ def shown_tables(
         yield f"{category}, {decoding} decoding, n = {table.n}", cells
 
 
+def result_markdown(artifact: Artifact) -> str:
+    """The report in short: a table of methods by metrics for each preset and category, what was chosen on val, and
+    where the whole of it is."""
+    from nextquill_core.evaluation.tables import from_document, markdown_table
+
+    path = artifact.folder / "metrics.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    _, rows, _ = from_document(document, str(path))
+    parts = ["# Evaluation"]
+    for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
+        n = max(row["n"] for row in rows if (row["decoding"], row["category"]) == (decoding, category))
+        parts += [f"## {category}, {decoding} decoding, n = {n}", markdown_table(rows, decoding, category)]
+    parts.append("The best of each metric is bold. In brackets: 95 % bootstrap intervals over users.")
+    parts += _chosen_notes(document.get("chosen_on_val", {}))
+    parts.append(f"Figures, tests between methods, examples and costs: `{artifact.folder / 'report.html'}`")
+    return "\n\n".join(parts) + "\n"
+
+
 def result_cells(artifact: Artifact) -> list[dict[str, str]]:
     """The same as one table."""
     return [{"table": title, **row} for title, rows in result_tables(artifact) for row in rows]

@@ -65,6 +65,8 @@ def test_tables_report_and_progress_are_in_the_ui(server: Server, config: Path) 
     assert {"ingest-account", "score-effects", "evaluation", "report"} <= set(artifacts)
     rows = json.loads(artifacts["evaluation"]["data"])
     assert {row["method"] for row in rows} == {"qwen", "contextsft", "nextquill"}
+    assert "## Small, paper decoding, n = " in artifacts["report"]["data"]
+    assert "| train | " in artifacts["why-evaluate"]["data"]
     assert any(key.startswith("progress-") for key in artifacts)
 
 
@@ -116,6 +118,7 @@ def test_every_deployment_is_accepted(server: Server) -> None:
     assert set(found) >= STAGES | {"pipeline", "sweep", "reproduce", "promote"}
     form = found["pipeline"]["parameter_openapi_schema"]["definitions"]
     assert form["WeightsConfig"]["properties"]["delta"]["description"]
+    assert form["TinyModelConfig"]["title"] == "Tiny Model"
     assert found["pipeline"]["parameters"]["config"]["ingest"]["inputs"][0]["category"] == "Demo"
 
 
