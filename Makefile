@@ -5,8 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := data/demo
-# Tests that start processes, which need both cores for themselves.
-APART := flow or ranks or process or slurm
+# Two at a time, a file's tests one after the other, since they share what took long to make.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup run test test-all lint check format demo-data clean
 
@@ -17,20 +17,18 @@ run: setup $(DEMO)/reviews.jsonl  ## set up, then the whole pipeline on a synthe
 	$(BIN)/nextquill run --config configs/demo.yaml
 
 test: setup  ## set up, then all tests but those that take many minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ($(APART))"
-	$(BIN)/python -m pytest -m "not slow and ($(APART))"
+	$(TESTS) --durations=20 -m "not slow"
 
 test-all: setup  ## the whole test suite, half an hour on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(APART))"
-	$(BIN)/python -m pytest -m "$(APART)"
+	$(TESTS)
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint  ## lint and the fast tests, in under a minute
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not ($(APART))"
+check: lint  ## lint and the fast tests
+	$(TESTS) -q -m "not slow and not flow and not ranks and not process"
 
 format:  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

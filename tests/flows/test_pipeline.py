@@ -23,7 +23,9 @@ STAGES = {"ingest", "model", "score", "train", "evaluate"}
 @pytest.fixture(scope="module")
 def config(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    return write_config(folder / "config.yaml", small_settings(small_world, folder / "store"))
+    settings = small_settings(small_world, folder / "store")
+    settings["model"]["tiny"]["steps"] = 100  # more than a second, so that its progress is worth showing
+    return write_config(folder / "config.yaml", settings)
 
 
 def states(server: Server) -> list[tuple[str, str]]:

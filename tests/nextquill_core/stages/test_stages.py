@@ -179,6 +179,7 @@ def test_interrupted_equals_uninterrupted(whole: Run, small_world: Path, tmp_pat
         assert steady.artifact(step).manifest.content == broken.artifact(step).manifest.content
 
 
+@pytest.mark.slow
 def test_a_training_killed_in_the_middle_resumes_to_the_same_bytes(
     whole: Run, small_world: Path, tmp_path: Path
 ) -> None:

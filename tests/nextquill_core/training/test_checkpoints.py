@@ -74,7 +74,7 @@ def test_every_step_stands_once_and_the_newest_checkpoints_stay(whole: TrainSpec
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("victim", ["rank", "launcher"])
+@pytest.mark.parametrize("victim", ["rank", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_as_if_never_stopped(
     whole: TrainSpec, tiny_folder: Path, source: Path, tmp_path: Path, victim: str
 ) -> None:
