@@ -41,7 +41,7 @@ BATCH = 8
 MORE = {"min_user_reviews": 12, "n_targets": 8, "min_profile_reviews": 4}
 """128 examples of the same lengths, where the published thresholds leave 40, with which the last few answers, of a row
 or two, would take most of the steps. Real evaluations have thousands."""
-BATCH_TOKENS = 65_536  # as `evaluate.batch_tokens`
+BATCH_TOKENS = 131_072  # as `evaluate.batch_tokens`
 Answers = list[list[int]]
 
 

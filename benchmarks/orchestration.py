@@ -147,7 +147,7 @@ def timed(command: Sequence[str], home: Path, server: str = "") -> tuple[Taken, 
 def artifacts(folder: Path) -> list[Artifact]:
     """Every artifact of a store that is a folder."""
     store = Store(folder)
-    return [artifact for kind in sorted(store._kinds()) for artifact in store.newest_first(kind)]
+    return [artifact for kind in sorted(store.kinds()) for artifact in store.newest_first(kind)]
 
 
 def compare_pipelines(options: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def inventory(store: Store) -> list[Held]:
         UserError: A manifest is damaged or of a newer version.
     """
     found: list[Held] = []
-    for kind in sorted(name for name in store._kinds() if name != POINTERS and name[0] != "."):
+    for kind in sorted(name for name in store.kinds() if name != POINTERS and name[0] != "."):
         linked = (store.root / kind).is_symlink()
         for artifact in store.newest_first(kind):
             manifest = artifact.manifest
@@ -174,22 +174,22 @@ def remove(store: Store, doomed: Iterable[Held]) -> Iterator[tuple[Held, bool]]:
             yield held, True
             continue
         try:
-            with store._alone(held.kind, held.fingerprint, patience=0):
+            with store.alone(held.kind, held.fingerprint, patience=0):
                 if held.state == "complete":
-                    store._remove(held.kind, held.fingerprint)
+                    store.remove(held.kind, held.fingerprint)
                 else:
-                    store._set_aside(store._staging(held.kind, held.fingerprint))
+                    store.set_aside(store.staging_folder(held.kind, held.fingerprint))
         except Busy:
             yield held, False
             continue
-        for aside in (store.folder(held.kind, held.fingerprint), store._staging(held.kind, held.fingerprint)):
+        for aside in (store.folder(held.kind, held.fingerprint), store.staging_folder(held.kind, held.fingerprint)):
             shutil.rmtree(aside.with_name(f"{ASIDE}{aside.name.lstrip('.')}"), ignore_errors=True)
         yield held, True
 
 
 def _unfinished(store: Store, ref: InputRef, linked: bool) -> Held:
     state, _ = store.progress(ref.kind, ref.fingerprint)
-    folder = store._staging(ref.kind, ref.fingerprint)
+    folder = store.staging_folder(ref.kind, ref.fingerprint)
     basis = Basis.of(folder) or Basis()
     size, age = _measured(folder)
     shown: State = "interrupted" if state == "absent" else state

@@ -94,7 +94,7 @@ def moving(store: Store, name: str) -> Iterator[None]:
     """
     _file(name)
     try:
-        with store._alone(KIND, name, patience=PATIENCE_S):
+        with store.alone(KIND, name, patience=PATIENCE_S):
             yield
     except Busy:
         where = pointer_location(store, name)

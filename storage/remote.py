@@ -109,7 +109,7 @@ class RemoteStore(Store):
         Raises:
             UserError: The other's was made from other inputs, or the lease was lost while replacing.
         """
-        name, staging = (kind, fingerprint), self._staging(kind, fingerprint)
+        name, staging = (kind, fingerprint), self.staging_folder(kind, fingerprint)
         sealed = Manifest.read(staging)
         if sealed is None:
             raise RuntimeError(f"{staging}: committed without a manifest")
@@ -145,16 +145,17 @@ class RemoteStore(Store):
         """As in a folder: here, in the store, and with what interrupted uploads left, whose inputs nobody can name."""
         doomed = list(doomed)
         if doomed:
-            for kind in self._kinds():
+            for kind in self.kinds():
                 names = [name for name in self._names(kind) if self._read(kind, name) is None]
                 doomed += [InputRef(kind, name, "") for name in names]
         return super().remove_with_descendants(doomed)
 
-    def _remove(self, kind: str, fingerprint: str) -> None:
+    def remove(self, kind: str, fingerprint: str) -> None:
+        """As in a folder: here and in the store, the manifest first."""
         manifest = self._read(kind, fingerprint)
         self.objects.delete([_manifest_key(kind, fingerprint)])
         self._seen.pop((kind, fingerprint), None)
-        super()._remove(kind, fingerprint)
+        super().remove(kind, fingerprint)
         prefix = f"{kind}/{fingerprint}"
         self.objects.delete(
             [*(self._keys(kind, fingerprint, manifest) if manifest else ()), *self.objects.keys(prefix)]
@@ -162,11 +163,12 @@ class RemoteStore(Store):
         self.objects.drop_parts(prefix)
 
     @contextmanager
-    def _alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
+    def alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
+        """As in a folder: among the processes of this machine, and by a lease among those of all."""
         name = (kind, fingerprint)
         lease_key = _lease_key(kind, fingerprint)
         with (
-            super()._alone(kind, fingerprint, patience),
+            super().alone(kind, fingerprint, patience),
             held(self.objects, lease_key, self._place, f"{kind} {fingerprint}", patience) as lease,
         ):
             self._writing[name] = (self._read(kind, fingerprint), lease)
@@ -259,7 +261,7 @@ class RemoteStore(Store):
 
     def _take_theirs(self, kind: str, fingerprint: str, ours: Manifest, theirs: Manifest | None) -> Artifact:
         self.objects.delete(self._keys(kind, fingerprint, ours))
-        shutil.rmtree(self._staging(kind, fingerprint), ignore_errors=True)
+        shutil.rmtree(self.staging_folder(kind, fingerprint), ignore_errors=True)
         artifact = self.find(kind, fingerprint)
         if theirs is None or artifact is None or artifact.manifest.inputs != ours.inputs:
             raise UserError(
@@ -269,7 +271,7 @@ class RemoteStore(Store):
 
     def _settle(self, kind: str, fingerprint: str, generation: str) -> None:
         """Make the staging folder that was uploaded as this generation the working copy; a killed run may not have."""
-        staging, folder = self._staging(kind, fingerprint), self.folder(kind, fingerprint)
+        staging, folder = self.staging_folder(kind, fingerprint), self.folder(kind, fingerprint)
         try:
             if not generation or (staging / GENERATION).read_text(encoding="utf-8") != generation:
                 return
@@ -283,7 +285,7 @@ class RemoteStore(Store):
             return
         try:
             shutil.rmtree(staging / RECORDS, ignore_errors=True)
-            replaced = self._set_aside(folder)
+            replaced = self.set_aside(folder)
             folder.mkdir(parents=True)
             staging.rename(folder / generation)
             for name in (GENERATION, MANIFEST_NAME):
@@ -302,8 +304,9 @@ class RemoteStore(Store):
     def _keys(self, kind: str, fingerprint: str, manifest: Manifest) -> list[str]:
         return [_file_key(kind, fingerprint, manifest.generation, shard.path) for shard in manifest.shards]
 
-    def _kinds(self) -> set[str]:
-        return {name for name in (*super()._kinds(), *self.objects.children()) if not name.startswith(".")}
+    def kinds(self) -> set[str]:
+        """Names of the kinds of which there is something, here or in the store."""
+        return {name for name in (*super().kinds(), *self.objects.children()) if not name.startswith(".")}
 
     def _names(self, kind: str) -> list[str]:
         """Fingerprints of this kind: the store's listing, and what this machine has seen, which a listing may lack."""

@@ -120,8 +120,8 @@ class Store:
         Raises:
             Busy: Another process is writing this artifact.
         """
-        with self._alone(kind, fingerprint, patience=2):
-            folder = self._staging(kind, fingerprint)
+        with self.alone(kind, fingerprint, patience=2):
+            folder = self.staging_folder(kind, fingerprint)
             if restart or Basis.of(folder) != basis:
                 shutil.rmtree(folder, ignore_errors=True)
             staging = Staging(folder, basis)
@@ -133,9 +133,9 @@ class Store:
 
     def commit(self, kind: str, fingerprint: str) -> Artifact:
         """Give a sealed staging folder its name, in the place of an older artifact of the same fingerprint."""
-        staging, folder = self._staging(kind, fingerprint), self.folder(kind, fingerprint)
+        staging, folder = self.staging_folder(kind, fingerprint), self.folder(kind, fingerprint)
         shutil.rmtree(staging / RECORDS, ignore_errors=True)
-        replaced = self._set_aside(folder)
+        replaced = self.set_aside(folder)
         staging.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
         artifact = self.find(kind, fingerprint)
@@ -145,7 +145,7 @@ class Store:
 
     def progress(self, kind: str, fingerprint: str) -> tuple[Progress, str]:
         """What stands in the way of an artifact that is not there: nobody, a writer at work, or one that stopped."""
-        staging = self._staging(kind, fingerprint)
+        staging = self.staging_folder(kind, fingerprint)
         if not staging.is_dir():
             return "absent", ""
         try:
@@ -168,14 +168,14 @@ class Store:
             UserError: Another process is making one of them; what can be removed then is.
         """
         gone = {(ref.kind, ref.fingerprint) for ref in doomed}
-        lineage = dict(entry for kind in self._kinds() for entry in self._lineage(kind))
+        lineage = dict(entry for kind in self.kinds() for entry in self._lineage(kind))
         while grown := {name for name, inputs in lineage.items() if inputs & gone} - gone:
             gone |= grown
         removed, busy = [], []
         for kind, name in sorted(gone, key=lambda entry: self._age(*entry)):
             try:
-                with self._alone(kind, name, patience=0):
-                    self._remove(kind, name)
+                with self.alone(kind, name, patience=0):
+                    self.remove(kind, name)
                 removed.append(f"{kind}/{name}")
             except Busy:
                 busy.append(f"{kind}/{name}")
@@ -192,7 +192,7 @@ class Store:
         folders = (self.root / kind).glob(f"{STAGING}*")
         return [InputRef(kind, path.name.removeprefix(STAGING), "") for path in folders if path.is_dir()]
 
-    def _set_aside(self, folder: Path) -> Path:
+    def set_aside(self, folder: Path) -> Path:
         """Take a folder's name away in one step, so that it is never an artifact with a part missing."""
         aside = folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}")
         if folder.exists():
@@ -200,12 +200,13 @@ class Store:
             folder.rename(aside)
         return aside
 
-    def _remove(self, kind: str, fingerprint: str) -> None:
+    def remove(self, kind: str, fingerprint: str) -> None:
         """Take an artifact and unfinished work on it away; the caller is its only writer."""
-        for folder in (self.folder(kind, fingerprint), self._staging(kind, fingerprint)):
-            self._set_aside(folder)
+        for folder in (self.folder(kind, fingerprint), self.staging_folder(kind, fingerprint)):
+            self.set_aside(folder)
 
-    def _kinds(self) -> set[str]:
+    def kinds(self) -> set[str]:
+        """Names of the kinds of which there is something."""
         return {path.name for path in self.root.glob("*") if path.is_dir()}
 
     def _lineage(self, kind: str) -> Iterator[tuple[tuple[str, str], set[tuple[str, str]]]]:
@@ -216,7 +217,7 @@ class Store:
             inputs = {(ref.kind, ref.fingerprint) for ref in artifact.manifest.inputs}
             yield (kind, artifact.manifest.fingerprint), inputs
         for ref in self.unfinished(kind):
-            basis = Basis.of(self._staging(kind, ref.fingerprint)) or Basis()
+            basis = Basis.of(self.staging_folder(kind, ref.fingerprint)) or Basis()
             if ref.fingerprint not in complete:
                 yield (kind, ref.fingerprint), {(origin.kind, origin.fingerprint) for origin in basis.inputs}
 
@@ -229,11 +230,12 @@ class Store:
         """Digests of raw files, remembered in this store."""
         return DigestCache(self.root / ".digests.json")
 
-    def _staging(self, kind: str, fingerprint: str) -> Path:
+    def staging_folder(self, kind: str, fingerprint: str) -> Path:
+        """Where the artifact is made, until it is committed."""
         return self.root / kind / f"{STAGING}{fingerprint}"
 
     @contextmanager
-    def _alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
+    def alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
         """Be this artifact's only writer.
 
         Args:

@@ -88,7 +88,7 @@ class EvaluateConfig(Section):
     personal: PersonalConfig = PersonalConfig()
     batch_tokens: Annotated[
         int, Field(ge=1, description="prompt tokens of one batch, with padding", json_schema_extra=OPERATIONAL)
-    ] = 65536
+    ] = 131072
     bootstrap_samples: Annotated[
         int, Field(ge=100, description="resamples of users behind each interval and p-value")
     ] = 10000

@@ -120,7 +120,7 @@ def test_what_is_being_made_stays_with_its_inputs(store: Store) -> None:
     origin = store.find("d", "d0")
     assert origin is not None
     folder = abandon(store, "now", origin.ref, days=3)
-    with store._alone("e", "now", patience=0):
+    with store.alone("e", "now", patience=0):
         found = inventory(store)
         assert {("e", "now"), ("d", "d0")} <= needed(found, [])
         stale = [Held("e", "now", "failed", 0, 0.0)]  # began after the look

@@ -191,7 +191,7 @@ def test_who_is_patient_gets_the_lease_of_a_living_writer(
     began, left = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with here._alone("kind", "a", patience=0):
+        with here.alone("kind", "a", patience=0):
             began.set()
             time.sleep(0.5)
             left.set()
@@ -199,7 +199,7 @@ def test_who_is_patient_gets_the_lease_of_a_living_writer(
     holder = threading.Thread(target=hold)
     holder.start()
     assert began.wait(10)
-    with there._alone("kind", "a", patience=30):
+    with there.alone("kind", "a", patience=30):
         assert left.is_set()
     holder.join()
 
@@ -244,7 +244,7 @@ def test_removing_takes_manifest_files_copies_and_what_others_left(uri: str, tmp
     there = elsewhere(uri, tmp_path / "there")
     removed = there.remove_with_descendants([InputRef("kind", "a", "")])
     assert sorted(removed) == ["kind/a", "kind/torn", "other/o"]
-    assert {key.split("/")[1] for kind in there._kinds() for key in there.objects.keys(kind)} == {"unrelated"}
+    assert {key.split("/")[1] for kind in there.kinds() for key in there.objects.keys(kind)} == {"unrelated"}
     assert here.remove_with_descendants([]) == []
 
 
@@ -489,7 +489,7 @@ def test_two_processes_make_one_artifact(s3: str, tmp_path: Path) -> None:
 def test_a_run_killed_after_the_manifest_only_settles_its_copy(uri: str) -> None:
     store = opened(uri)
     made = fill(store)
-    staging = store._staging("kind", "a")
+    staging = store.staging_folder("kind", "a")
     made.home.rename(staging)
     (staging / ".generation").write_text(made.manifest.generation)
     (staging / "manifest.json").write_text(Manifest(**{**vars(made.manifest), "generation": ""}).to_json())
