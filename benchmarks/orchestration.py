@@ -2,15 +2,16 @@
 
     python -m benchmarks.orchestration --config configs/demo.yaml
 
-Three lines of JSON; with the demo's data (`make demo-data`) about a quarter of an hour on two cores, nearly all of it
-for the first. `--store DIR` leaves that one out and looks at a store that the pipeline has filled already.
+Three lines of JSON; with the demo's data (`make demo-data`) about twenty minutes on two cores, nearly all of it for the
+first. `--store DIR` leaves that one out and looks at a store that the pipeline has filled already.
 
 - `pipeline`: the whole configuration into an empty store, by turns, each side a process from its start to its end.
-  `prefect` does what `nextquill run` does, with a server of its own that starts and ends with it. `direct` calls the
-  same stage functions in the same order with the same launchers, without a flow or task run. `same_artifacts` counts
-  those that hold the same bytes in both stores. `cost_s` is what Prefect needs around the work, from a process whose
-  flows and tasks do nothing: its imports, the start of a server (which `nextquill run` has beside its own imports), one
-  flow run, one task run. `database` is what the very first server of a machine needs more; no other figure has it.
+  `prefect` does what `nextquill run` does, with a server of its own that starts and ends with it; `watched` the same
+  with a server that is there already, on the same cores. `direct` calls the same stage functions in the same order with
+  the same launchers, without a flow or task run. `same_artifacts` counts those that hold the same bytes in all stores.
+  `cost_s` is what Prefect needs around the work, from a process whose flows and tasks do nothing: its imports, the
+  start of a server (which `nextquill run` has beside its own imports), one flow run, one task run. `database` is what
+  the very first server of a machine needs more; no other figure has it.
 - `fresh`: `nextquill run` when there is nothing left to do: `alone`, and `watched` by a server, where each stage is a
   flow run all the same.
 - `status`: `nextquill status` among so many artifacts, for a configuration that is fresh, for one that is `changed`
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -151,31 +152,37 @@ def artifacts(folder: Path) -> list[Artifact]:
 
 
 def compare_pipelines(options: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
-    """Both sides by turns, the other one first in every other round.
+    """All sides by turns, in the other order in every other round.
 
     All use one place for their store, for an adapter names the folder of its base model; the last one's stays there.
     """
     home, store = folder / "home", folder / "store"
     first, cost = (json.loads(timed(side_command("nothing", options, folder / "nothing"), home)[1]) for _ in range(2))
     cost["database"] = first["server_start"] - cost["server_start"]
-    taken: dict[str, list[Taken]] = {"direct": [], "prefect": []}
+    taken: dict[str, list[Taken]] = {"direct": [], "prefect": [], "watched": []}
     made: dict[str, set[InputRef]] = {}
     for number in range(rounds):
         for side in sorted(taken, reverse=number % 2 == 1):
             shutil.rmtree(store, ignore_errors=True)
-            taken[side].append(timed(side_command(side, options, store), home)[0])
+            with watching(home) if side == "watched" else nullcontext("") as server:
+                command = side_command("direct" if side == "direct" else "prefect", options, store)
+                taken[side].append(timed(command, home, server)[0])
             made[side] = {found.ref for found in artifacts(store)}
-    ratios = [one["seconds"] / other["seconds"] for other, one in zip(*taken.values(), strict=True)]
+
+    def over_direct(side: str) -> float:
+        runs = zip(taken[side], taken["direct"], strict=True)
+        return round(statistics.median(one["seconds"] / other["seconds"] for one, other in runs), 3)
+
     return {
         "what": "pipeline",
         **{
             key: {side: round(statistics.median(run[key] for run in runs), 1) for side, runs in taken.items()}
             for key in ("seconds", "cpu_seconds")
         },
-        "time_over_direct": round(statistics.median(ratios), 3),
+        "time_over_direct": {side: over_direct(side) for side in taken if side != "direct"},
         "cost_s": {name: round(value, 3) for name, value in cost.items()},
         "artifacts": len(made["prefect"]),
-        "same_artifacts": len(made["prefect"] & made["direct"]),
+        "same_artifacts": len(set.intersection(*made.values())),
     }
 
 

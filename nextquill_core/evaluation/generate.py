@@ -167,6 +167,8 @@ class TransformersEngine:
         self._most_rows = tried // 2
         self.usage.retries += 1
         logger.warning("out of memory: going on with %d answers at a time", self._most_rows)
+        if self._held:
+            forget_adapter_names(self.model)
         if self.model.device.type != "cpu":
             torch.accelerator.empty_cache()
 
@@ -208,6 +210,19 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = getattr(settings, "eos_token_id", None)
     several = configured if isinstance(configured, list | tuple) else [configured]
     return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+
+
+def forget_adapter_names(model: Any) -> None:
+    """Take away the hooks by which PEFT tells its layers the rows' adapters.
+
+    It leaves them where a pass has failed, and later passes, of other rows, would hear them.
+    """
+    for module in model.modules():
+        hooks = module._forward_pre_hooks
+        left = [key for key, hook in hooks.items() if getattr(hook, "func", hook).__module__.startswith("peft.")]
+        for key in left:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _peak_bytes(device: torch.device) -> int:

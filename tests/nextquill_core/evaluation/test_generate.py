@@ -248,6 +248,18 @@ def test_when_memory_runs_out_smaller_batches_give_the_same_answers(decoding: De
     assert poor.usage.retries == 2  # it remembers
 
 
+def test_after_memory_ran_out_no_row_hears_the_adapters_of_those_before() -> None:
+    """PEFT leaves its hooks in place where a pass fails."""
+    model = adapted(["default", "ann"])
+    alone = requests()
+    asked = [Request(request.key, request.prompt, adapter="ann") for request in alone]
+    expected = engine(model, PAPER).generate(asked), engine(model, PAPER).generate(alone)
+    crowded(model.get_base_model(), 3)
+    poor = engine(model, PAPER, batch_tokens=10**6)
+    assert (poor.generate(asked), poor.generate(alone)) == expected
+    assert poor.usage.retries == 2
+
+
 def test_without_memory_for_one_answer_the_error_says_so() -> None:
     with pytest.raises(ModelError, match="out of memory with one answer"):
         engine(crowded(small_model("qwen2"), 0)).generate(requests(3))
