@@ -64,8 +64,9 @@ class Alerting:
 def alerts(webhook: UUID, how: Alerting) -> list[AutomationCore]:
     """The alerts, to the webhook of a block.
 
-    SQLite makes Prefect lose an event now and then when there is much to write, and what has come then counts as
-    absent. So an alert about what did not come says if it has come meanwhile.
+    SQLite makes Prefect lose an event now and then when there is much to write. What has come then counts as absent, so
+    an alert about what did not come says if it has come meanwhile; and what follows a lost event waits for it, for
+    fifteen minutes.
     """
     failed, late, long, silent, fell = ALERTS
     run = "flow.name ~ ' (' ~ flow_run.name ~ ')'"

@@ -20,7 +20,7 @@ from tests.real_shape import full_length, qwen_3b, wanted
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@wanted("an hour")
+@wanted("forty minutes")
 def test_two_steps_on_a_pair_of_full_length() -> None:
     spec = replace(SPEC, alpha=0.05, lora=LoraSpec(16, 32, 0.05, "all-linear"), gradient_checkpointing=True)
     model = with_adapter(qwen_3b(), spec).train()
