@@ -5,8 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := data/demo
-# Two at a time, a file's tests one after the other, since they share what took long to make.
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests one after the other, since they share what took long to make. Two files at a time, for many tests start
+# servers and ranks of their own; the fast ones as many at a time as there are cores.
+TESTS := $(BIN)/python -m pytest --dist loadfile
 
 .PHONY: help setup run test test-all lint check format demo-data clean
 
@@ -17,10 +18,10 @@ run: setup $(DEMO)/reviews.jsonl  ## set up, then the whole pipeline on a synthe
 	$(BIN)/nextquill run --config configs/demo.yaml
 
 test: setup  ## set up, then all tests but those that take many minutes
-	$(TESTS) --durations=20 -m "not slow"
+	$(TESTS) -n 2 --durations=20 -m "not slow"
 
 test-all: setup  ## the whole test suite, half an hour on two cores
-	$(TESTS)
+	$(TESTS) -n 2
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -28,7 +29,7 @@ lint: setup  ## formatting, lint and types
 	$(BIN)/mypy
 
 check: lint  ## lint and the fast tests
-	$(TESTS) -q -m "not slow and not flow and not ranks and not process"
+	$(TESTS) -n logical -q -m "not slow and not flow and not ranks and not process and not slurm"
 
 format:  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

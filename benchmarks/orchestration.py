@@ -9,9 +9,10 @@ first. `--store DIR` leaves that one out and looks at a store that the pipeline 
   `prefect` does what `nextquill run` does, with a server of its own that starts and ends with it; `watched` the same
   with a server that is there already, on the same cores. `direct` calls the same stage functions in the same order with
   the same launchers, without a flow or task run. `same_artifacts` counts those that hold the same bytes in all stores.
-  `cost_s` is what Prefect needs around the work, from a process whose flows and tasks do nothing: its imports, the
-  start of a server (which `nextquill run` has beside its own imports), one flow run, one task run. `database` is what
-  the very first server of a machine needs more; no other figure has it.
+  `outside` is the part of the time in which no artifact is being made; it does not move with the speed of a shared
+  machine. `cost_s` is what Prefect needs around the work, from a process whose flows and tasks do nothing: its imports,
+  the start of a server (which `nextquill run` has beside its own imports), one flow run, one task run. `database` is
+  what the very first server of a machine needs more; no other figure has it.
 - `fresh`: `nextquill run` when there is nothing left to do: `alone`, and `watched` by a server, where each stage is a
   flow run all the same.
 - `status`: `nextquill status` among so many artifacts, for a configuration that is fresh, for one that is `changed`
@@ -167,7 +168,10 @@ def compare_pipelines(options: Sequence[str], rounds: int, folder: Path) -> dict
             with watching(home) if side == "watched" else nullcontext("") as server:
                 command = side_command("direct" if side == "direct" else "prefect", options, store)
                 taken[side].append(timed(command, home, server)[0])
-            made[side] = {found.ref for found in artifacts(store)}
+            found = artifacts(store)
+            worked = sum(artifact.manifest.provenance["seconds"] for artifact in found)
+            taken[side][-1]["outside"] = taken[side][-1]["seconds"] - worked
+            made[side] = {artifact.ref for artifact in found}
 
     def over_direct(side: str) -> float:
         runs = zip(taken[side], taken["direct"], strict=True)
@@ -177,7 +181,7 @@ def compare_pipelines(options: Sequence[str], rounds: int, folder: Path) -> dict
         "what": "pipeline",
         **{
             key: {side: round(statistics.median(run[key] for run in runs), 1) for side, runs in taken.items()}
-            for key in ("seconds", "cpu_seconds")
+            for key in ("seconds", "outside", "cpu_seconds")
         },
         "time_over_direct": {side: over_direct(side) for side in taken if side != "direct"},
         "cost_s": {name: round(value, 3) for name, value in cost.items()},

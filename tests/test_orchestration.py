@@ -51,6 +51,7 @@ def test_the_benchmark_of_orchestration(small_world: Path, tmp_path: Path) -> No
     pipeline, fresh, status = map(json.loads, done.stdout.splitlines())
     assert pipeline["artifacts"] == pipeline["same_artifacts"] > 15
     assert min(pipeline["time_over_direct"].values()) > 0
+    assert min(pipeline["outside"].values()) > 0
     assert min(pipeline["cost_s"].values()) > 0
     assert fresh["seconds"]["alone"] < fresh["seconds"]["watched"], "no flow is run to say that all is fresh"
     assert status["artifacts"] == 60
