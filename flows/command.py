@@ -7,13 +7,16 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+MODEL_LIBRARIES = ("nextquill_core.model.tiny", "nextquill_core.evaluation.metrics", "peft")
+"""What takes long to import, and stages that read or write a model import at their turn."""
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
@@ -47,7 +50,7 @@ def run_flow(name: str, settings: Any, **options: Any) -> Any:
     """
     quiet_prefect()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    with server_ready():
+    with server_ready(meanwhile=() if name == "ingest" else MODEL_LIBRARIES):
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
     print_run_lines()
     with no_heartbeats():
@@ -65,10 +68,13 @@ def quiet_prefect() -> None:
 
 
 @contextmanager
-def server_ready() -> Iterator[None]:
+def server_ready(meanwhile: Sequence[str] = ()) -> Iterator[None]:
     """Start Prefect's temporary server, where one is needed, beside the block; at the end of the block it is there.
 
-    Prefect itself would start it, and wait, at the first call. It takes some five seconds, and all of them on one core.
+    Prefect itself would start it, and wait, at the first call. It takes seven seconds, and all of them on one core.
+
+    Args:
+        meanwhile: Modules that will be wanted, to import while there is still something to wait for.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
@@ -80,6 +86,9 @@ def server_ready() -> Iterator[None]:
     with ThreadPoolExecutor(1) as beside:
         started = beside.submit(SubprocessASGIServer().start)
         yield
+        for module in meanwhile:
+            if not started.done():
+                importlib.import_module(module)
         started.result()
 
 

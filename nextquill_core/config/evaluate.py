@@ -87,8 +87,14 @@ class EvaluateConfig(Section):
     summaries: SummariesConfig = SummariesConfig()
     personal: PersonalConfig = PersonalConfig()
     batch_tokens: Annotated[
-        int, Field(ge=1, description="prompt tokens of one batch, with padding", json_schema_extra=OPERATIONAL)
-    ] = 131072
+        int | None,
+        Field(
+            ge=1,
+            description="tokens, with padding, of the answers written at once and their prompts; null: as many as half "
+            "of the free memory has room for, 262,144 at most",
+            json_schema_extra=OPERATIONAL,
+        ),
+    ] = None
     bootstrap_samples: Annotated[
         int, Field(ge=100, description="resamples of users behind each interval and p-value")
     ] = 10000

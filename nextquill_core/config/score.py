@@ -22,7 +22,12 @@ class ScoreConfig(Section):
     # All trainings together pass over the data folds - 1 times, so two cost what one ordinary method costs.
     folds: Annotated[int, Field(ge=2, description="effect_source adapter: parts of the users, an adapter for each")] = 2
     batch_tokens: Annotated[
-        int, Field(ge=1, description="token budget of one forward pass", json_schema_extra=OPERATIONAL)
+        int,
+        Field(
+            ge=1,
+            description="token budget of one forward pass, in evaluate's likelihoods and vectors too",
+            json_schema_extra=OPERATIONAL,
+        ),
     ] = 16384
     launcher: Annotated[
         Literal["local", "ray"],

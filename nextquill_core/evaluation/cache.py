@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from nextquill_core.errors import ModelError
+from nextquill_core.memory import free_memory
 
 ROOM = 64  # columns kept free for tokens to come
+MOST = 262_144  # positions of a batch: 119 rows of 2,200 tokens each
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -131,6 +133,17 @@ def _stacked(parts: Sequence[Tensor], choices: Sequence[list[int]], width: int) 
             whole[start, :, width - kept : width] = part[row, :, -kept:]
             start += 1
     return whole
+
+
+@torch.inference_mode()
+def room_in_memory(model: Any) -> int:
+    """Positions whose keys and values fit into half of the memory that is free on the model's device now.
+
+    The other half is for what a pass computes, and for a layer that is copied when rows come and go.
+    """
+    rows, _ = read(model, [[0]])
+    kept: int = sum(states.nbytes for layer in rows.cache.layers for states in (layer.keys, layer.values))
+    return max(1, min(MOST, free_memory(model.device) // 2 // kept))
 
 
 def check_cache(model: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.batch import Batch, Row
-from nextquill_core.evaluation.cache import check_cache
+from nextquill_core.evaluation.cache import check_cache, room_in_memory
 from nextquill_core.evaluation.decoding import Decoding
 from nextquill_core.evaluation.engines import (
     BASE,
@@ -48,7 +48,8 @@ class TransformersEngine:
             config.
         decoding: The preset.
         max_new_tokens: Longest answer.
-        batch_tokens: Positions of a batch, padding included, when rows join it; one row may have more.
+        batch_tokens: Positions of a batch, padding included, when rows join it; one row may have more. None for as many
+            as half of the free memory has room for.
         steering: CoS's λ; None to steer nothing.
         seed: Of the run; see `Request.key`.
         continuous: Whether to use continuous batching where it can be; None for what is faster on the model's device.
@@ -64,14 +65,15 @@ class TransformersEngine:
         decoding: Decoding,
         *,
         max_new_tokens: int,
-        batch_tokens: int,
+        batch_tokens: int | None,
         steering: float | None = None,
         seed: int = 0,
         continuous: bool | None = None,
     ) -> None:
         check_cache(model)
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
-        self.max_new_tokens, self.batch_tokens, self.steering, self.seed = max_new_tokens, batch_tokens, steering, seed
+        self.max_new_tokens, self.steering, self.seed = max_new_tokens, steering, seed
+        self.batch_tokens = batch_tokens if batch_tokens is not None else room_in_memory(model)
         self.usage = Usage()
         self.stops = stop_tokens(model, tokenizer)
         self._held = frozenset(getattr(model, "peft_config", ()))

@@ -30,7 +30,7 @@ def relevance(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
         settings.revision,
         base=run.model_spec,
         trust_remote_code=run.config.model.trust_remote_code,
-        batch_tokens=run.config.evaluate.batch_tokens,
+        batch_tokens=run.config.score.batch_tokens,
     )
     finished = 0
 

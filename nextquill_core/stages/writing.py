@@ -98,7 +98,7 @@ def likelihood(run: Run, step: Step, staging: Staging, progress: Progress) -> di
     method = METHODS[step.settings["method"]]
     examples = shown_examples(run, method, step.settings["split"], step.settings["past"])
     encoder = method_encoder(run, method)
-    batch_tokens = run.config.evaluate.batch_tokens
+    batch_tokens = run.config.score.batch_tokens
 
     def path(name: str) -> str:
         return f"likelihoods/{name}.parquet"

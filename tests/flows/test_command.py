@@ -28,10 +28,12 @@ def test_heartbeats_are_left_out_unless_somebody_has_set_them() -> None:
 
 
 SERVER = """
+import sys
 from flows.command import quiet_prefect, server_ready
 quiet_prefect()
-with server_ready():
+with server_ready(meanwhile=["nextquill_core.evaluation.rouge"]):
     import prefect
+assert ("nextquill_core.evaluation.rouge" in sys.modules) is started, "only while there is something to wait for"
 from prefect.server.api.server import SubprocessASGIServer
 server = SubprocessASGIServer()
 assert server.running is started, server.running

@@ -63,7 +63,7 @@ def test_killed_in_training_the_same_command_completes(server: Server, config: P
 
 @pytest.mark.ranks
 def test_tables_report_and_progress_are_in_the_ui(server: Server, config: Path) -> None:
-    artifacts = {artifact["key"]: artifact for artifact in server.post("/artifacts/filter")}
+    artifacts = {artifact["key"]: artifact for artifact in server.post("/artifacts/latest/filter")}
     assert {"ingest-account", "score-effects", "evaluation", "report"} <= set(artifacts)
     rows = json.loads(artifacts["evaluation"]["data"])
     assert {row["method"] for row in rows} == {"qwen", "contextsft", "nextquill"}
