@@ -109,6 +109,16 @@ def _chunked_cross_entropy(
     return total
 
 
+def _cross_entropy(logits_NV: Tensor, target_N1: Tensor, coefficient_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_t c_t · CE(z_t, y_t), and its gradient by z in z's own memory."""
+    of_target_N1 = logits_NV.gather(1, target_N1)
+    largest_N1 = logits_NV.amax(dim=1, keepdim=True)
+    exponentials_NV = logits_NV.sub_(largest_N1).exp_()
+    sums_N1 = exponentials_NV.sum(dim=1, keepdim=True)
+    loss = (coefficient_N1 * (largest_N1 + sums_N1.log() - of_target_N1)).sum()
+    return loss, exponentials_NV.mul_(coefficient_N1 / sums_N1).scatter_add_(1, target_N1, -coefficient_N1)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Σ_t c_t · CE(W·h_t, y_t) with ∂/∂h_t = c_t · Wᵀ(softmax(W·h_t) − onehot(y_t)), formed chunk by chunk."""
 
@@ -122,21 +132,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for start in range(0, len(target_N), rows):
             part = slice(start, start + rows)
-            hidden, target, coefficient = hidden_ND[part], target_N[part, None], coefficient_N[part]
-            logits = linear(hidden.to(head_VD.dtype), head_VD).float()
-            of_target = logits.gather(1, target)
-            largest = logits.amax(dim=1, keepdim=True)
-            exponentials = logits.sub_(largest).exp_()  # in the logits' own memory, as all that follows
-            sums = exponentials.sum(dim=1, keepdim=True)
-            total += (coefficient[:, None] * (largest + sums.log() - of_target)).sum()
-            if not (wants_hidden or wants_head):
-                continue
-            grad_logits = exponentials.mul_(coefficient[:, None] / sums)
-            grad_logits.scatter_add_(1, target, -coefficient[:, None])
+            hidden, target, coefficient = hidden_ND[part], target_N[part, None], coefficient_N[part, None]
+            loss, grad_logits = _cross_entropy(linear(hidden.to(head_VD.dtype), head_VD).float(), target, coefficient)
+            total += loss
             if grad_hidden_ND is not None:
                 grad_hidden_ND[part] = product(grad_logits.to(head_VD.dtype), head_VD).to(hidden_ND.dtype)
             if grad_head_VD is not None:
                 grad_head_VD += grad_logits.T @ hidden.float()
+            del grad_logits  # before the next chunk's are made
         ctx.save_for_backward(grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype))
         return total
 
