@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from storage.files import write_json
+from storage.files import discard_temporaries, read_json, write_json
+from storage.locks import WriterLock
 
 SAMPLES = 64
 SAMPLE_BYTES = 64 << 10
@@ -35,15 +36,16 @@ class DigestCache:
     that agrees with a known one in all these, but was touched, copied or written anew, is read as a whole and held
     against the other's bytes. So a change is seen unless size, inode and modification time all stay (writing in place
     and setting the clock back). What stores cannot tell each other is that two files differ between the pieces.
+
+    Args:
+        path: JSON file with what is remembered; it need not exist.
+        save: Whether new digests are written to it. Commands that only read a store leave it as it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, save: bool = True) -> None:
         self._path = path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            self._known = {key: _Known(**value) for key, value in values.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            self._known = {}
+        self._save = save
+        self._known = _load(path)
 
     def __call__(self, file: Path) -> str:
         """What `file` goes by.
@@ -91,7 +93,28 @@ class DigestCache:
     def _remember(self, key: str, known: _Known) -> None:
         if self._known.get(key) != known:
             self._known[key] = known
-            write_json(self._path, {key: asdict(value) for key, value in self._known.items()})
+            if self._save:
+                self._write()
+
+    def _write(self) -> None:
+        """Write what is remembered, with what other processes have written since."""
+        lock = WriterLock(self._path.with_name(f".lock-{self._path.stem.lstrip('.')}"))
+        with suppress(OSError):  # in a store that cannot be written, nothing is remembered
+            lock.acquire(timeout=-1)
+            try:
+                discard_temporaries(self._path)
+                self._known = _load(self._path) | self._known
+                write_json(self._path, {key: asdict(value) for key, value in self._known.items()})
+            finally:
+                lock.release()
+
+
+def _load(path: Path) -> dict[str, _Known]:
+    try:
+        values = read_json(path)
+        return {key: _Known(**value) for key, value in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _standing(file: Path) -> str:

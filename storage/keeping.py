@@ -17,7 +17,7 @@ from storage.staging import Basis
 from storage.store import ASIDE, Artifact, Progress, Store
 
 Name = tuple[str, str]  # kind, fingerprint
-State = Literal["complete", "running", "failed", "interrupted", "removed"]
+State = Literal["complete", "damaged", "running", "failed", "interrupted", "removed"]
 DAY_S = 86_400.0
 UNFINISHED = ("running", "failed", "interrupted")
 
@@ -27,8 +27,8 @@ class Held:
     """Something in a store.
 
     Attributes:
-        state: Of an artifact `complete`, of unfinished work what became of it; `removed` is what a removal that was
-            killed left behind.
+        state: Of an artifact `complete`, or `damaged` where its manifest cannot be read; of unfinished work what became
+            of it; `removed` is what a removal that was killed left behind.
         bytes: Of its files; parts that artifacts have in common by hard links count for each.
         age_s: Seconds since it was made, or since unfinished work was last touched.
         inputs: What it is made from.
@@ -61,6 +61,7 @@ class Glance(Store):
     def __init__(self, store: Store) -> None:
         super().__init__(store.root)
         self._store = store
+        self._faults: dict[Name, str] = {}
         self._found: dict[Name, Artifact | None] = {}
         self._listed: dict[str, tuple[list[Artifact], Iterator[Artifact]]] = {}
 
@@ -88,17 +89,29 @@ class Glance(Store):
             yield seen[index]
             index += 1
 
+    def fault(self, artifact: Artifact) -> str:
+        """As the store found it first."""
+        name = (artifact.manifest.kind, artifact.manifest.fingerprint)
+        if name not in self._faults:
+            self._faults[name] = self._store.fault(artifact)
+        return self._faults[name]
+
+    def manifest_fault(self, kind: str, fingerprint: str) -> str:
+        """As the store says now."""
+        return self._store.manifest_fault(kind, fingerprint)
+
+    def look_again(self, kind: str, fingerprint: str) -> None:
+        """Ask the store once more for this artifact."""
+        self._found.pop((kind, fingerprint), None)
+        self._faults.pop((kind, fingerprint), None)
+
     def progress(self, kind: str, fingerprint: str) -> tuple[Progress, str]:
         """As the store says now."""
         return self._store.progress(kind, fingerprint)
 
 
 def inventory(store: Store) -> list[Held]:
-    """Everything in a store, kind by kind, the newest artifact of a kind first, then its unfinished work.
-
-    Raises:
-        UserError: A manifest is damaged or of a newer version.
-    """
+    """Return everything in a store, kind by kind: the newest artifact first, damaged ones, then unfinished work."""
     found: list[Held] = []
     for kind in sorted(name for name in store.kinds() if name != POINTERS and name[0] != "."):
         linked = (store.root / kind).is_symlink()
@@ -117,10 +130,45 @@ def inventory(store: Store) -> list[Held]:
                     linked or folder.is_symlink(),
                 )
             )
+        for name in store.unreadable(kind):
+            folder = store.folder(kind, name)
+            measured = _measured(folder) if folder.exists() else (0, 0.0)
+            found.append(Held(kind, name, "damaged", *measured, linked=linked or folder.is_symlink()))
         found += (_unfinished(store, ref, linked) for ref in store.unfinished(kind))
         for leftover in (store.root / kind).glob(f"{ASIDE}*"):
             found.append(Held(kind, leftover.name.removeprefix(ASIDE), "removed", *_measured(leftover), linked=linked))
     return found
+
+
+def damaged(store: Store) -> Iterator[tuple[Name, str]]:
+    """Compare every file of every artifact with its manifest.
+
+    Yields:
+        Each artifact as it is done, and what is wrong with it; "" for nothing.
+    """
+    for kind in sorted(name for name in store.kinds() if name != POINTERS):
+        for artifact in store.newest_first(kind):
+            fault = store.verify(artifact)
+            while fault and (newer := store.successor(artifact)):
+                artifact = newer
+                fault = store.verify(artifact)
+            yield (kind, artifact.manifest.fingerprint), fault
+        for name, fault in store.unreadable(kind).items():
+            yield (kind, name), fault
+
+
+def dependents(found: Iterable[Held], names: Iterable[Name]) -> set[Name]:
+    """Return the artifacts that were made from any of these, directly or not."""
+    children: dict[Name, set[Name]] = {}
+    for held in found:
+        for origin in held.inputs:
+            children.setdefault(origin, set()).add(held.name)
+    waiting, reached = list(names), set[Name]()
+    while waiting:
+        for child in children.get(waiting.pop(), set()) - reached:
+            reached.add(child)
+            waiting.append(child)
+    return reached
 
 
 def needed(found: Iterable[Held], wanted: Iterable[Name], *, younger_than_s: float = 0.0) -> set[Name]:
@@ -175,7 +223,7 @@ def remove(store: Store, doomed: Iterable[Held]) -> Iterator[tuple[Held, bool]]:
             continue
         try:
             with store.alone(held.kind, held.fingerprint, patience=0):
-                if held.state == "complete":
+                if held.state in ("complete", "damaged"):
                     store.remove(held.kind, held.fingerprint)
                 else:
                     store.set_aside(store.staging_folder(held.kind, held.fingerprint))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from storage.errors import UserError
+from storage.errors import DamagedManifest, NewerManifest
+from storage.files import read_text
 from storage.fingerprint import fingerprint
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+_NO_OTHER_FIELDS = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Shard:
         log: True for a file that tells how the work went (timings, curves) and is not part of what was made.
     """
 
+    __pydantic_config__: ClassVar = _NO_OTHER_FIELDS
+
     path: str
     rows: int | None
     bytes: int
@@ -35,6 +40,8 @@ class Shard:
 @dataclass(frozen=True)
 class InputRef:
     """An artifact this one was made from; `content` is its content digest at that moment."""
+
+    __pydantic_config__: ClassVar = _NO_OTHER_FIELDS
 
     kind: str
     fingerprint: str
@@ -52,6 +59,8 @@ class Manifest:
         generation: The subfolder that holds the files; "" where they stand beside the manifest. An object store cannot
             rename, so each writer there has a subfolder of its own, and the manifest says whose counts.
     """
+
+    __pydantic_config__: ClassVar = _NO_OTHER_FIELDS
 
     kind: str
     fingerprint: str
@@ -84,44 +93,68 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The manifest of an artifact's folder, or None where there is none: no manifest, no artifact.
+        """Return the manifest of an artifact's folder, or None where there is none: no manifest, no artifact.
 
         Raises:
-            UserError: The file is damaged or was written by a newer version.
+            DamagedManifest: The file is damaged.
+            NewerManifest: It was written by a newer version.
         """
         path = folder / MANIFEST_NAME
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise DamagedManifest(
+                f"the manifest cannot be read ({error.strerror})", str(path), "run its stage again, or delete it"
+            ) from None
         except ValueError:
             text = ""
         return cls.parse(text, str(path))
 
     @classmethod
     def parse(cls, text: str, where: str) -> Manifest:
-        """The manifest whose JSON was read at `where`.
+        """Return the manifest whose JSON was read at `where`.
 
         Raises:
-            UserError: It is damaged, names files outside its folder, or was written by a newer version.
+            DamagedManifest: It is damaged or names files outside its folder.
+            NewerManifest: It was written by a newer version.
         """
+        damaged = DamagedManifest("the manifest is damaged", where, "run its stage again")
         try:
             values = json.loads(text)
-        except ValueError:
-            raise UserError("the manifest is damaged", where, "delete the folder; it is made again") from None
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"manifest schema {values.get('schema_version')}, this version reads {SCHEMA_VERSION}",
+        except (ValueError, RecursionError):
+            raise damaged from None
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if type(version) is int and SCHEMA_VERSION < version < 1000:
+            raise NewerManifest(
+                f"manifest schema {version}, this version reads {SCHEMA_VERSION}",
                 where,
                 "use the version that wrote it, or delete the folder",
             )
-        values["inputs"] = tuple(InputRef(**ref) for ref in values["inputs"])
-        values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
-        manifest = cls(**values)
-        for name in (manifest.generation, *(shard.path for shard in manifest.shards)):
-            if name.startswith("/") or ".." in name.split("/"):
-                raise UserError(f"the manifest names {name}, outside its folder", where, "delete the folder")
+        if version != SCHEMA_VERSION:
+            raise damaged
+        try:
+            manifest: Manifest = _checker().validate_python(values)
+        except (ValueError, RecursionError):  # pydantic's error is a ValueError
+            raise damaged from None
+        for name in (
+            manifest.kind,
+            manifest.fingerprint,
+            manifest.generation,
+            *(shard.path for shard in manifest.shards),
+        ):
+            if name.startswith("/") or ".." in name.split("/") or not name.isprintable():
+                raise DamagedManifest(f"the manifest names {name!r}, outside its folder", where, "run its stage again")
         return manifest
+
+
+@cache
+def _checker() -> Any:
+    """Return what checks the types of a manifest's fields; unknown fields are refused."""
+    from pydantic import TypeAdapter  # late: a GPU worker that only writes shards needs no check
+
+    return TypeAdapter(Manifest)
 
 
 def content_digest(shards: tuple[Shard, ...]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from storage.errors import UserError
+from storage.redaction import redact
 
 T = TypeVar("T")
 
@@ -27,7 +28,6 @@ MOST_PARTS = 9_000  # S3 takes 10,000
 ATTEMPTS = 7
 PART_ATTEMPTS = 8  # of one request before a whole file is begun again: ten seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds: with seven attempts, a minute of outage is sat out
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_TOKEN")
 FOREIGN = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3", "fsspec", "s3fs")
 REFUSED = {
     "AccessDenied",
@@ -142,13 +142,17 @@ class Objects:
                 continue
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys of all objects under a folder, as far as the store lists them yet."""
+        """Return the keys of all objects under a folder, as far as the store lists them yet."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of all objects under a folder by key, as far as the store lists them yet."""
         try:
-            found = self._tried(self._fs.find, self._path(prefix), refresh=True)
+            found = self._tried(self._fs.find, self._path(prefix), refresh=True, detail=True)
         except FileNotFoundError:
-            return []
+            return {}
         start = len(self._root) + 1
-        return sorted(path.lstrip("/")[start:] for path in found)
+        return {path.lstrip("/")[start:]: int(about["size"]) for path, about in found.items()}
 
     def children(self, prefix: str = "") -> list[str]:
         """The names directly under a folder, as far as the store lists them yet."""
@@ -201,7 +205,7 @@ class Objects:
             try:
                 return call(*arguments, **options)
             except Exception as error:
-                code = _code(error)
+                code = error_code(error)
                 if code in ("NoSuchBucket", "InvalidBucketName"):
                     raise self._no_bucket() from None
                 if type(error).__name__ == "ParamValidationError" or (
@@ -223,7 +227,7 @@ class Objects:
                     raise
                 if attempt == ATTEMPTS:
                     raise UserError(
-                        f"no success in {ATTEMPTS} attempts ({_shown(error)})",
+                        f"no success in {ATTEMPTS} attempts ({shown_error(error)})",
                         self.uri,
                         "check the network and the endpoint; the same command goes on where it stopped",
                     ) from error
@@ -257,9 +261,9 @@ def _file_system(uri: str, scheme: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UserError(f"no store is known by {scheme}://", uri, "name a folder, s3:// or gs:// in `store`") from error
     except Exception as error:  # gcsfs asks for credentials at once
-        if _code(error) in REFUSED:
+        if error_code(error) in REFUSED:
             raise UserError(
-                f"access is refused ({_code(error)})", uri, "check the credentials in the environment"
+                f"access is refused ({error_code(error)})", uri, "check the credentials in the environment"
             ) from None
         raise
     if EXTRAS.get(scheme) == "s3":
@@ -267,7 +271,7 @@ def _file_system(uri: str, scheme: str) -> tuple[Any, str]:
     return fs, str(path).strip("/")
 
 
-def _code(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     """What the store's own answer calls the fault, or the name of the client's error."""
     seen: BaseException | None = error
     while seen is not None:
@@ -284,10 +288,6 @@ def _code(error: BaseException) -> str:
     return ""
 
 
-def _shown(error: BaseException) -> str:
+def shown_error(error: BaseException) -> str:
     """The error's first line without a secret in it."""
-    text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    for name in SECRETS:
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "…")
-    return text[:300]
+    return redact((str(error).splitlines() or [""])[0] or type(error).__name__)[:300]

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.errors import Busy, UserError
-from storage.files import write_text
+from storage.files import discard_temporaries, read_text, sync, write_text
 from storage.manifest import InputRef
 from storage.store import Store
 
@@ -64,9 +64,11 @@ def read_pointer(store: Store, name: str) -> Pointer | None:
     try:
         values = json.loads(text)
         return Pointer(_target(values["target"]), tuple(_target(value) for value in values["before"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         where = pointer_location(store, name)
-        raise UserError("the pointer is damaged", where, "mend or delete it; NAME.jsonl tells its past") from None
+        raise UserError(
+            "the pointer is damaged", where, "fix or delete it; NAME.jsonl beside it lists what it stood for"
+        ) from None
 
 
 def pointer_names(store: Store) -> list[str]:
@@ -95,6 +97,8 @@ def moving(store: Store, name: str) -> Iterator[None]:
     _file(name)
     try:
         with store.alone(KIND, name, patience=PATIENCE_S):
+            for file in (_file(name), f"{name}.jsonl"):
+                discard_temporaries(store.root / KIND / file)
             yield
     except Busy:
         where = pointer_location(store, name)
@@ -143,7 +147,11 @@ def tell(store: Store, name: str, event: str, target: Target) -> None:
 
 
 def _target(values: Mapping[str, Any]) -> Target:
-    return Target(InputRef(**values["ref"]), InputRef(**values["measured"]), values["note"])
+    ref, measured, note = InputRef(**values["ref"]), InputRef(**values["measured"]), values["note"]
+    words = [word for origin in (ref, measured) for word in (origin.kind, origin.fingerprint, origin.content)]
+    if not isinstance(note, dict) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{values!r} is not a pointer's target")
+    return Target(ref, measured, note)
 
 
 def _put(store: Store, name: str, pointer: Pointer) -> None:
@@ -169,10 +177,14 @@ def _get(store: Store, file: str) -> str | None:
     if objects is not None:
         value: bytes | None = objects.get(f".{KIND}/{file}")
         return None if value is None else value.decode("utf-8", errors="replace")
+    path = store.root / KIND / file
     try:
-        return (store.root / KIND / file).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return read_text(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        fault = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"the pointer cannot be read ({fault})", str(path), "fix or delete it") from None
 
 
 def _write(store: Store, file: str, text: str) -> None:
@@ -181,3 +193,4 @@ def _write(store: Store, file: str, text: str) -> None:
         objects.put(f".{KIND}/{file}", text.encode())
     else:
         write_text(store.root / KIND / file, text)
+        sync(store.root / KIND)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from storage.redaction import redact
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -48,7 +50,7 @@ def provenance(started: datetime, libraries: Sequence[str], **facts: Any) -> dic
     return {
         "code_version": version,
         "dirty": dirty,
-        "command": shlex.join(sys.argv),
+        "command": redact(shlex.join(sys.argv)),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -60,6 +62,7 @@ def provenance(started: datetime, libraries: Sequence[str], **facts: Any) -> dic
     }
 
 
+@functools.cache
 def _installed(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)

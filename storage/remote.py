@@ -8,25 +8,28 @@ there as it is in any store, and the files of an artifact are brought there when
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from storage.errors import UserError
+from storage.cache import CACHE, cache_folder
+from storage.errors import DamagedManifest, NewerManifest, UserError
 from storage.files import atomic_path, sha256_of, write_text
 from storage.fingerprint import fingerprint as digest
+from storage.integrity import Damaged
 from storage.lease import Lease, held, held_elsewhere
+from storage.locks import WriterLock
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
 from storage.objects import Objects, endpoint
 from storage.staging import RECORDS
@@ -35,7 +38,6 @@ from storage.store import Artifact, Progress, Store
 T = TypeVar("T")
 Name = tuple[str, str]
 
-CACHE = "NEXTQUILL_CACHE"
 GENERATION = ".generation"
 STREAMS = 4
 """Files under way at a time."""
@@ -67,8 +69,7 @@ class RemoteStore(Store):
             UserError: It cannot be used, or the copy cannot be written.
         """
         objects = Objects(uri)
-        cache = Path(os.environ.get(CACHE) or "~/.cache/nextquill").expanduser().resolve()
-        root = cache / digest([objects.uri, endpoint()])
+        root = cache_folder() / digest([objects.uri, endpoint()])
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)  # reviews are nobody else's business
             if not (root / "store.txt").exists():
@@ -87,18 +88,56 @@ class RemoteStore(Store):
         if known and time.monotonic() - known[0] < REMEMBERED:
             manifest: Manifest | None = known[1]
         else:
-            manifest = self._read(kind, fingerprint)
+            manifest = self._readable(kind, fingerprint)
         if manifest is None:
             # What the store no longer has, its copy must not keep.
             shutil.rmtree(self.folder(kind, fingerprint), ignore_errors=True)
             return None
         home = self.folder(kind, fingerprint) / _copy_name(manifest)
-        bring = partial(self._fetch, kind, fingerprint, manifest.generation, home)
-        return Artifact(home, manifest, self.location(kind, fingerprint), bring)
+        return Artifact(home, manifest, self.location(kind, fingerprint), partial(self._fetch, home, manifest))
+
+    def look_again(self, kind: str, fingerprint: str) -> None:
+        """As in a folder: the manifest is read again."""
+        self._seen.pop((kind, fingerprint), None)
+
+    def fault(self, artifact: Artifact) -> str:
+        """As in a folder, by what the store lists; nothing is downloaded."""
+        manifest = artifact.manifest
+        listed = self.objects.sizes(f"{manifest.kind}/{manifest.fingerprint}")
+        for shard in manifest.shards:
+            key = _file_key(manifest.kind, manifest.fingerprint, manifest.generation, shard.path)
+            size = listed.get(key)
+            if size != shard.bytes:  # a listing may lag behind
+                size = self.objects.size(key)
+            if size is None:
+                return f"file {shard.path} is missing"
+            if size != shard.bytes:
+                return f"file {shard.path} is damaged ({size:,} bytes, {shard.bytes:,} expected)"
+        return ""
+
+    def verify(self, artifact: Artifact) -> str:
+        """As in a folder; every file is downloaded once to be compared."""
+        manifest = artifact.manifest
+        if fault := self.fault(artifact):
+            return fault
+        for shard in manifest.shards:
+            key = _file_key(manifest.kind, manifest.fingerprint, manifest.generation, shard.path)
+            with TemporaryDirectory(dir=self.root) as folder:
+                copy = Path(folder, "copy")
+                self.objects.download(key, copy)
+                if sha256_of(copy) != shard.sha256:
+                    return f"file {shard.path} is damaged (its SHA-256 is not the manifest's)"
+        return ""
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
         """All complete artifacts of this kind that the store lists or this machine knows, the last made first."""
-        found = [artifact for artifact in _side_by_side(partial(self.find, kind), self._names(kind)) if artifact]
+
+        def found_here(name: str) -> Artifact | None:
+            with suppress(NewerManifest):
+                return self.find(kind, name)
+            return None
+
+        found = [artifact for artifact in _side_by_side(found_here, self._names(kind)) if artifact]
         yield from sorted(found, key=lambda artifact: _ended(artifact.manifest), reverse=True)
 
     def commit(self, kind: str, fingerprint: str) -> Artifact:
@@ -146,13 +185,13 @@ class RemoteStore(Store):
         doomed = list(doomed)
         if doomed:
             for kind in self.kinds():
-                names = [name for name in self._names(kind) if self._read(kind, name) is None]
+                names = [name for name in self._names(kind) if self._readable(kind, name) is None]
                 doomed += [InputRef(kind, name, "") for name in names]
         return super().remove_with_descendants(doomed)
 
     def remove(self, kind: str, fingerprint: str) -> None:
         """As in a folder: here and in the store, the manifest first."""
-        manifest = self._read(kind, fingerprint)
+        manifest = self._readable(kind, fingerprint)
         self.objects.delete([_manifest_key(kind, fingerprint)])
         self._seen.pop((kind, fingerprint), None)
         super().remove(kind, fingerprint)
@@ -171,7 +210,12 @@ class RemoteStore(Store):
             super().alone(kind, fingerprint, patience),
             held(self.objects, lease_key, self._place, f"{kind} {fingerprint}", patience) as lease,
         ):
-            self._writing[name] = (self._read(kind, fingerprint), lease)
+            try:
+                before = self._read(kind, fingerprint)
+            except DamagedManifest:  # the holder of the lease replaces or removes it
+                self.objects.delete([_manifest_key(kind, fingerprint)])
+                before = None
+            self._writing[name] = (before, lease)
             try:
                 yield
             finally:
@@ -186,8 +230,23 @@ class RemoteStore(Store):
                 write_text(path, uuid.uuid4().hex)
         return path.read_text(encoding="utf-8")
 
+    def _manifest(self, kind: str, fingerprint: str) -> Manifest | None:
+        return self._read(kind, fingerprint)
+
+    def _readable(self, kind: str, fingerprint: str) -> Manifest | None:
+        """Return the manifest as the store has it now; None also for a damaged one."""
+        try:
+            return self._read(kind, fingerprint)
+        except DamagedManifest:
+            return None
+
     def _read(self, kind: str, fingerprint: str) -> Manifest | None:
-        """The manifest as the store has it now."""
+        """Return the manifest as the store has it now.
+
+        Raises:
+            DamagedManifest: It cannot be read.
+            NewerManifest: A newer version wrote it.
+        """
         self._seen.pop((kind, fingerprint), None)
         value = self.objects.get(_manifest_key(kind, fingerprint))
         if value is None:
@@ -197,21 +256,22 @@ class RemoteStore(Store):
         self._seen[kind, fingerprint] = (time.monotonic(), manifest)
         return manifest
 
-    def _fetch(self, kind: str, fingerprint: str, generation: str, home: Path, shards: list[Shard]) -> None:
+    def _fetch(self, home: Path, manifest: Manifest, shards: list[Shard]) -> None:
         """Bring the shards that are not here yet, several at a time; each is here whole or not at all."""
+        kind, fingerprint, generation = manifest.kind, manifest.fingerprint, manifest.generation
 
         def missing() -> list[Shard]:
-            return [shard for shard in shards if not _has(home / shard.path, shard.bytes)]
+            return [shard for shard in shards if self.verification.fault(home, manifest, [shard], read=True)]
 
         def bring(shard: Shard) -> None:
             key = _file_key(kind, fingerprint, generation, shard.path)
             with atomic_path(home / shard.path) as temporary:
                 self.objects.download(key, temporary)
                 if sha256_of(temporary) != shard.sha256:
-                    raise UserError(
+                    raise Damaged(
                         "its bytes are not those that its manifest names",
                         f"{self.objects}/{key}",
-                        "run the same command again; if that does not help, make the artifact anew with --force",
+                        "make it again: `nextquill verify --repair`, or run its stage with --force",
                     )
 
         if missing():
@@ -225,6 +285,7 @@ class RemoteStore(Store):
                 self.location(kind, fingerprint),
                 "run the same command again",
             ) from None
+        self.verification.remember(manifest)
 
     def _upload(self, kind: str, fingerprint: str, staging: Path, manifest: Manifest, *, resumed: bool) -> None:
         """Stream the files that are not there yet, several at a time."""
@@ -277,7 +338,7 @@ class RemoteStore(Store):
                 return
         except (FileNotFoundError, NotADirectoryError):
             return
-        lock = self._lock(kind, fingerprint)
+        lock = WriterLock(self._lock_path(kind, fingerprint))
         try:
             if (kind, fingerprint) not in self._writing:  # the writer has the lock already
                 lock.acquire(timeout=0)
@@ -339,13 +400,6 @@ def _ended(manifest: Manifest) -> float:
 def _copy_name(manifest: Manifest) -> str:
     """The copy's folder: an artifact that takes another's place never mixes with the other's files."""
     return manifest.generation or f"copy-{digest([(shard.path, shard.sha256) for shard in manifest.shards])}"
-
-
-def _has(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _manifest_key(kind: str, fingerprint: str) -> str:

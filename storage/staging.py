@@ -1,12 +1,11 @@
 """Work in progress: a folder that fills shard by shard and becomes an artifact in one rename.
 
-A shard is finished once its record stands in `.shards/`; a killed run finds the finished ones again and goes on with
-the rest. The manifest is written when all is there, and only then does the folder get its name.
+A shard is finished once its record stands in `.shards/`; a killed run finds the finished ones again and makes the
+rest. The manifest is written when all files are there, and only then does the folder get its name.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.files import atomic_path, sha256_of, write_json, write_text
+from storage.errors import UnreadableManifest
+from storage.files import TEMPORARY, atomic_path, read_json, sha256_of, sync, sync_folders, write_json, write_text
+from storage.integrity import stamp_of
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_digest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Basis:
     def of(cls, folder: Path) -> Basis | None:
         """The basis of the work standing in `folder`, or None where that cannot be told."""
         try:
-            values = json.loads((folder / BASIS).read_text(encoding="utf-8"))
+            values = read_json(folder / BASIS)
             return cls(tuple(InputRef(**ref) for ref in values["inputs"]), values["tools"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -93,22 +94,27 @@ class Staging:
         return path
 
     def has(self, name: str) -> bool:
-        """Whether this shard is finished."""
-        return self._record(name).is_file()
+        """Return whether this shard is finished and its file is still the one that was finished.
+
+        A file that was touched since is hashed; a damaged one counts as unfinished.
+        """
+        return self._finished(self._record(name)) is not None
 
     def write_table(self, name: str, table: pa.Table, *, log: bool = False) -> Shard:
         """Write a table as a Parquet shard; same rows, same bytes."""
-        import pyarrow.parquet as pq  # late: who only looks at a store needs no Arrow
+        from storage.tables import write_table  # late: a process that only looks at a store needs no Arrow
 
         with atomic_path(self.path(name)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            write_table(temporary, table)
         return self.finish(name, rows=table.num_rows, log=log)
 
     def finish(self, name: str, rows: int | None = None, *, log: bool = False) -> Shard:
-        """Record a file that is complete under `name`."""
+        """Record a file that is complete under `name`; its bytes are on disk before the record names them."""
         path = self.folder / name
+        path.chmod(0o666 & ~_umask())  # some libraries write files that only their owner may read
+        sync(path)
         shard = Shard(name, rows, path.stat().st_size, sha256_of(path), log)
-        write_json(self._record(name), asdict(shard))
+        self._write_record(shard)
         return shard
 
     def adopt(self, source: Path, shards: Iterable[Shard]) -> None:
@@ -119,17 +125,18 @@ class Staging:
                     os.link(source / shard.path, temporary)
                 except OSError:
                     shutil.copyfile(source / shard.path, temporary)
-            write_json(self._record(shard.path), asdict(shard))
+            self._write_record(shard)
 
     def finished(self) -> list[Shard]:
         """The finished shards, in the order of their paths."""
         basis = self.folder / BASIS
         records = [path for path in (self.folder / RECORDS).rglob("*.json") if path != basis]
-        return sorted((Shard(**json.loads(record.read_text())) for record in records), key=lambda shard: shard.path)
+        shards = (self._finished(record) for record in records)
+        return sorted((shard for shard in shards if shard), key=lambda shard: shard.path)
 
     def discard_unfinished(self) -> None:
         """Remove temporary files that a killed run left behind."""
-        for leftover in self.folder.rglob(".*.tmp"):
+        for leftover in self.folder.rglob(f".*{TEMPORARY}"):
             leftover.unlink()
 
     def discard(self) -> None:
@@ -138,6 +145,8 @@ class Staging:
 
     def fail(self, error: BaseException) -> None:
         """Leave a note of why the work stopped, for `status` to show; finished shards stay."""
+        if not self.folder.is_dir():
+            return  # committed or discarded already
         message = str(error) or type(error).__name__
         write_json(self.folder / FAILURE, {"error": type(error).__name__, "message": message})
 
@@ -170,14 +179,53 @@ class Staging:
             provenance=provenance,
             content=content_digest(shards),
         )
+        sync_folders(self.folder)
         write_text(self.folder / MANIFEST_NAME, manifest.to_json())
         return manifest
+
+    @classmethod
+    def is_complete(cls, folder: Path, inputs: tuple[InputRef, ...]) -> bool:
+        """Return whether the work in `folder` was sealed, from these inputs, and nothing of it was damaged since.
+
+        Such work only lacks its name: a run was killed between the manifest and the rename. The shard records may be
+        gone already.
+        """
+        try:
+            manifest = Manifest.read(folder)
+        except UnreadableManifest:
+            return False
+        if manifest is None or manifest.inputs != inputs:
+            return False
+        files = ((shard, folder / shard.path) for shard in manifest.shards)
+        return all(path.is_file() and sha256_of(path) == shard.sha256 for shard, path in files)
 
     def _files(self) -> Iterator[Path]:
         for path in sorted(self.folder.rglob("*")):
             inside = path.relative_to(self.folder).parts
-            if path.is_file() and inside[0] != RECORDS and inside[0] != MANIFEST_NAME:
+            if path.is_file() and inside[0] != RECORDS and inside[0] not in (MANIFEST_NAME, FAILURE):
                 yield path
 
     def _record(self, name: str) -> Path:
         return self.folder / RECORDS / f"{name}.json"
+
+    def _write_record(self, shard: Shard) -> None:
+        write_json(self._record(shard.path), {"shard": asdict(shard), "stamp": stamp_of(self.folder / shard.path)})
+
+    def _finished(self, record: Path) -> Shard | None:
+        """Return the shard of a record, or None where there is no record or the file is not the recorded one."""
+        try:
+            values = read_json(record)
+            shard, recorded = Shard(**values["shard"]), values["stamp"]
+            path = self.folder / shard.path
+            stamp = stamp_of(path)
+            if self._record(shard.path) != record or stamp is None or stamp[1] != shard.bytes:
+                return None
+            return shard if stamp == recorded or sha256_of(path) == shard.sha256 else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from storage.digests import DigestCache
-from storage.errors import Busy, UserError
+from storage.errors import Busy, DamagedManifest, NewerManifest, UnreadableManifest, UserError, space_needed
+from storage.files import read_json, replace_folder, require_writable, sync, user_path
+from storage.integrity import FOLDER as VERIFIED
+from storage.integrity import Damaged, Verification
+from storage.locks import WriterLock, is_held
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
 from storage.staging import FAILURE, RECORDS, Basis, Staging
 
 STAGING, ASIDE = ".staging-", ".aside-"
+ANOTHER_STORE = "name a folder that you can write to, with --store or `store`"
 Progress = Literal["absent", "running", "failed", "interrupted"]
-
-
-def _all_here(shards: list[Shard]) -> None:
-    """Nothing has to be brought where the store is a folder."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,21 @@ class Artifact:
         home: The folder of its files on this machine; those of a remote store are there once they have been asked for.
         manifest: What is known of it.
         location: Where the store has it: a folder or a URI, for people to read.
-        fetch: Brings shards into `home`; where home is the store's own folder there is nothing to bring.
+        fetch: Brings shards into `home` and verifies them; called before any file is handed out.
     """
 
     home: Path
     manifest: Manifest
     location: str
-    fetch: Callable[[list[Shard]], None] = field(default=_all_here, repr=False, compare=False)
+    fetch: Callable[[list[Shard]], None] = field(repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
-        """Its folder, with every file in it."""
+        """Its folder, with every file in it.
+
+        Raises:
+            Damaged: A file is not the one that the manifest names.
+        """
         self.fetch(list(self.manifest.shards))
         return self.home
 
@@ -53,7 +59,11 @@ class Artifact:
         return [shard for shard in self.manifest.shards if shard.path.startswith(prefix)]
 
     def files(self, prefix: str) -> list[Path]:
-        """Their files."""
+        """The files of the shards whose path starts with `prefix`, in order.
+
+        Raises:
+            Damaged: A file is not the one that the manifest names.
+        """
         shards = self.shards(prefix)
         self.fetch(shards)
         return [self.home / shard.path for shard in shards]
@@ -69,20 +79,38 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.verification = Verification(root / VERIFIED)
 
     @classmethod
     def open(cls, uri: str) -> Store:
         """The store at `uri`: a folder that need not exist yet, or a prefix on an object store such as s3://bucket/prefix.
 
         Raises:
-            UserError: The remote store cannot be used: its library is missing, or the URI has credentials in it.
+            UserError: There is a file in its place, or it cannot be listed. Or the remote store cannot be used: its
+                library is missing, or the URI has credentials in it.
         """
         scheme, separator, rest = uri.partition("://")
         if separator and scheme != "file":
             from storage.remote import RemoteStore  # late: a folder needs no network library
 
             return RemoteStore.at(uri)
-        return cls(Path(rest if separator else uri).expanduser().resolve())
+        named = rest if separator else uri
+        with user_path(named, ANOTHER_STORE):
+            root = Path(named).expanduser().resolve()
+            nearest = next(path for path in (root, *root.parents) if path.exists())
+            if not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a file" if nearest == root else f"{nearest} is a file")
+            if nearest == root:
+                next(root.iterdir(), None)  # one that may not be listed shows here
+        return cls(root)
+
+    def require_writable(self) -> None:
+        """Make sure that artifacts can be written, before hours go into one.
+
+        Raises:
+            UserError: They cannot.
+        """
+        require_writable(self.root, ANOTHER_STORE)
 
     def folder(self, kind: str, fingerprint: str) -> Path:
         """Where this artifact stands on this machine once it is complete."""
@@ -93,70 +121,135 @@ class Store:
         return str(self.folder(kind, fingerprint))
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
-        """The artifact, if it is complete."""
+        """Return the artifact, or None where there is none; one with a damaged manifest counts as absent.
+
+        Raises:
+            NewerManifest: A newer version wrote it.
+        """
         folder = self.folder(kind, fingerprint)
-        manifest = Manifest.read(folder)
-        return Artifact(folder / manifest.generation, manifest, str(folder)) if manifest else None
+        try:
+            manifest = self._manifest(kind, fingerprint)
+        except DamagedManifest:
+            return None
+        if manifest is None:
+            return None
+        home = folder / manifest.generation
+        return Artifact(home, manifest, str(folder), partial(self._verify, home, manifest))
+
+    def look_again(self, kind: str, fingerprint: str) -> None:
+        """Forget what is remembered of an artifact, for a reader whose looks contradict each other."""
+
+    def successor(self, artifact: Artifact) -> Artifact | None:
+        """Return the artifact that has taken another's place since that was found, or None.
+
+        A reader that found the old manifest and then looks at the new files would believe that they are damaged.
+        """
+        kind, fingerprint = artifact.manifest.kind, artifact.manifest.fingerprint
+        self.look_again(kind, fingerprint)
+        current = self.find(kind, fingerprint)
+        return current if current and current.manifest != artifact.manifest else None
+
+    def fault(self, artifact: Artifact) -> str:
+        """Return which file of a committed artifact is missing or damaged, or "".
+
+        Existence and size of every file are compared, and the bytes of those that were touched since they were
+        verified. Nothing is written.
+        """
+        return self.verification.fault(artifact.home, artifact.manifest, artifact.manifest.shards, read=False)
+
+    def verify(self, artifact: Artifact) -> str:
+        """As `fault`, and compare the bytes of every file, whatever is remembered; remember the result."""
+        shards = artifact.manifest.shards
+        fault = self.verification.fault(artifact.home, artifact.manifest, shards, read=True, everything=True)
+        self.verification.remember(artifact.manifest)
+        return fault
+
+    def _verify(self, home: Path, manifest: Manifest, shards: list[Shard]) -> None:
+        if fault := self.verification.fault(home, manifest, shards, read=True):
+            if self._manifest(manifest.kind, manifest.fingerprint) != manifest:
+                raise UserError("it was replaced while it was read", str(home), "run the same command again")
+            raise Damaged(fault, str(home), "make it again: `nextquill verify --repair`, or run its stage again")
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
         """All complete artifacts of this kind, the last committed first."""
         for _, name in sorted(self._committed(kind), reverse=True):
-            if artifact := self.find(kind, name):
-                yield artifact
+            with suppress(NewerManifest):
+                if artifact := self.find(kind, name):
+                    yield artifact
 
     def _committed(self, kind: str) -> Iterator[tuple[int, str]]:
         """When each artifact of this kind was committed, in nanoseconds, and its fingerprint."""
         for folder in (self.root / kind).glob("[!.]*"):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                yield (folder / MANIFEST_NAME).stat().st_mtime_ns, folder.name
+            with suppress(OSError):  # no manifest, or one that is a link to nowhere
+                yield (folder / MANIFEST_NAME).lstat().st_mtime_ns, folder.name
 
     @contextmanager
     def write(self, kind: str, fingerprint: str, basis: Basis, *, restart: bool = False) -> Iterator[Staging]:
         """Open the artifact's staging folder as its only writer; call `commit` when `Staging.seal` has been called.
 
         What an earlier, interrupted run finished is still there, unless `restart` is set or `basis` is no longer what
-        it was. An error leaves a note in the folder and passes on.
+        it was. An error leaves a note in the folder and passes on. An interruption leaves none.
 
         Raises:
             Busy: Another process is writing this artifact.
         """
         with self.alone(kind, fingerprint, patience=2):
             folder = self.staging_folder(kind, fingerprint)
-            if restart or Basis.of(folder) != basis:
+            if restart or not (Basis.of(folder) == basis or Staging.is_complete(folder, basis.inputs)):
                 shutil.rmtree(folder, ignore_errors=True)
             staging = Staging(folder, basis)
             try:
-                yield staging
-            except BaseException as error:
-                staging.fail(error)
+                with space_needed(self.root):
+                    yield staging
+            except Exception as error:
+                with suppress(OSError):  # the note matters less than the error
+                    staging.fail(error)
                 raise
 
     def commit(self, kind: str, fingerprint: str) -> Artifact:
-        """Give a sealed staging folder its name, in the place of an older artifact of the same fingerprint."""
+        """Give a sealed staging folder its name, in place of an older artifact of the same fingerprint.
+
+        Until the rename, a killed run finds sealed work; from the rename on it finds the artifact. What is removed
+        before is not needed to find either, so no moment loses work.
+        """
         staging, folder = self.staging_folder(kind, fingerprint), self.folder(kind, fingerprint)
         shutil.rmtree(staging / RECORDS, ignore_errors=True)
-        replaced = self.set_aside(folder)
-        staging.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        sync(staging)
+        aside = self._aside(staging)
+        shutil.rmtree(aside, ignore_errors=True)
+        replace_folder(staging, folder, aside)
+        sync(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
         artifact = self.find(kind, fingerprint)
         if artifact is None:
             raise RuntimeError(f"{folder}: committed without a manifest")
+        self.verification.trust(artifact.home, artifact.manifest)
         return artifact
 
     def progress(self, kind: str, fingerprint: str) -> tuple[Progress, str]:
-        """What stands in the way of an artifact that is not there: nobody, a writer at work, or one that stopped."""
+        """Return how unfinished work on an artifact stands; nothing is locked or written.
+
+        Returns:
+            "running" while a writer holds the lock; "failed", with its message, or "interrupted" for work that
+            stopped; "absent" where there is none.
+        """
+        if is_held(self._lock_path(kind, fingerprint)):
+            return "running", ""
         staging = self.staging_folder(kind, fingerprint)
         if not staging.is_dir():
             return "absent", ""
         try:
-            with self._lock(kind, fingerprint).acquire(timeout=0):
-                pass
-        except Timeout:
-            return "running", ""
-        try:
-            return "failed", json.loads((staging / FAILURE).read_text(encoding="utf-8"))["message"]
-        except (OSError, ValueError, KeyError):
+            return "failed", str(read_json(staging / FAILURE)["message"])
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
             return "interrupted", ""
+
+    def sweep(self, kind: str, fingerprint: str) -> None:
+        """Remove what a writer that was killed after its commit left beside the artifact."""
+        aside = self._aside(self.staging_folder(kind, fingerprint))
+        if not (aside.exists() or self.staging_folder(kind, fingerprint).exists()):
+            return
+        with suppress(Busy, OSError), self.alone(kind, fingerprint, patience=0):
+            shutil.rmtree(self.set_aside(self.staging_folder(kind, fingerprint)), ignore_errors=True)
 
     def remove_with_descendants(self, doomed: Iterable[InputRef]) -> list[str]:
         """Remove artifacts, all that was made from them, and unfinished work on what would be.
@@ -169,6 +262,8 @@ class Store:
         """
         gone = {(ref.kind, ref.fingerprint) for ref in doomed}
         lineage = dict(entry for kind in self.kinds() for entry in self._lineage(kind))
+        if gone:  # an artifact that cannot say what it was made from may hold what must go
+            gone |= {(kind, name) for kind in self.kinds() for name in self.unreadable(kind)}
         while grown := {name for name, inputs in lineage.items() if inputs & gone} - gone:
             gone |= grown
         removed, busy = [], []
@@ -187,6 +282,22 @@ class Store:
             )
         return removed
 
+    def unreadable(self, kind: str) -> dict[str, str]:
+        """Return what is wrong with each artifact of this kind whose manifest cannot be read, by fingerprint."""
+        faults = {name: self.manifest_fault(kind, name) for _, name in self._committed(kind)}
+        return {name: fault for name, fault in faults.items() if fault}
+
+    def manifest_fault(self, kind: str, fingerprint: str) -> str:
+        """Return what is wrong with an artifact's manifest, or "" where there is nothing wrong or no artifact."""
+        try:
+            self._manifest(kind, fingerprint)
+        except UnreadableManifest as error:
+            return error.what
+        return ""
+
+    def _manifest(self, kind: str, fingerprint: str) -> Manifest | None:
+        return Manifest.read(self.folder(kind, fingerprint))
+
     def unfinished(self, kind: str) -> list[InputRef]:
         """Unfinished work of this kind; what it will hold is not known yet."""
         folders = (self.root / kind).glob(f"{STAGING}*")
@@ -194,20 +305,26 @@ class Store:
 
     def set_aside(self, folder: Path) -> Path:
         """Take a folder's name away in one step, so that it is never an artifact with a part missing."""
-        aside = folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}")
+        aside = self._aside(folder)
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         return aside
 
+    def _aside(self, folder: Path) -> Path:
+        return folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}")
+
     def remove(self, kind: str, fingerprint: str) -> None:
         """Take an artifact and unfinished work on it away; the caller is its only writer."""
         for folder in (self.folder(kind, fingerprint), self.staging_folder(kind, fingerprint)):
             self.set_aside(folder)
+        if (self.root / kind).is_dir():
+            sync(self.root / kind)
+        self.verification.forget(kind, fingerprint)
 
     def kinds(self) -> set[str]:
         """Names of the kinds of which there is something."""
-        return {path.name for path in self.root.glob("*") if path.is_dir()}
+        return {path.name for path in self.root.glob("[!.]*") if path.is_dir()}
 
     def _lineage(self, kind: str) -> Iterator[tuple[tuple[str, str], set[tuple[str, str]]]]:
         """Each artifact and each unfinished work of a kind, with what it is made from."""
@@ -228,7 +345,11 @@ class Store:
     @property
     def digests(self) -> DigestCache:
         """Digests of raw files, remembered in this store."""
-        return DigestCache(self.root / ".digests.json")
+        return self.raw_digests(save=True)
+
+    def raw_digests(self, *, save: bool) -> DigestCache:
+        """Return the digests of raw files that this store remembers; new ones are written to it only with `save`."""
+        return DigestCache(self.root / ".digests.json", save=save)
 
     def staging_folder(self, kind: str, fingerprint: str) -> Path:
         """Where the artifact is made, until it is committed."""
@@ -246,19 +367,18 @@ class Store:
         Raises:
             Busy: Another process still is.
         """
-        lock = self._lock(kind, fingerprint)
-        try:
-            lock.acquire(timeout=patience)
-        except Timeout:
-            raise Busy(
-                f"another process is making {kind} {fingerprint}", str(self.root), "wait for it, or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        lock = WriterLock(self._lock_path(kind, fingerprint))
+        with space_needed(self.root):
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout:
+                raise Busy(
+                    f"another process is making {kind} {fingerprint}", str(self.root), "wait for it, or stop it"
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
 
-    def _lock(self, kind: str, fingerprint: str) -> FileLock:
-        path = self.root / kind / f".lock-{fingerprint}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path)
+    def _lock_path(self, kind: str, fingerprint: str) -> Path:
+        return self.root / kind / f".lock-{fingerprint}"

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from nextquill_core.plan.steps import Step
 from storage import Artifact, Store, differences
 
-State = Literal["fresh", "stale", "missing", "running", "failed"]
+State = Literal["fresh", "stale", "missing", "running", "failed", "interrupted"]
+INTERRUPTED = "stopped before it was done; the same command resumes it"
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,25 @@ class Freshness:
 
 
 def freshness(store: Store, step: Step) -> Freshness:
-    """Look at the store and say how a step stands, and why."""
+    """Look at the store and return how a step's artifact stands, and why; nothing is locked or written."""
     artifact = store.find(step.kind, step.fingerprint)
     progress, message = store.progress(step.kind, step.fingerprint)
+    if artifact is None and progress != "running":
+        store.look_again(step.kind, step.fingerprint)  # it may have been committed between the two looks
+        artifact = store.find(step.kind, step.fingerprint)
     if progress == "running":
         return Freshness("running", "", artifact)
     if artifact is not None:
         why = outdated(store, step, artifact)
+        if why and (store.progress(step.kind, step.fingerprint)[0] == "running" or store.successor(artifact)):
+            return freshness(store, step)  # its writer began, or was done, during this look
         return Freshness("stale" if why else "fresh", why, artifact)
     if progress == "failed":
         return Freshness("failed", message)
     if progress == "interrupted":
-        return Freshness("failed", "interrupted")
+        return Freshness("interrupted", INTERRUPTED)
+    if fault := store.manifest_fault(step.kind, step.fingerprint):
+        return Freshness("stale", fault)
     older = next((found for found in store.newest_first(step.kind) if _same_line(found, step)), None)
     if older is None:
         return Freshness("missing")
@@ -42,15 +50,33 @@ def freshness(store: Store, step: Step) -> Freshness:
 
 
 def outdated(store: Store, step: Step, artifact: Artifact) -> str:
-    """Why a committed artifact may not be reused as it is, or "": an input is gone, or was made anew differently."""
+    """Return why a committed artifact may not be reused, or "".
+
+    A file of it is damaged or missing, or one of its inputs is gone, was made again differently, or is itself stale.
+    """
+    return _outdated(store, step, artifact, {})
+
+
+def _outdated(store: Store, step: Step, artifact: Artifact, known: dict[str, str]) -> str:
+    """As `outdated`; `known` holds the answers of this look by fingerprint, since steps share their inputs."""
+    if step.fingerprint not in known:
+        fault = store.fault(artifact)
+        while fault and (newer := store.successor(artifact)):
+            artifact = newer
+            fault = store.fault(artifact)
+        known[step.fingerprint] = fault or _stale_input(store, step, artifact, known)
+    return known[step.fingerprint]
+
+
+def _stale_input(store: Store, step: Step, artifact: Artifact, known: dict[str, str]) -> str:
     recorded = {(ref.kind, ref.fingerprint): ref.content for ref in artifact.manifest.inputs}
     for origin in step.inputs:
         current = store.find(origin.kind, origin.fingerprint)
         if current is None:
             return f"its input {origin.name} is missing"
         if current.manifest.content != recorded.get((origin.kind, origin.fingerprint)):
-            return f"its input {origin.name} was made anew and differs"
-        if why := outdated(store, origin, current):
+            return f"its input {origin.name} was made again and differs"
+        if why := _outdated(store, origin, current, known):
             return f"its input {origin.name} is stale: {why}"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -107,3 +108,15 @@ def test_small_and_damaged_caches(tmp_path: Path) -> None:
     first = cache(small)(small)
     (tmp_path / ".digests.json").write_text("{")
     assert cache(small)(small) == first
+
+
+def test_two_processes_do_not_forget_what_the_other_has_learnt(file: Path) -> None:
+    other = file.with_name("other.jsonl")
+    other.write_text("x")
+    leftover = file.parent / "..digests.json.0123abcd.tmp"  # of a process that was killed
+    leftover.write_text("{")
+    first, second = cache(file), cache(file)
+    first(file)
+    second(other)
+    assert len(json.loads((file.parent / ".digests.json").read_text())) == 2
+    assert not leftover.exists()

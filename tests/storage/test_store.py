@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -78,6 +79,44 @@ def test_an_error_leaves_finished_shards_and_a_note(tmp_path: Path) -> None:
         assert staging.has("0.parquet")
 
 
+def test_an_interruption_is_no_failure(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.write("kind", "a", BASIS) as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        raise KeyboardInterrupt
+    assert store.progress("kind", "a") == ("interrupted", "")
+    with store.write("kind", "a", BASIS) as staging:
+        assert staging.has("0.parquet")
+
+
+def test_a_full_disk_is_the_user_s_to_fix_and_keeps_what_is_done(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "1.parquet")
+    with pytest.raises(UserError) as caught, store.write("kind", "a", BASIS) as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        raise full
+    assert str(caught.value) == (
+        f"{tmp_path}: cannot be written (No space left on device: 1.parquet); make room, or name another store; "
+        "the same command resumes"
+    )
+    with store.write("kind", "a", BASIS) as staging:
+        assert staging.has("0.parquet")
+
+
+@pytest.mark.parametrize("place", ["file", "file/store", "x" * 300, "a\0b"])
+def test_a_store_that_cannot_be_one_is_refused_when_it_is_opened(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="name a folder that you can write to, with --store or `store`"):
+        Store.open(str(tmp_path / place))
+
+
+def test_a_store_that_does_not_exist_yet_is_made_by_the_first_write_alone(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "deep" / "store"))
+    assert not store.root.exists()
+    store.require_writable()
+    assert list(store.root.iterdir()) == []
+
+
 def test_work_on_other_inputs_is_not_taken_up(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for basis, restart, expected in (("b", False, False), ("b", False, True), ("c", False, False), ("c", True, False)):
@@ -151,9 +190,12 @@ def test_damaged_or_newer_manifests_are_said_in_one_line(tmp_path: Path) -> None
     path.write_text(json.dumps(values | {"schema_version": 99}))
     with pytest.raises(UserError, match="manifest schema 99"):
         store.find("kind", "a")
+    assert "manifest schema 99" in store.manifest_fault("kind", "a")
+    assert list(store.newest_first("kind")) == []
     path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        store.find("kind", "a")
+    assert store.find("kind", "a") is None
+    assert store.manifest_fault("kind", "a") == "the manifest is damaged"
+    assert store.unreadable("kind") == {"a": "the manifest is damaged"}
 
 
 def test_fingerprints_ignore_order_and_see_values() -> None:
@@ -188,7 +230,7 @@ def test_removing_takes_all_that_was_made_from_it_and_nothing_else(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.rglob("*") if path.name == "x") == ["x", "x"]
     assert store.find("a", "x")
     assert store.find("other", "x")
-    assert not [path for path in tmp_path.rglob(".*") if path.is_dir()]
+    assert [path.name for path in tmp_path.rglob(".*") if path.is_dir()] == [".verified"]
     assert store.remove_with_descendants([ref]) == ["b/x"]
 
 

@@ -1,0 +1,52 @@
+"""Parquet tables of artifacts: every page is written with a checksum, which is verified when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.integrity import Damaged
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table; same rows, same bytes."""
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table.
+
+    Args:
+        path: The file.
+        columns: Which columns; None for all.
+
+    Raises:
+        Damaged: The file is no Parquet, or a page does not match its checksum.
+    """
+    with _damage(path):
+        return pq.read_table(path, columns=columns and list(columns), page_checksum_verification=True)
+
+
+def read_batches(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read a table in batches of at most `rows` rows, in bounded memory.
+
+    Raises:
+        Damaged: As for `read_table`.
+    """
+    with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield from file.iter_batches(rows, columns=list(columns))
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = (str(error).splitlines() or ["it cannot be read"])[0]
+        raise Damaged(f"is damaged ({reason})", str(path), "run `nextquill verify --repair`") from None

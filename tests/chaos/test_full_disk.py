@@ -1,0 +1,79 @@
+"""A disk that fills up at any moment: one line, nothing half-written, and a rerun completes once there is room."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage import Store, UserError
+from storage.keeping import damaged
+from tests.chaos.crash import operations_of
+from tests.chaos.operations import Operation, watched
+from tests.chaos.pipeline import run_stages
+from tests.chaos.test_crashes import started
+from tests.chaos.trials import chosen, hold
+from tests.chaos.work import Work, contents, leftovers
+
+TAKES_SPACE = ("open", "write", "write the rest", "mkdir", "link")
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=["full", "quota", "read-only"])
+def test_a_disk_that_takes_no_more_from_any_operation_on(tmp_path: Path, fault: int) -> None:
+    start = started(tmp_path / "start")
+    before = {name for name, found in damaged(Store(start)) if found}
+    root = shutil.copytree(start, tmp_path / "whole")
+    operations = operations_of(root, Work(root, tmp_path / "journal").do)
+    expected = contents(root)
+
+    def trial(number: int) -> None:
+        root = Path(shutil.copytree(start, tmp_path / f"store-{number}"))
+
+        def full(operation: Operation) -> None:
+            if operation.number >= number and (operation.name in TAKES_SPACE or fault == errno.EROFS):
+                raise OSError(fault, os.strerror(fault), operation.path)
+
+        with pytest.raises(UserError, match="make room"), watched(root, full):
+            Work(root, tmp_path / "journal").do()
+        assert {name for name, found in damaged(Store(root)) if found} <= before
+        operations_of(root, Work(root, tmp_path / "journal").do)
+        assert contents(root) == expected
+        assert leftovers(root) == []
+        shutil.rmtree(root)
+
+    needed = [one.number for one in operations if one.name in TAKES_SPACE and ".verified" not in one.path]
+    hold(f"disk that takes no more ({os.strerror(fault)})", chosen(needed, few=8), trial)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_the_real_stages_on_a_disk_that_is_really_full(small_world: Path, small_disk: Path) -> None:
+    """Room is given in steps; each run ends in one line or goes further than the one before."""
+    store = small_disk / "store"
+    sizes, lines = [300, 450, 700, 1_100, 20_000], []
+    for size in sizes:
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
+        try:
+            run_stages(small_world, store)
+        except UserError as error:
+            lines.append(str(error))
+            assert not any(fault for _, fault in damaged(Store(store)))
+    assert len(lines) >= 2
+    assert len(lines) < len(sizes)
+    assert all("No space left on device" in line and "\n" not in line for line in lines)
+    assert leftovers(store) == []

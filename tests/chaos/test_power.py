@@ -1,0 +1,125 @@
+"""A loss of power at any moment: whatever a manifest or pointer names is there whole, and one rerun ends in the same
+bytes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+import storage.files
+from storage import Store
+from storage.keeping import damaged
+from storage.pointers import read_pointer, stands
+from tests.chaos.crash import operations_of
+from tests.chaos.disk import Disk
+from tests.chaos.operations import Operation, watched
+from tests.chaos.test_crashes import started
+from tests.chaos.trials import SEED, chosen, hold
+from tests.chaos.work import POINTER, Work, contents, leftovers
+
+
+class Outages:
+    """Disks as they stand after a loss of power before chosen operations of the work.
+
+    Attributes:
+        faults: What was damaged before the work began.
+        contents: The store after the work, without an outage.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._start = started(folder / "start")
+        self.faults = faults(Store(self._start))
+        root = self._copy("whole")
+        self.operations = operations_of(root, Work(root, folder / "journal").do)
+        self.contents = contents(root)
+
+    def disks(self, numbers: list[int], *, lenient: bool) -> dict[int, Path]:
+        """Do the work once, and return the disk that each outage leaves.
+
+        Args:
+            numbers: Of the operations that no longer happen; one more than there are is an outage after the work.
+            lenient: Some of the changes that were not synced have survived, chosen by the seed; otherwise none.
+        """
+        kind = "lenient" if lenient else "strict"
+        root = self._copy(kind)
+        disk = Disk(root)
+        found = {number: self._folder / f"{kind}-{number}" for number in numbers}
+
+        def lose_power(number: int) -> None:
+            if number in found:
+                choice = random.Random(f"{SEED} {number}") if lenient else None
+                disk.lose_power(found[number], choice)
+
+        def before(operation: Operation) -> None:
+            disk.before(operation)
+            lose_power(operation.number)
+
+        with watched(root, before):
+            Work(root, self._folder / "journal").do()
+        lose_power(len(self.operations) + 1)
+        disk.close()
+        return found
+
+    def _copy(self, name: str) -> Path:
+        return Path(shutil.copytree(self._start, self._folder / name))
+
+
+def faults(store: Store) -> dict[tuple[str, str], str]:
+    return {name: fault for name, fault in damaged(store) if fault}
+
+
+def check(disk: Path, outages: Outages) -> None:
+    """Look at a disk after an outage, do the work again, and compare."""
+    store = Store(disk)
+    assert faults(store).items() <= outages.faults.items()
+    pointer = read_pointer(store, POINTER)
+    assert pointer is None or all(stands(store, ref) for ref in pointer.target.refs)
+    operations_of(disk, Work(disk, disk.with_name("rerun")).do)
+    assert contents(disk) == outages.contents
+    assert leftovers(disk) == []
+    shutil.rmtree(disk)
+
+
+@pytest.mark.parametrize("lenient", [False, True], ids=["what was synced", "and some of what was not"])
+def test_an_outage_before_any_operation(tmp_path: Path, lenient: bool) -> None:
+    outages = Outages(tmp_path)
+    numbers = chosen(range(1, len(outages.operations) + 2), few=16)
+    disks = outages.disks(numbers, lenient=lenient)
+    kind = "synced changes survive" if not lenient else "also some others survive"
+    hold(f"loss of power before a file operation, {kind}", numbers, lambda number: check(disks[number], outages))
+
+
+def test_what_was_reported_as_done_survives(tmp_path: Path) -> None:
+    """An outage right after the work: all artifacts and the pointer are there."""
+    outages = Outages(tmp_path)
+    last = len(outages.operations) + 1
+    disk = outages.disks([last], lenient=False)[last]
+    assert outages.contents.items() <= contents(disk).items()
+    assert {path.name for path in disk.glob("*/[!.]*") if path.is_dir()} == {
+        path.name for path in (tmp_path / "whole").glob("*/[!.]*") if path.is_dir()
+    }
+
+
+@pytest.mark.parametrize("forgotten", ["sync", "sync_folders", "make_folder"])
+def test_the_simulation_sees_a_sync_that_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    def no_sync(path: Path) -> None:
+        if forgotten == "make_folder":
+            path.mkdir(parents=True, exist_ok=True)
+
+    for module in ("files", "staging", "store", "locks", "pointers"):
+        if hasattr(getattr(storage, module), forgotten):
+            monkeypatch.setattr(f"storage.{module}.{forgotten}", no_sync)
+    outages = Outages(tmp_path)
+    numbers = [*list(range(1, len(outages.operations) + 2, 3)), len(outages.operations) + 1]
+    lost = 0
+    for lenient in (False, True):
+        disks = outages.disks(numbers, lenient=lenient)
+        lost += not outages.contents.items() <= contents(disks[numbers[-1]]).items()
+        lost += sum(not faults(Store(disk)).items() <= outages.faults.items() for disk in disks.values())
+    assert lost
