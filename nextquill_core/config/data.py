@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from nextquill_core.config.base import OPERATIONAL, NonNegative, Positive, Section, Share
+from nextquill_core.config.base import OPERATIONAL, NonNegative, Positive, Section, Share, variable_name
 
 
 class RawInput(Section):
@@ -41,6 +41,21 @@ class ProtocolConfig(Section):
     max_description_chars: Annotated[
         Positive, Field(description="characters of a description above which its item is left out")
     ] = 2000
+    require_rating: Annotated[
+        bool, Field(description="leave out reviews without a rating, where the data have ratings")
+    ] = True
+    require_review_title: Annotated[
+        bool, Field(description="leave out reviews without a title, where the data have titles")
+    ] = True
+    require_item_title: Annotated[
+        bool, Field(description="leave out items without a title, where the data have item titles")
+    ] = True
+    require_categories: Annotated[
+        bool, Field(description="leave out items without categories, where the data have categories")
+    ] = True
+    require_rating_number: Annotated[
+        bool, Field(description="leave out items without a number of ratings, where the data have that number")
+    ] = True
     val_from: Annotated[date | None, Field(description="global-time: first day (UTC) of val")] = None
     test_from: Annotated[date | None, Field(description="global-time: first day (UTC) of test")] = None
     val_share: Annotated[float, Field(gt=0, lt=0.5, description="global-time: targets in val, without val_from")] = 0.1
@@ -102,6 +117,8 @@ class PrivacyConfig(Section):
     key_secret: Annotated[
         str | None, Field(description="name of a Prefect Secret block with the key", json_schema_extra=OPERATIONAL)
     ] = None
+    _named_as_variables_are = field_validator("key_env")(variable_name)
+
     forget: Annotated[
         str | None, Field(description="text file of user ids, one a line, raw or as pseudonyms, who must not appear")
     ] = None
@@ -112,9 +129,18 @@ class PromptConfig(Section):
 
     max_history: Annotated[int, Field(ge=0, description="most recent past reviews shown")] = 8
     max_prompt_tokens: Annotated[
-        int, Field(ge=32, description="prompt tokens at most; the oldest reviews of the history go first")
+        int,
+        Field(
+            ge=32,
+            description="maximum number of tokens in a prompt; a long item is cut to half of it, then the oldest "
+            "reviews of the history are left out",
+        ),
     ] = 2048
     max_target_tokens: Annotated[int, Field(ge=1, description="longer reviews are cut at this many tokens")] = 2048
     template: Annotated[
-        Literal["auto", "plain", "chat"], Field(description="auto: chat for instruct models, plain for base models")
+        Literal["auto", "plain", "chat"],
+        Field(
+            description="text around a prompt: none (plain) or the tokenizer's chat template (chat); auto decides by "
+            "the model's names and files, and says why"
+        ),
     ] = "auto"

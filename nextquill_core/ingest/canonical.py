@@ -36,7 +36,13 @@ def canonical(rows: pl.DataFrame, part: Part) -> pl.DataFrame:
     return rows.select(
         pl.col(LINE).cast(pl.Int64),
         *(
-            (pl.col(name) if name in rows.columns else pl.lit(None)).cast(kind).alias(name)
+            _cast(pl.col(name) if name in rows.columns else pl.lit(None), kind).alias(name)
             for name, kind in CANONICAL[part].items()
         ),
     )
+
+
+def _cast(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    value = value.cast(kind)
+    # Readers differ in whether they read -0 as 0 or as the negative zero of floating-point numbers.
+    return pl.when(value == 0).then(0.0).otherwise(value) if kind == pl.Float64 else value

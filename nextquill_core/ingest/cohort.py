@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from nextquill_core.config import ProtocolConfig
-from nextquill_core.ingest.clean import REASON, counts
+from nextquill_core.ingest.rules import REASON, counts
 
 TARGET = "target"
 
@@ -173,6 +173,8 @@ def _user_counts(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _alone(rows: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, protocol: ProtocolConfig) -> Alone:
+    if users.filter(pl.col("reviews") >= protocol.min_user_reviews).is_empty():
+        users = _review_counts(rows, 1)  # repeats were left out for users with enough reviews only
     return Alone(
         reviews=rows.height,
         users=users.height,

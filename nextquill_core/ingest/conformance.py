@@ -21,9 +21,11 @@ import polars as pl
 from nextquill_core.config import IngestConfig, RawInput
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.canonical import CANONICAL, IDS, LINE
-from nextquill_core.ingest.findings import Finding, implausible
-from nextquill_core.ingest.formats.parse import RAW_CHARS
-from nextquill_core.ingest.sources.base import PARTS, Batch, Part, RawFiles, Source
+from nextquill_core.ingest.empty import holds_nothing
+from nextquill_core.ingest.findings import Finding, implausible, is_built_in
+from nextquill_core.ingest.formats.fields import RAW_CHARS
+from nextquill_core.ingest.sources.base import PARTS, BadRow, Batch, Part, RawFiles, Source
+from nextquill_core.ingest.tally import described
 
 __all__ = ["Finding", "assert_conforms", "check_source"]
 
@@ -32,6 +34,7 @@ PIECES = 5  # batches into which what was read is cut again
 RESUMED = 8  # batches after which reading is taken up
 REASON = re.compile(r"[a-z][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 REASON_CHARS, REASONS = 60, 100
+SHOWN = 3  # reasons of bad rows in a finding
 
 
 def check_source(source: Source, raw: RawInput, *, rows: int = ROWS) -> list[Finding]:
@@ -39,7 +42,7 @@ def check_source(source: Source, raw: RawInput, *, rows: int = ROWS) -> list[Fin
 
     Args:
         source: The source with its options.
-        raw: The files; nothing is fetched.
+        raw: The files. Those that the configuration names are fetched if they are remote; others have to be there.
         rows: About how many rows of each file are read; the batch that reaches them is the last one.
 
     Returns:
@@ -48,17 +51,22 @@ def check_source(source: Source, raw: RawInput, *, rows: int = ROWS) -> list[Fin
     Raises:
         DataError: A file is not there.
     """
-    files = source.find(raw, fetch=False)
+    files = source.find(raw, fetch=bool(raw.reviews) and (bool(raw.items) or source.items_in_reviews))
     found = [*_declared(source), *_missing_file(source, raw), *_unknown_option(source)]
     seen: dict[Part, list[_Reading]] = {}
+    empty: dict[Part, list[Path]] = {}
     for part in PARTS:
-        seen[part] = []
+        seen[part], empty[part] = [], []
         for path in files.of(part):
             check = _FileCheck(source, part, path, rows)
             check.run()
             found += check.found
             if check.reading is not None:
                 seen[part].append(check.reading)
+            elif check.empty:
+                empty[part].append(path)
+        if empty[part] and not seen[part]:
+            found.append(Finding("error", str(empty[part][0]), "it gives no rows; choose another file"))
     tables = {part: pl.concat([reading.rows for reading in seen[part]]) for part in PARTS if seen[part]}
     whole = all(reading.complete for reading in seen["items"])
     return [*found, *_many_bad(seen, files), *implausible(source, tables, files, whole)]
@@ -94,7 +102,10 @@ class _Reading:
         return pl.concat([batch.rows for batch in self.batches])
 
     def bad(self) -> list[tuple[int, str, str]]:
-        return [(row.line, row.reason, row.raw) for batch in self.batches for row in batch.bad]
+        return [(row.line, row.reason, row.raw) for row in self.bad_rows()]
+
+    def bad_rows(self) -> list[BadRow]:
+        return [row for batch in self.batches for row in batch.bad]
 
 
 class _FileCheck:
@@ -103,19 +114,27 @@ class _FileCheck:
     Attributes:
         found: What is not as promised.
         reading: What was read, None if nothing could be.
+        empty: Whether there is nothing in the file to read, as in an empty part among others.
     """
 
     def __init__(self, source: Source, part: Part, path: Path, rows: int) -> None:
         self.source, self.part, self.path, self.limit = source, part, path, rows
         self.found: list[Finding] = []
         self.reading: _Reading | None = None
+        self.empty = False
 
     def run(self) -> None:
+        if holds_nothing(self.path):
+            self.empty = True
+            return
         first = self._read(lambda reading: sum(batch.rows.height for batch in reading.batches) >= self.limit)
         if first is None or not self._well_formed(first):  # what follows compares tables
             return
         if not first.rows.height:
-            self._error("it gives no rows; look at the reasons of its bad rows, or choose another file")
+            if bad := first.bad_rows():
+                self._error(f"it gives no rows; all {len(bad):,} are bad: {_reasons(bad)}")
+            else:
+                self.empty = True
             return
         self.reading = first
         self._accounted(first)
@@ -142,7 +161,7 @@ class _FileCheck:
             return None
         reading.complete = True
         if not reading.batches:
-            self._error("it gives no batches; give at least one, if only of bad rows")
+            self.empty = True  # as of a header without rows
             return None
         return reading
 
@@ -236,7 +255,7 @@ class _FileCheck:
             if small is None or not self._well_formed(small):
                 return
             self._accounted(small)
-            if len(small.batches) == 1 and first.rows.height >= PIECES:
+            if len(small.batches) == 1 and first.rows.height >= PIECES and not is_built_in(self.source):
                 self._warning(
                     f"batch_bytes = {self.source.batch_bytes:,} still gives one batch; unless the format has units of "
                     "its own, give a batch about every batch_bytes, so that memory stays bounded"
@@ -320,6 +339,7 @@ def _declared(source: Source) -> Iterator[Finding]:
         "`revision` must be an integer from 1": not (isinstance(source.revision, int) and source.revision >= 1),
         "`absent` may only name canonical columns, as `items.title`": bool(source.absent - columns),
         "`absent` may not name ids; rows without one are BadRows": bool(source.absent & ids),
+        "`zero_is_missing` may only name canonical columns": bool(source.zero_is_missing - columns),
         "`ratings` must be the lowest and the highest rating": not lowest < highest,
     }
     yield from (Finding("error", where, what) for what, broken in faults.items() if broken)
@@ -356,11 +376,23 @@ def _unless_refused(call: Callable[[], object], otherwise: str) -> str | None:
 def _many_bad(seen: Mapping[Part, Sequence[_Reading]], files: RawFiles) -> Iterator[Finding]:
     allowed = IngestConfig.model_fields["max_bad_share"].default
     for part, readings in seen.items():
-        bad = sum(len(reading.bad()) for reading in readings)
-        read = bad + sum(reading.rows.height for reading in readings)
-        if bad > allowed * read:
-            what = f"{bad:,} of {read:,} rows are bad; ingest.max_bad_share allows {allowed:.0%} by default"
+        rows = [row for reading in readings for row in reading.bad_rows()]
+        read = len(rows) + sum(reading.rows.height for reading in readings)
+        if len(rows) > allowed * read:
+            what = (
+                f"{len(rows):,} of {read:,} rows are bad, ingest.max_bad_share allows {allowed:.0%} by default: "
+                f"{_reasons(rows)}"
+            )
             yield Finding("warning", str(files.of(part)[0]), what)
+
+
+def _reasons(rows: Sequence[BadRow]) -> str:
+    """The commonest reasons of bad rows, each with its number and its first row."""
+    first: dict[str, BadRow] = {}
+    for row in rows:
+        first.setdefault(row.reason, row)
+    common = Counter(row.reason for row in rows).most_common(SHOWN)
+    return "; ".join(f"{why} {n:,}× (line {first[why].line}: {_described(first[why])})" for why, n in common)
 
 
 @contextmanager
@@ -379,3 +411,7 @@ def _plain(value: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
+
+
+def _described(row: BadRow) -> str:
+    return f"{described(row)}; {row.remedy}" if row.remedy else described(row)

@@ -17,6 +17,7 @@ from nextquill_core.config import PrivacyConfig
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.sources.base import Batch
 from storage.fingerprint import fingerprint
+from storage.redaction import keep_secret
 
 if TYPE_CHECKING:
     import polars as pl
@@ -89,7 +90,7 @@ class Privacy:
             rows = rows.filter(~self.forgotten(rows["user_id"]))
             if self.pseudonymize:
                 rows = rows.with_columns(self._pseudonyms(rows["user_id"]))
-        bad = [replace(row, raw=WITHHELD) for row in batch.bad]
+        bad = [replace(row, raw=WITHHELD, detail="", remedy="") for row in batch.bad]  # both may show values
         return replace(batch, rows=rows, bad=bad, raw=lambda _: WITHHELD), batch.rows.height - rows.height
 
     def _pseudonyms(self, user_ids: pl.Series) -> pl.Series:
@@ -108,6 +109,7 @@ def privacy(config: PrivacyConfig, secret: str | None = None) -> Privacy:
         DataError: There is no key or it is too short, or the list cannot be read.
     """
     text = secret if secret is not None else os.environ.get(config.key_env)
+    keep_secret(value=text)
     key = hashlib.blake2b(text.encode()).digest() if text else None
     if config.pseudonymize:
         if not text:

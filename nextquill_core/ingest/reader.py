@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from nextquill_core.records import SPLITS
 from nextquill_core.schemas import Example, Item, Review
-
-SPLITS = ("train", "val", "test")
+from storage.tables import read_table
 
 
 def read_examples(folder: Path, splits: Sequence[str] | None = None) -> Iterator[Example]:
@@ -72,24 +70,24 @@ def _shards(folder: Path) -> Iterator[tuple[dict[tuple[str, str], list[Review]],
     items = _items(folder)
     for path in sorted((folder / "sequences").glob("*.parquet")):
         reviews_of = {}
-        for user in pq.read_table(path).to_pylist():
+        for user in read_table(path).to_pylist():
             category = user["category"]
             reviews_of[category, user["user_id"]] = [
                 Review(
                     items[category, review["item_id"]],
                     review["rating"],
-                    review["title"],
+                    review["title"] or "",
                     review["text"],
                     review["timestamp_ms"],
                 )
                 for review in user["reviews"]
             ]
-        yield reviews_of, pq.read_table(folder / "examples" / path.name).to_pylist()
+        yield reviews_of, read_table(folder / "examples" / path.name).to_pylist()
 
 
 def _items(folder: Path) -> dict[tuple[str, str], Item]:
     items = {}
     for path in sorted((folder / "items").glob("*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            items[row["category"], row["item_id"]] = Item(row["title"], row["description"])
+        for row in read_table(path).to_pylist():
+            items[row["category"], row["item_id"]] = Item(row["title"] or "", row["description"] or "")
     return items

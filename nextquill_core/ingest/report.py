@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nextquill_core.config import ProtocolConfig
-from nextquill_core.errors import DataError
+from nextquill_core.records import SPLITS
 
-if TYPE_CHECKING:
-    from nextquill_core.ingest.cohort import Core, Split
+UNKNOWN_ITEM, ITEM_DROPPED, DUPLICATE = "unknown_item", "item_dropped", "duplicate_row"
 
 
 @dataclass
@@ -23,12 +21,17 @@ class Account:
         kept: Rows that are in the artifact, or, for items, described in it.
         dropped: The others, by reason: those of bad rows first, then those of the protocol.
         suspect: Rows that can be read but are hardly true, by reason, whether kept or dropped in the end.
+        examples: For reasons among `dropped`, the first row with the value that it was dropped for, and the setting
+            that would accept it.
+        empty_files: Names of files that hold no row; others of the same part do.
     """
 
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     suspect: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    empty_files: list[str] = field(default_factory=list)
 
     def check(self, what: str) -> None:
         """Stop where a row is unaccounted for.
@@ -44,17 +47,29 @@ class Account:
         """As JSON values, the commonest reason first."""
         reasons = sorted(self.dropped.items(), key=lambda entry: (-entry[1], entry[0]))
         shown: dict[str, Any] = {"read": self.read, "kept": self.kept, "dropped": {name: n for name, n in reasons if n}}
-        return shown | ({"suspect": dict(sorted(self.suspect.items()))} if self.suspect else {})
+        shown |= {"suspect": dict(sorted(self.suspect.items()))} if self.suspect else {}
+        examples = {name: self.examples[name] for name in shown["dropped"] if name in self.examples}
+        shown |= {"examples": examples} if examples else {}
+        return shown | ({"empty_files": self.empty_files} if self.empty_files else {})
 
 
 @dataclass
 class CategoryAccount:
-    """The account of one category."""
+    """The account of one category.
+
+    Attributes:
+        reviews: Of its reviews.
+        items: Of its items.
+        users: How many there are.
+        examples: How many there are, by split.
+        repeated: By split, the examples whose target text stands in an earlier review of the same user.
+    """
 
     reviews: Account
     items: Account
     users: int
     examples: Counter[str]
+    repeated: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -62,7 +77,8 @@ class CategoryAccount:
             "reviews": self.reviews.to_json(),
             "items": self.items.to_json(),
             "users": self.users,
-            "examples": {split: self.examples[split] for split in ("train", "val", "test")},
+            "examples": {split: self.examples[split] for split in SPLITS},
+            "repeated_targets": {split: self.repeated[split] for split in SPLITS},
         }
 
 
@@ -81,6 +97,7 @@ def stats(categories: Mapping[str, CategoryAccount]) -> dict[str, Any]:
         _sum(category.items for category in every),
         sum(category.users for category in every),
         sum((category.examples for category in every), Counter()),
+        sum((category.repeated for category in every), Counter()),
     )
     return {**total.to_json(), "per_category": {name: category.to_json() for name, category in categories.items()}}
 
@@ -90,13 +107,14 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `category`, `what` (reviews, items, users, examples), `outcome` (read, kept, each reason, the
-        commonest first, then how many are suspect), `rows`, and `share` (of the rows read, 0 to 1; None for users and
-        examples).
+        commonest first, then how many are suspect), `rows`, `share` (of the rows read, 0 to 1; None for users and
+        examples), and `example` (the first row of the reason with what it has, and the setting that would accept it).
     """
     table: list[dict[str, Any]] = []
 
-    def add(category: str, what: str, outcome: str, rows: int, share: float | None) -> None:
-        table.append({"category": category, "what": what, "outcome": outcome, "rows": rows, "share": share})
+    def add(category: str, what: str, outcome: str, rows: int, share: float | None, example: str = "") -> None:
+        row = {"category": category, "what": what, "outcome": outcome, "rows": rows, "share": share}
+        table.append(row | {"example": example})
 
     for name, category in stats["per_category"].items():
         for what in ("reviews", "items"):
@@ -104,77 +122,16 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
             outcomes = {"read": account["read"], "kept": account["kept"], **account["dropped"]}
             outcomes |= {f"suspect: {reason}": n for reason, n in account.get("suspect", {}).items()}
             for outcome, n in outcomes.items():
-                add(name, what, outcome, n, round(n / account["read"], 6))
+                add(name, what, outcome, n, round(n / account["read"], 6), account.get("examples", {}).get(outcome, ""))
+            if empty := account.get("empty_files"):
+                add(name, what, "empty files", len(empty), None, ", ".join(empty[:10]))
         add(name, "users", "kept", category["users"], None)
         for split, n in category["examples"].items():
             add(name, "examples", split, n, None)
+        for split, n in category.get("repeated_targets", {}).items():
+            if n:
+                add(name, "examples", f"{split}: text in an earlier review of the user", n, None)
     return table
-
-
-def nobody_left(
-    category: str, reviews: Account, items: Account, core: Core | None, split: Split | None, protocol: ProtocolConfig
-) -> DataError:
-    """Why nobody is left, and which threshold to lower.
-
-    Args:
-        category: Its name.
-        reviews: What was read, and dropped so far.
-        items: The same for items.
-        core: The first core, if there was anything to run it on.
-        split: The second core, if the first one left anybody.
-        protocol: The thresholds.
-    """
-    key = "ingest.protocol"
-    if core is None:
-        return _nothing_left(category, reviews, items, protocol)
-    alone = core.alone
-    facts = [
-        f"no user of {category} passes: {reviews.read:,} reviews read, {alone.reviews:,} of {alone.users:,} users "
-        f"pass the rules for single reviews",
-        f"min_user_reviews {protocol.min_user_reviews} leaves {alone.enough:,} users (the most is "
-        f"{alone.most_reviews:,} reviews)",
-        f"max_user_reviews {protocol.max_user_reviews} leaves {alone.not_too_many:,}",
-        f"min_item_users {protocol.min_item_users} leaves {alone.popular:,} of {alone.items:,} items (the most is "
-        f"{alone.most_users:,} users)",
-    ]
-    if alone.enough == 0:
-        lower = f"lower {key}.min_user_reviews"
-    elif alone.not_too_many == 0:
-        lower = f"raise {key}.max_user_reviews"
-    elif alone.popular == 0:
-        lower = f"lower {key}.min_item_users"
-    elif split is None:
-        facts.append("together they leave nobody")
-        lower = f"lower {key}.min_item_users or min_user_reviews"
-    else:
-        facts.append(
-            f"the profiles without their {protocol.n_targets} targets hold up to {split.most_profile:,} reviews of "
-            f"items with {protocol.min_profile_item_users} users (min_profile_item_users), "
-            f"{protocol.min_profile_reviews} are needed (min_profile_reviews)"
-        )
-        lower = f"lower {key}.min_profile_reviews or min_profile_item_users"
-    return DataError("; ".join(facts), remedy=lower)
-
-
-def _nothing_left(category: str, reviews: Account, items: Account, protocol: ProtocolConfig) -> DataError:
-    key = "ingest.protocol"
-    commonest, _ = reviews.dropped.most_common(1)[0]
-    if items.read == sum(items.dropped.values()):
-        what, commonest = f"no item of {category} passes: {items.read:,} read", items.dropped.most_common(1)[0][0]
-        reasons = items.dropped
-    else:
-        what, reasons = f"no review of {category} passes: {reviews.read:,} read", reviews.dropped
-    remedies = {
-        "short_text": f"lower {key}.min_text_chars (now {protocol.min_text_chars})",
-        "short_description": f"lower {key}.min_description_chars (now {protocol.min_description_chars})",
-        "long_description": f"raise {key}.max_description_chars (now {protocol.max_description_chars})",
-        "item_dropped": f"lower {key}.min_description_chars (now {protocol.min_description_chars})",
-        "unknown_item": "give the metadata of the same category in ingest.inputs[].items",
-    }
-    shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common(4) if n)
-    return DataError(
-        f"{what}; {shown}", remedy=remedies.get(commonest, "check that the files are what ingest.source says")
-    )
 
 
 def _sum(accounts: Iterable[Account]) -> Account:

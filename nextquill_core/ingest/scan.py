@@ -24,15 +24,15 @@ from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.canonical import CANONICAL
 from nextquill_core.ingest.clean import joined
+from nextquill_core.ingest.empty import holds_nothing
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, Source
 from nextquill_core.ingest.suspects import SUSPECT, suspect_reason
-from nextquill_core.ingest.tally import Tally, listed, shortened, too_many_bad
+from nextquill_core.ingest.tally import Tally, described, listed, remedies, too_many_bad
 from nextquill_core.progress import Progress
 from storage.files import atomic_path, write_json
 from storage.staging import Staging
 
-UNREADABLE = ("not-json", "not-an-object", "not-csv", "wrong-number-of-fields", "invalid-utf8", "line-too-long")
 HOPELESS_ROWS = 10_000  # a file without one readable row among so many is not read to its end
 TELLING_ROWS = 100_000  # from so many rows on, the share of bad ones in a file is known well enough to stop
 LISTED = 1_000  # suspect rows of one reason that are listed a batch; all are counted
@@ -61,25 +61,32 @@ def scan_category(
         progress: Told of the bytes on disk that were read.
 
     Returns:
-        The stats, as JSON values: a `Tally` for `reviews` and one for `items`, and `scanned_at`.
+        The stats, as JSON values: a `Tally` for `reviews` and one for `items`, under `empty_files` the names of the
+        files of either part that hold no row, and `scanned_at`.
 
     Raises:
-        DataError: A file cannot be used, or too many of its rows are bad.
+        DataError: A file cannot be used, too many of its rows are bad, or no file of a part holds a row.
     """
     begun = staging.scratch / "begun.json"
     if not begun.exists():
         write_json(begun, datetime.now(UTC).isoformat(timespec="seconds"))
     scanned_at = datetime.fromisoformat(json.loads(begun.read_text(encoding="utf-8")))
     meter = _Meter(progress, sum(path.stat().st_size for path in (*raw.items, *raw.reviews)), raw.category)
-    stats: dict[str, Any] = {"scanned_at": scanned_at.isoformat()}
+    stats: dict[str, Any] = {"scanned_at": scanned_at.isoformat(), "empty_files": {}}
     for part in ("items", "reviews"):
-        tally, last_row = Tally(), 0
+        tally, last_row, empty = Tally(), 0, list[str]()
         for number, path in enumerate(raw.of(part)):
             name = path.name if [file.name for file in raw.of(part)].count(path.name) == 1 else str(path)
-            tally.files.append((name, last_row))
             file = _File(config, source, privacy, staging, part, number, path, name, last_row, scanned_at)
+            before, first_row = tally.read, last_row
             last_row = file.scan(tally, meter)
-        stats[part] = tally.to_json()
+            if tally.read == before:
+                empty.append(name)
+            else:
+                tally.files.append((name, first_row))
+        if not tally.read:
+            raise _no_rows(raw.of(part))
+        stats[part], stats["empty_files"][part] = tally.to_json(), empty
     progress(meter.total, meter.total, "done")
     return stats
 
@@ -111,6 +118,9 @@ class _File:
     def scan(self, tally: Tally, meter: _Meter) -> int:
         """Scan the file and count it into `tally`; returns the last `row`."""
         mine, done, resume, last_line = Tally(), 0, None, 0
+        if holds_nothing(self.path):
+            tally.digests.append(_BytesRead(self.path).whole())
+            return self.first_row
         for record in self._finished():
             mine.add(record)
             done, resume, last_line = done + 1, record["resume"], record["last_line"]
@@ -127,7 +137,7 @@ class _File:
                 record = self._record(batch, table, suspects, forgotten)
                 mine.add(record)
                 last_line = batch.last_line
-                self._stop_if_told_to(batch.bad)
+                self._stop_if_asked_to(batch.bad)
                 self._stop_if_hopeless(mine, batch.position / size)
                 if len(writing) == WRITERS:
                     writing.popleft().result()
@@ -137,9 +147,7 @@ class _File:
                 bytes_read.up_to(batch.position)
             for future in writing:
                 future.result()
-        self._stop_if_hopeless(mine, 1.0)
-        if not mine.read:
-            raise DataError("the file holds no rows", str(self.path), "fetch it again, or leave it out")
+        self._stop_if_hopeless(mine, 1.0, at_end=True)
         bytes_read.up_to(size)
         after = self.path.stat()
         if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
@@ -184,6 +192,7 @@ class _File:
             "suspect": dict(table[SUSPECT].drop_nulls().value_counts().iter_rows()) if SUSPECT in table else {},
             "forgotten": forgotten,
             "examples": self._examples([*batch.bad, *suspects]),
+            "remedies": remedies(batch.bad),
             "resume": batch.resume,
             "last_line": batch.last_line,
         }
@@ -222,7 +231,7 @@ class _File:
     def _examples(self, rows: Sequence[BadRow]) -> dict[str, str]:
         first: dict[str, str] = {}
         for row in rows:
-            first.setdefault(row.reason, f"{self.name}:{row.line}: {shortened(row.raw)}")
+            first.setdefault(row.reason, f"{self.name}:{row.line}: {described(row)}")
         return first
 
     def _finished(self) -> Iterator[dict[str, Any]]:
@@ -234,24 +243,23 @@ class _File:
     def _record_path(self, name: str) -> Path:
         return self.staging.scratch / self.part / f"{name}.json"
 
-    def _stop_if_told_to(self, bad: Sequence[BadRow]) -> None:
+    def _stop_if_asked_to(self, bad: Sequence[BadRow]) -> None:
         if bad and self.config.bad_rows == "fail":
             raise DataError(
-                f"{bad[0].reason}: {shortened(bad[0].raw)}",
+                f"{bad[0].reason}: {described(bad[0])}",
                 f"{self.path}, line {bad[0].line}",
-                "mend the line, or set ingest.bad_rows to quarantine",
+                f"{bad[0].remedy or 'fix the line'}, or set ingest.bad_rows to quarantine",
             )
 
-    def _stop_if_hopeless(self, mine: Tally, share_read: float) -> None:
+    def _stop_if_hopeless(self, mine: Tally, share_read: float, *, at_end: bool = False) -> None:
         """Stop where nothing in the file can be read, or where too much cannot and the rest will not change that."""
-        bad, unreadable = sum(mine.bad.values()), sum(mine.bad[reason] for reason in UNREADABLE)
-        at_end = share_read >= 1
-        if mine.read and mine.read == unreadable and (at_end or mine.read >= HOPELESS_ROWS):
-            reason, example = next(iter(mine.examples.items()))
+        bad = sum(mine.bad.values())
+        if mine.read and mine.read == bad and (at_end or mine.read >= HOPELESS_ROWS):
+            reason, example = next(each for each in mine.examples.items() if each[0] in mine.bad)
             raise DataError(
                 f"none of {mine.read:,} rows can be read, the first is {reason} ({example})",
                 str(self.path),
-                f"give a file as ingest.source {self.source.name} reads it",
+                mine.remedies.get(reason) or f"give a file as ingest.source {self.source.name} reads it",
             )
         if mine.read >= TELLING_ROWS and bad > self.config.max_bad_share * mine.read / share_read:
             raise too_many_bad(mine, self.part, self.config.max_bad_share)
@@ -273,9 +281,20 @@ class _BytesRead:
                 self._state.update(piece)
                 self._done += len(piece)
 
+    def whole(self) -> str:
+        """The digest of all bytes of a small file."""
+        self.up_to(self._path.stat().st_size)
+        return self.digest
+
     @property
     def digest(self) -> str:
         return self._state.hexdigest()
+
+
+def _no_rows(paths: Sequence[Path]) -> DataError:
+    if len(paths) == 1:
+        return DataError("the file holds no rows", str(paths[0]), "fetch it again, or leave it out")
+    return DataError(f"none of {len(paths):,} files holds a row", f"{paths[0]}, …", "fetch them again")
 
 
 def _mixed(columns: Sequence[str]) -> pl.Expr:

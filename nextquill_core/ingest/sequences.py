@@ -7,7 +7,7 @@ so that a shard is gathered without holding the others in memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -147,9 +147,32 @@ def write_items(staging: Staging, number: int, category: str, items: pl.DataFram
     _write_shards(staging, f"items/{number:03d}", table)
 
 
-def write_quarantine(staging: Staging, number: int, listed: Sequence[pl.DataFrame]) -> None:
-    """Write a category's bad, suspect and repeated rows; an empty table where there are none."""
-    _write_shards(staging, f"quarantine/{number:03d}", pl.concat(listed).to_arrow().cast(QUARANTINE))
+def write_quarantine(staging: Staging, number: int, listed: Iterable[pl.DataFrame]) -> None:
+    """Write a category's bad, suspect and repeated rows; an empty table where there are none.
+
+    Args:
+        staging: Where to.
+        number: The category's.
+        listed: At least one table; each is read when its turn comes, so that few are in memory together.
+    """
+    held: list[pl.DataFrame] = []
+    rows, shard = 0, 0
+
+    def write(count: int) -> None:
+        nonlocal held, rows, shard
+        whole = pl.concat(held)
+        name = f"quarantine/{number:03d}-{shard:05d}.parquet"
+        if not staging.has(name):
+            staging.write_table(name, whole.head(count).to_arrow().cast(QUARANTINE))
+        held, rows, shard = [whole.slice(count)], rows - count, shard + 1
+
+    for table in listed:
+        held.append(table)
+        rows += table.height
+        while rows >= ROWS_PER_SHARD:
+            write(ROWS_PER_SHARD)
+    if rows or not shard:
+        write(rows)
 
 
 def _write_shards(staging: Staging, prefix: str, table: pa.Table) -> None:

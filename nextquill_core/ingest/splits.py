@@ -13,6 +13,7 @@ from nextquill_core.errors import DataError
 from nextquill_core.ingest.cohort import TARGET
 
 SPLIT = "split"
+NEEDED = 3  # reviews of a user under `dpl`: one for test, one for val, and one to train
 
 
 @dataclass(frozen=True)

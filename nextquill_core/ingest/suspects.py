@@ -22,10 +22,12 @@ def suspect_reason(source: Source, now_ms: int) -> pl.Expr:
     lowest, highest = source.ratings
     time, rating = pl.col("timestamp_ms"), pl.col("rating")
     dated = pl.lit(source.dated)
+    # 0 is how many systems write an unknown time. Where it counts as missing, the protocol drops it.
+    from_time = 1 if "reviews.timestamp_ms" in source.zero_is_missing else 0
     return (
         pl.when(dated & (time < 0))
         .then(pl.lit("negative-timestamp"))
-        .when(dated & (time > 0) & (time < SECONDS_BELOW))
+        .when(dated & (time >= from_time) & (time < SECONDS_BELOW))
         .then(pl.lit("timestamp-in-seconds"))
         .when(dated & (time > now_ms))
         .then(pl.lit("future-timestamp"))

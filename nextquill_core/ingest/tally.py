@@ -25,6 +25,7 @@ class Tally:
         suspect: Rows that can be read but are hardly true, by reason; they are stored like the others.
         forgotten: Rows of users who are to be forgotten; they are not stored.
         examples: The first bad or suspect row of each reason, as `FILE:LINE: TEXT`.
+        remedies: What would make the first bad row of a reason readable, for reasons where that is known.
         files: For each file its name and the `row` before its first.
         digests: For each file the digest of all its bytes, as `DigestCache` computes it.
     """
@@ -35,6 +36,7 @@ class Tally:
     suspect: Counter[str] = field(default_factory=Counter)
     forgotten: int = 0
     examples: dict[str, str] = field(default_factory=dict)
+    remedies: dict[str, str] = field(default_factory=dict)
     files: list[tuple[str, int]] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
 
@@ -47,6 +49,8 @@ class Tally:
         self.forgotten += record["forgotten"]
         for reason, example in record["examples"].items():
             self.examples.setdefault(reason, example)
+        for reason, remedy in record.get("remedies", {}).items():  # records of earlier versions have none
+            self.remedies.setdefault(reason, remedy)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a manifest's stats."""
@@ -73,13 +77,29 @@ def listed(rows: Iterable[tuple[str, BadRow]]) -> pl.DataFrame:
 def too_many_bad(tally: Tally, part: Part, allowed: float) -> DataError:
     """More rows are bad than `ingest.max_bad_share` allows: how many, and the commonest reasons with an example."""
     bad = sum(tally.bad.values())
-    commonest = "; ".join(f"{reason} {n:,}× ({tally.examples[reason]})" for reason, n in tally.bad.most_common(3))
+    common = tally.bad.most_common(3)
+    commonest = "; ".join(f"{reason} {n:,}× ({tally.examples[reason]})" for reason, n in common)
+    known = dict.fromkeys(tally.remedies[reason] for reason, _ in common if reason in tally.remedies)
     return DataError(
         f"{bad:,} of {tally.read:,} rows cannot be read ({bad / tally.read:.2%}, allowed are {allowed:.2%}): "
         f"{commonest}",
         part,
-        "mend the files, or raise ingest.max_bad_share",
+        f"{'; '.join(known) or 'fix the files'}, or raise ingest.max_bad_share",
     )
+
+
+def described(row: BadRow) -> str:
+    """What is wrong with a row, or else its text, for a message."""
+    return row.detail or shortened(row.raw)
+
+
+def remedies(rows: Iterable[BadRow]) -> dict[str, str]:
+    """By reason the first remedy that is known."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if row.remedy:
+            found.setdefault(row.reason, row.remedy)
+    return found
 
 
 def shortened(raw: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.formats.blocks import BOM, is_gzip, read_blocks
+from nextquill_core.ingest.formats.blocks import read_blocks
+from nextquill_core.ingest.formats.signatures import HEAD_BYTES, UTF8_MARK, is_gzip
 
 PIECE_BYTES = 1 << 20
 MAX_ELEMENT_BYTES = 64 << 20
@@ -41,7 +42,7 @@ def elements(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[bytes
         piece, position = next(pieces, (b"", position))
         if not piece:
             break
-        buffer = piece.removeprefix(BOM).lstrip(SPACE)
+        buffer = piece.removeprefix(UTF8_MARK).lstrip(SPACE)
     if buffer.startswith(b"{"):
         pieces.close()
         for block in read_blocks(path, block_bytes=piece_bytes):
@@ -61,7 +62,7 @@ def elements(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[bytes
         if splitter.closed:
             break
         if len(splitter.rest) > MAX_ELEMENT_BYTES:
-            raise DataError(f"element {count + 1} is longer than {MAX_ELEMENT_BYTES >> 20} MB", str(path), "mend it")
+            raise DataError(f"element {count + 1} is longer than {MAX_ELEMENT_BYTES >> 20} MB", str(path), "split it")
         buffer, position = next(pieces, (b"", 0))
         if not buffer:
             raise DataError(f"the array breaks off in element {count + 1}", str(path), "fetch the file again")
@@ -117,7 +118,7 @@ class _Splitter:
 def _pieces(path: Path, size: int) -> Generator[tuple[bytes, int], None, None]:
     try:
         with path.open("rb") as file:
-            zipped = is_gzip(file.read(2), path)
+            zipped = is_gzip(file.read(HEAD_BYTES), path)
             file.seek(0)
             stream: BinaryIO = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]
             while piece := stream.read(size):

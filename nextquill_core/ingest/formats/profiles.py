@@ -16,7 +16,7 @@ import polars as pl
 
 from nextquill_core.ingest.canonical import CANONICAL, LINE, canonical
 from nextquill_core.ingest.formats.arrays import SPACE, elements
-from nextquill_core.ingest.formats.parse import RAW_CHARS
+from nextquill_core.ingest.formats.fields import RAW_CHARS
 from nextquill_core.ingest.sources.base import BadRow, Batch, Part
 from nextquill_core.ingest.sources.lamp_tasks import Task
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from nextquill_core.errors import DataError
+from nextquill_core.errors import DataError, HubUnreachableError
 from nextquill_core.ingest.sources.base import Part
 from nextquill_core.ingest.sources.columns import Column
 from nextquill_core.ingest.sources.jsonlines import JsonLines
+
+# The published procedure drops every false value of these columns, so 0 counts as missing.
+_ZERO_IS_MISSING = frozenset({"reviews.timestamp_ms", "items.rating_number"})
 
 
 class Amazon2023(JsonLines):
     """Amazon Reviews 2023: one JSON object a line."""
 
     name = "amazon-2023"
+    revision = 2
     summary = "Amazon Reviews 2023 (JSON lines, plain or .gz): local files, or a category name fetched from the hub"
+    zero_is_missing = _ZERO_IS_MISSING
     # `details`, `price`, `images` and `videos` change type from row to row, so only these keys are ever read.
     columns = {
         "reviews": {
@@ -49,6 +54,12 @@ class Amazon2023(JsonLines):
             what, remedy = f"there is no category `{category}`", f"correct ingest.inputs[].category, or {local}"
         except hub.NotDownloadedError:
             what, remedy = "it is not downloaded yet", f"run `nextquill ingest` with a network, or {local}"
+        except hub.UnreachableError as error:
+            raise HubUnreachableError(
+                f"cannot fetch {file}: {error}",
+                f"ingest.inputs[].{part} of category {category}",
+                f"check the network and HF_ENDPOINT, or {local}",
+            ) from None
         except Exception as error:  # the hub client raises many kinds; each of them means that there is no file
             what = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
             remedy = f"check the network and run the command again, which goes on where it broke, or {local}"
@@ -74,6 +85,8 @@ _OLD_ITEMS = {
 
 class _OlderAmazon(JsonLines):
     absent = frozenset({"items.rating_number"})
+    revision = 2
+    zero_is_missing = _ZERO_IS_MISSING
     literals = True
 
 

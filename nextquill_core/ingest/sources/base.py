@@ -6,13 +6,14 @@ Imports nothing heavy, because `nextquill status` and `nextquill sources` load i
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nextquill_core.config import RawInput
-from nextquill_core.errors import DataError
+from nextquill_core.errors import DataError, UserError
+from storage.download import is_remote
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,7 +36,7 @@ class RawFiles:
         return self.reviews if part == "reviews" else self.items
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BadRow:
     """Something in a raw file that is not a row.
 
@@ -43,11 +44,15 @@ class BadRow:
         line: Its place in the file, from 1: a line's number, or a record's where a row is no line.
         reason: Why it cannot be read, as a short name like `wrong-type-rating`.
         raw: The beginning of its text.
+        detail: What is wrong, for a message: which column holds which value. Empty where `raw` says it.
+        remedy: The setting that would accept it, or another way to fix it; empty where there is none.
     """
 
     line: int
     reason: str
     raw: str
+    detail: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,11 @@ class Source:
         revision: Raised when the same files are read differently; artifacts of an earlier revision are then stale.
         absent: Canonical columns that the layout does not have, as `items.title`. Their values are null, and the
             protocol's rule that such a value must be there does not apply.
-        ratings: The lowest and the highest rating there is; a row outside is suspect.
+        ratings: The lowest and the highest rating there is; a row outside is suspect. A rating of 0 is a missing one
+            where 0 is outside.
+        zero_is_missing: Canonical columns in which 0 means that there is no value, as `items.rating_number`.
         dated: Whether timestamps are dates; otherwise they only order a user's reviews and are never suspect.
+        items_in_reviews: Whether the items are read from the files of reviews where a category has no files of items.
         batch_bytes: About how much text a batch holds.
     """
 
@@ -92,7 +100,9 @@ class Source:
     revision: ClassVar[int] = 1
     absent: frozenset[str] = frozenset()
     ratings: tuple[float, float] = (1.0, 5.0)
+    zero_is_missing: frozenset[str] = frozenset()
     dated: bool = True
+    items_in_reviews: bool = False
     batch_bytes: int = BATCH_BYTES
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
@@ -127,10 +137,14 @@ class Source:
         Raises:
             DataError: A file is missing or empty, a glob matches nothing, or fetching failed.
         """
+        if self.items_in_reviews and not raw.items:
+            raw = raw.model_copy(update={"items": raw.reviews})
 
         def files(part: Part, pattern: str | None) -> tuple[Path, ...]:
             if not pattern:
                 return self.fetched(raw.category, part, fetch)
+            if is_remote(pattern):
+                return remote_files(pattern, fetch=fetch)
             return local_files(pattern, f"check ingest.inputs[].{part} of category {raw.category}")
 
         return RawFiles(raw.category, files("reviews", raw.reviews), files("items", raw.items))
@@ -144,29 +158,72 @@ class Source:
         raise DataError(f"no path to the {part}", category, f"set ingest.inputs[].{part}: {self.name} fetches nothing")
 
 
-def local_files(pattern: str, remedy: str) -> tuple[Path, ...]:
-    """The files that a path or glob names, sorted.
+def remote_files(address: str, *, fetch: bool) -> tuple[Path, ...]:
+    """Return local copies of the files that an address with a scheme names, such as s3:// or https://.
+
+    Args:
+        address: A file, or, where the server lists files, a folder or a glob.
+        fetch: Whether to fetch what is missing or has changed; otherwise only earlier copies count.
 
     Raises:
-        DataError: There is none, or one of them is empty or cannot be read.
+        DataError: There is none, all of them are empty, or they cannot be fetched.
     """
-    path = Path(pattern).expanduser()
+    from storage import download
+
+    try:
+        paths = download.fetched(address, is_data) if fetch else download.known(address)
+    except UserError as error:
+        raise DataError(error.what, error.where, error.remedy) from None
+    return _with_content(paths, address)
+
+
+def local_files(pattern: str, remedy: str) -> tuple[Path, ...]:
+    """Return the files that a path, a folder or a glob names, sorted.
+
+    Of a folder these are all files below it. Files and folders whose names begin with `.` or `_` are passed over, as
+    distributed writers leave them (`_SUCCESS`, `.part-0.csv.crc`), unless the pattern itself names them.
+
+    Raises:
+        DataError: There is none, all of them are empty, or one cannot be read.
+    """
+    path = Path(pattern.removeprefix("file://")).expanduser()
     if path.is_dir():
-        raise DataError("is a folder", pattern, f"name the files, for example {pattern.rstrip('/')}/*.jsonl.gz")
-    if path.exists():
-        paths = [path]
-    elif glob.has_magic(pattern):
-        anchor = Path(path.anchor) if path.is_absolute() else Path()
-        paths = sorted(match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file())
-        if not paths:
-            raise DataError("no file matches", pattern, remedy)
-    else:
+        path, pattern = path / "**" / "*", f"{pattern.rstrip('/')}/"
+    elif path.exists():
+        return _with_content([path], pattern)
+    elif not glob.has_magic(pattern):
         raise DataError("no such file", pattern, remedy)
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    wanted = path.relative_to(anchor)
+    matches = [match for match in anchor.glob(str(wanted)) if match.is_file()]
+    shown = [match for match in matches if is_data(match.relative_to(anchor).parts, wanted.parts)]
+    if not shown:
+        hidden = f" but {len(matches):,} whose names begin with . or _" if matches else ""
+        raise DataError(f"no file matches{hidden}", pattern, remedy)
+    return _with_content(sorted(shown), pattern)
+
+
+def is_data(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a file that matches a glob is data, and no marker or hidden file of the program that wrote it.
+
+    Args:
+        names: The folders of the file's path and its name.
+        pattern: The parts of the glob.
+    """
+    named = {part[:1] for part in pattern if glob.has_magic(part)} | {part for part in pattern if part}
+    marks = (name for name in names if name.startswith(".") or (name.startswith("_") and "=" not in name))
+    return all(name in named or name[:1] in named for name in marks)
+
+
+def _with_content(paths: Sequence[Path], pattern: str) -> tuple[Path, ...]:
+    """The files, if at least one of them has bytes."""
+    sizes = []
     for path in paths:
         try:
-            empty = path.stat().st_size == 0
+            sizes.append(path.stat().st_size)
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", str(path), "check its permissions") from None
-        if empty:
-            raise DataError("the file is empty", str(path), "fetch it again, or leave it out")
+    if not any(sizes):
+        what = "the file is empty" if len(paths) == 1 else f"all {len(paths):,} files are empty"
+        raise DataError(what, str(paths[0]) if len(paths) == 1 else pattern, "fetch it again, or leave it out")
     return tuple(paths)

@@ -18,12 +18,18 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils._headers import build_hf_headers
 
+from nextquill_core import hub
+
 # Seconds before each try that follows one without a new byte. The client itself tries for some seconds every time.
 PAUSES = (1, 2, 4, 8, 16)
 
 
 class NotInDataSetError(Exception):
     """The data set has no such file."""
+
+
+class UnreachableError(Exception):
+    """There is no local copy, and the hub cannot be reached; the message says why."""
 
 
 class NotDownloadedError(Exception):
@@ -43,12 +49,18 @@ def hub_file(repository: str, file: str, *, fetch: bool) -> Path:
     Raises:
         NotInDataSetError: The hub says that there is no such file.
         NotDownloadedError: There is no copy, and `fetch` is False.
+        UnreachableError: There is no copy, and the hub cannot be reached.
         Exception: Whatever the hub client raises: no network, no permission, no space.
     """
     if not fetch:
         copy = _copy(repository, file)
         if copy is None:
             raise NotDownloadedError(file)
+        return copy
+    if away := hub.unreachable():
+        copy = _copy(repository, file)
+        if copy is None:
+            raise UnreachableError(f"the hub at {hub.endpoint()} cannot be reached ({away})")
         return copy
     try:
         metadata = get_hf_file_metadata(hf_hub_url(repository, file, repo_type="dataset"))

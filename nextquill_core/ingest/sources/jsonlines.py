@@ -23,13 +23,8 @@ class JsonLines(Source):
 
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
         """Read a file in blocks of whole lines; a block that was done with is never read again."""
-        from nextquill_core.ingest.formats.ahead import in_order
-        from nextquill_core.ingest.formats.blocks import read_blocks
-        from nextquill_core.ingest.formats.parse import Parser
+        from nextquill_core.ingest.formats.fields import layout_fields
+        from nextquill_core.ingest.formats.parse import Parser, read_lines
 
-        parser = Parser(self.columns[part], part, literals=self.literals)
-        if resume == "end":
-            return
-        start, line = resume or (0, 1)
-        blocks = read_blocks(path, block_bytes=self.batch_bytes, start=start, first_line=line)
-        yield from in_order(parser.parse, blocks)
+        parser = Parser(layout_fields(self.columns[part], part), part, literals=self.literals)
+        yield from read_lines(path, parser, self.batch_bytes, resume)

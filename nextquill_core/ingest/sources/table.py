@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nextquill_core.config import RawInput, Section
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.sources.base import Batch, Part, RawFiles, Source
-from nextquill_core.ingest.sources.jsonlines import JsonLines
 from nextquill_core.ingest.sources.options import checked
 
 Format = Literal["json", "csv", "parquet"]
@@ -24,7 +24,17 @@ ENDINGS: Mapping[str, Format] = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-Name = Annotated[str, Field(min_length=1)]
+
+
+def _as_name(value: Any) -> Any:
+    """A column's name; the columns of a file without a header may be named by their number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else value
+
+
+Name = Annotated[str, BeforeValidator(_as_name), Field(min_length=1)]
+
+
+OF_ITEMS = ("item_title", "item_description")  # columns of reviews that say something of their item
 
 
 class ReviewColumns(Section):
@@ -36,6 +46,10 @@ class ReviewColumns(Section):
     title: Name | None = None
     text: Name
     timestamp: Name
+    item_title: Annotated[Name | None, Field(description="title of the item, where there is no file of items")] = None
+    item_description: Annotated[
+        Name | None, Field(description="description of the item, where there is no file of items")
+    ] = None
 
 
 class ItemColumns(Section):
@@ -48,31 +62,128 @@ class ItemColumns(Section):
     rating_number: Name | None = None
 
 
-class TableOptions(Section):
+class FileOptions(Section):
+    """How the files of one part are written, where it differs from the other part's."""
+
+    encoding: Annotated[
+        str | None,
+        Field(description="encoding of text files, such as cp1252, gb18030, cp932 or utf-16; by default UTF-8"),
+    ] = None
+    delimiter: Annotated[
+        str | None,
+        Field(description="one character between the fields of CSV; by default a comma, in .tsv a tab, or the one "
+              "by which the header has all mapped columns"),
+    ] = None  # fmt: skip
+    quote: Annotated[
+        str | None,
+        Field(description="one character around fields of CSV that hold delimiters, or `none`; by default a double "
+              "quote"),
+    ] = None  # fmt: skip
+    escape: Annotated[
+        str | None,
+        Field(description="one character before a quote, a delimiter or a line end that belongs to the field, as "
+              "Spark, Athena and MySQL write a backslash; by default none, quotes are doubled"),
+    ] = None  # fmt: skip
+    header: Annotated[
+        bool | tuple[Name, ...] | None,
+        Field(description="whether the first record of CSV names the columns (true), columns are named by their "
+              "number from 1 (false), or the names of the columns of a file that has no header; by default true"),
+    ] = None  # fmt: skip
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, value: str | None) -> str | None:
+        try:
+            known = value is None or codecs.lookup(value)._is_text_encoding
+        except LookupError:
+            known = False
+        if not known:
+            raise ValueError("Python knows no such encoding; examples: utf-8, cp1252, gb18030, cp932, utf-16")
+        return value
+
+    @field_validator("delimiter", "escape")
+    @classmethod
+    def _is_a_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in '"\r\n'):
+            raise ValueError("one character is needed, and neither a quote nor a line end")
+        return value
+
+    @field_validator("quote")
+    @classmethod
+    def _quote_is_a_character(cls, value: str | None) -> str | None:
+        if value is not None and value != "none" and (len(value) != 1 or value in "\r\n"):
+            raise ValueError("one character or `none` is needed")
+        return value
+
+    @model_validator(mode="after")
+    def _characters_differ(self) -> FileOptions:
+        given = [each for each in (self.delimiter, self.quote, self.escape) if each is not None]
+        if len(set(given)) < len(given):
+            raise ValueError("delimiter, quote and escape must be different characters")
+        return self
+
+    @field_validator("header")
+    @classmethod
+    def _header_names_columns_once(cls, value: bool | tuple[str, ...] | None) -> bool | tuple[str, ...] | None:
+        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+            raise ValueError("the name of every column is needed, each once")
+        return value
+
+
+class Files(Section):
+    """Options for the files of one part only."""
+
+    reviews: FileOptions = FileOptions()
+    items: FileOptions = FileOptions()
+
+
+class TableOptions(FileOptions):
     """What `table` takes."""
 
     reviews: ReviewColumns
-    items: ItemColumns
-    timestamp: Annotated[str, Field(description="ms, s, iso, or a strftime pattern; times without a zone are UTC")] = (
-        "ms"
-    )
+    items: ItemColumns | None = None
+    timestamp: Annotated[
+        str,
+        Field(description="s, ms, us or ns since 1970, iso, or a strftime pattern; times without a zone are UTC"),
+    ] = "ms"
     ratings: Annotated[tuple[float, float], Field(description="lowest and highest rating there is")] = (1.0, 5.0)
-    delimiter: Annotated[
-        str | None, Field(description="one character between the fields of CSV; by default a comma, in .tsv a tab")
-    ] = None
+    rating_words: Annotated[
+        dict[str, float], Field(description="ratings that are words, such as {poor: 1, excellent: 5}")
+    ] = {}
+    null_values: Annotated[
+        tuple[str, ...], Field(description="further texts that stand for a missing value, in every column")
+    ] = ()
+    files: Annotated[Files, Field(description="encoding, delimiter, quote, escape and header of one part only")] = (
+        Files()
+    )
 
     @field_validator("timestamp")
     @classmethod
     def _timestamp_is_known(cls, value: str) -> str:
-        if value in ("ms", "s", "iso"):
+        if value in ("s", "ms", "us", "ns", "iso"):
             return value
         try:
             if "%" not in value or value == "%" * len(value):
                 raise ValueError
             datetime.strptime(datetime(2001, 12, 23, 4, 5, 6, tzinfo=UTC).strftime(value), value)
         except ValueError:
-            raise ValueError('ms, s, iso or a pattern such as "%Y-%m-%d %H:%M:%S" is needed') from None
+            raise ValueError('s, ms, us, ns, iso or a pattern such as "%Y-%m-%d %H:%M:%S" is needed') from None
         return value
+
+    @model_validator(mode="after")
+    def _items_are_named_once(self) -> TableOptions:
+        given = [name for name in ("item_title", "item_description") if getattr(self.reviews, name)]
+        if self.items and given:
+            raise ValueError(f"leave out `items` or reviews.{given[0]}: items are read from one place")
+        return self
+
+    @property
+    def item_columns(self) -> ItemColumns:
+        """The raw columns of items, where the files of reviews hold them too."""
+        reviews = self.reviews
+        return self.items or ItemColumns(
+            item_id=reviews.item_id, title=reviews.item_title, description=reviews.item_description
+        )
 
     @field_validator("ratings")
     @classmethod
@@ -81,22 +192,33 @@ class TableOptions(Section):
             raise ValueError("the lowest rating must be less than the highest")
         return value
 
-    @field_validator("delimiter")
+    @field_validator("rating_words", mode="before")
     @classmethod
-    def _delimiter_is_a_character(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 1 or value in '"\r\n'):
-            raise ValueError("one character is needed, and neither a quote nor a line end")
+    def _words_are_text(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and any(isinstance(word, bool) for word in value):
+            raise ValueError('put words such as "yes" and "no" in quotes: YAML takes them for true and false')
         return value
+
+    @field_validator("null_values", mode="before")
+    @classmethod
+    def _nulls_are_text(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(str(each) if isinstance(each, int | float) else each for each in value)
+        return value
+
+    def of(self, part: Part, name: str) -> Any:
+        """An option of files, as it is for this part."""
+        own = getattr(self.files.reviews if part == "reviews" else self.files.items, name)
+        return getattr(self, name) if own is None else own
 
 
 class Table(Source):
-    r"""JSON lines, CSV or Parquet, told apart by the file's name, with the columns that `ingest.options` names.
+    """JSON, CSV or Parquet, distinguished by the file's name, with the columns that `ingest.options` names.
 
-    Ids may be text or integers, which become their decimal text; numbers and times may stand as text, in CSV they all
-    do. A description or categories may be one string or a list of strings. In CSV an empty field is a missing value
-    where a number, a time, an id or a list is expected, and an empty text elsewhere.
-    `line` is the line of JSON lines, the record of CSV (the header is the first; blank lines count), the row of
-    Parquet.
+    Each value is converted by its own type, so a column may hold numbers in some rows and text in others; the page
+    docs/sources.md lists what is taken for what. A description or categories may be one text or a list.
+    `line` is the line of JSON lines, the element of a JSON array, the record of CSV (the header is the first; blank
+    lines count), the row of Parquet.
 
     Attributes:
         absent: Columns that are not mapped.
@@ -104,62 +226,94 @@ class Table(Source):
 
     name = "table"
     summary = "Any JSON lines (.jsonl, .gz), CSV (.csv, .tsv, .gz) or Parquet, its columns named in ingest.options"
+    revision = 2
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = checked(TableOptions, options, self.name)
         self.ratings = self.options.ratings
         self.keys: dict[Part, dict[str, str]] = {
             "reviews": _mapped(self.options.reviews),
-            "items": _mapped(self.options.items),
+            "items": _mapped(self.options.item_columns),
         }
-        sections = {"reviews": self.options.reviews, "items": self.options.items}
+        sections = {"reviews": self.options.reviews, "items": self.options.item_columns}
+        self.items_in_reviews = self.options.items is None
         self.absent = frozenset(
-            f"{part}.{name}" for part, section in sections.items() for name, key in section if key is None
+            f"{part}.{name}"
+            for part, section in sections.items()
+            for name, key in section
+            if key is None and name not in OF_ITEMS
         )
+        self._files: dict[Part, tuple[Path, ...]] = {}
 
     def find(self, raw: RawInput, *, fetch: bool) -> RawFiles:
-        """The raw files, each of a format that can be read."""
+        """The raw files, each of a format that can be read.
+
+        Raises:
+            DataError: Also where a category has a file of items whose columns are not named, or the other way round.
+        """
+        if raw.items and not self.options.items:
+            raise DataError("the columns of items are not named", "ingest.options", f"name them for {raw.items}")
+        if self.options.items and not raw.items:
+            raise DataError(
+                "no path to the items",
+                raw.category,
+                "set ingest.inputs[].items, or, where the reviews hold the items' titles, leave out "
+                "ingest.options.items and name them in ingest.options.reviews.item_title",
+            )
         files = super().find(raw, fetch=fetch)
         for path in (*files.reviews, *files.items):
             table_format(path)
+        self._files = {"reviews": files.reviews, "items": files.items}
         return files
 
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
-        """Read a table. JSON lines go on where they were left; of the other formats the batches are read again.
+        """Read a table. JSON lines are resumed where they were left; of other formats the batches are read again.
 
         Raises:
-            DataError: Also where a mapped column is not there or does not hold what is asked of it.
+            DataError: Also where a mapped column is not there or has a type that does not fit.
         """
-        kind, options = table_format(path), self.options
+        from nextquill_core.ingest.formats.values import Rules
+
+        kind, options, keys = table_format(path), self.options, self.keys[part]
+        words = {word.casefold().strip(): rating for word, rating in options.rating_words.items()}
+        rules = Rules(options.timestamp, options.ratings, words, frozenset(options.null_values))
+        encoding = codecs.lookup(options.of(part, "encoding") or "utf-8").name
         if kind == "json":
-            from nextquill_core.ingest.formats.tables import sniffed_columns
+            from nextquill_core.ingest.formats.json_tables import read_json
 
-            lines = JsonLines()
-            lines.columns = {part: sniffed_columns(path, self.keys[part], options.timestamp, part)}
-            lines.batch_bytes = self.batch_bytes
-            return lines.read(part, path, resume)
+            siblings = self._files.get(part, ())
+            return read_json(path, keys, rules, part, self.batch_bytes, resume, encoding=encoding, siblings=siblings)
         if kind == "csv":
-            from nextquill_core.ingest.formats.tables import read_csv
+            from nextquill_core.ingest.formats.csv_tables import Layout, read_csv
+            from nextquill_core.ingest.formats.records import Dialect
 
-            delimiter = options.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
-            return read_csv(path, self.keys[part], options.timestamp, part, delimiter, self.batch_bytes)
+            delimiter = options.of(part, "delimiter")
+            quote, header = options.of(part, "quote") or '"', options.of(part, "header")
+            dialect = Dialect(
+                delimiter=delimiter or ("\t" if ".tsv" in path.name.lower() else ","),
+                quote=None if quote == "none" else quote,
+                escape=options.of(part, "escape"),
+                encoding=encoding,
+            )
+            layout = Layout(dialect, delimiter is not None, True if header is None else header)
+            return read_csv(path, keys, rules, part, layout, self.batch_bytes)
         from nextquill_core.ingest.formats.parquet import read_parquet
 
-        return read_parquet(path, self.keys[part], options.timestamp, part)
+        return read_parquet(path, keys, rules, part)
 
 
 def table_format(path: Path) -> Format:
-    """The format that a file's name tells.
+    """The format that a file's name shows.
 
     Raises:
-        DataError: The name tells none.
+        DataError: The name shows none.
     """
     name = path.name.lower()
     plain = name.removesuffix(".gz")
     found = next((kind for ending, kind in ENDINGS.items() if plain.endswith(ending)), None)
     if found is None or (found == "parquet" and plain != name):
         raise DataError(
-            "its name does not tell a format that `table` reads",
+            "its name does not show a format that `table` reads",
             str(path),
             "use .jsonl, .json, .ndjson, .csv or .tsv (each also with .gz), or .parquet",
         )
@@ -168,4 +322,5 @@ def table_format(path: Path) -> Format:
 
 def _mapped(section: ReviewColumns | ItemColumns) -> dict[str, str]:
     """Canonical column to raw column."""
-    return {"timestamp_ms" if name == "timestamp" else name: key for name, key in section if key is not None}
+    named = ((name, key) for name, key in section if key is not None and name not in OF_ITEMS)
+    return {"timestamp_ms" if name == "timestamp" else name: key for name, key in named}

@@ -11,7 +11,7 @@ import pytest
 from nextquill_core.config import IngestConfig, ProtocolConfig, RawInput
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.report import Account, CategoryAccount, account_rows, stats
-from tests.nextquill_core.ingest.world import SMALL, World, item, plain_category, review
+from tests.nextquill_core.ingest.world import SMALL, World, item, plain_category, review, trained, trained_items
 
 
 def test_each_row_that_goes_is_counted_under_its_first_reason(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_each_row_that_goes_is_counted_under_its_first_reason(tmp_path: Path) ->
 
 
 def test_lengths_are_code_points_of_the_raw_text(tmp_path: Path) -> None:
-    stats = World(tmp_path).ingest([review(text="日本語"), review(text="  \t", item="i2"), review(text="ab")],
-                                   [item("i1"), item("i2")], min_text_chars=3)  # fmt: skip
+    reviews = [review(text="日本語"), review(text="  \t", item="i2"), review(text="ab"), *trained()]
+    stats = World(tmp_path).ingest(reviews, [item("i1"), item("i2"), *trained_items()], min_text_chars=3)
     assert stats["reviews"]["dropped"] == {"short_text": 1}
 
 
@@ -79,8 +79,8 @@ def test_categories_are_processed_on_their_own_and_added_up(tmp_path: Path) -> N
     assert stats["users"] == 6
     assert stats["per_category"]["Ant"]["reviews"]["kept"] == 12
     rows = account_rows(stats)
-    assert {"category": "Ant", "what": "reviews", "outcome": "read", "rows": 12, "share": 1.0} in rows
-    assert {"category": "Zebra", "what": "examples", "outcome": "val", "rows": 4, "share": None} in rows
+    assert {"category": "Ant", "what": "reviews", "outcome": "read", "rows": 12, "share": 1.0, "example": ""} in rows
+    assert {"category": "Zebra", "what": "examples", "outcome": "val", "rows": 4, "share": None, "example": ""} in rows
 
 
 def test_a_row_that_vanished_is_an_error_of_the_program() -> None:
@@ -95,26 +95,30 @@ def test_a_row_that_vanished_is_an_error_of_the_program() -> None:
         (
             {"min_user_reviews": 18},
             r"no user of C passes: 24 reviews read, 24 of 4 users .*min_user_reviews 18 leaves 0 users \(the most is 6 "
-            r"reviews\).*lower ingest\.protocol\.min_user_reviews$",
+            r"reviews\).*set ingest\.protocol\.min_user_reviews to 6, which leaves 4 users$",
         ),
-        ({"max_user_reviews": 3}, r"max_user_reviews 3 leaves 0; .*raise ingest\.protocol\.max_user_reviews$"),
+        ({"max_user_reviews": 3}, r"max_user_reviews 3 leaves 0; .*set ingest\.protocol\.max_user_reviews to 6, which"),
         (
             {"min_item_users": 5},
-            r"min_item_users 5 leaves 0 of 6 items \(the most is 4 users\); lower ingest\.protocol\.min_item_users$",
+            r"min_item_users 5 leaves 0 of 6 items \(the most is 4 users\); set ingest\.protocol\.min_item_users to 4,",
         ),
         (
             {"min_profile_reviews": 4},
-            r"profiles without their 3 targets hold up to 3 reviews .* 4 are needed .*lower "
-            r"ingest\.protocol\.min_profile_reviews",
+            r"profiles without their 3 targets hold up to 3 reviews .* 4 are needed .*set "
+            r"ingest\.protocol\.min_profile_reviews to 3, which leaves 4 users$",
         ),
         ({"min_profile_item_users": 5, "min_profile_reviews": 1}, r"hold up to 0 reviews of items with 5 users"),
         (
             {"min_text_chars": 99},
-            r"no review of C passes: 24 read; short_text 24; lower ingest.protocol.min_text_chars",
+            r"no review of C passes: 24 read; short_text 24; for example r\.jsonl:1: item 'i0', the text has 11 "
+            r"characters; lower ingest\.protocol\.min_text_chars \(now 99\); half of them have 11 characters or more, "
+            r"the longest has 11$",
         ),
         (
             {"min_description_chars": 9},
-            r"no item of C passes: 6 read; short_description 6; lower .*min_description_chars",
+            r"no item of C passes: 6 read; short_description 6; for example i\.jsonl:1: item 'i0', the description has "
+            r"1 characters; lower ingest\.protocol\.min_description_chars \(now 9\); half of them have 1 characters "
+            r"or more, the longest has 1$",
         ),
     ],
 )
@@ -126,7 +130,7 @@ def test_when_nobody_is_left_the_threshold_is_named(tmp_path: Path, protocol: di
 
 def test_thresholds_that_only_together_leave_nobody(tmp_path: Path) -> None:
     reviews = [review("u1", f"i{i}", i, str(i)) for i in (1, 2, 3)] + [review("u2", "i1", 1, "x")]
-    with pytest.raises(DataError, match=r"together they leave nobody; lower ingest\.protocol\.min_item_users or"):
+    with pytest.raises(DataError, match=r"together they leave no user; set ingest\.protocol\.min_item_users to 1, "):
         World(tmp_path).ingest(reviews, [item(f"i{i}") for i in (1, 2, 3)], min_user_reviews=2, min_item_users=2)
 
 

@@ -11,9 +11,19 @@ import pytest
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.formats import blocks
 from nextquill_core.ingest.formats.blocks import Block, read_blocks
+from nextquill_core.ingest.formats.fields import layout_fields
 from nextquill_core.ingest.formats.parse import Parser
 from nextquill_core.ingest.sources import Amazon2023
-from tests.nextquill_core.ingest.world import World, item, lines, plain_category, review
+from tests.nextquill_core.ingest.world import (
+    World,
+    item,
+    lines,
+    plain_category,
+    review,
+    trained,
+    trained_items,
+    without_examples,
+)
 
 GOOD = json.dumps(review()).encode()
 BAD = [
@@ -27,9 +37,8 @@ BAD = [
     (b"[1, 2]", "not-an-object"),
     (b'"text"', "not-an-object"),
     (b"7", "not-an-object"),
-    (GOOD.replace(b"5.0", b"NaN"), "not-json"),
-    (GOOD.replace(b"5.0", b"-Infinity"), "not-json"),
-    (GOOD.replace(b"5.0", b"1e999"), "not-json"),
+    (GOOD.replace(b"5.0", b"-Infinity"), "wrong-type-rating"),
+    (GOOD.replace(b"5.0", b"1e999"), "wrong-type-rating"),
     (GOOD.replace(b"5.0", b"05"), "not-json"),
     (GOOD.replace(b"5.0", b'"5.0"'), "wrong-type-rating"),
     (GOOD.replace(b"5.0", b"true"), "wrong-type-rating"),
@@ -40,10 +49,10 @@ BAD = [
     (GOOD.replace(b'"good"', b'{"a": 1}'), "wrong-type-text"),
     (GOOD.replace(b'"u1"', b"12"), "wrong-type-user_id"),
     (GOOD.replace(b'"timestamp": 1', b'"timestamp": "1"'), "wrong-type-timestamp"),
-    (GOOD.replace(b'"timestamp": 1', b'"timestamp": 1.5'), "wrong-type-timestamp"),
+    (GOOD.replace(b'"timestamp": 1', b'"timestamp": 9007199254740992.0'), "wrong-type-timestamp"),
     (GOOD.replace(b'"timestamp": 1', b'"timestamp": 123456789012345678901'), "wrong-type-timestamp"),
-    (GOOD.replace(b'"good"', b'"\\ud800"'), "not-json"),
-    (GOOD.replace(b'"good"', b'"\\udc00\\ud800"'), "not-json"),
+    (GOOD.replace(b'"good"', b'"\\ud800"'), "lone-surrogate"),
+    (GOOD.replace(b'"good"', b'"\\udc00\\ud800"'), "lone-surrogate"),
     (GOOD.replace(b'"good"', b'"\\q"'), "not-json"),
     (GOOD.replace(b'"good"', b'"go\x00od"'), "not-json"),
     (GOOD.replace(b'"good"', b'"go\tod"'), "not-json"),
@@ -73,14 +82,19 @@ FINE = [
     GOOD.replace(b'"good"', '"\u2028\x85"'.encode()),
     GOOD[:-1] + b', "images": [{"text": 5}], "details": {"rating": "x"}, "price": "x"}',
     GOOD[:-1] + b', "price": 3, "price": {"a": [null]}, "videos": []}',
-    GOOD[:-1] + b', "price": NaN}',
+    GOOD[:-1] + b', "price": NaN, "a": -Infinity, "b": [NaN], "c": Inf, "d": nan, "e": 1e999}',
+    GOOD[:-1] + b', "x": "\\ud800", "y": "\\q", "z": "tab\there", "\\udc00": 1}',
+    GOOD[:-1] + b', "latin": "caf\xe9"}',
+    GOOD[:-1] + b', "n": ' + b"9" * 5000 + b"}",
+    GOOD.replace(b"5.0", b"NaN"),
+    GOOD.replace(b'"timestamp": 1', b'"timestamp": 1.0'),
     GOOD[:-1] + b', "deep": ' + b"[" * 3000 + b"]" * 3000 + b"}",
 ]
 
 
 @pytest.fixture(scope="module")
 def parser() -> Parser:
-    return Parser(Amazon2023.columns["reviews"], "reviews")
+    return Parser(layout_fields(Amazon2023.columns["reviews"], "reviews"), "reviews")
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD, ids=lambda value: repr(value)[:50])
@@ -95,9 +109,10 @@ def test_a_bad_line_is_named(parser: Parser, line: bytes, reason: str) -> None:
 def test_a_line_that_is_json_is_a_row_whatever_else_it_holds(parser: Parser, line: bytes) -> None:
     parsed = parser.parse(Block(line + b"\n", 1, 0, 0))
     assert not parsed.bad
-    row = json.loads(line.split(b', "deep"')[0] + b"}" if b"deep" in line else line)
+    row = json.loads(line if line in FINE[:9] else GOOD)
+    rating = None if b'"rating": NaN' in line else row["rating"]
     expected = {
-        "line": 1, "user_id": "u1", "item_id": "i1", "rating": row["rating"], "title": "t", "text": row["text"],
+        "line": 1, "user_id": "u1", "item_id": "i1", "rating": rating, "title": "t", "text": row["text"],
         "timestamp_ms": 1,
     }  # fmt: skip
     assert parsed.rows.to_dicts() == [expected]
@@ -126,7 +141,7 @@ def test_a_line_has_the_same_outcome_in_any_company(parser: Parser) -> None:
     ],
 )
 def test_a_bad_item_is_named(change: dict[str, object], reason: str) -> None:
-    parsed = Parser(Amazon2023.columns["items"], "items").parse(
+    parsed = Parser(layout_fields(Amazon2023.columns["items"], "items"), "items").parse(
         Block(lines([item(), item() | change, item()]), 1, 0, 0)
     )
     assert [(bad.line, bad.reason) for bad in parsed.bad] == [(2, reason)]
@@ -134,7 +149,7 @@ def test_a_bad_item_is_named(change: dict[str, object], reason: str) -> None:
 
 def test_a_null_among_the_parts_of_a_description_is_left_out(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.ingest([review()], [item(description=["a", None, "b"])])
+    world.ingest([review(), *trained()], [item(description=["a", None, "b"]), *trained_items()])
     assert world.table("items")[0]["description"] == "a b"
 
 
@@ -152,7 +167,7 @@ def test_nothing_depends_on_blocks_compression_line_ends_or_the_last_newline(tmp
     data, (_, items) = dirty_reviews(), plain_category()
     world = World(tmp_path)
     world.write("i.jsonl", items)
-    stats = world.run(world.config(world.write("r.jsonl", data), tmp_path / "i.jsonl"))
+    stats = without_examples(world.run(world.config(world.write("r.jsonl", data), tmp_path / "i.jsonl")))
     assert stats["users"] == 4
     assert len(world.table("quarantine")) == len(BAD)
     tables = {name: world.table(name) for name in ("sequences", "items", "examples")}
@@ -169,7 +184,7 @@ def test_nothing_depends_on_blocks_compression_line_ends_or_the_last_newline(tmp
         suffix = ".gz" if name == "zipped" else ""
         out = tmp_path / name
         path = world.write(f"r.jsonl{suffix}", content)
-        assert world.run(world.config(path, tmp_path / "i.jsonl"), block_bytes, out) == stats, name
+        assert without_examples(world.run(world.config(path, tmp_path / "i.jsonl"), block_bytes, out)) == stats, name
         assert {table: world.table(table, out) for table in tables} == tables, name
         if name not in ("crlf", "zipped"):  # the raw text of bad rows has the line end in it; the file's name differs
             assert world.shards(out) == shards, name
@@ -199,7 +214,7 @@ def test_bad_rows_can_be_counted_only(tmp_path: Path) -> None:
 
 def test_bad_rows_can_stop_the_run_at_the_first(tmp_path: Path) -> None:
     reviews, items = plain_category()
-    with pytest.raises(DataError, match=r"r\.jsonl, line 3: not-json: x y; mend the line, or set ingest\.bad_rows"):
+    with pytest.raises(DataError, match=r"r\.jsonl, line 3: not-json: x y; fix the line, or set ingest\.bad_rows"):
         World(tmp_path).ingest([*reviews[:2], b"x y", b"z"], items, bad_rows="fail")
 
 
@@ -222,10 +237,50 @@ def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "r.jsonl"
     long = GOOD[:-1] + b', "x": "' + b"y" * 300 + b'"}'
     path.write_bytes(b"\n".join([GOOD, long, GOOD, long]))
-    parser = Parser(Amazon2023.columns["reviews"], "reviews", max_line_bytes=200)
-    monkeypatch.setattr(blocks, "HEAD_BYTES", 150)
+    parser = Parser(layout_fields(Amazon2023.columns["reviews"], "reviews"), "reviews", max_line_bytes=200)
+    monkeypatch.setattr(blocks, "LONG_LINE_BYTES", 150)
     for block_bytes in (10, 150, 250, 10_000):
         parsed = [parser.parse(b) for b in read_blocks(path, block_bytes=block_bytes, max_line_bytes=200)]
         assert [(bad.line, bad.reason) for p in parsed for bad in p.bad] == [(2, "line-too-long"), (4, "line-too-long")]
         assert [line for p in parsed for line in p.rows["line"]] == [1, 3]
         assert all(bad.raw.startswith(GOOD[:-1].decode()) for p in parsed for bad in p.bad)
+
+
+TABLE = {
+    "reviews": {"user_id": "user_id", "item_id": "parent_asin", "rating": "rating", "text": "text",
+                "timestamp": "timestamp"},
+    "items": {"item_id": "parent_asin"},
+}  # fmt: skip
+GREAT = "wrong-type-rating {}(r.jsonl:{}: rating is 'great')"
+SET_WORDS = 'set ingest.options.rating_words: {"great": NUMBER}'
+
+
+def folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
+
+
+def test_a_message_shows_the_value_and_the_option_that_would_accept_it(tmp_path: Path) -> None:
+    reviews, items = plain_category()
+    great = [row | {"rating": "great"} for row in reviews]
+    settings = {"source": "table", "options": TABLE, "max_bad_share": 0.0}
+    with pytest.raises(DataError) as caught:
+        World(tmp_path).ingest(great, items, **settings)
+    assert f"none of 24 rows can be read, the first is {GREAT.format('', 1)}; {SET_WORDS}" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        World(folder(tmp_path, "few")).ingest([*reviews, great[0], great[1]], items, **settings)
+    assert f"{GREAT.format('2× ', 25)}; {SET_WORDS}, or raise ingest.max_bad_share" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        World(folder(tmp_path, "fail")).ingest([reviews[0], great[0]], items, **settings, bad_rows="fail")
+    assert f"line 2: wrong-type-rating: rating is 'great'; {SET_WORDS}, or set ingest.bad_rows" in str(caught.value)
+    words = TABLE | {"rating_words": {"great": 5}}
+    assert World(folder(tmp_path, "words")).ingest(great, items, **settings | {"options": words})["users"] == 4
+
+
+def test_a_block_may_be_a_blank_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\n" + GOOD + b"\n\n")
+    parser = Parser(layout_fields(Amazon2023.columns["reviews"], "reviews"), "reviews")
+    parsed = [parser.parse(block) for block in read_blocks(path, block_bytes=1)]
+    assert [line for batch in parsed for line in batch.rows["line"]] == [2]
+    assert sum(batch.blank for batch in parsed) == 2

@@ -37,7 +37,10 @@ def findings(source: Any, raw: RawInput, level: str = "error") -> list[str]:
 def test_a_source_that_keeps_the_contract_passes(tmp_path: Path, ending: str) -> None:
     raw = raw_category(tmp_path, ending)
     assert findings(Amazon2023(), raw) == []
-    assert [what.split(";")[0] for what in findings(Amazon2023(), raw, "warning")] == ["2 of 14 rows are bad"]
+    (warning,) = findings(Amazon2023(), raw, "warning")
+    assert warning.startswith(
+        "2 of 14 rows are bad, ingest.max_bad_share allows 1% by default: not-json 1× (line 7: {broken); "
+    )
     assert_conforms(Amazon2023(), raw, warnings=False)
     with pytest.raises(AssertionError, match=r"^warning: .*r\.jsonl.*: 2 of 14 rows are bad"):
         assert_conforms(Amazon2023(), raw)
@@ -217,6 +220,67 @@ def test_table_conforms(tmp_path: Path, ending: str) -> None:
             World(tmp_path).write(path.name, text)
     raw = RawInput(category="C", reviews=str(tmp_path / f"r.{ending}"), items=str(tmp_path / f"i.{ending}"))
     assert findings(source("table", COLUMNS), raw) == []
+
+
+def table_findings(tmp_path: Path, rows: list[str], level: str = "error", **options: Any) -> list[str]:
+    """What is found in a table of reviews, with `COLUMNS` that are all mapped."""
+    world = World(tmp_path)
+    columns = {**COLUMNS, "reviews": COLUMNS["reviews"] | {"title": "head"}} | options
+    reviews = world.write("r.csv", ("user,item,stars,head,said,at\n" + "\n".join(rows) + "\n").encode())
+    items = world.write("i.csv", b"item,name,about\n100,one,\n200,two,\n")
+    return findings(source("table", columns), RawInput(category="C", reviews=str(reviews), items=str(items)), level)
+
+
+def test_reasons_come_with_the_offending_row_and_a_way_out(tmp_path: Path) -> None:
+    bad = ["ann,100,five,h,text,1600000000000", "bob,100,great,h,text,1600000000000"]
+    (found,) = table_findings(tmp_path, bad)
+    shown = "(line 2: stars is 'five'; set ingest.options.rating_words: {\"five\": NUMBER})"
+    assert found == f"it gives no rows; all 2 are bad: wrong-type-stars 2× {shown}"
+    odd = ["ann,100,9,,text,1600000000000", "bob,200,4,,text,1600000000000"]
+    assert sorted(table_findings(tmp_path, odd, "warning")) == [
+        "1 of 2 reviews are suspect, rating-out-of-range; ingest.options.ratings says 1.0 to 5.0 (the first, line 2, "
+        "has rating 9.0)",
+        "description is null or empty in all 2 rows read; name another column in ingest.options, leave it out there, "
+        "or set ingest.protocol.min_description_chars to 0",
+        "title is null or empty in all 2 rows read; name another column in ingest.options, leave it out there, or set "
+        "ingest.protocol.require_review_title to false",
+    ]
+
+
+def test_lists_that_are_all_empty_are_warned_of(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    reviews = world.write("r.jsonl", [review(time=YEAR_2020)])
+    items = world.write("i.jsonl", [item("i1", categories=[])])
+    assert findings(Amazon2023(), RawInput(category="C", reviews=str(reviews), items=str(items)), "warning") == [
+        "categories is null or empty in all 1 rows read; set ingest.protocol.require_categories to false"
+    ]
+
+
+def test_ids_that_do_not_join_are_shown(tmp_path: Path) -> None:
+    (found,) = table_findings(tmp_path, ["ann,100.0,4,h,text,1600000000000", "bob,200.0,4,h,text,1600000000000"])
+    assert found == (
+        "no review read is of an item in the items: the reviews have `100.0`, `200.0`, the items have `100`, `200`; "
+        "they are the same without the `.0` at the end: make both parts name items by the same id"
+    )
+
+
+def test_built_in_readers_are_not_warned_of(tmp_path: Path) -> None:
+    row = "ann,100,4,h,text,1600000000000"
+    assert not any("batch" in what for what in table_findings(tmp_path, [row] * 9, "warning"))
+
+
+def test_empty_parts_among_others_are_no_fault(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    header = b"user,item,stars,said,at\n"
+    world.write("r-0.csv", header + b"ann,1,4,text,1600000000000\n")
+    world.write("r-1.csv", b"")
+    world.write("r-2.csv", header)
+    items = str(world.write("i.csv", b"item,name,about\n1,one,x\n"))
+    raw = RawInput(category="C", reviews=str(tmp_path / "r-*.csv"), items=items)
+    assert findings(source("table", COLUMNS), raw) == []
+    assert findings(source("table", COLUMNS), raw.model_copy(update={"reviews": str(tmp_path / "r-2.csv")})) == [
+        "it gives no rows; choose another file"
+    ]
 
 
 def test_the_command_prints_findings_and_exits_with_2_on_errors(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -15,7 +15,7 @@ from nextquill_core.config import ProtocolConfig
 from nextquill_core.errors import DataError
 from tests.conftest import REAL
 from tests.nextquill_core.ingest import reference
-from tests.nextquill_core.ingest.world import SMALL, World, item, review
+from tests.nextquill_core.ingest.world import SMALL, World, item, review, trained, trained_items
 
 SHARED = ["a", "b", "a b", "a  b", " a b", "a\tb", "a\x1cb", "a\u2003b\u00a0", "é", "日本", "", "<br />", "c" * 9]
 TEXTS = st.sampled_from(SHARED + [f"text {number}" for number in range(40)])
@@ -59,7 +59,7 @@ def agree(world: World, reviews: list[Any], items: list[Any], protocol: dict[str
     try:
         stats = world.ingest(reviews, items, **protocol)
     except DataError:
-        assert not wanted.sequences
+        assert all(len(profile) + len(targets) < 3 for profile, targets in wanted.sequences.values())
         return 0
     assert wanted.sequences
 
@@ -163,17 +163,19 @@ def test_repeats_are_counted_for_items_but_not_for_users(tmp_path: Path) -> None
 def test_texts_that_become_equal_by_cleaning_are_repeats_only_after_the_first_core(tmp_path: Path) -> None:
     world = World(tmp_path)
     reviews = [review(item=f"i{i}", time=i, text="a" + " " * i + "b") for i in range(1, 5)]
+    reviews += [review("u2", f"i{i}", i, str(i)) for i in range(1, 5)]
     stats = world.ingest(reviews, EVERY_ITEM, min_user_reviews=4)  # four raw texts pass a minimum of four
     assert sequence(world) == [("i4", 4)]
     assert stats["reviews"]["dropped"] == {"repeat_text": 3}
-    assert stats["examples"] == {"train": 0, "val": 0, "test": 1}
+    assert stats["examples"] == {"train": 1, "val": 1, "test": 2}
     assert world.examples()[0][3] == []
 
 
 def test_a_negative_time_counts_and_a_time_of_zero_does_not(tmp_path: Path) -> None:
     world = World(tmp_path)
-    stats = world.ingest([review(item=f"i{i}", time=t, text=str(t)) for i, t in enumerate((-5, 0, 5), 1)], EVERY_ITEM)
-    assert sequence(world) == [("i1", -5), ("i3", 5)]
+    times = (-5, 0, 5, 6)
+    stats = world.ingest([review(item=f"i{i}", time=t, text=str(t)) for i, t in enumerate(times, 1)], EVERY_ITEM)
+    assert sequence(world) == [("i1", -5), ("i3", 5), ("i4", 6)]
     assert stats["reviews"]["dropped"] == {"no_timestamp": 1}
 
 
@@ -193,6 +195,6 @@ def test_the_second_core_filters_profiles_and_never_targets(tmp_path: Path) -> N
 def test_the_last_row_that_passes_describes_an_item(tmp_path: Path) -> None:
     world = World(tmp_path)
     items = [item("i1", title="first"), item("i1", title="second"), item("i1", title=None)]
-    stats = world.ingest([review()], items)
-    assert world.table("items") == [{"item_id": "i1", "category": "C", "title": "second", "description": "d"}]
-    assert stats["items"] == {"read": 3, "kept": 1, "dropped": {"no_title": 1, "repeat_item": 1}}
+    stats = world.ingest([review(), *trained()], [*items, *trained_items()])
+    assert world.table("items")[0] == {"item_id": "i1", "category": "C", "title": "second", "description": "d"}
+    assert stats["items"] == {"read": 6, "kept": 4, "dropped": {"no_title": 1, "repeat_item": 1}}

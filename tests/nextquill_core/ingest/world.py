@@ -118,5 +118,24 @@ class World:
         ]
 
 
+def trained() -> list[Row]:
+    """Three reviews of a user `zz` of items `z1` to `z3`, the least that gives a training example."""
+    return [review("zz", f"z{i}", i, f"zz of {i}") for i in (1, 2, 3)]
+
+
+def trained_items() -> list[Row]:
+    """The items of `trained`."""
+    return [item(f"z{i}") for i in (1, 2, 3)]
+
+
+def without_examples(stats: dict[str, Any]) -> dict[str, Any]:
+    """The stats without texts and names of raw files."""
+    return {
+        key: without_examples(value) if isinstance(value, dict) else value
+        for key, value in stats.items()
+        if key != "examples" or "train" in value
+    }
+
+
 def seen(review: Any) -> tuple[Any, ...]:
     return (review.item.title, review.item.description, review.title, review.text, review.timestamp_ms, review.rating)

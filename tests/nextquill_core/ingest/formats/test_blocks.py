@@ -90,7 +90,7 @@ def test_a_corrupt_gzip_file_ends_in_a_bad_row(tmp_path: Path) -> None:
     [
         ("r.jsonl", gzip.compress(b"{}", mtime=0), r"is gzip, but its name does not end in \.gz"),
         ("r.jsonl.gz", b"{}", r"its name ends in \.gz, but it is not gzip"),
-        ("r.jsonl", "{}".encode("utf-16"), "is UTF-16"),
+        ("r.jsonl", "{}{}".encode("utf-16-le"), "is UTF-16-LE without a byte order mark"),
         ("r.jsonl", b"\n \n", "holds no rows"),
         ("r.jsonl.gz", gzip.compress(b"", mtime=0), "holds no rows"),
         ("r.jsonl", b"user_id,text\nu,hello\n", r"none of 2 rows can be read.*user_id,text"),

@@ -46,7 +46,7 @@ def test_relative_globs_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.
         ("nothing.jsonl", "no such file"),
         ("*.nothing", "no file matches"),
         ("empty.jsonl", "the file is empty"),
-        ("", "is a folder; name the files"),
+        ("", "the file is empty"),
     ],
 )
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str, message: str) -> None:
@@ -117,12 +117,12 @@ LITERALS = [
     (json.dumps(OLD), None),
     (repr(OLD | {"reviewText": 'it\'s "so" é \n'}), None),
     (repr(OLD | {"overall": 1e999}), "not-json"),  # `inf` is no literal
-    (repr(OLD).replace("4.0", "1e999"), "not-json"),
+    (repr(OLD).replace("4.0", "1e999"), "wrong-type-overall"),
     (repr(OLD).replace("'good'", "__import__('os').getcwd()"), "not-json"),
     (repr(OLD).replace("'good'", "'a' + 'b'"), "not-json"),
     (repr(OLD).replace("'good'", "b'good'"), "not-json"),
     (repr(OLD).replace("'good'", "7"), "wrong-type-reviewText"),
-    (repr(OLD)[:-1] + ", 'asin': 'i2'}", "not-json"),
+    (repr(OLD)[:-1] + ", 'asin': 'i2'}", "duplicate-asin"),
     ("{" + "[" * 500 + "}", "not-json"),
     ("{'reviewerID': 'u1'}", "missing-asin"),
     ("{1, 2}", "not-json"),
