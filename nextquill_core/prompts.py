@@ -1,75 +1,112 @@
-"""Text in, prompt out: what the model reads before it writes a review.
+"""The text that the model reads before it writes a review, and the template around it.
 
 The field order puts what both branches share first (task, item), then what is known of the user (a summary, past
-reviews), then what the review must match. The prompt without history leaves out those sections and every mention of
-one; it is not told of "none".
+reviews), then what the review must match. The prompt without history leaves those sections out and does not mention
+one. A field that the data do not have (a rating, a title, anything about the item) is left out with its label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 from nextquill_core.records import Item, Review
 from storage.fingerprint import fingerprint
 
 TASK = "Write a review of the item below."
+TASK_WITHOUT_ITEM = "Write a review."
 SUMMARY_HEADING = "What this user's reviews are like:"
 HISTORY_HEADING = "Past reviews by the same user, oldest first:"
 TEXT_LABEL = "Review:\n"
+TEMPLATE_DATE = date(2024, 7, 26)
+"""The date that chat templates print, whatever the clock says; Llama 3's templates print it where there is no clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What stands around the prompt's text: nothing for base models, the chat markup for instruct models."""
+    """Text around a prompt: none for base models, the chat markup for instruct models.
+
+    Attributes:
+        stop: Text of the token with which an answer ends; empty for the tokenizer's end-of-sequence token.
+    """
 
     name: Literal["plain", "chat"]
     opening: str = ""
     closing: str = ""
+    stop: str = ""
 
     @property
     def revision(self) -> str:
-        """Changes whenever the text of a prompt without summary would; see `SUMMARY_REVISION` for the others."""
-        probe = build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, (_PROBE,), template=self)
-        return fingerprint([probe, build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, (), template=self)])
+        """Fingerprint of the text of prompts without summary; see `SUMMARY_REVISION` for the others."""
+        probes = [
+            build_prompt(target.item, target.rating, target.title, history, template=self)
+            for target in (_PROBE, *_PARTIAL_PROBES)
+            for history in ((_PROBE, *_PARTIAL_PROBES), ())
+        ]
+        return fingerprint(probes)
 
 
 PLAIN = Template("plain")
 _PROBE = Review(Item("item", "description"), 4.5, "title", "text")
+_PARTIAL_PROBES = (Review(Item("", ""), None, "", "text"), Review(Item("", "description"), None, "title", "text"))
 
 
 def chat_template(tokenizer: Any) -> Template:
-    """The tokenizer's own chat markup around one user turn, up to where the answer starts.
+    """Return the tokenizer's chat markup around one user turn, up to where the answer starts.
 
     Raises:
         ValueError: The tokenizer has no chat template, or one that rewrites the user's text.
     """
-    mark = "\u241e"
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-    )
+    mark, answer = "\u241e", "\u241f"
+    source = _without_clock(tokenizer.get_chat_template())
+    user = {"role": "user", "content": mark}
+    options: dict[str, Any] = {"tokenize": False, "chat_template": source}
+    if "date_string" in source:
+        options["date_string"] = TEMPLATE_DATE.strftime("%d %b %Y")
+    rendered = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
     if rendered.count(mark) != 1:
         raise ValueError("the chat template does not keep the user's text as it is")
     opening, closing = rendered.split(mark)
-    return Template("chat", opening, closing)
+    return Template("chat", opening, closing, _stop_token(tokenizer, user, answer, options))
 
 
-def resolve_template(setting: str, model_name: str) -> Literal["plain", "chat"]:
-    """`auto` is chat for models whose name says that they follow instructions, and plain for base models.
+def _without_clock(source: str) -> str:
+    """The template with `strftime_now` replaced by a macro that prints `TEMPLATE_DATE` at midnight.
 
-    A base model's tokenizer may carry a chat template whose tokens the model never learned (Qwen2.5 does), so the
-    template's existence proves nothing.
+    transformers gives templates this function and takes no other one in its place; a macro of that name hides it.
     """
-    if setting != "auto":
-        return "chat" if setting == "chat" else "plain"
-    words = model_name.rstrip("/").rpartition("/")[2].lower().replace("_", "-").split("-")
-    return "chat" if {"instruct", "chat", "it"} & set(words) else "plain"
+    if "strftime_now" not in source:
+        return source
+    text = "format"
+    for code in "YymdBbhAaHIMSpjeFDTR":
+        text += f" | replace('%{code}', '{_dated(code)}')"
+        text += f" | replace('%-{code}', '{_dated(code).lstrip('0') or '0'}')"
+    # The line break is the one that trim_blocks takes away, so the template itself begins on a line of its own.
+    return "{% macro strftime_now(format) %}{{ " + text + " }}{% endmacro %}\n" + source
+
+
+def _dated(code: str) -> str:
+    return TEMPLATE_DATE.strftime(f"%{code}")
+
+
+def _stop_token(tokenizer: Any, user: dict[str, str], answer: str, options: dict[str, Any]) -> str:
+    """The added token that a chat template writes behind an answer; empty where it writes text or nothing there."""
+    from jinja2 import TemplateError
+
+    try:
+        turns = [user, {"role": "assistant", "content": answer}]
+        after = tokenizer.apply_chat_template(turns, **options).rpartition(answer)[2].lstrip()
+    except TemplateError:  # a template for single questions
+        return ""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    return max((token for token in added if token and after.startswith(token)), key=len, default="")
 
 
 def build_prompt(
     item: Item,
-    rating: float,
+    rating: float | None,
     review_title: str,
     history: Sequence[Review],
     *,
@@ -80,41 +117,47 @@ def build_prompt(
 
     Args:
         item: The item to review.
-        rating: The rating that the review gives, 1 to 5.
-        review_title: The title of the review to write.
+        rating: The rating that the review gives; None where it is unknown.
+        review_title: The title of the review to write; empty where it is unknown.
         history: The user's past reviews to show, oldest first.
         summary: What the user's reviews are like, in words; empty for none.
         template: What stands around the text; "plain" for nothing.
     """
-    sections = [TASK, _item_lines(item)]
+    shown_item = _item_lines(item)
+    sections = [TASK, shown_item] if shown_item else [TASK_WITHOUT_ITEM]
     if summary:
         sections.append(f"{SUMMARY_HEADING}\n{summary}")
     if history:
         sections += [HISTORY_HEADING, *map(review_section, history)]
     # The line break before the text is a token boundary for every BPE, so prompt and answer can be encoded apart.
-    sections.append(f"{_review_lines(rating, review_title)}\n{TEXT_LABEL}")
+    sections.append(_lines(_review_lines(rating, review_title), TEXT_LABEL))
     text = "\n\n".join(sections)
     around = PLAIN if template == "plain" else template
     return f"{around.opening}{text}{around.closing}"
 
 
-def query_section(item: Item, rating: float, review_title: str) -> str:
-    """What is known of a review before it is written, as the prompt names it."""
-    return f"{_item_lines(item)}\n{_review_lines(rating, review_title)}"
+def query_section(item: Item, rating: float | None, review_title: str) -> str:
+    """Return what is known of a review before it is written, as the prompt names it."""
+    return _lines(_item_lines(item), _review_lines(rating, review_title))
 
 
 def review_section(review: Review) -> str:
-    """A past review with its item, as the prompt shows it."""
-    return f"{query_section(review.item, review.rating, review.title)}\n{TEXT_LABEL}{review.text}"
+    """Return a past review with its item, as the prompt shows it."""
+    return _lines(query_section(review.item, review.rating, review.title), f"{TEXT_LABEL}{review.text}")
 
 
 def _item_lines(item: Item) -> str:
-    title = f"Item: {item.title}"
-    return f"{title}\nDescription: {item.description}" if item.description else title
+    return _lines(
+        f"Item: {item.title}" if item.title else "", f"Description: {item.description}" if item.description else ""
+    )
 
 
-def _review_lines(rating: float, title: str) -> str:
-    return f"Rating: {rating:g}\nTitle: {title}"
+def _review_lines(rating: float | None, title: str) -> str:
+    return _lines("" if rating is None else f"Rating: {rating:g}", f"Title: {title}" if title else "")
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
 
 
 def _summary_revision() -> str:

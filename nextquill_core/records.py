@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a product says of itself."""
+    """What a product says of itself; empty where the data say nothing."""
 
     title: str
     description: str
@@ -18,10 +20,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A review together with the item it is about."""
+    """A review together with the item it is about.
+
+    Attributes:
+        rating: None where the data have none.
+        title: Empty where the data have none.
+    """
 
     item: Item
-    rating: float
+    rating: float | None
     title: str
     text: str
     timestamp_ms: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,14 @@ def small_model(family: str, **settings: Any) -> Any:
         shape |= {"final_logit_softcapping": 0.5}
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(shape | settings))).eval()
+
+
+def adapted_model(base: str | Path, adapter: Path) -> Any:
+    """A base model with an adapter on it, as PEFT and transformers load them without our code."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()
 
 
 def oracle(model: Any, prompt: list[int], target: list[int]) -> Tensor:

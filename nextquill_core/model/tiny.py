@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from nextquill_core.errors import DataError
+from nextquill_core.model.checkpoint import Checkpoint
+from nextquill_core.model.control_tokens import UserTextTokenizer
 from nextquill_core.model.loading import quiet_libraries
 from nextquill_core.progress import Progress, silent
 from nextquill_core.prompts import build_prompt
@@ -46,15 +49,23 @@ class TinySpec:
 
 
 def train_tiny_model(
-    profiles: Sequence[Sequence[Review]], spec: TinySpec, folder: Path, progress: Progress = silent
+    profiles: Sequence[Sequence[Review]],
+    spec: TinySpec,
+    folder: Path,
+    progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, float]:
     """Train tokenizer and model on base profiles and save them to `folder`.
+
+    Training that was interrupted resumes at its checkpoint and ends in the same bytes. Tokenizer and token sequences
+    are computed again: they depend on the profiles and the settings alone.
 
     Args:
         profiles: Each user's base profile, oldest first.
         spec: Shape and training.
         folder: Becomes a Hugging Face model folder.
-        progress: Told of each optimizer step.
+        progress: Receives each optimizer step.
+        checkpoint: Where training resumes and what it writes; None writes no checkpoint.
 
     Returns:
         Facts for the manifest: parameters, documents, the loss of the last tenth of the steps (nats a token).
@@ -63,14 +74,16 @@ def train_tiny_model(
         DataError: There is no text to learn from.
     """
     quiet_libraries()
+    progress(0, spec.steps, "training the tokenizer")
     documents = list(pretraining_documents(profiles, spec.max_history, spec.seed))
     if not documents:
         raise DataError("no base profile has a review to learn from", "model.name_or_path: tiny", "ingest more users")
+    progress(0, 0, phase="training the tokenizer")
     tokenizer = train_tokenizer([prompt + answer for prompt, answer in documents], spec.vocab_size)
-    rows = [_encode(tokenizer, *document, spec.max_tokens) for document in documents]
+    rows = _encode(tokenizer, documents, spec.max_tokens)
     torch.manual_seed(spec.seed)
     model = tiny_qwen2(spec, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    losses = _pretrain(model, rows, spec, progress)
+    losses = _pretrain(model, rows, spec, progress, checkpoint)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
@@ -133,30 +146,45 @@ def tiny_qwen2(spec: TinySpec, vocabulary: int, stop_id: int, pad_id: int) -> Qw
     )
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, limit: int) -> list[int]:
-    ids: list[int] = tokenizer(prompt)["input_ids"] + tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
-    return ids[-limit:]
+def _encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, str]], limit: int) -> list[list[int]]:
+    """Prompt, answer and stop token of each document as ids; of a longer one its last `limit`."""
+    text = UserTextTokenizer(tokenizer)
+    prompts, answers = (text.encode(texts) for texts in zip(*documents, strict=True))
+    return [
+        [*prompt, *answer, tokenizer.eos_token_id][-limit:] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
 
 
-def _pretrain(model: Qwen2ForCausalLM, rows: Sequence[list[int]], spec: TinySpec, progress: Progress) -> list[float]:
+def _pretrain(
+    model: Qwen2ForCausalLM,
+    rows: Sequence[list[int]],
+    spec: TinySpec,
+    progress: Progress,
+    checkpoint: Checkpoint | None,
+) -> list[float]:
+    """Train the model in place and return the loss of each step in nats a token."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(0.9, 0.98))
-    batches = _batches(rows, spec.batch_tokens, spec.seed)
-    losses = []
+    losses = checkpoint.restore(model, optimizer) if checkpoint else []
+    resumed = f", resumed at step {len(losses)}" if losses else ""
+    # The order of the batches follows from the seed, so the number of steps is also the position in it.
+    batches = islice(_batches(rows, spec.batch_tokens, spec.seed), len(losses), None)
     model.train()
-    for step in range(spec.steps):
+    for step in range(len(losses), spec.steps):
         for group in optimizer.param_groups:
             group["lr"] = spec.learning_rate * _warmup_then_cosine(step, spec.steps)
-        ids_BT, labels_BT = next(batches)
+        ids_BT, labels_BT = _padded(next(batches))
         loss = model(input_ids=ids_BT, attention_mask=(labels_BT != IGNORED).long(), labels=labels_BT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        progress(step + 1, spec.steps, f"loss {losses[-1]:.3f}")
+        if checkpoint:
+            checkpoint.write_if_due(model, optimizer, losses)
+        progress(step + 1, spec.steps, f"loss {losses[-1]:.3f}{resumed}")
     return losses
 
 
@@ -167,8 +195,8 @@ def _warmup_then_cosine(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _batches(rows: Sequence[list[int]], batch_tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of (ids, labels), shape (B, T) with B·T about `batch_tokens`; rows of like length go together."""
+def _batches(rows: Sequence[list[int]], batch_tokens: int, seed: int) -> Iterator[list[list[int]]]:
+    """Endless batches of rows, each about `batch_tokens` tokens with padding; rows of like length go together."""
     choice = random.Random(seed)  # noqa: S311 - a seeded draw, not a secret
     while True:
         order = sorted(choice.sample(range(len(rows)), len(rows)), key=lambda index: len(rows[index]) // 32)
@@ -178,8 +206,12 @@ def _batches(rows: Sequence[list[int]], batch_tokens: int, seed: int) -> Iterato
                 batches.append([])
             batches[-1].append(rows[index])
         choice.shuffle(batches)
-        for batch in batches:
-            width = max(map(len, batch))
-            ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
-            labels = torch.tensor([row + [IGNORED] * (width - len(row)) for row in batch])
-            yield ids, labels
+        yield from batches
+
+
+def _padded(batch: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """(ids, labels) of a batch, each of shape (B, T)."""
+    width = max(map(len, batch))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+    labels = torch.tensor([row + [IGNORED] * (width - len(row)) for row in batch])
+    return ids, labels

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 import pytest
 
 from nextquill_core.prompts import (
@@ -9,8 +12,8 @@ from nextquill_core.prompts import (
     SUMMARY_REVISION,
     Template,
     build_prompt,
+    chat_template,
     query_section,
-    resolve_template,
     review_section,
 )
 from nextquill_core.schemas import Item, Review
@@ -65,7 +68,7 @@ def test_an_empty_summary_changes_no_prompt() -> None:
 
 
 def test_prompts_without_summary_keep_their_revision() -> None:
-    assert PLAIN.revision == "de995b11e36270bc"
+    assert PLAIN.revision == "103462f9383db10c"
     assert PLAIN.revision != SUMMARY_REVISION
 
 
@@ -92,16 +95,91 @@ def test_template_stands_around_the_text() -> None:
     assert chat.revision != PLAIN.revision
 
 
-@pytest.mark.parametrize(
-    ("setting", "name", "expected"),
-    [
-        ("auto", "Qwen/Qwen2.5-3B", "plain"),
-        ("auto", "Qwen/Qwen2.5-3B-Instruct", "chat"),
-        ("auto", "google/gemma-2-2b-it", "chat"),
-        ("auto", "/models/chat/Qwen2.5-3B/", "plain"),
-        ("plain", "Qwen/Qwen2.5-3B-Instruct", "plain"),
-        ("chat", "tiny", "chat"),
-    ],
+def test_what_is_not_known_is_left_out_with_its_label() -> None:
+    assert build_prompt(BOOK, None, "Clever", ()) == (
+        "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\nTitle: Clever\nReview:\n"
+    )
+    assert build_prompt(Item("", "A novel."), None, "", (Review(Item("", ""), None, "", "I wept."),)) == (
+        "Write a review of the item below.\n\nDescription: A novel.\n\n"
+        "Past reviews by the same user, oldest first:\n\nReview:\nI wept.\n\nReview:\n"
+    )
+    assert build_prompt(Item("", ""), 0.0, "", ()) == "Write a review.\n\nRating: 0\nReview:\n"
+    assert query_section(Item("", ""), None, "Clever") == "Title: Clever"
+    assert query_section(Item("", ""), None, "") == ""
+    assert review_section(Review(Item("Emma", ""), None, "", "I wept.")) == "Item: Emma\nReview:\nI wept."
+
+
+DATED = (
+    "{% set today = strftime_now('%d %b %Y') if strftime_now is defined else 'no clock' %}"
+    "{{ date_string | default('no date') }}, {{ today }}, {{ strftime_now('%Y-%m-%dT%H:%M:%S') }}, "
+    "{{ strftime_now('%-d. %B, %A') }}\n"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
 )
-def test_auto_template_goes_by_what_the_model_was_trained_for(setting: str, name: str, expected: str) -> None:
-    assert resolve_template(setting, name) == expected
+
+
+@pytest.mark.parametrize("clock", [datetime(2025, 3, 1, 14, 5), datetime(2031, 12, 24)])
+def test_a_chat_template_prints_the_same_date_under_every_clock(
+    clock: datetime, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return clock
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", DATED)
+    user = [{"role": "user", "content": "x"}]
+    assert clock.strftime("%d %b %Y") in tiny_tokenizer.apply_chat_template(user, tokenize=False)
+    assert chat_template(tiny_tokenizer).opening == (
+        "26 Jul 2024, 26 Jul 2024, 2024-07-26T00:00:00, 26. July, Friday\n<|user|>"
+    )
+
+
+@pytest.mark.parametrize("beginning", ["  {% if true %}a{% endif %}", "\n\nb", "{# c #}\n d"])
+def test_a_fixed_date_changes_nothing_else_of_a_template(
+    beginning: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = "{% for m in messages %}{{ m.content }}{% endfor %}{# no strftime #}"
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", beginning + rest.replace("strftime", "clock"))
+    without = chat_template(tiny_tokenizer)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", beginning + rest.replace("strftime", "strftime_now"))
+    assert chat_template(tiny_tokenizer) == without
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # Qwen: a base model with ChatML, whose end-of-sequence token is another one
+        ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}", "<|im_end|>"),
+        # Gemma
+        (
+            "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+            "{{ m.content | trim }}<end_of_turn>\n{% endfor %}",
+            "<end_of_turn>",
+        ),
+        # Phi-3
+        ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}", "<|end|>"),
+        # Llama 2: a blank before the token
+        ("{% for m in messages %}{{ m.content }} {{ eos_token }}{% endfor %}", "<|endoftext|>"),
+        # Alpaca: nothing but text
+        ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}", ""),
+        # single questions only
+        ("{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}"
+         "{% endfor %}", ""),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_as_the_template_ends_a_turn(template: str, expected: str, tiny_folder: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from nextquill_core.tokens import stop_id
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokens = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.chat_template = template
+    found = chat_template(tokenizer)
+    assert found.stop == expected
+    assert stop_id(tokenizer, found) == tokenizer.convert_tokens_to_ids(expected or "<|endoftext|>")
+    assert stop_id(tokenizer, PLAIN) == tokenizer.eos_token_id

@@ -30,7 +30,7 @@ def test_prompts_and_answer_decode_to_their_texts(tiny_tokenizer: Any, examples:
         assert pair.tokens == sum(lengths if example.history else lengths[:1])
 
 
-@pytest.mark.parametrize("limit", [64, 90, 120, 150, 200, 300])
+@pytest.mark.parametrize("limit", [72, 90, 120, 150, 200, 300])
 def test_too_long_prompts_lose_old_reviews_first_and_never_their_end(tiny_tokenizer: Any, limit: int) -> None:
     example = Example("C:u:0", "u", "C", "train", review(50), tuple(review(past, 30) for past in range(6)))
     pairs = encoder(tiny_tokenizer, prompt=limit)
@@ -47,15 +47,57 @@ def test_too_long_prompts_lose_old_reviews_first_and_never_their_end(tiny_tokeni
     assert pairs.truncation["past_reviews_dropped"] == 4 - len(kept)
 
 
-def test_both_branches_show_the_same_clipped_item(tiny_tokenizer: Any) -> None:
-    target = replace(review(1), item=Item("Book", text(3, 300)))
+def item_of(tokenizer: Any, prompt: list[int]) -> str:
+    """Everything between the task and what follows the item."""
+    shown: str = tokenizer.decode(prompt).partition("\n\n")[2].partition("\n\n")[0]
+    return shown
+
+
+@pytest.mark.parametrize("limit", [96, 150, 400, 4096])
+@pytest.mark.parametrize("words", [5, 60, 300])
+def test_all_methods_show_the_same_item(tiny_tokenizer: Any, limit: int, words: int) -> None:
+    target = replace(review(1), item=Item("Book", text(3, words)))
+    past = tuple(review(number, 30) for number in range(2, 6))
+    example = Example("C:u:0", "u", "C", "train", target, past)
+    own = encoder(tiny_tokenizer, prompt=limit).encode([example])[0]
+    without = PairEncoder(tiny_tokenizer, max_history=0, max_prompt_tokens=limit, max_target_tokens=512)
+    others = [
+        encoder(tiny_tokenizer, prompt=limit).encode([other])[0].factual
+        for other in (
+            replace(example, history=past[:1]),  # retrieved
+            replace(example, history=tuple(review(number, 90) for number in range(20, 24))),  # a stranger's
+            replace(example, summary=text(9, 60)),
+            replace(example, history=()),
+        )
+    ]
+    alone = without.encode([example])[0]
+    assert alone.factual == alone.counterfactual == own.counterfactual
+    shown = item_of(tiny_tokenizer, own.factual)
+    assert all(item_of(tiny_tokenizer, prompt) == shown for prompt in (own.counterfactual, *others))
+    assert f"Item: Book\nDescription: {target.item.description}".startswith(shown)
+    fits = len(encoder(tiny_tokenizer).encode([example])[0].counterfactual) <= limit - limit // 2
+    assert (len(alone.factual) <= limit - limit // 2) == (shown.endswith(target.item.description) == fits)
+    assert own.has_history, "a long item leaves room for the history"
+    assert without.truncation["items_clipped"] == (not fits)
+
+
+def test_an_item_may_take_more_than_half_where_there_is_nothing_to_cut(tiny_tokenizer: Any) -> None:
+    target = replace(review(1), title=text(4, 30), item=Item("Book", text(3, 40)))
     example = Example("C:u:0", "u", "C", "train", target, (review(2),))
-    pair = encoder(tiny_tokenizer, prompt=150).encode([example])[0]
-    factual, counterfactual = tiny_tokenizer.decode(pair.factual), tiny_tokenizer.decode(pair.counterfactual)
-    described = factual.partition("Description: ")[2].partition("\n")[0]
-    assert described
-    assert f"Description: {described}\n" in counterfactual
-    assert len(described) < len(target.item.description)
+    bare = len(encoder(tiny_tokenizer).encode([replace(example, target=replace(target, item=Item("", "")))])[0].factual)
+    pair = encoder(tiny_tokenizer, prompt=bare + 4).encode([example])[0]
+    assert len(pair.counterfactual) <= bare + 4
+    assert tiny_tokenizer.decode(pair.counterfactual).startswith("Write a review.\n\nRating")
+
+
+def test_the_answer_ends_with_the_templates_token(tiny_folder: Any, examples: list[Example]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    pairs = encoder(tokenizer, template=Template("chat", "[", "]", "<|im_end|>")).encode(examples)
+    assert {pair.target[-1] for pair in pairs} == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert not any(tokenizer.eos_token_id in pair.target for pair in pairs)
 
 
 def test_a_summary_is_in_the_prompt_with_history_alone(tiny_tokenizer: Any, examples: list[Example]) -> None:

@@ -1,0 +1,240 @@
+"""Whether a model gets plain prompts or its chat template, and why.
+
+A base model's tokenizer may carry a chat template whose tokens the model never learned (Qwen2.5 does), so that a
+template exists proves nothing. `auto` looks at the names that the model goes by and at what its files say of the token
+at which it stops. Nothing is loaded and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nextquill_core.errors import ModelError
+from nextquill_core.model.identity import HUB_CACHE, is_hub_name
+
+Name = Literal["plain", "chat"]
+
+BASE_WORDS = frozenset(("base", "pt", "pretrained", "pretrain", "foundation"))
+CHAT_WORDS = frozenset(("chat", "instruct", "instruction", "instructions", "rlhf", "dpo", "assistant"))
+CHAT_SUFFIXES = frozenset(("it",))
+"""As in gemma-2-2b-it; a folder that is called just that says nothing."""
+CHAT_FAMILIES = re.compile(
+    r"\b(qwen-?3|qwq|zephyr|vicuna|tulu|hermes|openhermes|openchat|starling|dolphin|wizardlm|alpaca|phi-?4|smollm3|"
+    r"gpt-oss|deepseek-r1|mistral-nemo|mistral-small|ministral|magistral)"
+)
+"""Models that follow instructions without saying so in their name, unless it has one of `BASE_WORDS`."""
+BASE_FAMILIES = re.compile(
+    r"\b(qwen-?(1\.5|2|2\.5)|qwen|llama|tinyllama|gemma|mistral|mixtral|smollm|olmo|pythia|gpt-?2|gpt-?neo|gpt-?j|opt|"
+    r"phi|falcon|bloom|mpt|yi|deepseek)(?=\b|[-_\d])"
+)
+"""Models whose instruct version says so in its name, so that a name without such a word is the base model's."""
+DOCUMENT_ENDS = frozenset(
+    ("</s>", "<s>", "<eos>", "<bos>", "<pad>", "<unk>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
+)
+"""Tokens that end a document, in base models too; all others end a turn."""
+TECHNICAL = re.compile(
+    r"checkpoint[-_]?\d*|global_?step[-_]?\d*|step[-_]?\d+|epoch[-_]?\d+|final|last|best|latest|snapshots?|main|model|"
+    r"models|merged|adapter|weights|outputs?|export|hf|v?\d+([._]\d+)*|[0-9a-f]{7,64}|\.|\.\.|/"
+)
+"""Parts of a path that say nothing of the model; the part above them does."""
+
+
+@dataclass(frozen=True)
+class TemplateChoice:
+    """The template of a model's prompts.
+
+    Attributes:
+        reason: What decided, as the rest of a sentence after "because".
+    """
+
+    name: Name
+    reason: str
+
+    def __str__(self) -> str:
+        return f"template: {self.name}, because {self.reason}"
+
+
+def choose_template(setting: str, model: str, revision: str = "main", *, strict: bool = False) -> TemplateChoice:
+    """Decide between the plain and the chat template.
+
+    In this order: the setting; a word in the model's own name; a token in its files that ends turns and at which it
+    stops; a word in the names that its files mention; what such a name usually means in its family; a word in the
+    folders above it, where the name alone is not that of a published model.
+
+    Args:
+        setting: `prompt.template`.
+        model: A hub name, a folder or `tiny`. Of a path only the parts that are written count, so that the decision
+            does not depend on where the command is typed.
+        revision: On the hub; which files of the local hub cache are read.
+        strict: Refuse to guess for a hub model whose name says nothing and whose files are not here. They will be once
+            it has been loaded, and a guess could then turn out otherwise.
+
+    Raises:
+        ModelError: See `strict`.
+    """
+    if setting != "auto":
+        return TemplateChoice("chat" if setting == "chat" else "plain", f"prompt.template is {setting}")
+    if model == "tiny":
+        return TemplateChoice("plain", "the offline model is a base model")
+    local = not is_hub_name(model)
+    own = _own_name(model)
+    if found := _by_word(own, f"the model is called {own}"):
+        return found
+    files = _files(model, revision)
+    if found := _by_stop_token(files) or _by_names(files):
+        return found
+    family = BASE_FAMILIES.search(own.lower())
+    exact = family is not None and re.search(r"\d", own) is not None  # with a version or a size, as it was published
+    if local and not exact and (found := _by_folders(model, own)):
+        return found
+    if family:
+        return TemplateChoice("plain", f"the name {own} is a base model's, and no file of it says otherwise")
+    if not local and not files:
+        unknown = "its name says nothing and its files are not in the hub cache of this machine"
+        if not strict:
+            return TemplateChoice("plain", unknown)
+        raise ModelError(
+            f"cannot tell a base model from an instruct one: {unknown}", model, "set prompt.template to plain or chat"
+        )
+    return TemplateChoice("plain", "neither its name nor its files say that it was trained on its chat template")
+
+
+def _own_name(model: str) -> str:
+    """The last part of the name that is about the model: of a hub cache folder the hub name, without its owner."""
+    if cached := HUB_CACHE.search(model):
+        return cached["name"]
+    parts = [part for part in Path(model).parts if not TECHNICAL.fullmatch(part.lower())]
+    return parts[-1] if parts else model
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def _by_word(name: str, reason: str) -> TemplateChoice | None:
+    words = _words(name)
+    if CHAT_WORDS & set(words) or (len(words) > 1 and CHAT_SUFFIXES & set(words)):
+        return TemplateChoice("chat", reason)
+    if BASE_WORDS & set(words):
+        return TemplateChoice("plain", reason)
+    if CHAT_FAMILIES.search(name.lower().replace("_", "-")):
+        return TemplateChoice("chat", f"{reason}, and base models of that family have `base` in their names")
+    return None
+
+
+def _by_folders(model: str, own: str) -> TemplateChoice | None:
+    """A word at the end of a folder's name above the model, the nearest first."""
+    for part in reversed(Path(model).parts):
+        words = _words(part)[-1:]
+        if part == own or (words == ["it"]):
+            continue
+        for chosen, known in (("chat", CHAT_WORDS), ("plain", BASE_WORDS)):
+            if known & set(words):
+                return TemplateChoice("chat" if chosen == "chat" else "plain", f"it lies in a folder called {part}")
+    return None
+
+
+def _by_stop_token(files: dict[str, Any]) -> TemplateChoice | None:
+    """Chat, where the model stops at a token that ends turns and not documents, and its chat template writes it."""
+    written = _chat_template(files)
+    settings = files.get("tokenizer_config.json", {})
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    by_variable = [end] if "eos_token" in written else []
+    stops = [*by_variable, *(token for token in (end, *_generation_stops(files)) if token and token in written)]
+    if turn_ends := [token for token in stops if token and token not in DOCUMENT_ENDS]:
+        return TemplateChoice("chat", f"it stops at {turn_ends[0]}, with which its chat template ends a turn")
+    return None
+
+
+def _generation_stops(files: dict[str, Any]) -> Iterator[str]:
+    """The texts of the tokens at which generation stops."""
+    configured = files.get("generation_config.json", {}).get("eos_token_id")
+    if configured is None:
+        configured = files.get("config.json", {}).get("eos_token_id")
+    ids = {str(token) for token in (configured if isinstance(configured, list) else [configured])}
+    added = files.get("tokenizer_config.json", {}).get("added_tokens_decoder") or {}
+    texts = {number: token["content"] for number, token in added.items()}
+    texts |= {str(token["id"]): token["content"] for token in files.get("tokenizer.json", {}).get("added_tokens", [])}
+    yield from (texts[number] for number in sorted(ids & texts.keys()))
+
+
+def _chat_template(files: dict[str, Any]) -> str:
+    """The source of the chat template, or of all there are."""
+    inline = files.get("tokenizer_config.json", {}).get("chat_template") or ""
+    if isinstance(inline, list):
+        inline = "\0".join(str(named.get("template", "")) for named in inline)
+    return "\0".join(
+        [str(inline), files.get("chat_template.jinja", ""), json.dumps(files.get("chat_template.json", ""))]
+    )
+
+
+def _by_names(files: dict[str, Any]) -> TemplateChoice | None:
+    """Chat, where a name in the model's own files says so; a base model's name there may be what it was made from."""
+    for file, name in _names(files):
+        found = _by_word(_own_name(name), f"its {file} names {name}")
+        if found and found.name == "chat":
+            return found
+    return None
+
+
+def _names(files: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for file in ("config.json", "adapter_config.json", "tokenizer_config.json"):
+        for key in ("_name_or_path", "base_model_name_or_path", "name_or_path"):
+            if isinstance(name := files.get(file, {}).get(key), str) and name:
+                yield file, name
+    card = files.get("README.md", "")
+    front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    for name in re.findall(
+        r"^(?:base_model:|model_name:|-\s+name:)[ \t]*['\"]?([\w./-]+)", front[1] if front else "", re.M
+    ):
+        yield "README.md", name
+    for listed in re.findall(r"^base_model:[ \t]*\n((?:[ \t]*-[ \t]+\S+\n?)+)", front[1] + "\n" if front else "", re.M):
+        yield from (("README.md", name) for name in re.findall(r"-[ \t]+['\"]?([\w./-]+)", listed))
+    if title := re.search(r"^# +(\S+)", card[front.end() if front else 0 :], re.M):
+        yield "README.md", title[1]
+
+
+READ = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "chat_template.json",
+        "chat_template.jinja", "README.md", "tokenizer.json")  # fmt: skip
+
+
+def _files(model: str, revision: str) -> dict[str, Any]:
+    """The small files of a folder, or of a hub model as far as they are in the local cache, by name."""
+    found: dict[str, Any] = {}
+    for name in READ:
+        path = model_file(model, name, revision)
+        if path is None or (
+            name == "tokenizer.json" and "added_tokens_decoder" in found.get("tokenizer_config.json", {})
+        ):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            value = json.loads(text) if name.endswith(".json") else text
+        except json.JSONDecodeError:
+            continue  # loading the model will say so
+        if not name.endswith(".json") or isinstance(value, dict):
+            found[name] = value
+    return found
+
+
+def model_file(model: str, name: str, revision: str = "main") -> Path | None:
+    """Return where a file of a model is on this machine: in its folder, or in the local hub cache."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if not is_hub_name(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(model, name, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(path) if isinstance(path, str) else None
