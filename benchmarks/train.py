@@ -40,7 +40,7 @@ from benchmarks.score import TORCHS_OWN, arguments, build, real_pairs
 from nextquill_core.allocator import keep_freed_memory
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.objective import PreferenceLoss, training_way
+from nextquill_core.training.objective import PreferenceLoss, denominators, training_way
 from nextquill_core.training.spec import LoraSpec, TrainSpec
 from nextquill_core.training.worker import with_adapter
 
@@ -88,8 +88,9 @@ def ours(model: Any, pairs: Sequence[TokenPair], alpha: float) -> None:
     spec = order(alpha)
     objective = PreferenceLoss(model, spec, training_way(model, spec))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
-    for pair in pairs:
-        objective([TrainExample(pair, [0.5] * len(pair.target))], float(len(pairs))).loss.backward()
+    examples = [TrainExample(pair, [0.5] * len(pair.target)) for pair in pairs]
+    for example in examples:
+        objective([example], denominators(examples, spec)).loss.backward()
     optimizer.step()
 
 

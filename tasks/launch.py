@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nextquill_core.errors import UserError
+from nextquill_core.progress import PhaseFile, Progress, silent
 from nextquill_core.training.engine import deepspeed_installed
 from nextquill_core.training.failures import first_failed, logs_by_rank, rank_logs
-from nextquill_core.training.spec import TrainSpec
+from nextquill_core.training.spec import PHASE, TrainSpec
 from tasks.following import Follower, RankLogs
 from tasks.logs import bounded
 from tasks.node import WORKER, launcher_command, rank_environment
@@ -23,13 +24,22 @@ from tasks.processes import end_group, failure, start
 
 METRICS = "metrics.jsonl"
 LET_GO_S = 15.0
+HERE = "127.0.0.1"
+"""Where ranks meet that are all on this machine."""
 
 
 class RanksFailed(RuntimeError):  # noqa: N818 - says what happened
     """A launcher ended with an error; the message ends with the last lines of the rank that failed first."""
 
 
-def run_ranks(order: Path, log: Path, *, ranks: Placement, on_step: Callable[[dict[str, float]], None]) -> None:
+def run_ranks(
+    order: Path,
+    log: Path,
+    *,
+    ranks: Placement,
+    on_step: Callable[[dict[str, float]], None],
+    on_phase: Progress = silent,
+) -> None:
     """Run a training order to its end.
 
     On this machine, the launcher gets a process group of its own and is told by the kernel when this process dies; each
@@ -40,19 +50,23 @@ def run_ranks(order: Path, log: Path, *, ranks: Placement, on_step: Callable[[di
         order: The worker's order (`TrainSpec`); metrics appear in the folder it names, each rank's output beside it.
         log: Gets all output of launchers and ranks.
         ranks: Number of processes on this machine, or which other machines run them.
-        on_step: Told the metrics of each optimizer step soon after it is done.
+        on_step: Called with the metrics of each optimizer step soon after it is done.
+        on_phase: Called while the ranks do something other than steps, such as validating, several times a second; once
+            without a phase when that has ended.
 
     Raises:
         UserError: DeepSpeed is needed and not installed, or a rank refused its input.
         RanksFailed: A rank failed otherwise.
     """
-    metrics = Follower(Path(json.loads(order.read_text(encoding="utf-8"))["output"]) / METRICS)
+    output_folder = Path(json.loads(order.read_text(encoding="utf-8"))["output"])
+    metrics, phase = Follower(output_folder / METRICS), PhaseFile(output_folder / PHASE)
+    phase.clear()
     starters = _starters(order, ranks)
     shutil.rmtree(rank_logs(order), ignore_errors=True)
     rank_logs(order).mkdir()
     output = RankLogs(order, log)
     elsewhere = not isinstance(ranks, int)
-    environment = rank_environment(ranks) if isinstance(ranks, int) else dict(os.environ)
+    environment = rank_environment(ranks, HERE) if isinstance(ranks, int) else dict(os.environ)
     running: list[subprocess.Popen[bytes]] = []
     try:
         for starter in starters:
@@ -61,6 +75,7 @@ def run_ranks(order: Path, log: Path, *, ranks: Placement, on_step: Callable[[di
         while (codes := [process.poll() for process in running]).count(None) and not any(codes):
             time.sleep(0.25)
             metrics.follow(on_step)
+            phase.show(on_phase)
             output.follow()
             bounded(log)
         metrics.follow(on_step)
@@ -78,7 +93,7 @@ def _starters(order: Path, ranks: Placement) -> list[Starter]:
     if not deepspeed_installed():
         _refuse_more_than_one_process(TrainSpec.load(order), ranks)
         return [Starter([sys.executable, "-u", "-m", WORKER, str(order)])]
-    return [Starter(launcher_command(order, {"localhost": ranks}, 0, "127.0.0.1", free_port()))]
+    return [Starter(launcher_command(order, {"localhost": ranks}, 0, HERE, free_port()))]
 
 
 def _refuse_more_than_one_process(spec: TrainSpec, ranks: int) -> None:

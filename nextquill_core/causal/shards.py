@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from nextquill_core.causal.job import EXAMPLES_A_SHARD, ScoreJob
 from nextquill_core.errors import UserError, first_line
 from storage import Staging
+from storage.errors import space_needed
 from storage.files import write_json
+from storage.tables import read_table
 
 ATTEMPTS = 2
 WAIT_S = 0.2
@@ -45,7 +46,7 @@ def in_shards(rows: Sequence[T], size: int = EXAMPLES_A_SHARD) -> Iterator[tuple
 def example_ids(sequences: Path) -> list[str]:
     """The ids of an ingest artifact's examples, in the order in which `read_examples` yields them."""
     paths = sorted((sequences / "examples").glob("*.parquet"))
-    return [name for path in paths for name in pq.read_table(path, columns=["example_id"])["example_id"].to_pylist()]
+    return [name for path in paths for name in read_table(path, columns=["example_id"])["example_id"].to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,14 @@ class Board:
         The note is written before the work, so that a shard that ends its worker's process counts as tried as well.
 
         Raises:
-            UserError: The input is wrong; no other shard would fare better.
+            UserError: The input is wrong, or the disk is full; no other shard would fare better.
         """
         count = self.attempts(number) + 1
-        write_json(self._note("attempts", number), {"attempts": count, "error": DIED})
+        with space_needed(self.staging.folder):
+            write_json(self._note("attempts", number), {"attempts": count, "error": DIED})
         try:
-            score(number)
+            with space_needed(self.staging.folder):
+                score(number)
         except UserError:
             raise
         except Exception as error:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nextquill_core.errors import DataError
 from nextquill_core.schemas import EFFECTS
+from storage.tables import read_batches
 
 ROWS_AT_ONCE = 1024
 ANSWERS = 10
@@ -157,9 +157,8 @@ def summarise(
     sums = _Sums(list(dict.fromkeys(categories.values())), delta)
     shown: dict[str, _Candidates] = {name: _Candidates(answers) for name in sums.names}
     for path in effects_paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=EFFECTS.names):
-                _add(batch, path, categories, sums, shown)
+        for batch in read_batches(path, ROWS_AT_ONCE, EFFECTS.names):
+            _add(batch, path, categories, sums, shown)
     if min_count is None:
         min_count = max(2, min(MIN_COUNT, int(sums.tokens.sum()) // 500))
     return EffectsSummary(

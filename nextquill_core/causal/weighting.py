@@ -69,6 +69,20 @@ def weight_settings(policy: str, options: Mapping[str, float], **shared: float) 
     return {"policy": policy, **settings}
 
 
+def token_weights(effects: TokenEffects, *, policy: str, **settings: float) -> Tensor:
+    """The weights that a policy gives to tokens, in fp32, shape (N,).
+
+    Args:
+        effects: Of N tokens, stored or of the model in training.
+        policy: Its name.
+        settings: Those of the policy; its defaults hold for the others.
+
+    Raises:
+        UserError: The policy is unknown, or does not give every token a finite weight of 0 or more.
+    """
+    return _checked(policy, POLICIES.load(policy)(effects, **settings), len(effects.effect))
+
+
 def weights_table(effects: pa.Table, *, policy: str = "threshold", **settings: float) -> pa.Table:
     """A table of schema WEIGHTS from one of schema EFFECTS; the model is not needed.
 
@@ -89,7 +103,7 @@ def weights_table(effects: pa.Table, *, policy: str = "threshold", **settings: f
         return torch.tensor(effects[name].combine_chunks().flatten().to_numpy())
 
     stored = TokenEffects(flat("logp_factual"), flat("logp_counterfactual"), flat("effect"))
-    weight = _checked(policy, POLICIES.load(policy)(stored, **settings), len(stored.effect))
+    weight = token_weights(stored, policy=policy, **settings)
     lengths = effects["effect"].combine_chunks().value_lengths().to_numpy()
     offsets = pa.array([0, *lengths.cumsum()], type=pa.int32())
     lists = pa.ListArray.from_arrays(offsets, pa.array(weight.numpy()))

@@ -20,7 +20,9 @@ Policy: TypeAlias = "Callable[..., Tensor]"
 
 @dataclass(frozen=True, eq=False)
 class TokenEffects:
-    """What is stored of N ground-truth tokens, those of many examples one after another; fp32 on the CPU, shape (N,).
+    """Effects of N ground-truth tokens, those of many examples one after another; fp32, shape (N,).
+
+    They are stored ones on the CPU, or, where weights come from the model in training, on its device.
 
     Attributes:
         logp_factual: log p(y_t | x, h, y_<t), nats.

@@ -22,18 +22,17 @@ from nextquill_core.causal.job import ScoreJob
 from nextquill_core.causal.scorer import Scorer, effects_table
 from nextquill_core.causal.shards import Board, Report, in_shards, take_shares
 from nextquill_core.causal.tally import Tally
-from nextquill_core.errors import ModelError, UserError
+from nextquill_core.errors import UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.branches import computed_tokens
-from nextquill_core.model.loading import best_device, load_model, load_tokenizer
+from nextquill_core.model.loading import best_device, load_adapter, load_model, load_tokenizer
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair, encoder_for
 
 WRONG_INPUT, DEVICE_LOST = 2, 3
 REPORT_EVERY_S = 0.5
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class DeviceLost(RuntimeError):  # noqa: N818 - says what happened
@@ -123,7 +122,7 @@ class _Shards:
         self._parts = dict(in_shards(list(read_examples(Path(job.sequences))), job.shard_examples))
         self._encoder = encoder_for(job.model, load_tokenizer(job.model), **asdict(job.prompt))
         self._adapters = job.adapters
-        model = with_adapters(load_model(job.model, device), job.adapters, device)
+        model = with_adapters(load_model(job.model, device), job.adapters)
         self._scorer = Scorer(model, job.batch_tokens, self._count)
         self._number = ""
         self._tokens = self._before = self._expected = 0
@@ -164,24 +163,17 @@ class _Shards:
         self._tell(Report(self._tokens, self._number, share))
 
 
-def with_adapters(model: Any, folders: Sequence[str], device: torch.device) -> Any:
+def with_adapters(model: Any, folders: Sequence[str]) -> Any:
     """One model with all adapters on it, of which `set_adapter` chooses; the model itself where there are none.
 
     Raises:
-        ModelError: A folder holds no adapter in safetensors.
+        ModelError: A folder holds no whole adapter for this model in safetensors.
     """
     if not folders:
         return model
-    from peft import PeftModel
-
-    for folder in folders:
-        if not (Path(folder) / ADAPTER_FILE).is_file():  # PEFT would look for a pickle next
-            raise ModelError(f"there is no {ADAPTER_FILE}", folder, "train the adapters again")
-    options = {"torch_device": str(device)}
-    adapted = PeftModel.from_pretrained(model, folders[0], adapter_name=_adapter_name(0), **options)
-    for fold, folder in enumerate(folders[1:], start=1):
-        adapted.load_adapter(folder, adapter_name=_adapter_name(fold), **options)
-    return adapted.eval()
+    for fold, folder in enumerate(folders):
+        model = load_adapter(model, Path(folder), name=_adapter_name(fold), remedy="train the adapters again")
+    return model
 
 
 def _adapter_name(fold: int) -> str:

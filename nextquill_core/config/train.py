@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, Share
+from nextquill_core.training.spec import Normalization
+from nextquill_core.training.targets import checked_targets, peft_targets
 
 
 class LoraSettings(Section):
@@ -15,21 +17,46 @@ class LoraSettings(Section):
     r: Annotated[Positive, Field(description="rank")] = 16
     alpha: Annotated[Positive, Field(description="the update is scaled by alpha / r")] = 32
     dropout: Annotated[float, Field(ge=0, lt=1, description="on the adapter's input, in training")] = 0.05
-    targets: Annotated[str, Field(description="the modules that get one, as PEFT names them")] = "all-linear"
+    targets: Annotated[
+        str | tuple[str, ...],
+        Field(
+            description="linear layers that get an adapter, as in PEFT's target_modules: all-linear; a list of names "
+            "such as [q_proj, v_proj]; or a regular expression that matches whole module paths, such as "
+            r".*self_attn\.[qv]_proj"
+        ),
+    ] = "all-linear"
+
+    _as_peft_takes_them = field_validator("targets")(checked_targets)
+
+    def semantic(self) -> dict[str, Any]:
+        """As for any section; however a list of names is written, it is the same list."""
+        return super().semantic() | {"targets": peft_targets(self.targets)}
 
 
 class DeepSpeedConfig(Section):
-    """What DeepSpeed is asked for; none of it changes the adapter beyond rounding."""
+    """DeepSpeed's settings."""
 
     zero_stage: Annotated[
         Literal[0, 1, 2, 3],
-        Field(description="what ranks share out: 0: nothing; 1: AdamW's state; 2: gradients too; 3: θ0 as well"),
+        Field(
+            description="what ranks share out: 0: nothing; 1: AdamW's state; 2: gradients too; 3: θ0 as well",
+            json_schema_extra=OPERATIONAL,
+        ),
     ] = 2
     offload: Annotated[
         Literal["none", "optimizer", "parameters"],
-        Field(description="into the host's memory: optimizer: AdamW's state, ZeRO 1 up; parameters: θ0 too, ZeRO 3"),
+        Field(
+            description="into the host's memory: optimizer: AdamW's state, ZeRO 1 up; parameters: θ0 too, ZeRO 3",
+            json_schema_extra=OPERATIONAL,
+        ),
     ] = "none"
-    config: Annotated[str | None, Field(description="DeepSpeed JSON of your own, laid under the keys above")] = None
+    config: Annotated[
+        str | None,
+        Field(
+            description="path of a DeepSpeed JSON file, laid under the keys above; those of its keys that can change "
+            "the adapter, such as loss scaling, make it stale when they change"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _offload_fits_the_stage(self) -> DeepSpeedConfig:
@@ -96,6 +123,13 @@ class CausalLossConfig(Section):
     counterfactual_grad: Annotated[
         Literal["through", "stop"], Field(description="whether the branch without history learns from L_p as well")
     ] = "through"
+    weighted: Annotated[
+        bool,
+        Field(
+            description="true: tokens count in L_p by their preference weights (Eq. 6); false: each counts 1, as in "
+            "the official code"
+        ),
+    ] = True
     target: Annotated[
         Literal["label", "effect"],
         Field(
@@ -113,14 +147,33 @@ class TrainConfig(Section):
     )
     alpha: Annotated[float, Field(ge=0, description="α, the share of the causal preference loss (Eq. 7)")] = 0.05
     normalization: Annotated[
-        Literal["sequence", "weight"], Field(description="sequence: Eq. 5; weight: by Σω, as the official code")
+        Normalization,
+        Field(
+            description="what the losses of a step are divided by: sequence: the number of samples (paper, Eq. 5); "
+            "weight: the step's Σω, the sum of all weights (MIRROR's code); sample_weight: each sample by its own Σω, "
+            "then the number of samples (the official code); see docs/training.md"
+        ),
     ] = "sequence"
+    weights_from: Annotated[
+        Literal["stored", "live"],
+        Field(
+            description="where preference weights come from: stored: the score stage, once, before training (the "
+            "paper); live: the model in training, in each step, by the same weight policy (the official code, PerCE)"
+        ),
+    ] = "stored"
     causal_loss: CausalLossConfig = CausalLossConfig()
     epochs: Annotated[Positive, Field(description="passes over the train split")] = 5
     learning_rate: Annotated[float, Field(gt=0, description="AdamW's highest, after the warm-up")] = 5e-6
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's")] = 0.025
     warmup_ratio: Annotated[Share, Field(description="share of the steps in which the learning rate rises")] = 0.01
-    max_grad_norm: Annotated[float, Field(gt=0, description="greater gradients are scaled down to it")] = 1.0
+    max_grad_norm: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="gradients with a greater norm are scaled down to this norm; under normalization sequence, "
+            "losses are sums over tokens and 1.0 clips nearly every step; see docs/training.md",
+        ),
+    ] = 1.0
     global_batch: Annotated[int, Field(ge=1, description="examples an optimizer step, over all ranks")] = 16
     batch_tokens: Annotated[
         int, Field(ge=1, description="token budget of one micro-batch, both branches", json_schema_extra=OPERATIONAL)
@@ -163,7 +216,7 @@ class TrainConfig(Section):
         Field(description="where else to show the curves", json_schema_extra=OPERATIONAL),
     ] = ()
     lora: LoraSettings = LoraSettings()
-    deepspeed: Annotated[DeepSpeedConfig, Field(json_schema_extra=OPERATIONAL)] = DeepSpeedConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     launcher: Annotated[LauncherConfig, Field(json_schema_extra=OPERATIONAL)] = LauncherConfig()
 
     @model_validator(mode="after")
@@ -172,9 +225,19 @@ class TrainConfig(Section):
             raise ValueError("keep best needs validation: set val_every to null or a number of steps")
         return self
 
+    @model_validator(mode="after")
+    def _the_sum_of_weights_is_known(self) -> TrainConfig:
+        if self.weights_from == "live" and self.normalization == "weight":
+            raise ValueError(
+                "normalization weight divides by the step's sum of weights, which live weights only give after the "
+                "step: set normalization to sample_weight or sequence, or weights_from to stored"
+            )
+        return self
+
     def semantic(self) -> dict[str, Any]:
         """As for any section; how often and on how much is validated decides nothing unless the best is kept."""
         values = super().semantic()
+        del values["deepspeed"]  # the plan reads the file and counts what in it decides (training.zero.deciding)
         if self.keep == "last":
             del values["val_every"], values["val_examples"]
         return values

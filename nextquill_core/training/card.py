@@ -30,6 +30,7 @@ class Card:
         base: The base model as people call it.
         base_id: Its name on the hub, or None where it has none.
         revision: Of the base model on the hub.
+        base_files: File names and SHA-256 digests of a base model that is not on the hub.
         rank: LoRA's r.
         history: Whether prompts show past reviews.
         template: `plain` or `chat`.
@@ -54,6 +55,7 @@ class Card:
     settings: Rows
     training: Rows
     validation: Rows = ()
+    base_files: Rows = ()
     merged: bool = False
 
     def render(self) -> str:
@@ -63,6 +65,7 @@ class Card:
             f"# {self.method} on {self.base}",
             self._opening(),
             f"## Use\n\n{self._use()}",
+            *([f"## Base model\n\n{self._needed()}"] if self.base_files and not self.merged else []),
             f"## Prompt\n\n{self._prompt()}",
             f"## Data\n\n{_table(self.data)}",
             f"## Settings\n\n{_table(self.settings)}",
@@ -95,25 +98,46 @@ class Card:
     def _use(self) -> str:
         revision = f', revision="{self.revision}"' if self.base_id and self.revision != "main" else ""
         if self.merged:
-            kind, serve = "AutoModelForCausalLM", "vllm serve MODEL_FOLDER"
+            serve = "vllm serve MODEL_FOLDER"
         else:
-            kind = "AutoPeftModelForCausalLM"
             rank = next((rank for rank in VLLM_RANKS if rank >= self.rank), self.rank)
             flag = f" --revision {self.revision}" if revision else ""
             serve = (
                 f"vllm serve {self.base_id or 'BASE_MODEL_FOLDER'}{flag} --enable-lora --max-lora-rank {rank} \\\n"
                 f"    --lora-modules {self.method}=ADAPTER_FOLDER"
             )
-        folder = "MODEL_FOLDER" if self.merged else "ADAPTER_FOLDER"
-        tokenizer = folder if self.merged else self.base_id or "BASE_MODEL_FOLDER"
+        return f"```python\n{self._loading(revision)}```\n\nWith vLLM:\n\n```\n{serve}\n```"
+
+    def _loading(self, revision: str) -> str:
+        """Python that loads model and tokenizer; where the base has no name on the hub, its folder is named."""
+        if self.merged:
+            return (
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                'model = AutoModelForCausalLM.from_pretrained("MODEL_FOLDER")\n'
+                'tokenizer = AutoTokenizer.from_pretrained("MODEL_FOLDER")\n'
+            )
+        if self.base_id:
+            return (
+                "from peft import AutoPeftModelForCausalLM\n"
+                "from transformers import AutoTokenizer\n\n"
+                'model = AutoPeftModelForCausalLM.from_pretrained("ADAPTER_FOLDER")\n'
+                f'tokenizer = AutoTokenizer.from_pretrained("{self.base_id}"{revision})\n'
+            )
         return (
-            "```python\n"
-            f"from {'transformers' if self.merged else 'peft'} import {kind}\n"
-            "from transformers import AutoTokenizer\n\n"
-            f'model = {kind}.from_pretrained("{folder}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}"{"" if self.merged else revision})\n'
-            "```\n\n"
-            f"With vLLM:\n\n```\n{serve}\n```"
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'base = AutoModelForCausalLM.from_pretrained("BASE_MODEL_FOLDER")\n'
+            'model = PeftModel.from_pretrained(base, "ADAPTER_FOLDER")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("BASE_MODEL_FOLDER")\n'
+        )
+
+    def _needed(self) -> str:
+        files = "\n".join(
+            ["| file | SHA-256 |", "|---|---|", *(f"| {name} | `{sum_}` |" for name, sum_ in self.base_files)]
+        )
+        return (
+            f"BASE_MODEL_FOLDER is the folder of {self.base}, which has no name on the Hugging Face hub. The adapter "
+            f"needs it; take these files along:\n\n{files}"
         )
 
     def _prompt(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from nextquill_core.errors import UserError
+from storage.errors import system_error
+from storage.files import make_folder, sync, sync_tree
 
 RESERVE_BYTES = 256 * 1024
 UNFINISHED = ".unfinished"
@@ -55,7 +56,7 @@ class Writer:
             try:
                 code = int(bool(action()))
             except (OSError, SafetensorError) as error:
-                code = -_errno(error)
+                code = -(system_error(error) or errno.EIO)
                 self._reserve.unlink(missing_ok=True)
         told = torch.tensor([code], device=self._device)
         if torch.distributed.get_world_size() > 1:
@@ -82,17 +83,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Files and names are on the disk, not only in the system's memory, when the block has ended.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
         yield unfinished
-        for path in [*unfinished.iterdir(), unfinished]:
-            _sync(path)
+        sync_tree(unfinished)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -101,22 +101,3 @@ def sweep(folder: Path) -> None:
     """Remove what a killed run left half written directly below `folder`."""
     for leftover in folder.glob(f".*{UNFINISHED}"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some file systems sync no folders
-            raise
-    finally:
-        os.close(handle)
-
-
-def _errno(error: Exception) -> int:
-    """The system's number of an error; safetensors gives it as text alone."""
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO
-    match = re.search(r"os error (\d+)", str(error))
-    return int(match[1]) if match else errno.EIO

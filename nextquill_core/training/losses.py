@@ -7,6 +7,12 @@
 With a linear head, f(x, h, ·) − f(x, ∅, ·) = W(h − h_∅): L_p is a second linear cross-entropy, on the difference of
 hidden states. Neither needs a vocabulary-sized tensor: logits live for one chunk of rows at a time, and the gradient
 of the hidden states is formed there and then.
+
+The factor 1/|D| is one of three normalisations, here for one optimizer step with the samples B:
+
+    sequence       1/|B| Σ_samples Σ_t ω_t · CE_t                          (the paper, Eq. 5)
+    weight         Σ_samples Σ_t ω_t · CE_t / Σ_samples Σ_t ω_t            (MIRROR's re-implementation)
+    sample_weight  1/|B| Σ_samples (Σ_t ω_t · CE_t / Σ_t ω_t)              (the official code)
 """
 
 from __future__ import annotations
@@ -20,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nextquill_core.model.half import linear, product
 from nextquill_core.model.head import Head
+from nextquill_core.training.spec import Normalization
 
-Normalization = Literal["sequence", "weight"]
 Implementation = Literal["auto", "chunked", "dense"]
 CHUNK = {"cpu": 2**25, "accelerator": 2**27}  # logits that are held at a time: 128 and 512 MB
 
@@ -46,6 +52,8 @@ def nextquill_loss(
     normalization: Normalization = "sequence",
     impl: Implementation = "auto",
     denominator: float | None = None,
+    causal_weight_N: Tensor | None = None,
+    causal_denominator: float | None = None,
     effect_N: Tensor | None = None,
 ) -> LossOutput:
     """L = L_n + α·L_p over the N answer tokens of a batch.
@@ -60,10 +68,14 @@ def nextquill_loss(
         weight_N: Preference weights ω.
         sequence_N: Which sample each token belongs to.
         alpha: α.
-        normalization: `sequence` divides by the number of samples (Eq. 5), `weight` by Σω (official code).
+        normalization: `sequence` divides by the number of samples (Eq. 5), `weight` by Σω of all samples (MIRROR),
+            `sample_weight` each sample by its own Σω and then by the number of samples (official code).
         impl: `dense` forms all logits at once, `chunked` never; `auto` is `chunked`.
-        denominator: Divide by this instead: the number of samples, or Σω, of the whole optimizer step, so that
-            losses of micro-batches add up to the loss of the step.
+        denominator: The number of samples, or under `weight` Σω, of the whole optimizer step, so that the losses of
+            micro-batches add up to the loss of the step; None takes that of these tokens.
+        causal_weight_N: Weights of L_p where they are not ω: ones for the official code's unweighted L_p, which is
+            normalised as L_n is, with these weights.
+        causal_denominator: As `denominator`, for L_p; is read only where `causal_weight_N` is given.
         effect_N: Stored causal effects. Where they are given, L_p is the weighted squared distance of the model's own
             effect on each token's probability from them, Σ_t ω_t · (p(y_t | x, h) − p(y_t | x, ∅) − effect_t)²,
             instead of Eq. 6.
@@ -71,9 +83,7 @@ def nextquill_loss(
     Raises:
         ValueError: α > 0 without `hidden_null_ND`.
     """
-    if denominator is None:
-        denominator = float(sequence_N.unique().numel() if normalization == "sequence" else weight_N.sum())
-    coefficient_N = weight_N.float() / denominator
+    coefficient_N = _coefficients(weight_N.float(), sequence_N, normalization, denominator)
     head = head_VD if isinstance(head_VD, Head) else Head(head_VD)
     at_once = CHUNK["cpu" if hidden_ND.device.type == "cpu" else "accelerator"] // len(head.weight_VD)
     rows = max(len(target_N) if impl == "dense" else at_once, 1)
@@ -85,6 +95,8 @@ def nextquill_loss(
     if not alpha:
         return LossOutput(normal, normal, hidden_ND.new_zeros((), dtype=torch.float32))
     null_ND = _required(hidden_null_ND)
+    if causal_weight_N is not None:
+        coefficient_N = _coefficients(causal_weight_N.float(), sequence_N, normalization, causal_denominator)
     if effect_N is not None:
         causal = _effect_distance(head, hidden_ND, null_ND, target_N, coefficient_N, effect_N, rows)
     elif fast:
@@ -92,6 +104,19 @@ def nextquill_loss(
     else:
         causal = _plain_cross_entropy(head, hidden_ND, null_ND, target_N, coefficient_N, rows)
     return LossOutput(normal + alpha * causal, normal, causal)
+
+
+def _coefficients(
+    weight_N: Tensor, sequence_N: Tensor, normalization: Normalization, denominator: float | None
+) -> Tensor:
+    """The factor of each token's cross-entropy in a loss; a sample whose weights are all 0 counts 0."""
+    if denominator is None:
+        denominator = float(weight_N.sum() if normalization == "weight" else sequence_N.unique().numel()) or 1.0
+    if normalization == "sample_weight":
+        _, sample_N = sequence_N.unique(return_inverse=True)
+        sum_S = weight_N.new_zeros(len(weight_N)).index_add_(0, sample_N, weight_N)
+        weight_N = weight_N / sum_S.masked_fill(sum_S == 0, 1.0)[sample_N]
+    return weight_N / denominator
 
 
 def _required(hidden_null_ND: Tensor | None) -> Tensor:

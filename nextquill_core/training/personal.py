@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from nextquill_core.errors import ModelError, first_line
 from nextquill_core.model.forward import answer_hidden_states
 from nextquill_core.model.head import head_of
+from nextquill_core.model.loading import load_adapter
+from nextquill_core.model.weights import tensor_faults
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample, micro_batches, step_examples, steps_per_epoch
@@ -41,10 +43,11 @@ Adapter = Mapping[str, Tensor]
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 """Query, key and value as one layer: GPT-2; NeoX, BLOOM and Falcon; Phi-3; MPT."""
 
-TASK_ADAPTER = "adapter_model.safetensors"
 NOBODY = "nobody"
 PARTS = ("lora_A", "lora_B")
 METADATA = "personal"
+ROUNDING = 1e-3
+"""Relative difference of the log-likelihoods of the same adapter in training and loaded back."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +95,15 @@ def merged(base: Any, folder: Path) -> Any:
     """The base model with the task's adapter merged into it; `base` itself is changed.
 
     Raises:
-        ModelError: There is no adapter in safetensors, it is another model's, or its weights are not finite.
+        ModelError: There is no adapter in safetensors, it is another model's or incomplete, or merging it gives weights
+            that are not finite.
     """
-    from peft import PeftModel
-
-    if not (folder / TASK_ADAPTER).is_file():  # PEFT would look for a pickle next
-        raise ModelError(f"there is no {TASK_ADAPTER}", str(folder), "train the task's adapter first")
+    remedy = "train the task's adapter again on this model"
+    adapted = load_adapter(base, folder, remedy=remedy)
     try:
-        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True).eval()
-    except (ValueError, RuntimeError) as error:  # a RuntimeError where shapes differ
-        reason = f"cannot merge it ({first_line(error)})"
-        raise ModelError(reason, str(folder), "train the task's adapter again on this model") from error
+        return adapted.merge_and_unload(safe_merge=True).eval()
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot merge it ({first_line(error)})", str(folder), remedy) from error
 
 
 def train_personal(
@@ -154,6 +155,65 @@ def train_personal(
             found[key] = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in trained.items()}
             advance(1)
     return found
+
+
+def check_stored(
+    model: Any,
+    path: Path,
+    adapters: Mapping[str, Adapter],
+    users: Mapping[str, Sequence[TokenPair]],
+    spec: PersonalSpec,
+) -> None:
+    """Read a file of adapters back and compare it with what was trained.
+
+    Every tensor has to be there, bit for bit. One user's adapter, put in as it will be for writing, has to find one of
+    the user's reviews as likely as the model did in training.
+
+    Args:
+        model: The base model that the adapters were trained on; afterwards it is what it was.
+        path: What `save_adapters` wrote.
+        adapters: What `train_personal` returned.
+        users: What it was given.
+        spec: How they were trained.
+
+    Raises:
+        ModelError: The file cannot be read, or differs.
+    """
+    stored, _ = load_adapters(path)
+    for key, adapter in adapters.items():
+        found = stored.get(key, {})
+        if found.keys() != adapter.keys() or not all(
+            tensor.numel() > 0 and torch.equal(found[name], tensor) for name, tensor in adapter.items()
+        ):
+            raise ModelError(f"the stored adapter of {key} is not the trained one", str(path), "train them again")
+    with_past = [key for key in adapters if users[key]]
+    if not with_past:
+        return
+    key = with_past[0]
+    expected = _likelihood(model, users[key][0], adapters[key], spec)
+    with personalised(model, {key: stored[key]}, spec) as adapted:
+        adapted.set_adapter(adapter_name(key))
+        got = _summed_loss(adapted, users[key][0])
+    if not abs(got - expected) <= ROUNDING * max(1.0, abs(expected)):
+        reason = f"loaded back, the adapter of {key} gives log-likelihood {-got:.6g}; in training {-expected:.6g}"
+        raise ModelError(reason, str(path), "train them again")
+
+
+def _likelihood(model: Any, pair: TokenPair, adapter: Adapter, spec: PersonalSpec) -> float:
+    """The negative log-likelihood of a review by the model as it was trained, LoRA put in by PEFT itself."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, **_where(model, spec))
+    with _wrapped(model, config) as adapted, torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if value.requires_grad:
+                value.copy_(adapter[name.replace(f".{NOBODY}.", ".")])
+        return _summed_loss(adapted.eval(), pair)
+
+
+@torch.no_grad()
+def _summed_loss(model: Any, pair: TokenPair) -> float:
+    return float(_loss(model, [pair], tokens=1))
 
 
 @contextmanager
@@ -341,10 +401,9 @@ def _put_in(layers: Mapping[str, Any], key: str, adapter: Adapter) -> None:
     name = adapter_name(key)
     places = {f"{module}.{part}.weight": (layer, part) for module, layer in layers.items() for part in PARTS}
     nobodys = {place: getattr(layer, part)[NOBODY].weight for place, (layer, part) in places.items()}
-    if {place: weight.shape for place, weight in nobodys.items()} != {
-        place: tensor.shape for place, tensor in adapter.items()
-    }:
-        raise ModelError(f"the adapter of {key} is for another model", "the personal adapters", "train them again")
+    if faults := tensor_faults(adapter, {place: weight.shape for place, weight in nobodys.items()}):
+        reason = f"the adapter of {key} is damaged or for another model: it {faults}"
+        raise ModelError(reason, "the personal adapters", "train them again")
     for layer in layers.values():
         for held in (getattr(layer, attribute) for attribute in layer.other_param_names):
             if NOBODY in held:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from nextquill_core.model.identity import ModelSpec
+from nextquill_core.model.identity import BaseName, ModelSpec
 from storage.files import write_json
+
+Normalization = Literal["sequence", "weight", "sample_weight"]
+"""What a step's losses are divided by; `losses` has the equations."""
+
+
+UNNAMED = BaseName("base")
+STARTED_BY = "NEXTQUILL_STARTED_BY"
+"""Environment variable of the ranks: the id of the process on their machine that has started the launcher."""
+PHASE = "scratch/phase.json"
+"""Where rank 0 says what it does besides steps (`progress.PhaseFile`), in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,7 @@ class LoraSpec:
     r: int
     alpha: int
     dropout: float
-    targets: str
+    targets: str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,13 @@ class TrainSpec:
         output: Staging folder; gets `adapter/`, `metrics.jsonl`, `val.jsonl`, `checkpoints/`.
         sequences: Folder of the ingest artifact.
         effects: Folder of the score artifact (`effects/`, `weights/`), or None where nothing of it is read.
-        weighted: Whether tokens count as its weights say; each counts 1 otherwise.
+        weighted: Whether tokens count as preference weights say; each counts 1 otherwise.
         alpha: α; 0 leaves the causal loss out.
         counterfactual_grad: As in `CausalLossConfig`; `through` or `stop`.
         causal_target: As in `CausalLossConfig`; `label` or `effect`.
+        causal_weighted: Whether the preference weights count in L_p too; each token counts 1 there otherwise.
+        live_weights: The weight policy and its settings (`weight_settings`) where weights come from the model in
+            training; None for the stored ones.
         global_batch: Examples an optimizer step, over all ranks.
         batch_tokens: Token positions of a micro-batch, both branches counted.
         leave_out: (fold, folds): train without the users of this fold (`nextquill_core.folds`); None trains on all.
@@ -54,6 +67,7 @@ class TrainSpec:
         val_examples: Val examples at most.
         keep: Which adapter stays, the `last` or the `best` on the val split.
         report_to: Names of `watch.PACKAGES`.
+        base: What the adapter calls its base model, on any machine.
     """
 
     output: str
@@ -64,7 +78,7 @@ class TrainSpec:
     prompt: PromptSpec
     lora: LoraSpec
     alpha: float
-    normalization: str
+    normalization: Normalization
     epochs: int
     learning_rate: float
     weight_decay: float
@@ -79,6 +93,8 @@ class TrainSpec:
     seed: int
     counterfactual_grad: str = "through"
     causal_target: str = "label"
+    causal_weighted: bool = True
+    live_weights: dict[str, Any] | None = None
     leave_out: tuple[int, int] | None = None
     offload: str = "none"
     deepspeed: dict[str, Any] | None = None
@@ -88,6 +104,7 @@ class TrainSpec:
     val_examples: int = 200
     keep: str = "last"
     report_to: tuple[str, ...] = ()
+    base: BaseName = UNNAMED
 
     def save(self, path: Path) -> None:
         """Write the order."""
@@ -98,7 +115,10 @@ class TrainSpec:
         """Read an order."""
         values = json.loads(path.read_text(encoding="utf-8"))
         values["model"] = ModelSpec(**values["model"])
+        values["base"] = BaseName(**values["base"])
         values["prompt"] = PromptSpec(**values["prompt"])
+        targets = values["lora"]["targets"]
+        values["lora"]["targets"] = targets if isinstance(targets, str) else tuple(targets)
         values["lora"] = LoraSpec(**values["lora"])
         if values["leave_out"] is not None:
             values["leave_out"] = tuple(values["leave_out"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ FLOOR = 0.1
 """The best average counts as this share of the first at least: near zero, ratios are noise."""
 
 NAMED_EXAMPLES = 8
+NEARLY_ALL = 0.9
+"""Share of clipped steps from which on clipping is no exception any more."""
 
 
 class RunawayLoss:
@@ -68,6 +70,52 @@ class RunawayLoss:
     def found(self) -> bool:
         """Whether the run should end."""
         return self._above >= WINDOW
+
+
+class Clipping:
+    """Counts the optimizer steps whose gradient was scaled down to `train.max_grad_norm`.
+
+    Args:
+        limit: The greatest norm that a gradient keeps.
+        norms: Those of the steps that a resumed run has behind it.
+    """
+
+    def __init__(self, limit: float, norms: Iterable[float] = ()) -> None:
+        self.limit = limit
+        self.clipped = self.steps = 0
+        for norm in norms:
+            self.add(norm)
+
+    def add(self, norm: float) -> None:
+        """Take the gradient norm of one more step, before clipping; one that overflowed in float16 made no step."""
+        self.steps += 1
+        self.clipped += math.isfinite(norm) and norm > self.limit
+
+    @property
+    def share(self) -> float:
+        """Share of the steps that were clipped."""
+        return self.clipped / self.steps if self.steps else 0.0
+
+
+def clipping_warning(metrics: Mapping[str, float], limit: float, normalization: str) -> str:
+    """What to say once when nearly all of the first `WINDOW` steps were clipped, or of all, if there are fewer.
+
+    Args:
+        metrics: A line of the training curve.
+        limit: `train.max_grad_norm`.
+        normalization: `train.normalization`.
+
+    Returns:
+        A sentence on what it does and what to set; empty as long as there is nothing to say.
+    """
+    if metrics["step"] < min(WINDOW, metrics["steps"]) or metrics["clipped_share"] < NEARLY_ALL:
+        return ""
+    remedy = "set train.normalization to weight or sample_weight, or " if normalization == "sequence" else ""
+    return (
+        f"{metrics['clipped_share']:.0%} of the steps so far had a gradient norm above train.max_grad_norm {limit:g} "
+        f"(the last one {metrics['grad_norm']:.3g}) and were scaled down to it, so every step has the same length; "
+        f"{remedy}raise train.max_grad_norm if that is not meant (docs/training.md, Normalisation and clipping)"
+    )
 
 
 class GradientWatch:

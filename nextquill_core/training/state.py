@@ -18,6 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextquill_core.errors import ModelError
+from nextquill_core.model.weights import file_faults
+
 STATE = "state.safetensors"
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,7 +61,17 @@ def restore(engine: Any, folder: Path) -> None:
     """Give the engine what `write` left in `folder`; a call for all ranks.
 
     The engine must have stepped once, so that there are moments to overwrite.
+
+    Raises:
+        ModelError: The file is damaged or belongs to another model.
     """
+    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in trained(engine).items()}
+    expected = {f"{key}/{name}": shape for name, shape in shapes.items() for key in (WEIGHT, *MOMENTS)}
+    if faults := file_faults(folder / STATE, expected):
+        remedy = (
+            "run the stage with --force, or delete this folder's checkpoints; training then starts at its first step"
+        )
+        raise ModelError(f"the checkpoint is damaged: it {faults}", str(folder), remedy)
     masters = _masters(engine)
     with safe_open(folder / STATE, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])

@@ -16,11 +16,12 @@ import torch
 from nextquill_core.errors import ModelError
 from nextquill_core.training import curves, state
 from nextquill_core.training.batches import MicroBatch, TrainExample, micro_batches, step_examples, steps_per_epoch
-from nextquill_core.training.checkpoints import Checkpoints, save_adapter
+from nextquill_core.training.checkpoints import Checkpoints, check_loads, example_loss, save_adapter
 from nextquill_core.training.disk import Writer
+from nextquill_core.training.objective import denominators
 from nextquill_core.training.spec import TrainSpec
-from nextquill_core.training.stability import GradientWatch, RunawayLoss, gradients_finite, offenders
-from nextquill_core.training.validation import Validation
+from nextquill_core.training.stability import Clipping, GradientWatch, RunawayLoss, gradients_finite, offenders
+from nextquill_core.training.validation import Phase, Validation, no_phase
 from nextquill_core.training.watch import Watchers
 
 
@@ -41,6 +42,7 @@ class Trainer:
         examples: All training examples, the same on every rank.
         left_out: How many users and examples a fold leaves out; stands in every line of the metrics.
         val_examples: The val examples to measure, the same on every rank; may be none.
+        phase: Called with what is done besides steps.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Trainer:
         examples: Sequence[TrainExample],
         left_out: Mapping[str, int],
         val_examples: Sequence[TrainExample] = (),
+        phase: Phase = no_phase,
     ) -> None:
+        self.phase = phase
         self.spec = spec
         self.left_out = left_out
         self.engine = engine
@@ -61,7 +65,7 @@ class Trainer:
         self.steps = spec.epochs * steps_per_epoch(len(examples), spec.global_batch)
         self.writer = Writer(self.output, engine.device)
         self.checkpoints = Checkpoints(engine, self.writer, spec.keep_checkpoints)
-        self.validation = Validation(spec, engine, val_examples, self.writer, len(examples))
+        self.validation = Validation(spec, engine, val_examples, self.writer, len(examples), phase)
         # Under float16 a gradient may overflow: DeepSpeed leaves the step out and scales the loss down.
         watched = state.trained(engine).values() if spec.model.dtype != "float16" else ()
         self.gradients = GradientWatch(watched)
@@ -71,22 +75,33 @@ class Trainer:
 
         Raises:
             ModelError: The loss or a gradient is not finite, or the loss has run away.
-            UserError: The disk is full.
+            ModelError: As above, or the adapter cannot be loaded back.
+        UserError: The disk is full.
         """
         first = self.checkpoints.resume(self._step_once)
         self.writer(lambda: curves.cut(self.output / curves.METRICS, first), "the curve")
         self.validation.resume(first)
-        losses = [line["loss"] for line in curves.read(self.output / curves.METRICS)]
-        self.runaway = RunawayLoss(self.spec.max_loss_ratio, losses)
+        lines = curves.read(self.output / curves.METRICS)
+        self.runaway = RunawayLoss(self.spec.max_loss_ratio, (line["loss"] for line in lines))
+        self.clipping = Clipping(self.spec.max_grad_norm, (line["grad_norm"] for line in lines))
         report_to = self.spec.report_to if self.rank == 0 else ()
         self.watchers = Watchers(report_to, self.output, asdict(self.spec), first)
         self.first, self.started = first, time.monotonic()
         self.saved = self.started
         self.engine.train()
+        self.phase("")
         for step in range(first, self.steps):
             self._after(self._step(step), step + 1)
-        if not self.validation.publish(self.output / "adapter"):
-            save_adapter(self.engine, self.output / "adapter", self.writer)
+        self.phase("saving the adapter")
+        adapter, example = self.output / "adapter", self.examples[0]
+        expected = self.validation.publish(adapter)
+        if expected is None:
+            save_adapter(self.engine, adapter, self.writer)
+            expected = example_loss(self.engine, example)
+        else:
+            example = self.validation.examples[0]
+        self.phase("loading the adapter back")
+        check_loads(self.engine, adapter, example, expected)
         self.watchers.close()
 
     def _after(self, metrics: dict[str, float], done: int) -> None:
@@ -122,11 +137,7 @@ class Trainer:
         batch = step_examples(self.examples, self.spec.global_batch, self.spec.seed, step)
         rate = learning_rate_at(step, self.steps, self.spec.learning_rate, self.spec.warmup_ratio)
         self._set_rate(rate)
-        denominator = (
-            float(sum(sum(example.weights) for example in batch))
-            if self.spec.normalization == "weight"
-            else float(len(batch))
-        )
+        whole = denominators(batch, self.spec)
         micros = micro_batches(batch, self.spec.batch_tokens, self.ranks)
         mine = micros[self.rank :: self.ranks]
         # One tensor for all that ranks tell each other: the losses, each micro-batch's failure, each rank's memory.
@@ -137,7 +148,7 @@ class Trainer:
                 self.engine.step()
             self.engine.set_gradient_accumulation_boundary(position == len(mine) - 1)
             self._seed(step, micro.index)
-            output = self.engine(micro.examples, denominator)
+            output = self.engine(micro.examples, whole)
             # DeepSpeed averages gradients over ranks; the step's loss is a sum.
             self.engine.backward(output.loss * (self.ranks * micro.scale))
             sums += torch.stack([part.detach() * micro.scale for part in output])
@@ -147,8 +158,10 @@ class Trainer:
             torch.distributed.all_reduce(told)
         if broken.any():
             flagged = [micro for micro, failed in zip(micros, broken.tolist(), strict=True) if failed]
-            self._stop(flagged, denominator, step)
+            self._stop(flagged, step)
         self.engine.step()  # only now: what is not finite never reaches the weights
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        self.clipping.add(norm)
         loss, normal, causal = sums.tolist()
         seconds = time.perf_counter() - started
         pace = (time.monotonic() - self.started) / (step + 1 - self.first)
@@ -161,7 +174,8 @@ class Trainer:
             "normal": normal,
             "causal": causal,
             "learning_rate": rate,
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "grad_norm": norm,
+            "clipped_share": round(self.clipping.share, 4),
             "tokens": tokens,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(tokens / seconds, 1),
@@ -174,16 +188,16 @@ class Trainer:
         # masks of an uninterrupted one.
         torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_000_003 + index)
 
-    def _stop(self, flagged: Sequence[MicroBatch], denominator: float, step: int) -> None:
+    def _stop(self, flagged: Sequence[MicroBatch], step: int) -> None:
         """Say which examples it was. All ranks look at all of them, since ZeRO-3 needs every rank at every layer."""
         found: set[str] = set()
-        by_weight = self.spec.normalization == "weight"
 
         def finding(micro: MicroBatch, example: TrainExample) -> str:
             self._seed(step, micro.index)
-            output = self.engine.module((example,), denominator)  # the engine would exchange gradients
-            loss = float(output.loss) * denominator / ((sum(example.weights) or 1.0) if by_weight else 1.0)
-            if not math.isfinite(float(output.loss)):
+            # The module alone, because the engine would exchange gradients.
+            output = self.engine.module((example,), denominators((example,), self.spec))
+            loss = float(output.loss)
+            if not math.isfinite(loss):
                 found.add("loss")
                 return f"loss {loss}"
             if gradients_finite(output.loss, list(state.trained(self.engine).values())):
@@ -212,7 +226,7 @@ class Trainer:
         self._set_rate(0.0)
         self.engine.set_gradient_accumulation_boundary(True)
         shortest = min(self.examples, key=lambda example: example.pair.tokens)
-        self.engine.backward(self.engine((shortest,), 1.0).loss * 0.0)
+        self.engine.backward(self.engine((shortest,), denominators((shortest,), self.spec)).loss * 0.0)
         self.engine.step()
         self.gradients.finite()  # of no interest
 

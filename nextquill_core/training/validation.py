@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,21 @@ from torch import Tensor
 from nextquill_core.schemas import Example
 from nextquill_core.training import curves
 from nextquill_core.training.batches import TrainExample, micro_batches, steps_per_epoch
-from nextquill_core.training.checkpoints import save_adapter
+from nextquill_core.training.checkpoints import example_loss, save_adapter
 from nextquill_core.training.disk import Writer, sweep, whole_folder
+from nextquill_core.training.objective import Denominators, denominators
 from nextquill_core.training.spec import TrainSpec
+
+
+class Phase(Protocol):
+    """Called with what is being done besides steps, empty when it has ended, and how far it is."""
+
+    def __call__(self, phase: str, done: float = 0, total: float = 0) -> None:
+        """Report `done` of `total` units of a phase."""
+
+
+def no_phase(phase: str, done: float = 0, total: float = 0) -> None:
+    """Report nothing."""
 
 
 def chosen(examples: Iterable[Example], count: int, seed: int) -> list[Example]:
@@ -41,11 +53,19 @@ class Validation:
         examples: The chosen val examples with their weights; without any, nothing is measured.
         writer: Of the run's folder.
         train_examples: How many there are, which decides how long an epoch is.
+        phase: Called while measuring.
     """
 
     def __init__(
-        self, spec: TrainSpec, engine: Any, examples: Sequence[TrainExample], writer: Writer, train_examples: int
+        self,
+        spec: TrainSpec,
+        engine: Any,
+        examples: Sequence[TrainExample],
+        writer: Writer,
+        train_examples: int,
+        phase: Phase = no_phase,
     ) -> None:
+        self._phase = phase
         self.spec = spec
         self.engine = engine
         self.examples = examples
@@ -82,8 +102,11 @@ class Validation:
 
         Returns:
             `loss` L, `normal` L_n and `causal` L_p as they are trained on, `nll` in nats a token without weights.
+            Where the best adapter is kept also `first_example`: the negative log-likelihood of that example in nats.
         """
         line = {"step": step, **self.measure(), "examples": len(self.examples)}
+        if self.spec.keep == "best":
+            line["first_example"] = example_loss(self.engine, self.examples[0])
         self.writer(lambda: curves.append(self._curve, line), "the curve")
         if self._compare(line) and self.spec.keep == "best":
             save_adapter(self.engine, self._kept / _tag(step), self.writer)
@@ -93,22 +116,25 @@ class Validation:
     def measure(self) -> dict[str, float]:
         """The losses over all examples, without dropout; a call for all ranks."""
         tokens = sum(len(example.pair.target) for example in self.examples)
-        weight = sum(sum(example.weights) for example in self.examples)
-        self.engine.module.eval()
-        loss, normal, causal = self._sums(self.examples, weight if self.spec.normalization == "weight" else 0).tolist()
         module = self.engine.module
-        module.spec = replace(self.spec, alpha=0.0)  # the plain likelihood needs one branch
+        module.eval()
+        loss, normal, causal = self._sums(self.examples, denominators(self.examples, self.spec), 0.0).tolist()
         plain = [replace(example, weights=[1.0] * len(example.pair.target)) for example in self.examples]
-        nll = self._sums(plain, tokens)[1].item()
-        module.spec = self.spec
+        with module.plain_likelihood():
+            nll = self._sums(plain, Denominators(1.0, 1.0), 0.5)[1].item() / tokens
         self.engine.train()
+        self._phase("")
         return {"loss": loss, "normal": normal, "causal": causal, "nll": nll}
 
-    def _sums(self, examples: Sequence[TrainExample], denominator: float) -> Tensor:
+    def _sums(self, examples: Sequence[TrainExample], whole: Denominators, before: float) -> Tensor:
+        """The losses summed over all ranks; `before` is the share of the validation that is done, of two halves."""
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         sums = torch.zeros(3, device=self.engine.device)
-        for micro in micro_batches(examples, self.spec.batch_tokens, ranks)[rank::ranks]:
-            output = self.engine(micro.examples, float(denominator or len(examples)))
+        mine = micro_batches(examples, self.spec.batch_tokens, ranks)[rank::ranks]
+        for position, micro in enumerate(mine):
+            share = before + 0.5 * position / len(mine)
+            self._phase("validating", round(share * len(examples)), len(examples))
+            output = self.engine(micro.examples, whole)
             sums += torch.stack([part.detach() * micro.scale for part in output])
         if ranks > 1:
             torch.distributed.all_reduce(sums)
@@ -125,10 +151,14 @@ class Validation:
 
         self.writer(drop, "the adapter")
 
-    def publish(self, adapter: Path) -> bool:
-        """Give the best adapter its place, if the best is to be kept; a call for all ranks."""
+    def publish(self, adapter: Path) -> float | None:
+        """Give the best adapter its place, if the best is to be kept; a call for all ranks.
+
+        Returns:
+            The negative log-likelihood in nats that it gives the first val example; None where the last is kept.
+        """
         if self.spec.keep != "best" or self._best is None:
-            return False
+            return None
         source = self._kept / _tag(self._best["step"])
 
         def copy() -> None:
@@ -136,7 +166,8 @@ class Validation:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
 
         self.writer(copy, "the adapter")
-        return True
+        expected: float = self._best["first_example"]
+        return expected
 
     def _compare(self, line: dict[str, Any]) -> bool:
         better = self._best is None or line["loss"] < self._best["loss"]

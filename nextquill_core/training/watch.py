@@ -11,7 +11,7 @@ from typing import Any
 from nextquill_core.errors import UserError
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-COUNTERS = frozenset({"step", "steps", "examples", "left_out_users", "left_out_examples"})
+COUNTERS = frozenset({"step", "steps", "examples", "left_out_users", "left_out_examples", "first_example"})
 
 Log = Callable[[Mapping[str, float], int], None]
 """Takes named numbers and the step they belong to."""

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from nextquill_core.allocator import keep_freed_memory
@@ -22,6 +21,7 @@ from nextquill_core.errors import DataError, ModelError, UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_model, load_tokenizer
+from nextquill_core.progress import PhaseFile
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair, encoder_for
 from nextquill_core.training.batches import TrainExample
@@ -29,10 +29,12 @@ from nextquill_core.training.dropout import spare_dropout
 from nextquill_core.training.engine import connect, engine_for
 from nextquill_core.training.failures import mark_failed
 from nextquill_core.training.objective import PreferenceLoss, training_way
-from nextquill_core.training.spec import TrainSpec
+from nextquill_core.training.spec import PHASE, STARTED_BY, TrainSpec
+from nextquill_core.training.targets import peft_targets
 from nextquill_core.training.trainer import Trainer
-from nextquill_core.training.validation import chosen
+from nextquill_core.training.validation import Phase, chosen, no_phase
 from nextquill_core.training.watch import check_packages
+from storage.tables import read_table
 
 
 def main() -> int:
@@ -63,13 +65,29 @@ def train(spec: TrainSpec) -> None:
     """
     check_packages(spec.report_to)
     device = connect()
+    phase = phase_of(spec)
+    phase("reading examples")
     tokenizer = load_tokenizer(spec.model)
     examples, left_out = training_examples(spec, tokenizer)
     val_examples = validation_examples(spec, tokenizer)
+    phase("loading the model")
     model = with_adapter(load_model(spec.model, device), spec)
     module = PreferenceLoss(model, spec, training_way(model, spec))
     engine = engine_for(module, spec, read_outside=model.get_output_embeddings().weight)
-    Trainer(spec, engine, examples, left_out, val_examples).run()
+    Trainer(spec, engine, examples, left_out, val_examples, phase).run()
+
+
+def phase_of(spec: TrainSpec) -> Phase:
+    """What tells the parent process what is done besides steps: a file on rank 0, nothing on the others."""
+    if torch.distributed.get_rank():
+        return no_phase
+    file = PhaseFile(Path(spec.output) / PHASE)
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def show(phase: str, done: float = 0, total: float = 0) -> None:
+        file.write(phase, done, total) if phase else file.clear()
+
+    return show
 
 
 def training_examples(spec: TrainSpec, tokenizer: Any) -> tuple[list[TrainExample], dict[str, int]]:
@@ -106,7 +124,8 @@ def validation_examples(spec: TrainSpec, tokenizer: Any) -> list[TrainExample]:
 
 def _weighted(spec: TrainSpec, tokenizer: Any, examples: Sequence[Example]) -> list[TrainExample]:
     pairs = encoder_for(spec.model, tokenizer, **asdict(spec.prompt)).encode(examples)
-    weights = _stored(spec, "weights", "weight", pairs) if spec.weighted else {}
+    stored = spec.weighted and spec.live_weights is None
+    weights = _stored(spec, "weights", "weight", pairs) if stored else {}
     effects = _stored(spec, "effects", "effect", pairs) if spec.alpha and spec.causal_target == "effect" else {}
     return [
         TrainExample(pair, weights.get(pair.example_id, [1.0] * len(pair.target)), effects.get(pair.example_id, []))
@@ -120,7 +139,7 @@ def _stored(spec: TrainSpec, table: str, column: str, pairs: Sequence[TokenPair]
         raise ValueError(f"the order asks for stored {table} and names no score artifact")
     found: dict[str, list[float]] = {}
     for shard in sorted((Path(spec.effects) / table).glob("*.parquet")):
-        rows = pq.read_table(shard, columns=["example_id", column])
+        rows = read_table(shard, columns=["example_id", column])
         found.update(zip(rows["example_id"].to_pylist(), rows[column].to_pylist(), strict=True))
     for pair in pairs:
         if len(found.get(pair.example_id, [])) != len(pair.target):
@@ -171,7 +190,11 @@ def with_adapter(base: Any, spec: TrainSpec) -> Any:
     torch.manual_seed(spec.seed)
     lora = spec.lora
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=peft_targets(lora.targets),
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, config)
     spare_dropout(model)
@@ -179,15 +202,26 @@ def with_adapter(base: Any, spec: TrainSpec) -> Any:
 
 
 def end_with_parent() -> None:
-    """End this process soon after its launcher has ended, however that ended (even by SIGKILL)."""
-    launcher = os.getppid()
+    """End this process soon after its launcher, or what started that, has ended, however they ended (even by SIGKILL).
+
+    The launcher may have ended while this process imported its libraries, so its own parent is watched too.
+    """
+    launcher, run = os.getppid(), int(os.environ.get(STARTED_BY, "0"))
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == launcher and (not run or _exists(run)):
             time.sleep(0.5)
         os._exit(143)
 
     threading.Thread(target=watch, name="watch-launcher", daemon=True).start()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):  # there is none, or it is another user's
+        return False
+    return True
 
 
 if __name__ == "__main__":

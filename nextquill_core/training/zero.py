@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nextquill_core.errors import UserError, first_line
 from nextquill_core.training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from nextquill_core.config import TrainConfig
 
 AUTO = "auto"
 """Written where the trainer is to fill in the value, as transformers does; where ours has none, the default counts."""
@@ -19,7 +22,7 @@ HONOURED = frozenset({
     "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
 })  # fmt: skip
-"""Top-level keys that are handed on as they are: they say how, and not what, is computed."""
+"""Top-level keys that are handed on as they are; `deciding` tells those that count from those that do not."""
 
 SECTIONS = frozenset({"bf16", "fp16", "zero_optimization"})
 """Those of them of which single keys are ours."""
@@ -28,6 +31,25 @@ LOSSY = frozenset({
     "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights",
 })  # fmt: skip
 """Keys of `zero_optimization` that change the adapter by more than rounding."""
+
+PLACE_AND_SPEED = frozenset({
+    "activation_checkpointing", "aio", "checkpoint", "comms_logger", "csv_monitor", "disable_allgather", "dump_state",
+    "flops_profiler", "memory_breakdown", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    *(f"zero_optimization.{key}" for key in (
+        "allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "elastic_checkpoint",
+        "enable_sanity_checks", "load_from_fp32_weights", "log_trace_cache_warnings", "max_live_parameters",
+        "max_reuse_distance", "memory_efficient_linear", "model_persistence_threshold", "module_granularity_threshold",
+        "offload_optimizer", "offload_param", "overlap_comm", "param_persistence_threshold",
+        "pipeline_loading_checkpoint", "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter",
+        "round_robin_gradients", "stage", "stage3_allgather_sequential", "stage3_gather_16bit_weights_on_model_save",
+        "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_model_persistence_threshold",
+        "stage3_module_granularity_threshold", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size",
+        "stage3_use_all_reduce_for_fetch_params", "sub_group_size", "use_multi_rank_bucket_allreduce",
+        "zero_hpz_partition_size",
+    )),
+})  # fmt: skip
+"""Keys that say where and how fast a training runs, or what it prints. All other honoured keys count."""
 
 
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
@@ -51,6 +73,47 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
     }
+
+
+def configured(train: TrainConfig, dtype: str) -> dict[str, Any] | None:
+    """Return what the DeepSpeed JSON of a configuration adds to ours, or None where it names none.
+
+    Args:
+        train: The section `train`.
+        dtype: Name of the model's dtype.
+
+    Raises:
+        UserError: As for `own_settings`.
+    """
+    if train.deepspeed.config is None:
+        return None
+    return own_settings(
+        Path(train.deepspeed.config),
+        zero_stage=train.deepspeed.zero_stage,
+        offload=train.deepspeed.offload,
+        dtype=dtype,
+        max_grad_norm=train.max_grad_norm,
+        global_batch=train.global_batch,
+    )
+
+
+def deciding(own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the part of a user's DeepSpeed settings that can change the adapter by more than rounding.
+
+    Loss scaling skips steps that overflow, communication in half precision loses digits, and a key that is not known
+    to be harmless counts. So the file counts by its content and not by its name, and a changed bucket size trains
+    nothing again.
+
+    Args:
+        own: What `own_settings` returns, or None.
+    """
+    parts: dict[str, Any] = {}
+    for key, value in (own or {}).items():
+        if key == "zero_optimization":
+            value = {name: inner for name, inner in value.items() if f"{key}.{name}" not in PLACE_AND_SPEED}
+        if key not in PLACE_AND_SPEED and value != {}:
+            parts[key] = value
+    return parts
 
 
 def own_settings(

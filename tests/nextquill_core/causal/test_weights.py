@@ -152,17 +152,17 @@ def test_settings_are_those_that_the_policy_uses() -> None:
         ({"policy": "perce", "options": {"xyz": 1}}, "weights.options: unknown option `xyz`; one of: floor, ceiling"),
         ({"options": {"floor": 1}}, "weights.options: unknown option `floor`; `threshold` takes none"),
         ({"options": {"delta": 0.1}}, "weights.options: `delta` is not an option; set `weights.delta`"),
-        ({"high": math.inf}, "weights.high: not a finite number; got inf"),
-        (
-            {"policy": "perce", "options": {"ceiling": math.inf}},
-            "weights.options.ceiling: not a finite number; got inf",
-        ),
     ],
 )
 def test_settings_that_are_refused(weights: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         configured(**weights)
     assert str(caught.value) == message
+
+
+def test_a_setting_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(UserError, match=r"weights\.high: not a finite number; got inf"):
+        weight_settings("threshold", {}, delta=0.05, high=math.inf, low=0.1)
 
 
 def test_tables_follow_effects_row_by_row() -> None:

@@ -67,6 +67,11 @@ def test_how_to_load_it() -> None:
     text = CARD.render()
     assert 'AutoPeftModelForCausalLM.from_pretrained("ADAPTER_FOLDER")' in text
     assert "vllm serve Qwen/Qwen2.5-3B --enable-lora --max-lora-rank 16 " in text, "12 is none that vLLM takes"
+    local = replace(CARD, base="my-base", base_id=None, base_files=[("model.safetensors", "0" * 64)])
+    assert 'PeftModel.from_pretrained(base, "ADAPTER_FOLDER")' in local.render()
+    assert f"| model.safetensors | `{'0' * 64}` |" in local.render()
+    assert "vllm serve BASE_MODEL_FOLDER --enable-lora" in local.render()
+    assert "BASE_MODEL_FOLDER" not in replace(local, merged=True).render()
     pinned = replace(CARD, revision="abc123").render()
     assert 'revision="abc123"' in pinned
     assert "--revision abc123" in pinned

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from nextquill_core.errors import UserError
+from nextquill_core.errors import ModelError, UserError
+from nextquill_core.model.loading import ADAPTER_FILE
 from nextquill_core.training import curves
+from nextquill_core.training.checkpoints import check_loads, example_loss, holds_weights, save_adapter
 from nextquill_core.training.disk import Writer, whole_folder
+from nextquill_core.training.objective import PreferenceLoss
+from nextquill_core.training.plain_engine import PlainEngine
 from nextquill_core.training.spec import TrainSpec
+from nextquill_core.training.targets import peft_targets
 from tasks.launch import RanksFailed
+from tests.models import small_model
 from tests.nextquill_core.training.runs import (
     STEPS,
     Kill,
@@ -32,6 +41,7 @@ from tests.nextquill_core.training.runs import (
     train,
     weights,
 )  # fmt: skip
+from tests.nextquill_core.training.test_objective import EXAMPLES, SPEC
 from tests.tasks.processes import workers_of
 
 
@@ -183,6 +193,76 @@ def alone() -> Iterator[None]:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+class Loaded:
+    """A small PEFT model with its own weights, in an engine of one process."""
+
+    def __init__(self, folder: Path, targets: Any) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(1)
+        config = LoraConfig(
+            r=4, target_modules=peft_targets(targets), lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        module = PreferenceLoss(get_peft_model(small_model("qwen2"), config), SPEC, "plain")
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.engine = PlainEngine(module, torch.optim.AdamW(trained), max_grad_norm=1.0)
+        self.engine.train()
+        self.folder = folder
+        self.expected = example_loss(self.engine, EXAMPLES[0])
+        save_adapter(self.engine, folder, Writer(folder.parent, "cpu"))
+
+    def check(self) -> None:
+        check_loads(self.engine, self.folder, EXAMPLES[0], self.expected)
+
+    def rewrite(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+        tensors = load_file(self.folder / ADAPTER_FILE)
+        change(tensors)
+        save_file(tensors, self.folder / ADAPTER_FILE)
+
+
+REGEX = r".*\.(q_proj|v_proj)"
+
+
+@pytest.mark.parametrize("targets", [REGEX, ("v_proj", "q_proj"), "q_proj", "all-linear"])
+def test_an_adapter_is_loaded_back_whatever_its_targets(alone: None, tmp_path: Path, targets: Any) -> None:
+    loaded = Loaded(tmp_path / "adapter", targets)
+    loaded.check()
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    if targets != "all-linear":
+        assert config["target_modules"] == peft_targets(targets)
+    assert example_loss(loaded.engine, EXAMPLES[0]) == pytest.approx(loaded.expected, rel=1e-5)
+
+
+def letters(folder: Path) -> None:
+    """What was once written of a regular expression: the list of its letters."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": sorted(set(REGEX))}))
+
+
+def test_an_adapter_that_does_not_come_back_as_it_was_is_refused(alone: None, tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path / "a", REGEX)
+    assert holds_weights(loaded.engine.module.model, tmp_path / "a")
+    letters(tmp_path / "a")
+    with pytest.raises(ModelError, match=r"/a: PEFT cannot load the adapter \(.*Target modules .* not found"):
+        loaded.check()
+    other = Loaded(tmp_path / "b", REGEX)
+    other.rewrite(lambda tensors: [tensor.zero_() for name, tensor in tensors.items() if "lora_B" in name])
+    with pytest.raises(ModelError, match=r"/b: as PEFT loads it, .* has log-likelihood -[\d.]+; in training -[\d.]+;"):
+        other.check()
+
+
+def test_weights_that_are_missing_empty_or_changed_are_seen(alone: None, tmp_path: Path) -> None:
+    def empty(tensors: dict[str, torch.Tensor]) -> None:  # as ZeRO-3 leaves what it has not gathered
+        tensors[next(iter(tensors))] = torch.empty(0)
+
+    for number, change in enumerate((lambda tensors: tensors.popitem(), empty, lambda t: t[next(iter(t))].add_(1e-3))):
+        loaded = Loaded(tmp_path / str(number), "all-linear")
+        model = loaded.engine.module.model
+        assert holds_weights(model, loaded.folder)
+        loaded.rewrite(change)
+        assert not holds_weights(model, loaded.folder)
 
 
 def test_what_the_disk_refuses_is_told_and_the_reserve_given_back(alone: None, tmp_path: Path) -> None:

@@ -20,11 +20,55 @@ def written_out(h: Any, h0: Any, w: Any, target: Any, weight: Any, sequence: Any
     z, z0 = h @ w.T, h0 @ w.T
     normal = causal = torch.zeros(())
     for sample in sequence.unique():
+        own = weight[sequence == sample].sum() if by == "sample_weight" else 1
         for t in (sequence == sample).nonzero().flatten():
-            normal = normal + weight[t] * F.cross_entropy(z[t], target[t])
-            causal = causal + weight[t] * F.cross_entropy(z[t] - z0[t], target[t])
-    divisor = len(sequence.unique()) if by == "sequence" else weight.sum()
+            normal = normal + weight[t] * F.cross_entropy(z[t], target[t]) / own
+            causal = causal + weight[t] * F.cross_entropy(z[t] - z0[t], target[t]) / own
+    divisor = weight.sum() if by == "weight" else len(sequence.unique())
     return normal / divisor + alpha * causal / divisor, normal / divisor, causal / divisor
+
+
+def test_three_normalisations_by_hand() -> None:
+    """V = 2, W = [1, −1], h = 0: every token's CE is ln 2, and with h_∅ = −1 its CE in L_p is c = ln(1 + e⁻²).
+
+    Sample 0 has weights 1 and 3, sample 1 has 4. Σω·CE is 8 CE: over 2 samples 4, over Σω 1, each by its own Σω 1.
+    Unweighted there are 3 tokens: over 2 samples 1.5, over 3 tokens 1, each mean averaged 1. For h = [0, ln 2 / 2] of
+    sample 0, CE = ln 1.5 there: (1·ln 2 + 3·ln 1.5)/4 and ln 2 average to what `sample_weight` gives.
+    """
+    half = math.log(2) / 2
+    hidden, null = torch.tensor([[0.0], [half], [0.0]]), torch.tensor([[-1.0], [half - 1], [-1.0]])
+    head, target = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0, 0])
+    weight, sample = torch.tensor([1.0, 3.0, 4.0]), torch.tensor([7, 7, 2])
+    two, low, c = math.log(2), math.log(1.5), math.log(1 + math.exp(-2))
+    expected: dict[Any, Any] = {
+        "sequence": ((two + 3 * low + 4 * two) / 2, 4 * c, 1.5 * c),
+        "weight": ((two + 3 * low + 4 * two) / 8, c, c),
+        "sample_weight": (((two + 3 * low) / 4 + two) / 2, c, c),
+    }
+    for by, (normal, causal, unweighted) in expected.items():
+        both = [
+            nextquill_loss(
+                hidden, null, head, target, weight, sample, alpha=0.1, normalization=by, causal_weight_N=ones
+            )
+            for ones in (None, torch.ones(3))
+        ]
+        assert [found.normal.item() for found in both] == pytest.approx([normal, normal])
+        assert [found.causal.item() for found in both] == pytest.approx([causal, unweighted])
+        assert both[1].loss.item() == pytest.approx(normal + 0.1 * unweighted)
+
+
+def test_a_sample_without_any_weight_counts_nothing() -> None:
+    h, h0, w, target, _, sequence = batch()
+    for by, share in (("sample_weight", 4 / 5), ("weight", 1.0)):
+        weight = (sequence > 0).float()
+        got = nextquill_loss(h, h0, w, target, weight, sequence, alpha=0.1, normalization=by)  # type: ignore[arg-type]
+        rest = slice(5, None)
+        expected = nextquill_loss(
+            h[rest], h0[rest], w, target[rest], weight[rest], sequence[rest], alpha=0.1, normalization=by  # type: ignore[arg-type]
+        )  # fmt: skip
+        torch.testing.assert_close(got.loss, expected.loss * share)
+        none = nextquill_loss(h, h0, w, target, weight * 0, sequence, alpha=0.1, normalization=by)  # type: ignore[arg-type]
+        assert none.loss.item() == 0
 
 
 def batch(n: int = 23, d: int = 8, v: int = 31, seed: int = 0) -> list[Any]:
@@ -50,7 +94,7 @@ def test_two_words_by_hand() -> None:
     assert loss.loss.item() == pytest.approx(loss.normal.item() + 0.1 * loss.causal.item())
 
 
-@pytest.mark.parametrize("by", ["sequence", "weight"])
+@pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight"])
 @pytest.mark.parametrize("impl", ["auto", "chunked", "dense"])
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 1.0])
 def test_value_and_every_gradient(monkeypatch: Any, by: Any, impl: Any, alpha: float) -> None:
@@ -95,14 +139,21 @@ def test_effects_instead_of_labels_by_hand_and_by_autograd(monkeypatch: Any) -> 
 
 
 @pytest.mark.parametrize("cuts", [(0, 5, 23), (0, 5, 10, 15, 20, 23)])
-def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...]) -> None:
-    """1 × 5 = 5 × 1: parts with the step's denominator sum to the step's loss."""
+@pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...], by: Any, weighted: bool) -> None:
+    """1 × 5 = 5 × 1: parts with the step's denominators sum to the step's loss."""
     h, h0, w, target, weight, sequence = batch()
-    whole = nextquill_loss(h, h0, w, target, weight, sequence, alpha=0.3)
+    ones = None if weighted else torch.ones_like(weight)
+    whole = nextquill_loss(h, h0, w, target, weight, sequence, alpha=0.3, normalization=by, causal_weight_N=ones)
+    normal, causal = (weight.sum().item(), weight.sum().item() if weighted else 23.0) if by == "weight" else (5.0, 5.0)
     parts = [
-        nextquill_loss(h[a:b], h0[a:b], w, target[a:b], weight[a:b], sequence[a:b], alpha=0.3, denominator=5.0).loss
+        nextquill_loss(
+            h[a:b], h0[a:b], w, target[a:b], weight[a:b], sequence[a:b], alpha=0.3, normalization=by,
+            denominator=normal, causal_weight_N=None if ones is None else ones[a:b], causal_denominator=causal,
+        ).loss
         for a, b in itertools.pairwise(cuts)
-    ]
+    ]  # fmt: skip
     torch.testing.assert_close(sum(parts), whole.loss)
 
 

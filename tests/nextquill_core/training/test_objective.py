@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from nextquill_core.model.branches import Way
 from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.objective import PreferenceLoss, training_way
+from nextquill_core.training.objective import Denominators, PreferenceLoss, denominators, training_way
 from nextquill_core.training.spec import TrainSpec
 from tests.models import small_model
 from tests.nextquill_core.model.test_branches import PAIRS
@@ -56,6 +57,87 @@ def written_out(model: Any, spec: TrainSpec) -> Tensor:
     return total / len(EXAMPLES)
 
 
+OFFICIAL: dict[str, Any] = {
+    "alpha": 0.1,
+    "normalization": "sample_weight",
+    "causal_weighted": False,
+    "live_weights": {"policy": "threshold", "delta": 0.0002, "high": 0.9, "low": 0.1},
+}
+
+
+def official(
+    model: Any, delta: float = 0.0002, high: float = 0.9, low: float = 0.1
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The official code's objective in double precision with full logits.
+
+    For each sample: effects are differences of the model's own probabilities, without gradient; L_n is Σ ω CE / Σ ω;
+    L_p is the mean cross-entropy of the difference of logits; L = L_n + 0.1 L_p. Then the mean over the samples.
+    """
+    exact = copy.deepcopy(model).double()
+    total = torch.zeros((), dtype=torch.float64)
+    effects = []
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        z, z_null = (
+            exact(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        )
+        p, p_null = (states.detach().softmax(1).gather(1, target[:, None]).squeeze(1) for states in (z, z_null))
+        effects.append(p - p_null)
+        weight = torch.where(effects[-1] > delta, high, low)
+        normal = (weight * F.cross_entropy(z, target, reduction="none")).sum() / weight.sum()
+        total = total + normal + 0.1 * F.cross_entropy(z - z_null, target, reduction="mean")
+    together = torch.cat(effects)
+    assert 0 < (together > delta).sum() < len(together), "both weights occur"
+    assert (together - delta).abs().min() > 1e-5, "no effect is so near to δ that single precision decides"
+    loss = total / len(EXAMPLES)
+    gradients = torch.autograd.grad(loss, [value for value in exact.parameters() if value.requires_grad])
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("way", ["reuse", "plain", "packed"])
+@pytest.mark.parametrize("micro", [len(EXAMPLES), 1])
+def test_the_official_objective_is_the_official_code_s(way: Way, micro: int) -> None:
+    """All at once and one example at a time: the same loss, the same gradients."""
+    model, spec = lora(), replace(SPEC, **OFFICIAL)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected, gradients = official(model)
+    objective = PreferenceLoss(model, spec, way)
+    whole = denominators(EXAMPLES, spec)
+    parts = [objective(EXAMPLES[at : at + micro], whole).loss for at in range(0, len(EXAMPLES), micro)]
+    loss = torch.stack(parts).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(loss, trained), gradients, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("way", ["reuse", "plain", "packed"])
+def test_perce_takes_its_weights_from_the_model_in_training(way: Way) -> None:
+    """ω = clip(log p(y | h) − log p(y | ∅), floor, ceiling), and nothing of it has a gradient; there is no L_p."""
+    live = {"policy": "perce", "floor": 0.001, "ceiling": 0.01}
+    model, spec = lora(), replace(SPEC, alpha=0.0, normalization="sample_weight", live_weights=live)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.zeros(())
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        losses = [
+            F.cross_entropy(
+                model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1],
+                target,
+                reduction="none",
+            )
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        ]
+        weight = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
+        expected = expected + (weight * losses[0]).sum() / weight.sum() / len(EXAMPLES)
+    got = PreferenceLoss(model, spec, way)(EXAMPLES, denominators(EXAMPLES, spec))
+    assert got.causal.item() == 0
+    torch.testing.assert_close(got.loss, expected, atol=1e-5, rtol=1e-5)
+    gradients = zip(torch.autograd.grad(got.loss, trained), torch.autograd.grad(expected, trained), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
 def rows_of_the_last_layer(model: Any, spec: TrainSpec) -> list[int]:
     """Of each call of its feed-forward part's last product."""
     rows: list[int] = []
@@ -63,7 +145,7 @@ def rows_of_the_last_layer(model: Any, spec: TrainSpec) -> list[int]:
     hook = part.register_forward_pre_hook(lambda _part, inputs: rows.append(inputs[0].shape[1]))
     loss = PreferenceLoss(model, spec, "plain")
     rows.clear()  # those of the trial
-    loss(EXAMPLES, 1.0)
+    loss(EXAMPLES, Denominators(1.0, 1.0))
     hook.remove()
     return rows
 
@@ -95,7 +177,7 @@ def test_value_and_every_gradient_of_the_adapter(way: Way, changes: dict[str, An
     spec, model = replace(SPEC, **changes), lora()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected = written_out(model, spec)
-    got = PreferenceLoss(model, spec, way)(EXAMPLES, float(len(EXAMPLES))).loss
+    got = PreferenceLoss(model, spec, way)(EXAMPLES, denominators(EXAMPLES, spec)).loss
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     gradients = zip(torch.autograd.grad(got, trained), torch.autograd.grad(expected, trained), strict=True)
     for ours, theirs in gradients:
@@ -104,7 +186,7 @@ def test_value_and_every_gradient_of_the_adapter(way: Way, changes: dict[str, An
 
 def test_a_capped_head_takes_the_plain_path() -> None:
     model = lora("gemma2")
-    got = PreferenceLoss(model, SPEC, "reuse")(EXAMPLES, float(len(EXAMPLES))).loss
+    got = PreferenceLoss(model, SPEC, "reuse")(EXAMPLES, denominators(EXAMPLES, SPEC)).loss
     torch.testing.assert_close(got, written_out(model, SPEC), atol=1e-5, rtol=1e-5)
 
 
@@ -115,3 +197,15 @@ def test_the_way_of_training() -> None:
     assert training_way(model, replace(SPEC, zero_stage=3)) == "packed"
     assert training_way(model, replace(SPEC, gradient_checkpointing=True)) == "plain"
     assert training_way(model, replace(SPEC, alpha=0.0)) == "plain"
+
+
+def test_gradient_checkpointing_changes_nothing_but_rounding() -> None:
+    spec, model = replace(SPEC, gradient_checkpointing=True), lora()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(written_out(model, SPEC), trained)
+    model.train().get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    decoder = model.get_base_model().get_decoder()
+    assert decoder.gradient_checkpointing
+    loss = PreferenceLoss(model, spec, training_way(model, spec))(EXAMPLES, denominators(EXAMPLES, spec)).loss
+    for ours, theirs in zip(torch.autograd.grad(loss, trained), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)

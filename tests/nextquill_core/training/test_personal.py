@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor
 from nextquill_core.errors import ModelError
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import PairEncoder, TokenPair
+from nextquill_core.training import personal
 from nextquill_core.training.personal import (
     PersonalSpec,
     adapter_name,
+    check_stored,
     load_adapters,
     merged,
     own_reviews,
@@ -268,7 +270,7 @@ def test_what_cannot_be_adapted_says_so() -> None:
     adapters = train(small_model("qwen2"), {"a": []})
     for model in (small_model("gpt2"), small_model("qwen2", hidden_size=64), small_model("qwen2", num_hidden_layers=1)):
         with (
-            pytest.raises(ModelError, match="the adapter of a is for another model"),
+            pytest.raises(ModelError, match="the adapter of a is damaged or for another model"),
             personalised(model, adapters, SPEC),
         ):
             pass
@@ -310,7 +312,41 @@ def test_the_tasks_adapter_is_merged(tmp_path: Path) -> None:
     assert (expected - plain).abs().max() > 0.1
     assert not [name for name, _ in model.named_modules() if "lora" in name]
     assert len(train(model, USERS)) == 3
-    with pytest.raises(ModelError, match="cannot merge it"):
+    with pytest.raises(ModelError, match="for another base model"):
         merged(small_model("qwen2", hidden_size=64), tmp_path)
     with pytest.raises(ModelError, match=r"there is no adapter_model\.safetensors"):
         merged(base, tmp_path / "absent")
+
+
+class Bare:
+    """A model that leaves every adapter out: what a wrong way of putting them in could do."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def set_adapter(self, name: str) -> None:
+        """Change nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_adapters_are_read_back_before_they_count(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = {"no past": [], **USERS}
+    model, path = small_model(family), tmp_path / "it.safetensors"
+    adapters = train(model, users)
+    before = fingerprint(model)
+    save_adapters(path, adapters, SPEC)
+    check_stored(model, path, adapters, users, SPEC)
+    assert fingerprint(model) == before
+    monkeypatch.setattr(personal, "personalised", lambda model, adapters, spec: nullcontext(Bare(model)))
+    with pytest.raises(ModelError, match=r"loaded back, the adapter of a@x\.org gives log-likelihood -[\d.]+; in tr"):
+        check_stored(model, path, adapters, users, SPEC)
+    monkeypatch.undo()
+    for change in (lambda t: t.add_(1e-4), lambda t: t.resize_(0)):
+        changed = {key: {name: tensor.clone() for name, tensor in one.items()} for key, one in adapters.items()}
+        change(next(iter(changed["keys"].values())))
+        save_adapters(path, changed, SPEC)
+        with pytest.raises(ModelError, match="the stored adapter of keys is not the trained one"):
+            check_stored(model, path, adapters, users, SPEC)

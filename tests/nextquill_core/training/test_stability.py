@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import torch
 from nextquill_core import schemas
 from nextquill_core.errors import UserError
 from nextquill_core.training.spec import TrainSpec
-from nextquill_core.training.stability import WINDOW, GradientWatch, RunawayLoss, gradients_finite
+from nextquill_core.training.stability import (
+    WINDOW,
+    Clipping,
+    GradientWatch,
+    RunawayLoss,
+    clipping_warning,
+    gradients_finite,
+)
 from nextquill_core.training.worker import training_examples
 from tests.nextquill_core.training.runs import STEPS, checkpoints, curve, ordered, sequences, train
 
@@ -37,6 +45,29 @@ def test_a_jump_that_stays_is_found_by_hand() -> None:
     assert (course.best, course.average, course.suspected) == (1.0, 5.0, True)
     course.add(5.0)
     assert course.found
+
+
+def test_clipped_steps_are_counted_over_a_resumption() -> None:
+    clipping = Clipping(1.0, [0.5, 1.0, 3.0])
+    assert clipping.share == pytest.approx(1 / 3), "a norm of exactly the limit is left as it is"
+    for norm in (530.0, math.inf, math.nan):  # float16 overflowed: there was no step
+        clipping.add(norm)
+    assert clipping.share == pytest.approx(2 / 6)
+    assert Clipping(1.0).share == 0
+
+
+def test_one_warning_when_nearly_every_step_is_clipped() -> None:
+    def said(step: int, steps: int, share: float, by: str = "sequence") -> str:
+        line = {"step": step, "steps": steps, "clipped_share": share, "grad_norm": 41.5}
+        return clipping_warning(line, 1.0, by)
+
+    assert said(19, 100, 1.0) == said(20, 100, 0.85) == said(4, 5, 1.0) == ""
+    assert said(20, 100, 0.9) == (
+        "90% of the steps so far had a gradient norm above train.max_grad_norm 1 (the last one 41.5) and were scaled "
+        "down to it, so every step has the same length; set train.normalization to weight or sample_weight, or raise "
+        "train.max_grad_norm if that is not meant (docs/training.md, Normalisation and clipping)"
+    )
+    assert "length; raise train.max_grad_norm" in said(5, 5, 1.0, "weight")
 
 
 def test_a_spike_passes_and_is_no_time_for_a_checkpoint() -> None:

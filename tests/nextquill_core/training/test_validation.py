@@ -16,6 +16,7 @@ from nextquill_core.ingest.reader import read_examples
 from nextquill_core.tokens import encoder_for
 from nextquill_core.training.validation import chosen
 from nextquill_core.training.worker import training_examples, validation_examples
+from tests.models import adapted_model
 from tests.nextquill_core.training.runs import STEPS, Kill, adapter, curve, ordered, sequences, train
 
 
@@ -90,9 +91,7 @@ def test_the_best_adapter_stays_even_if_the_run_is_killed_and_the_test_split_dec
 
 def written_out(folder: str, spec: Any, tokenizer: Any) -> dict[str, float]:
     """Eqs. 5 to 7 and the mean negative log-likelihood of the adapter that was left, by PEFT and full logits."""
-    from peft import AutoPeftModelForCausalLM
-
-    model = AutoPeftModelForCausalLM.from_pretrained(Path(folder, "adapter")).eval()
+    model = adapted_model(spec.model.name_or_path, Path(folder, "adapter"))
     pairs = encoder_for(spec.model, tokenizer, **asdict(spec.prompt)).encode(
         list(read_examples(Path(spec.sequences), ("val",)))
     )
