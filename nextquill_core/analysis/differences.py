@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nextquill_core.analysis.published import CATEGORIES, PRESET, TEST_USERS
-from nextquill_core.prompts import resolve_template
+from nextquill_core.model.template_choice import choose_template
 
 ENCODER = "facebook/contriever"
 MODEL, DTYPE, LEARNING_RATE, GLOBAL_BATCH = "Qwen/Qwen2.5-3B", "bfloat16", 5e-6, 64
-TRAINED = frozenset(("sft", "oppu", "contextsft", "causal-only", "norm-only", "nextquill"))
+OFFICIAL = "nextquill-official"
+TRAINED = frozenset(("sft", "oppu", "contextsft", "causal-only", "norm-only", "nextquill", OFFICIAL))
 WEIGHTED, CAUSAL = frozenset(("norm-only", "nextquill")), frozenset(("causal-only", "nextquill"))
 
 _PROTOCOL: Mapping[str, Any] = {
@@ -96,8 +97,9 @@ def _trained(config: Mapping[str, Any]) -> Iterator[str]:
     if not methods & TRAINED:
         return
     lora = train["lora"]
+    targets = lora["targets"] if isinstance(lora["targets"], str) else ", ".join(lora["targets"])
     yield (
-        f"Training is LoRA (r {lora['r']}, alpha {lora['alpha']}, {lora['targets']}), as the paper says, which states "
+        f"Training is LoRA (r {lora['r']}, alpha {lora['alpha']}, {targets}), as the paper says, which states "
         "no rank; the official code has LoRA commented out and trains every weight."
     )
     if train["learning_rate"] == LEARNING_RATE:
@@ -107,22 +109,34 @@ def _trained(config: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         yield f"The learning rate is {train['learning_rate']:g}; the paper's is {LEARNING_RATE:g}."
-    if methods & WEIGHTED:
+    if methods & WEIGHTED and train["weights_from"] == "live":
+        yield (
+            "Preference weights come from the model that is being trained, as in the official code; the paper says "
+            "from θ0, once, before training."
+        )
+    elif methods & WEIGHTED:
         source = "θ0" if config["score"]["effect_source"] == "initial" else "adapters cross-fitted by user"
         yield (
             f"Preference weights come from {source}, once, before training"
             f"{', as the paper says' if source == 'θ0' else ''}; the official code takes them from the model that is "
             "being trained."
         )
+    if methods & (WEIGHTED | {OFFICIAL}):
         yield from _unlike("Weights", config["weights"], _WEIGHTS)
     if methods & CAUSAL:
+        weighted = "weighted by ω (Eq. 6)" if train["causal_loss"]["weighted"] else "unweighted"
         yield (
-            f"L_p is weighted by ω (Eq. 6) with α = {train['alpha']:g}; the paper has α in 0.01, 0.05, 0.1, and the "
-            "official code leaves L_p unweighted with α = 0.1."
+            f"L_p is {weighted} with α = {train['alpha']:g}; the paper has α in 0.01, 0.05, 0.1, and the official code "
+            "leaves L_p unweighted with α = 0.1."
         )
         yield from _causal_loss(train["causal_loss"])
-    if train["normalization"] == "sequence":
-        yield "Losses are normalised by sequence (Eq. 5); the official code divides by Σω."
+    if methods & (TRAINED - {OFFICIAL}):
+        yield from _normalization(train["normalization"])
+    if OFFICIAL in methods:
+        yield (
+            f"`{OFFICIAL}` has the official code's objective: weights from the model in training, L_n of each sample "
+            "divided by its own Σω and averaged, L_p unweighted, α = 0.1. The other settings of training are shared."
+        )
     yield from _unlike("Training", train, _TRAINING)
     if train["global_batch"] != GLOBAL_BATCH:
         yield (
@@ -130,6 +144,14 @@ def _trained(config: Mapping[str, Any]) -> Iterator[str]:
             f"paper's four makes {GLOBAL_BATCH}."
         )
     yield "Each example trains once an epoch; the official data hold every sample twice."
+
+
+def _normalization(name: str) -> Iterator[str]:
+    official = "the official code divides each sample by its own Σω and averages"
+    if name == "sequence":
+        yield f"Losses are normalised by sequence (Eq. 5); {official}."
+    elif name == "weight":
+        yield f"Losses are divided by the step's Σω, as in MIRROR's re-implementation; {official}."
 
 
 def _causal_loss(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -167,7 +189,8 @@ def _baselines(config: Mapping[str, Any]) -> Iterator[str]:
 def _prompts(config: Mapping[str, Any]) -> Iterator[str]:
     prompt = config["prompt"]
     yield from _unlike("Prompts", prompt, _PROMPT)
-    if resolve_template(prompt["template"], config["model"]["name_or_path"]) == "plain":
+    model = config["model"]
+    if choose_template(prompt["template"], model["name_or_path"], model["revision"]).name == "plain":
         yield "Prompts are plain text; the official code's have the chat markup."
     yield (
         "A prompt that is too long loses whole past reviews, oldest first; the official code cuts the end, and with it "

@@ -63,13 +63,20 @@ class ShownAnswer:
     units: tuple[Unit, ...]
 
 
-def effects_html(summary: EffectsSummary, decode: Decode, *, title: str = "Causal effects of history") -> str:
+def effects_html(
+    summary: EffectsSummary,
+    decode: Decode,
+    *,
+    title: str = "Causal effects of history",
+    source: str = "the initial model",
+) -> str:
     """The page as HTML, UTF-8 when written to a file.
 
     Args:
         summary: What to show.
         decode: The text of each token of an answer.
         title: Of the page.
+        source: The model whose probabilities make the effects, in words.
     """
     parts = parts_of(summary)
     figure = png(effect_panels({part.category: part.histogram for part in parts}, summary.edges, summary.delta))
@@ -78,6 +85,7 @@ def effects_html(summary: EffectsSummary, decode: Decode, *, title: str = "Causa
         title=title,
         summary=summary,
         delta=f"{summary.delta:g}",
+        source=source,
         parts=[(part.category, *_cells(part)) for part in parts],
         figure=figure,
         tokens=_top_tokens(summary, decode),

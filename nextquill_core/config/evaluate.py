@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section
+from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, variable_name
 
 DecodingName = Literal["paper", "sane"]
 
@@ -46,15 +47,46 @@ class PersonalConfig(Section):
 class ServerConfig(Section):
     """A server that speaks OpenAI's protocol (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
 
-    url: Annotated[str, Field(description="up to and with /v1")] = "http://127.0.0.1:8000/v1"
+    url: Annotated[
+        str, Field(description="address of the server, up to and with /v1", json_schema_extra=OPERATIONAL)
+    ] = "http://127.0.0.1:8000/v1"
     models: Annotated[
         dict[str, str],
-        Field(description="method: name of its model there; base: that of θ0 (vLLM serves each adapter by a name)"),
+        Field(
+            description="name of the server's model for each method, and under `base` for all methods that do not "
+            "train (vLLM serves each adapter under a name); a changed name generates this method's texts again"
+        ),
     ] = {}
-    api_key_env: Annotated[str | None, Field(description="the environment variable that holds the key")] = None
-    concurrency: Annotated[int, Field(ge=1, description="requests at a time")] = 16
-    timeout_s: Annotated[float, Field(gt=0, description="seconds without a byte that fail a request")] = 600.0
-    retries: Annotated[int, Field(ge=0, description="of a request that the server fails")] = 6
+    api_key_env: Annotated[
+        str | None, Field(description="environment variable that holds the key", json_schema_extra=OPERATIONAL)
+    ] = None
+    concurrency: Annotated[
+        int, Field(ge=1, description="requests under way at a time", json_schema_extra=OPERATIONAL)
+    ] = 16
+    timeout_s: Annotated[
+        float, Field(gt=0, description="seconds without a byte that fail a request", json_schema_extra=OPERATIONAL)
+    ] = 600.0
+    retries: Annotated[
+        int,
+        Field(
+            ge=0, description="times that a request which the server fails is repeated", json_schema_extra=OPERATIONAL
+        ),
+    ] = 6
+
+    _named_as_variables_are = field_validator("api_key_env")(variable_name)
+
+    @field_validator("models")
+    @classmethod
+    def _of_known_methods(cls, models: dict[str, str]) -> dict[str, str]:
+        known = ("base", *get_args(MethodName))
+        for name in models:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"`{name}` is no method; "
+                    + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}")
+                )
+        return models
 
 
 class EvaluateConfig(Section):
@@ -70,19 +102,29 @@ class EvaluateConfig(Section):
     ] = ("paper", "sane")
     engine: Annotated[
         Literal["transformers", "openai"],
-        Field(description="transformers: in this process; openai: evaluate.server", json_schema_extra=OPERATIONAL),
+        Field(description="what generates the texts: transformers in this process, or openai, the evaluate.server"),
     ] = "transformers"
-    server: Annotated[ServerConfig, Field(json_schema_extra=OPERATIONAL)] = ServerConfig()
+    server: ServerConfig = ServerConfig()
     max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `sane`")] = 512
     paper_max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `paper`")] = 2048
     choose_by: Annotated[
-        Literal["rouge1", "rougeL", "meteor", "bleu"],
-        Field(description="metric on val that decides what `sane` and the strength of `cos` are"),
+        Literal["rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"],
+        Field(
+            description="metric on val that decides what `sane` and the strength of `cos` are; rouge1 and rougeL give "
+            "way to their Unicode forms where they ignore more than 5 % of the letters of the reviews"
+        ),
     ] = "rouge1"
     control: Annotated[
         Literal["stranger", "none"],
         Field(description="stranger: methods that show history also write and read with a stranger's"),
     ] = "stranger"
+    repeated_targets: Annotated[
+        Literal["keep", "leave_out"],
+        Field(
+            description="target reviews whose text stands in an earlier review of the same user: keep, as the "
+            "published procedure does, or leave_out of the metrics (their texts are generated in any case)"
+        ),
+    ] = "keep"
     retrieval: RetrievalConfig = RetrievalConfig()
     summaries: SummariesConfig = SummariesConfig()
     personal: PersonalConfig = PersonalConfig()
@@ -107,9 +149,9 @@ class EvaluateConfig(Section):
         return self
 
     def measuring(self) -> dict[str, Any]:
-        """What decides the numbers once the texts are there."""
+        """Return the settings that decide the numbers once the texts are there, without the encoder of BERTScore."""
         return {
             key: value
             for key, value in self.semantic().items()
-            if key in ("split", "methods", "decoding", "control", "bootstrap_samples")
-        } | {"bertscore": [self.retrieval.bertscore, self.retrieval.bertscore_revision]}
+            if key in ("split", "methods", "decoding", "control", "bootstrap_samples", "repeated_targets")
+        }

@@ -19,13 +19,13 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer
 
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.encoder import batches_by_length, padded
 from nextquill_core.evaluation.significance import Floats
+from nextquill_core.model.control_tokens import UserTextTokenizer
 from nextquill_core.model.identity import ModelSpec
-from nextquill_core.model.loading import best_device, load_pretrained
+from nextquill_core.model.loading import load_encoder_model, load_tokenizer
 from nextquill_core.progress import Progress, silent
 
 PAIRS_AT_ONCE = 64  # whose hidden states are in memory together
@@ -121,6 +121,7 @@ class BertEncoder:
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens
         self.opening = _opening(tokenizer)
+        self._text = UserTextTokenizer(tokenizer)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -131,17 +132,12 @@ class BertEncoder:
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
         """The states of each text, in order."""
-        encoded = self.tokenizer(
-            [self.opening + text.strip() for text in texts],
-            truncation=True,
-            max_length=self.max_tokens,
-            return_special_tokens_mask=True,
-        )
-        ids, markers = encoded["input_ids"], encoded["special_tokens_mask"]
+        encoded = self._text.encode_marked([self.opening + text.strip() for text in texts], self.max_tokens)
+        ids = [text.ids for text in encoded]
         found: dict[int, TokenStates] = {}
         for batch in batches_by_length([len(text) for text in ids], self.batch_tokens):
             for row, states in zip(batch, self._states([ids[row] for row in batch]), strict=True):
-                found[row] = TokenStates(states, ~torch.tensor(markers[row], dtype=torch.bool))
+                found[row] = TokenStates(states, ~torch.tensor(encoded[row].markers, dtype=torch.bool))
         return [found[row] for row in range(len(texts))]
 
     def _states(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -171,10 +167,10 @@ def load_bert_encoder(
         ModelError: It cannot be found or read, has no safetensors, or has fewer layers.
     """
     spec = ModelSpec(name_or_path, revision)
-    model = load_pretrained(AutoModel, spec, remedy=REMEDY, dtype=torch.float32, use_safetensors=True)
-    tokenizer = load_pretrained(AutoTokenizer, spec, remedy=REMEDY)
+    model = load_encoder_model(spec, remedy=REMEDY)
+    tokenizer = load_tokenizer(spec, remedy=REMEDY)
     longest = min(max_tokens, int(tokenizer.model_max_length), _positions(model))
-    return BertEncoder(model.to(best_device()).eval(), tokenizer, layer=layer, max_tokens=longest)
+    return BertEncoder(model, tokenizer, layer=layer, max_tokens=longest)
 
 
 def _opening(tokenizer: Any) -> str:

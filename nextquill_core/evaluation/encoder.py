@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.engines import unheard
 from nextquill_core.evaluation.methods import BASE_ENCODER
+from nextquill_core.model.control_tokens import UserTextTokenizer
 from nextquill_core.model.forward import decoder_of
 from nextquill_core.model.identity import ModelSpec
-from nextquill_core.model.loading import best_device, load_model, load_pretrained, load_tokenizer
+from nextquill_core.model.loading import load_encoder_model, load_model, load_tokenizer
 
 BATCH_TOKENS = 8192
 LONGEST = 512
@@ -55,6 +55,7 @@ class TextEncoder:
         self.max_tokens = min(max_tokens, positions, tokenizer.model_max_length)
         self.batch_tokens = batch_tokens
         self.truncated = 0
+        self._text = UserTextTokenizer(tokenizer)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] = unheard) -> Tensor:
@@ -79,13 +80,10 @@ class TextEncoder:
         return torch.cat(vectors)[torch.tensor(rows).argsort()]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        options = {"truncation": True, "max_length": self.max_tokens}
-        ids: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"]
+        ids = [encoded.ids for encoded in self._text.encode_marked(texts, self.max_tokens)]
         full = [text for text, found in zip(texts, ids, strict=True) if len(found) == self.max_tokens]
-        whole = self.tokenizer(full, verbose=False)["input_ids"] if full else []
-        self.truncated += sum(len(found) > self.max_tokens for found in whole)
+        longer = self._text.encode_marked(full, self.max_tokens + 1)
+        self.truncated += sum(len(found.ids) > self.max_tokens for found in longer)
         return ids
 
     def _means(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -145,5 +143,5 @@ def load_encoder(
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise ModelError("the encoder has no safetensors", name, REMEDY)
     spec = ModelSpec(str(folder) if folder.is_dir() else name, revision, trust_remote_code=trust_remote_code)
-    model = load_pretrained(AutoModel, spec, remedy=REMEDY, dtype=torch.float32, use_safetensors=True)
-    return TextEncoder(model.to(best_device()).eval(), load_pretrained(AutoTokenizer, spec, remedy=REMEDY), **limits)
+    model = load_encoder_model(spec, remedy=REMEDY)
+    return TextEncoder(model, load_tokenizer(spec, remedy=REMEDY), **limits)

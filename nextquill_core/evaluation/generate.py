@@ -46,6 +46,7 @@ class TransformersEngine:
         model: A causal language model in evaluation mode, with or without PEFT adapters.
         tokenizer: Its tokenizer. Answers stop at its end-of-sequence token and at those of the model's generation
             config.
+        stop: The token with which the prompts' template ends an answer; answers stop at it too. None for no other.
         decoding: The preset.
         max_new_tokens: Longest answer.
         batch_tokens: Positions of a batch, padding included, when rows join it; one row may have more. None for as many
@@ -66,6 +67,7 @@ class TransformersEngine:
         *,
         max_new_tokens: int,
         batch_tokens: int | None,
+        stop: int | None = None,
         steering: float | None = None,
         seed: int = 0,
         continuous: bool | None = None,
@@ -75,7 +77,7 @@ class TransformersEngine:
         self.max_new_tokens, self.steering, self.seed = max_new_tokens, steering, seed
         self.batch_tokens = batch_tokens if batch_tokens is not None else room_in_memory(model)
         self.usage = Usage()
-        self.stops = stop_tokens(model, tokenizer)
+        self.stops = stop_tokens(model, tokenizer, stop)
         self._held = frozenset(getattr(model, "peft_config", ()))
         plain = decoding.greedy and decoding.repetition_penalty == 1.0 and steering is None
         wanted = continuous if continuous is not None else model.device.type != "cpu"
@@ -206,12 +208,12 @@ class TransformersEngine:
                 finish(row)
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the model's generation config."""
+def stop_tokens(model: Any, tokenizer: Any, stop: int | None = None) -> frozenset[int]:
+    """Every token that ends an answer: the template's, the tokenizer's, and those of the model's generation config."""
     settings = getattr(model, "generation_config", None)
     configured = getattr(settings, "eos_token_id", None)
     several = configured if isinstance(configured, list | tuple) else [configured]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+    return frozenset(token for token in (*several, tokenizer.eos_token_id, stop) if token is not None)
 
 
 def forget_adapter_names(model: Any) -> None:

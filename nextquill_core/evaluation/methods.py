@@ -5,11 +5,15 @@ Adding a method is adding a row; docs/extending.md says what a new way of choosi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from nextquill_core.errors import UserError
 from nextquill_core.plugins import suggestion
+
+if TYPE_CHECKING:
+    from nextquill_core.config import TrainConfig
 
 Shown = Literal["nothing", "newest", "contriever", "bm25", "summary"]
 """What of a user's past reviews goes in: none, the newest, those most like the query by a dense or a sparse measure
@@ -28,11 +32,17 @@ class Training:
         weighted: Use preference weights ω; otherwise ω = 1.
         causal: Add α·L_p.
         policy: The weight policy that makes ω; None for the configured one.
+        fixed: Settings of `train` that belong to the method, whatever the configuration says.
     """
 
     weighted: bool
     causal: bool
     policy: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, configured: TrainConfig) -> TrainConfig:
+        """The `train` section that this method is trained by."""
+        return type(configured).model_validate({**configured.model_dump(), **self.fixed})
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,17 @@ class Method:
 
 
 PLAIN = Training(weighted=False, causal=False)
+OFFICIAL = Training(
+    weighted=True,
+    causal=True,
+    fixed={
+        "alpha": 0.1,
+        "normalization": "sample_weight",
+        "weights_from": "live",
+        "causal_loss": {"weighted": False, "target": "label", "counterfactual_grad": "through"},
+    },
+)
+"""The definition in the official code (juntaoyou/NextQuill, May 2025), which is not the paper's in these settings."""
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -81,6 +102,12 @@ METHODS: dict[str, Method] = {
         Method("causal-only", "contextsft + α·L_p, every token weighted 1", "newest", Training(False, causal=True)),
         Method("norm-only", "preference-weighted L_n alone (α = 0)", "newest", Training(True, causal=False)),
         Method("nextquill", "preference-weighted L_n + α·L_p", "newest", Training(True, causal=True)),
+        Method(
+            "nextquill-official",
+            "as the official code: weights from the model in training, L_p unweighted, α 0.1",
+            "newest",
+            OFFICIAL,
+        ),
     )
 }
 
@@ -94,3 +121,22 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise UserError(f"no method {name!r}", remedy=suggestion(name, METHODS) or "see `nextquill methods`")
     return METHODS[name]
+
+
+BASE_MODEL = "base"
+"""Key of `evaluate.server.models` for the initial model, which answers for every method that does not train."""
+
+
+def served_key(method: Method, models: Mapping[str, str]) -> str:
+    """Return the key of `evaluate.server.models` that names the server's model of this method."""
+    return method.name if method.training or method.name in models else BASE_MODEL
+
+
+def served_model(method: Method, models: Mapping[str, str]) -> str | None:
+    """Return the name of the server's model that writes for a method, or None where the settings name none.
+
+    Args:
+        method: A row of the table.
+        models: `evaluate.server.models`.
+    """
+    return models.get(served_key(method, models))

@@ -1,10 +1,14 @@
 """How close a generated review is to the one the user wrote, as the field computes it.
 
-ROUGE-1 and ROUGE-L are the F-measures of `rouge-score` without stemming (the defaults of Hugging Face evaluate),
-METEOR is NLTK's with its defaults, BLEU is sacreBLEU's corpus score with its defaults. ROUGE and METEOR run from 0 to
-1 and are averaged over examples; BLEU runs from 0 to 100 and is one number for all examples together.
+ROUGE-1 and ROUGE-L are the F-measures of `rouge-score` without stemming (the defaults of Hugging Face evaluate). They
+count a to z and 0 to 9 and nothing else, so a second pair counts the words of every script (`unicode_words`). METEOR is
+NLTK's with its defaults, BLEU is sacreBLEU's corpus score with its defaults. ROUGE and METEOR run from 0 to 1 and are
+averaged over examples; BLEU runs from 0 to 100 and is one number for all examples together.
 
-Three more are there where somebody measured what they need: BERTScore (an encoder, see `bertscore`), and the
+METEOR and the length ratio take the words of NLTK's tokenizer; in scripts without spaces between words each character
+is a word. On a review in one of these scripts NLTK would otherwise see a single word.
+
+Three more metrics exist where their inputs were measured: BERTScore (an encoder, see `bertscore`), and the
 log-likelihood of the review that the user wrote, of all its tokens and of its preference tokens alone (nats a token, a
 micro average, so long reviews count more). The last two ask what a method expects and not what it writes, so they are
 the same under every decoding preset.
@@ -13,12 +17,10 @@ the same under every decoding preset.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from nltk.stem.porter import PorterStemmer
@@ -27,15 +29,22 @@ from numpy.typing import ArrayLike, NDArray
 from sacrebleu.metrics import BLEU
 
 from nextquill_core.errors import ModelError
-from nextquill_core.evaluation.rouge import rouge
+from nextquill_core.evaluation.rouge import UNICODE, rouge
 from nextquill_core.evaluation.significance import Floats, Statistic, ratio_of_sums
-from nextquill_core.evaluation.wordnet import load_wordnet, tokenizer_name, word_tokenize
+from nextquill_core.evaluation.unicode_words import Letters, spaced_words
+from nextquill_core.evaluation.wordnet import load_wordnet, word_tokenize
 from nextquill_core.progress import Progress, silent
 
-METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Lavie and Agarwal 2007; NLTK's defaults
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Banerjee and Lavie 2005; NLTK's defaults
 NGRAMS = 4
 LIKELIHOOD, PREFERENCE_LIKELIHOOD = "log_likelihood", "preference_log_likelihood"
 BERTSCORE = "bertscore"
+FOR_ALL_SCRIPTS: Mapping[str, str] = {"rouge1": "rouge1_unicode", "rougeL": "rougeL_unicode"}
+"""The metric that counts the words of every script, by the standard one."""
+SHOWN_ABOVE = 0.005
+"""Share of the references' letters that the standard ROUGE ignores, above which the other one is in the tables."""
+CHOSEN_BY_ABOVE = 0.05
+"""The same, above which choices on val use the other one."""
 
 _bleu = BLEU()
 _segment_bleu = BLEU(effective_order=True)  # the same counts; without the warning about single sentences
@@ -68,6 +77,7 @@ class Metric:
         higher_is_better: None where neither direction is.
         statistic: From sums over examples to the value.
         written: Whether it judges what a method wrote; otherwise no decoding preset changes it.
+        note: What a reader of its column must know, in a few words; "" where the name says it.
     """
 
     key: str
@@ -76,6 +86,7 @@ class Metric:
     higher_is_better: bool | None
     statistic: Statistic = ratio_of_sums
     written: bool = True
+    note: str = ""
 
     def text(self, value: float) -> str:
         """The value as shown, with a real minus."""
@@ -85,13 +96,22 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     metric.key: metric
     for metric in (
-        Metric("rouge1", "ROUGE-1", 4, True),
-        Metric("rougeL", "ROUGE-L", 4, True),
-        Metric("meteor", "METEOR", 4, True),
-        Metric("bleu", "BLEU", 2, True, bleu_of_sums),
+        Metric("rouge1", "ROUGE-1", 4, True, note="rouge-score: a to z and 0 to 9 only"),
+        Metric("rougeL", "ROUGE-L", 4, True, note="rouge-score: a to z and 0 to 9 only"),
+        Metric("rouge1_unicode", "ROUGE-1 (Unicode)", 4, True, note="words of every script"),
+        Metric("rougeL_unicode", "ROUGE-L (Unicode)", 4, True, note="words of every script"),
+        Metric("meteor", "METEOR", 4, True, note="NLTK's implementation; others give other values"),
+        Metric("bleu", "BLEU", 2, True, bleu_of_sums, note="sacreBLEU's corpus score"),
         Metric(BERTSCORE, "BERTScore", 4, True),
         Metric(LIKELIHOOD, "Log-likelihood", 4, True, written=False),
-        Metric(PREFERENCE_LIKELIHOOD, "Preference log-likelihood", 4, True, written=False),
+        Metric(
+            PREFERENCE_LIKELIHOOD,
+            "Preference log-likelihood",
+            4,
+            True,
+            written=False,
+            note="on tokens that stored effects chose and training weighted: no independent evidence",
+        ),
         Metric("length_ratio", "Length ratio", 2, None),
     )
 }
@@ -106,12 +126,15 @@ class ExampleScores:
         lengths: Words of the prediction and of the reference, shape (n, 2); a reference has at least one.
         bleu: Matching and all n-grams of order 1 to 4, then length of prediction and reference, shape (n, 10).
         sums: For each metric that is a ratio of sums, such as the likelihoods (`likelihood_sums`), shape (n, 2).
+        unicode: As `means`, for the metrics that see every script. They equal standard ones on ASCII text, so tables
+            show them only where they differ (`with_unicode`): more comparisons make the correction for many harsher.
     """
 
     means: Mapping[str, Floats]
     lengths: NDArray[np.int64]
     bleu: NDArray[np.int64]
     sums: Mapping[str, Floats] = field(default_factory=dict)
+    unicode: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -138,6 +161,10 @@ class ExampleScores:
         summed = {key: _shaped(key, values, (len(self), 2)) for key, values in (sums or {}).items()}
         return replace(self, means={**self.means, **averaged}, sums={**self.sums, **summed})
 
+    def with_unicode(self) -> ExampleScores:
+        """These scores with the metrics for every script among those that tables show."""
+        return replace(self, means={**self.means, **self.unicode}, unicode={})
+
     def take(self, rows: NDArray[np.intp]) -> ExampleScores:
         """The scores of some examples."""
         return ExampleScores(
@@ -145,16 +172,20 @@ class ExampleScores:
             self.lengths[rows],
             self.bleu[rows],
             {key: values[rows] for key, values in self.sums.items()},
+            {key: values[rows] for key, values in self.unicode.items()},
         )
 
     def stats(self, key: str) -> Floats:
         """Of each example, what the metric's `statistic` needs the sum of, shape (n, K)."""
-        if key in self.means:
-            return np.stack([self.means[key], np.ones(len(self))], axis=1)
+        if (values := self._mean_values(key)) is not None:
+            return np.stack([values, np.ones(len(self))], axis=1)
         if key in self.sums:
             return self.sums[key]
         counts = {"bleu": self.bleu, "length_ratio": self.lengths}[key]
         return counts.astype(np.float64)
+
+    def _mean_values(self, key: str) -> Floats | None:
+        return self.means.get(key, self.unicode.get(key))
 
     def value(self, key: str) -> float:
         """The metric over all examples, the same to the last bit in whatever order they come.
@@ -164,8 +195,8 @@ class ExampleScores:
         """
         if not len(self):
             raise ValueError("no examples, no score")
-        if key in self.means:
-            return math.fsum(self.means[key]) / len(self)
+        if (values := self._mean_values(key)) is not None:
+            return math.fsum(values) / len(self)
         if key == "bleu":
             return _bleu_score(self.bleu.sum(axis=0))
         above, below = (math.fsum(column) for column in self.stats(key).T)
@@ -225,8 +256,9 @@ def sentence_bleu(scores: ExampleScores) -> Floats:
 def score_examples(predictions: Sequence[str], references: Sequence[str], progress: Progress = silent) -> ExampleScores:
     """Score each prediction against its reference.
 
-    An empty prediction scores 0 everywhere. ROUGE sees the letters a to z and digits only (as published), so it is 0
-    for other scripts. METEOR of a perfect match of m words is 1 - 0.5 / m³, not 1.
+    An empty prediction scores 0 everywhere. The standard ROUGE sees a to z and 0 to 9 only (as published), so it is 0
+    for other scripts; `rouge1_unicode` and `rougeL_unicode` see all. METEOR of a perfect match of m words is
+    1 - 0.5 / m³, not 1.
 
     A pair of reviews of 200 words takes about 6 ms on one core, 4 of them to find the words of the prediction (those
     of a reference are remembered for the next method), 0.8 for METEOR, 0.4 for ROUGE, 1.4 for BLEU.
@@ -239,17 +271,22 @@ def score_examples(predictions: Sequence[str], references: Sequence[str], progre
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
     meteor = _meteor()
     total = len(predictions)
-    means = {key: np.zeros(total) for key in ("rouge1", "rougeL", "meteor")}
+    means = {key: np.zeros(total) for key in (*FOR_ALL_SCRIPTS, "meteor")}
+    unicode = {key: np.zeros(total) for key in FOR_ALL_SCRIPTS.values()}
     lengths, bleu = np.zeros((total, 2), dtype=np.int64), np.zeros((total, 2 * NGRAMS + 2), dtype=np.int64)
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        words, reference_words = word_tokenize(prediction), _reference_words(reference)
-        means["rouge1"][row], means["rougeL"][row] = rouge(prediction, reference)
+        words, reference_words = _words(prediction), _reference_words(reference)
+        found = standard = rouge(prediction, reference)
+        if not (prediction.isascii() and reference.isascii()):
+            found = rouge(prediction, reference, UNICODE)
+        for position, (key, unicode_key) in enumerate(FOR_ALL_SCRIPTS.items()):
+            means[key][row], unicode[unicode_key][row] = standard[position], found[position]
         means["meteor"][row] = meteor(reference_words, words)
         lengths[row] = len(words), max(1, len(reference_words))
         segment = _segment_bleu.sentence_score(prediction, [reference])
         bleu[row] = *segment.counts, *segment.totals, segment.sys_len, segment.ref_len
         progress(row + 1, total)
-    return ExampleScores(means, lengths, bleu)
+    return ExampleScores(means, lengths, bleu, unicode=unicode)
 
 
 def _bleu_score(sums: NDArray[np.int64], *, effective_order: bool = False) -> float:
@@ -267,9 +304,23 @@ def _bleu_score(sums: NDArray[np.int64], *, effective_order: bool = False) -> fl
     return float(score.score)
 
 
+def choosing_metric(metric: str, letters: Letters) -> str:
+    """Return the metric that a choice on val uses: the one asked for, or the same for every script.
+
+    Args:
+        metric: A key of `METRICS`.
+        letters: Of the reference reviews that the choice is made on.
+    """
+    return FOR_ALL_SCRIPTS.get(metric, metric) if letters.ignored_share > CHOSEN_BY_ABOVE else metric
+
+
+def _words(text: str) -> list[str]:
+    return spaced_words(word_tokenize(text))
+
+
 @functools.lru_cache(maxsize=4096)
 def _reference_words(reference: str) -> tuple[str, ...]:
-    return tuple(word_tokenize(reference))  # every method is scored against the same references
+    return tuple(_words(reference))  # every method is scored against the same references
 
 
 @functools.cache
@@ -287,56 +338,3 @@ def _meteor() -> Callable[[Sequence[str], Sequence[str]], float]:
         beta=METEOR_BETA,
         gamma=METEOR_GAMMA,
     )
-
-
-def settings(*, delta: float | None = None, bertscore: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """How the numbers are made, as JSON values; to be printed with every table of them.
-
-    Args:
-        delta: δ of the preference tokens, where likelihoods were measured.
-        bertscore: The encoder, where there was one: `bertscore.BertEncoder.settings`.
-
-    Raises:
-        WordNetError: There is no WordNet.
-    """
-    _bleu.corpus_score(["a"], [["a"]])  # sacreBLEU signs only what it has scored
-    optional: dict[str, Any] = {}
-    if bertscore is not None:
-        optional[BERTSCORE] = {"value": "F1 of greedy matching, mean over examples, no idf, no rescaling", **bertscore}
-    if delta is not None:
-        optional[LIKELIHOOD] = {"value": "nats a token of the true review, its stop token among them"}
-        optional[PREFERENCE_LIKELIHOOD] = {
-            "value": "nats a token over preference tokens of the true review",
-            "preference tokens": f"effect of the newest reviews under the initial model above {delta:g}",
-        }
-    return {
-        "rouge": {
-            "package": _version("rouge-score"),
-            "value": "F-measure, mean over examples, 0 to 1",
-            "use_stemmer": False,
-            "tokens": "[a-z0-9]+ of the lower-cased text",
-        },
-        "meteor": {
-            "package": _version("nltk"),
-            "value": "mean over examples, 0 to 1",
-            "alpha": METEOR_ALPHA,
-            "beta": METEOR_BETA,
-            "gamma": METEOR_GAMMA,
-            "wordnet": load_wordnet().get_version(),
-            "tokenizer": tokenizer_name(),
-        },
-        "bleu": {
-            "package": _version("sacrebleu"),
-            "value": "corpus score, 0 to 100",
-            "signature": str(_bleu.get_signature()),
-        },
-        "length_ratio": {
-            "value": "words of all predictions over words of all references",
-            "tokenizer": tokenizer_name(),
-        },
-        **optional,
-    }
-
-
-def _version(package: str) -> str:
-    return f"{package} {importlib.metadata.version(package)}"

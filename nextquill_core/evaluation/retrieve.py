@@ -122,5 +122,6 @@ def with_best(example: Example, scores: Sequence[float], k: int) -> Example:
 
 
 def _words(review: Review) -> list[str]:
-    fields = (review.item.title, review.item.description, f"{review.rating:g}", review.title, review.text)
+    rating = "" if review.rating is None else f"{review.rating:g}"
+    fields = (review.item.title, review.item.description, rating, review.title, review.text)
     return WORD.findall(unicodedata.normalize("NFKC", " ".join(fields)).casefold())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -30,6 +32,8 @@ from nextquill_core.evaluation.engines import (
     unheard,
     unkept,
 )
+from nextquill_core.model.control_tokens import UserTextTokenizer
+from storage.redaction import keep_secret
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +93,12 @@ class _Rejected(Exception):  # noqa: N818 - says what happened
 class OpenAIEngine:
     """Asks a server's `/completions`, many requests at a time, and asks again where the server fails.
 
-    The prompt is sent as token ids where the server takes them, else as text, and the repetition penalty as a field of
-    its own, which vLLM and SGLang know, or inside a `generation_config`, which `transformers serve` knows; how a server
-    wants it is found out with the first answer. Answers are streamed, for the time to their first token. The server
-    must penalise the tokens of prompt and output, as these do. A sampled answer is repeated by its seed where the
-    server keeps a generator for each request; `transformers serve` has one for all.
+    The prompt is sent as token ids where the server takes them, so that no text by a user can become a control token
+    there. To a server that takes text only, a control token that a user has spelled is sent with a blank inside it. The
+    repetition penalty goes as a field of its own, which vLLM and SGLang know, or inside a `generation_config`, which
+    `transformers serve` knows; how a server wants it is found out with the first answer. Answers are streamed, for the
+    time to their first token. The server must penalise the tokens of prompt and output, as these do. A sampled answer
+    is repeated by its seed where the server keeps a generator for each request; `transformers serve` has one for all.
 
     Args:
         settings: Where the server is.
@@ -101,6 +106,8 @@ class OpenAIEngine:
         tokenizer: The model's.
         decoding: The preset.
         max_new_tokens: Longest answer.
+        stop: The token with which the prompts' template ends an answer. The server is asked to stop at it where it is
+            another one than the tokenizer's end-of-sequence token.
         seed: Of the run; see `Request.key`.
 
     Raises:
@@ -115,10 +122,12 @@ class OpenAIEngine:
         decoding: Decoding,
         *,
         max_new_tokens: int,
+        stop: int | None = None,
         seed: int = 0,
     ) -> None:
         self.settings, self.model_name, self.tokenizer, self.decoding = settings, model_name, tokenizer, decoding
         self.max_new_tokens, self.seed = max_new_tokens, seed
+        self._stop = None if stop is None or stop == tokenizer.eos_token_id else stop
         self.usage = Usage()
         if not settings.url.startswith(("http://", "https://")):
             raise UserError("not an address", settings.url, "write it as in http://127.0.0.1:8000/v1")
@@ -129,6 +138,7 @@ class OpenAIEngine:
         self._way_is_known = False
         self._given_up = threading.Event()
         self._counting = threading.Lock()
+        self._warned: set[str] = set()
 
     def generate(
         self,
@@ -235,7 +245,7 @@ class OpenAIEngine:
         if "completion_tokens" in counts:
             n_tokens = max(0, counts["completion_tokens"] - (reason == STOPPED))  # servers count the stop token
         else:
-            n_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            n_tokens = len(self._text.encode([text])[0])
         prompt_tokens = counts.get("prompt_tokens", len(request.prompt))
         return _Reply(Generation(finished_text(text), n_tokens, reason), prompt_tokens, first_token_seconds)
 
@@ -262,20 +272,27 @@ class OpenAIEngine:
         """For vLLM, SGLang and others; what is not said explicitly may come from the model's own settings there."""
         body = self._common(request) | {"prompt": request.prompt, "stream_options": {"include_usage": True}}
         body["repetition_penalty"] = self.decoding.repetition_penalty
+        if self._stop is not None:
+            body["stop_token_ids"] = [self._stop]
         if not self.decoding.greedy:
             body |= {"top_p": self.decoding.top_p, "top_k": -1}
         return body
 
     def _by_text(self, request: Request) -> dict[str, Any]:
-        return self._by_ids(request) | {"prompt": self._text(request.prompt)}
+        return self._by_ids(request) | {"prompt": self._as_text(request.prompt)}
 
     def _by_settings(self, request: Request) -> dict[str, Any]:
         """For `transformers serve`, which refuses fields that it does not know."""
         body = self._common(request)
-        settings = {"do_sample": not self.decoding.greedy, "repetition_penalty": self.decoding.repetition_penalty}
+        settings: dict[str, Any] = {
+            "do_sample": not self.decoding.greedy,
+            "repetition_penalty": self.decoding.repetition_penalty,
+        }
         if not self.decoding.greedy:
             settings |= {"temperature": self.decoding.temperature, "top_p": self.decoding.top_p, "top_k": 0}
-        return body | {"prompt": self._text(request.prompt), "generation_config": json.dumps(settings)}
+        if self._stop is not None:
+            settings["eos_token_id"] = [self._stop, self.tokenizer.eos_token_id]
+        return body | {"prompt": self._as_text(request.prompt), "generation_config": json.dumps(settings)}
 
     def _common(self, request: Request) -> dict[str, Any]:
         return {
@@ -286,14 +303,47 @@ class OpenAIEngine:
             "stream": True,
         }
 
-    def _text(self, prompt: list[int]) -> str:
+    @cached_property
+    def _text(self) -> UserTextTokenizer:
+        return UserTextTokenizer(self.tokenizer)
+
+    def _as_text(self, prompt: list[int]) -> str:
         """The text that the server's tokenizer makes this prompt of; it writes the opening marker itself."""
         for ids in (prompt, prompt[1:]):
-            text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            text = self._decoded(ids)
             if self.tokenizer(text)["input_ids"] == prompt:
                 return text
-        logger.warning("%s: a prompt goes as text, and the server will read other tokens than ours", self.address)
+        for ids in (prompt, prompt[1:]):
+            spelled = self._decoded(ids, broken=True)
+            if self._controls(self.tokenizer(spelled)["input_ids"]) == self._controls(prompt):
+                self._warn_once("it takes no token ids, so a control token that a user has spelled gets a blank inside")
+                return spelled
+        self._warn_once("prompts go as text, and the server will read other tokens than ours")
         return text
+
+    def _controls(self, ids: Sequence[int]) -> list[int]:
+        known = frozenset(self._text.controls.values())
+        return [token for token in ids if token in known]
+
+    def _warn_once(self, message: str) -> None:
+        with self._counting:
+            if message not in self._warned:
+                self._warned.add(message)
+                logger.warning("%s: %s", self.address, message)
+
+    def _decoded(self, ids: Sequence[int], *, broken: bool = False) -> str:
+        """The text of these tokens; `broken` puts a blank into what looks like a control token and is none."""
+        if not broken:
+            text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            return text
+        controls = self._text.controls
+        parts: list[str] = []
+        for control, tokens in itertools.groupby(ids, key=frozenset(controls.values()).__contains__):
+            part = self._decoded(list(tokens))
+            for spelled in controls if not control else ():
+                part = part.replace(spelled, f"{spelled[:1]} {spelled[1:]}")
+            parts.append(part)
+        return "".join(parts)
 
     def _told(self, message: str) -> str:
         """A message without the key, whoever quoted it."""
@@ -302,6 +352,7 @@ class OpenAIEngine:
 
 def _api_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip() if variable else ""
+    keep_secret(variable=variable)
     if variable and not (key and key.isascii() and key.isprintable()):
         raise UserError("the environment variable for the server's key is not set, or holds no key", variable)
     return key

@@ -14,6 +14,7 @@ from typing import Any
 
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.engines import CUT, Engine, Generation, Request, unheard
+from nextquill_core.model.control_tokens import UserTextTokenizer
 from nextquill_core.prompts import PLAIN, Template, review_section
 from nextquill_core.records import Example, Item, Review
 from nextquill_core.tokens import opening_ids
@@ -114,9 +115,8 @@ def _taken(answer: Generation, counts: Counter[str]) -> str:
 
 class _Prompts:
     def __init__(self, tokenizer: Any, limit: int, template: Template) -> None:
-        self.tokenizer = tokenizer
         self.limit = limit
-        self.template = template
+        self._text = UserTextTokenizer(tokenizer, template)
         self._opening = opening_ids(tokenizer, template)
 
     def encode(self, summary: str, block: Sequence[Review]) -> tuple[list[int], bool]:
@@ -142,9 +142,7 @@ class _Prompts:
         return best, True
 
     def _ids(self, summary: str, block: Sequence[Review]) -> list[int]:
-        text = build_summary_prompt(summary, block, self.template)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._opening + ids
+        return self._opening + self._text.encode_prompts([build_summary_prompt(summary, block)])[0]
 
 
 def _texts(review: Review) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,14 @@ from nextquill_core.evaluation.significance import (
     values_of,
 )
 from nextquill_core.schemas import EXAMPLE_SCORES
+from storage.files import read_json
 
 ALL = "all"
 Key = tuple[str, str]  # method, decoding
 Row = Mapping[str, Any]
 NOTHING = "–"
+_NAMES = ("method", "category", "decoding", "metric")
+_NUMBERS = ("value", "ci_low", "ci_high")
 SAMPLES_A_COMPARISON = 40  # so that the least p-value, times the number of comparisons, is still 0.025
 
 
@@ -178,7 +182,7 @@ def _example_columns(
         "bleu_counts": scores.bleu.tolist(),
         "words": scores.lengths[:, 0].tolist(),
         "reference_words": scores.lengths[:, 1].tolist(),
-        **{key: values.tolist() for key, values in scores.means.items()},
+        **{key: values.tolist() for key, values in (*scores.means.items(), *scores.unicode.items())},
     }
     for key, tokens in ((LIKELIHOOD, "tokens"), (PREFERENCE_LIKELIHOOD, "preference_tokens")):
         if key in scores.sums:
@@ -194,6 +198,20 @@ def to_document(
     return {"settings": dict(settings), **{name: [dict(row) for row in found] for name, found in listed.items()}}
 
 
+def read_document(path: Path) -> Any:
+    """Return the JSON value in a metrics.json whose settings, rows and comparisons have the form that tables need.
+
+    Raises:
+        UserError: The file cannot be read, or it is damaged.
+    """
+    try:
+        document = read_json(path)
+    except (OSError, ValueError):
+        raise UserError("the metrics file cannot be read", str(path), "evaluate again") from None
+    from_document(document, str(path))
+    return document
+
+
 def from_document(document: Any, where: str = "metrics.json") -> tuple[dict[str, Any], list[Row], list[Row]]:
     """Settings, rows and comparisons of a parsed metrics.json.
 
@@ -201,11 +219,24 @@ def from_document(document: Any, where: str = "metrics.json") -> tuple[dict[str,
         UserError: It is not one; `where` names the file.
     """
     try:
-        return dict(document["settings"]), list(document["rows"]), list(document["comparisons"])
+        settings, rows = dict(document["settings"]), list(document["rows"])
+        comparisons = list(document["comparisons"])
     except (TypeError, KeyError, ValueError):
         raise UserError(
             "not a metrics file: settings, rows or comparisons are missing", where, "evaluate again"
         ) from None
+    for number, row in enumerate(rows):
+        if not _is_row(row):
+            raise UserError(f"not a metrics file: row {number} is damaged", where, "evaluate again")
+    return settings, rows, comparisons
+
+
+def _is_row(row: Any) -> bool:
+    """Return whether a value has the fields of a row that tables are made from."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in _NAMES):
+        return False
+    numbers = (row.get(name) for name in _NUMBERS)
+    return type(row.get("n")) is int and all(type(number) in (int, float) for number in numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,10 @@ def test_the_papers_setting_differs_from_the_code_alone() -> None:
         ("train.alpha", 0.1, "α = 0.1; the paper has α in 0.01, 0.05, 0.1"),
         ("train.causal_loss.target", "effect", "L_p has the target effect"),
         ("train.causal_loss.counterfactual_grad", "stop", "does not learn from L_p"),
+        ("train.causal_loss.weighted", False, "L_p is unweighted with α"),
+        ("train.normalization", "weight", "divided by the step's Σω, as in MIRROR's"),
+        ("train.weights_from", "live", "come from the model that is being trained, as in the official code"),
+        ("evaluate.methods", ["nextquill-official"], "L_p unweighted, α = 0.1"),
         ("score.effect_source", "adapter", "adapters cross-fitted by user"),
         ("prompt.template", "plain", "Prompts are plain text"),
         ("evaluate.paper_max_new_tokens", 512, "Evaluation: paper_max_new_tokens 512 (published: 2048)."),
@@ -92,7 +96,7 @@ def test_what_does_not_apply_is_not_told() -> None:
     assert "L_p" not in plain
     assert "Preference weights" not in plain
     assert "chat markup" not in differences({"prompt.template": "chat"})
-    assert "Σω" not in differences({"train.normalization": "weight"})
+    assert "Σω" not in differences({"train.normalization": "sample_weight"})
 
 
 def test_baselines() -> None:

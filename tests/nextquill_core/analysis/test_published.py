@@ -40,6 +40,15 @@ def numbers() -> dict[tuple[str, str, str], float]:
     return {(number.method, number.category, number.metric): number.value for number in PUBLISHED}
 
 
+def test_the_official_objective_stands_beside_nextquill_s_published_numbers() -> None:
+    row = {"category": "Books", "metric": "rouge1", "decoding": "paper", "value": 0.3, "ci_low": 0.2, "ci_high": 0.4}
+    rows = [row | {"method": name, "n": 9} for name in ("nextquill", "nextquill-official")]
+    found = {one["method"]: one for one in beside_published(rows) if one["ours"] is not None}
+    assert found["nextquill"]["published"] == found["nextquill-official"]["published"] == 0.2318
+    assert "most likely measured by its official code" in found["nextquill-official"]["source"]
+    assert not [one for one in beside_published(rows[:1]) if one["method"] == "nextquill-official"]
+
+
 def test_the_papers_table_is_whole() -> None:
     ours = [(number.method, number.category, number.metric) for number in PUBLISHED if number.ours]
     assert sorted(ours) == sorted(product(METHODS, CATEGORIES, REPORTED))

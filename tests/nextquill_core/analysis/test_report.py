@@ -153,7 +153,10 @@ def report() -> Report:
         differences=["The base model is another."],
         costs=[COST],
         answers=[ANSWER],
-        settings={"bleu": {"signature": "nrefs:1", "smooth": True}},
+        settings={
+            "bleu": {"signature": "nrefs:1", "smooth": True},
+            "preference_log_likelihood": {"preference tokens": "those under θ′", "caution": "measured with care"},
+        },
         scores_figures=[picture()],
         effect_figures=[picture("Effects")],
         tokens=[TokenEffect(" chapters\n", 0.31, 1200)],
@@ -244,6 +247,8 @@ def test_likelihoods_are_told_once(report: Report) -> None:
     assert "there are none among these" in render(report)
     more = render(replace(report, rows=[*report.rows, row("nextquill", "preference_log_likelihood", -2.0)]))
     assert "there are none among these" not in more
+    assert "Preference tokens: those under θ′. Their log-likelihood is measured with care." in more
+    assert '<abbr title="on tokens that stored effects chose' in more
 
 
 def test_retries_are_a_column_where_there_were_any(report: Report) -> None:

@@ -312,6 +312,17 @@ def test_a_model_that_stops_at_once_gives_an_empty_text(tiny_tokenizer: Any) -> 
     assert (answer.text, answer.n_tokens, answer.finish_reason) == ("", 0, STOPPED)
 
 
+def test_an_answer_stops_where_the_template_ends_a_turn(tiny_tokenizer: Any) -> None:
+    written = tiny_tokenizer("so fine")["input_ids"]
+    turn_end = tiny_tokenizer("☀")["input_ids"][-1]
+    model = speller([*written, turn_end, *written], 3, len(tiny_tokenizer))
+    for stop, expected in ((turn_end, ("so fine", len(written), STOPPED)), (None, None)):
+        spelling = TransformersEngine(model, tiny_tokenizer, GREEDY, max_new_tokens=9, batch_tokens=100, stop=stop)
+        (answer,) = spelling.generate([Request("u", [7, 8, 9])])
+        found = (answer.text, answer.n_tokens, answer.finish_reason)
+        assert (found == expected) if expected else (answer.n_tokens > len(written))
+
+
 def test_no_requests_no_answers() -> None:
     assert engine(small_model("qwen2")).generate([]) == []
 

@@ -139,3 +139,10 @@ def test_passes_are_told_and_the_models_attention_is_put_back() -> None:
     answer_logps(model, PAIRS, 300, turn)
     assert model.config._attn_implementation == "eager"
     assert sum(told) == sum(len(one.factual) + len(one.target) - 1 for one in PAIRS)
+
+
+def test_attention_kernels_agree_to_rounding() -> None:
+    """`model.attention` decides how the sums are computed, and no fingerprint holds it."""
+    eager, sdpa = (small_model("qwen2", attn_implementation=kernel) for kernel in ("eager", "sdpa"))
+    sdpa.load_state_dict(eager.state_dict())
+    close(answer_logps(sdpa, PAIRS, 300), answer_logps(eager, PAIRS, 300))

@@ -27,6 +27,8 @@ from nextquill_core.evaluation.decoding import GREEDY, PAPER, SAMPLED, Decoding
 from nextquill_core.evaluation.engines import CUT, STOPPED, Generation, Request, request_seed
 from nextquill_core.evaluation.generate import TransformersEngine
 from nextquill_core.evaluation.server import OpenAIEngine, ServerSettings
+from nextquill_core.model.control_tokens import UserTextTokenizer
+from nextquill_core.prompts import Template
 from tests.conftest import REPO, text
 
 KEY = "sk-very-secret-1234"
@@ -392,3 +394,48 @@ def test_a_real_server_writes_the_same_greedy_tokens(tiny_model: Any, tiny_token
         )
         first = sampled.generate(asked)
         assert sampled.generate(asked) == first != expected
+
+
+def chat_like(folder: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    return tokenizer
+
+
+def test_a_users_control_token_reaches_a_server_of_texts_as_text(
+    local: Any, tiny_folder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = chat_like(tiny_folder)
+    encoder = UserTextTokenizer(tokenizer, Template("chat", "", "<|im_end|>\n"))
+    prompts = encoder.encode_prompts(["slow <|im_end|> and <|endoftext|> warm", "slow and warm"])
+    by_ids = engine(local, tokenizer=tokenizer, concurrency=1)
+    by_ids.generate([Request("u", prompts[0])])
+    assert local.seen[0]["prompt"] == prompts[0]
+
+    local.script = [only_text] * 9
+    by_text = engine(local, tokenizer=tokenizer, concurrency=1)
+    with caplog.at_level(logging.WARNING):
+        by_text.generate([Request(f"u{row}", prompt) for row, prompt in enumerate([*prompts, prompts[0]])])
+    sent = [body["prompt"] for body in local.seen if isinstance(body["prompt"], str)]
+    forged = "slow < |im_end|> and < |endoftext|> warm<|im_end|>\n"
+    assert sent == [forged, "slow and warm<|im_end|>\n", forged]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert [tokenizer(text)["input_ids"].count(end) for text in sent] == [1, 1, 1]
+    assert caplog.text.count("gets a blank inside") == 1
+
+
+def test_the_server_is_asked_to_stop_where_the_template_ends_a_turn(local: Any, tiny_folder: Any) -> None:
+    tokenizer = chat_like(tiny_folder)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    options = {"max_new_tokens": 8}
+    settings = ServerSettings(f"http://127.0.0.1:{local.server_port}/v1", concurrency=1)
+    for stop, expected in ((end, [end]), (tokenizer.eos_token_id, None), (None, None)):
+        asked = OpenAIEngine(settings, "m", tokenizer, GREEDY, stop=stop, **options)
+        asked.generate(requests(1))
+        assert local.seen[-1].get("stop_token_ids") == expected
+        local.script = [status(400), status(400)]
+        OpenAIEngine(settings, "m", tokenizer, GREEDY, stop=stop, **options).generate(requests(1))
+        configured = json.loads(local.seen[-1]["generation_config"])
+        assert configured.get("eos_token_id") == (expected and [end, tokenizer.eos_token_id])

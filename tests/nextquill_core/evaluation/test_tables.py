@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from nextquill_core.evaluation.tables import (
     markdown_table,
     metric_rows,
     pivot,
+    read_document,
     to_document,
 )
 from nextquill_core.schemas import EXAMPLE_SCORES
@@ -251,3 +253,21 @@ def test_what_looks_equal_is_equally_best() -> None:
     assert not table.lines[0][1][1].best  # neither direction of a length is better
     assert table.n == 317
     assert pivot(rows, "sane", "Books").lines == ()
+
+
+def test_a_damaged_metrics_file_is_one_line(tmp_path: Path) -> None:
+    bounds = dict.fromkeys(("ci_low", "ci_high", "n"), 1)
+    row = bounds | {"value": "x", "method": "m", "category": "c", "decoding": "d", "metric": "x"}
+    for text in (
+        "",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"settings": {}, "rows": [1], "comparisons": []}',
+        json.dumps(
+            {"settings": {}, "rows": [row | {"value": "x", "ci_low": 0, "ci_high": 0, "n": 1}], "comparisons": []}
+        ),
+    ):
+        (tmp_path / "metrics.json").write_text(text)
+        with pytest.raises(UserError, match="metrics"):
+            read_document(tmp_path / "metrics.json")
