@@ -3,44 +3,70 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import alerts, keeping, up
+from flows import alerts, interruption, keeping, up, verify
+from flows.arguments import Commands
 from flows.command import ConfigOption, PresetOption, SetOption, StoreOption
 from flows.command import console as _console
 from flows.command import read_settings as _settings
 from flows.command import run_flow as _run_flow
 from storage.errors import UserError
+from storage.files import user_path
+
+if TYPE_CHECKING:
+    from nextquill_core.config import StageName
+    from nextquill_core.stages.run import Run
 
 app = typer.Typer(
+    cls=Commands,
     name="nextquill",
-    help="Personalised language models from review histories: ingest, score, train, evaluate.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-WIDE = 110  # columns from which intervals fit beside the values
 PAPERS_CATEGORIES = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
 
 
 def main() -> None:
     """Run a command: exit 0 when done, 2 with one line when the user's input is wrong, 1 on anything else; 3 is a
-    candidate that `promote` does not accept."""
+    candidate that `promote` does not accept, 130 a command that a signal ended."""
+    interruption.run(exit_code)
+
+
+def exit_code() -> int:
+    """Run a command and return its exit code."""
     try:
         app()
     except UserError as error:
         print(f"nextquill: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("nextquill: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"nextquill {version('nextquill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def nextquill(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """Personalised language models from review histories: ingest, score, train, evaluate."""
 
 
 @app.command()
@@ -52,13 +78,18 @@ def run(
     force: ForceOption = False,
 ) -> None:
     """Run the whole pipeline; what is fresh is reused."""
+    from flows import announce
+
     settings = _settings(config, overrides, store, preset)
-    if force or not _all_fresh(settings):
-        _run_flow("pipeline", settings, force=force)
+    current = _opened(settings)
+    if force or not _all_fresh(current):
+        announce.require_sources(current, announce.STAGES, force=force)
+        about = announce.plan_lines("run", str(config), current, announce.STAGES, force=force)
+        _run_flow("pipeline", settings, about=about, force=force)
     _show_results(settings)
 
 
-def _stage_command(name: str, help_text: str) -> None:
+def _stage_command(name: StageName, help_text: str) -> None:
     @app.command(name, help=help_text)
     def stage(
         config: ConfigOption,
@@ -67,31 +98,30 @@ def _stage_command(name: str, help_text: str) -> None:
         store: StoreOption = None,
         force: ForceOption = False,
     ) -> None:
-        from flows.runs import open_run
+        from flows import announce
 
         settings = _settings(config, overrides, store, preset)
-        open_run(settings)  # finds what is wrong with the input before Prefect starts
-        _run_flow(name, settings, force=force)
+        current = _opened(settings)
+        announce.require_sources(current, [name], force=force)
+        about = announce.plan_lines(name, str(config), current, [name], force=force)
+        _run_flow(name, settings, about=about, force=force)
         if name == "ingest":
             _show_account(settings)
         if name == "evaluate":
             _show_results(settings)
 
 
-for _name, _help in {
-    "ingest": "Raw reviews into user sequences.",
-    "model": "Train the offline base model (`model.name_or_path: tiny`).",
-    "score": "Causal effects of every token, and preference weights.",
-    "train": "Train the adapters under DeepSpeed.",
-    "evaluate": "Generate, measure, report.",
-}.items():
-    _stage_command(_name, _help)
+_stage_command("ingest", "Raw reviews into user sequences.")
+_stage_command("model", "Train the offline base model (`model.name_or_path: tiny`).")
+_stage_command("score", "Causal effects of every token, and preference weights.")
+_stage_command("train", "Train the adapters under DeepSpeed.")
+_stage_command("evaluate", "Generate, measure, report.")
 
 
 @app.command()
 def reproduce(
     configs: Annotated[
-        list[Path], typer.Option("--config", "-c", help="A run's YAML file; name one for each category.")
+        list[Path], typer.Option("--config", "-c", help="A run's YAML file, or as an argument; one for each category.")
     ] = PAPERS_CATEGORIES,
     overrides: SetOption = None,
     preset: PresetOption = None,
@@ -99,16 +129,22 @@ def reproduce(
     force: ForceOption = False,
 ) -> None:
     """Run the paper's whole table and print our numbers beside the published ones."""
+    from flows import announce
     from flows.runs import open_run
     from flows.status import reproduced_tables
     from nextquill_core.stages.reproduce import TABLES, reproduction_step, whole_table
 
     settings = [_settings(config, overrides, store, preset) for config in configs]
-    _run_flow("reproduce", settings, force=force)
+    about: list[str] = []
+    for config, one in zip(configs, settings, strict=True):
+        current = _opened(whole_table(one))
+        announce.require_sources(current, announce.STAGES, force=force)
+        about += announce.plan_lines("reproduce", str(config), current, announce.STAGES, force=force)
+    _run_flow("reproduce", settings, about=about, force=force)
     runs = [open_run(whole_table(one), fetch=False) for one in settings]
     found = runs[0].artifact(reproduction_step(runs))
     console = _console()
-    for shown in reproduced_tables(found, intervals=console.width >= WIDE):
+    for shown in reproduced_tables(found, width=console.width):
         console.print(shown)
     print(f"tables: {found.folder / TABLES}")
 
@@ -122,18 +158,23 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="List every artifact in the store instead.")] = False,
 ) -> None:
-    """Say for each stage whether its artifact is fresh, stale (and why), missing, running or failed."""
+    """Say for each stage whether its artifact is fresh, stale (and why), missing, running, failed or interrupted."""
     settings = _settings(config, overrides, store, preset)
     if everything:
         keeping.list_store(settings, as_json=as_json)
         return
-    from flows.status import status_rows, status_table
+    from flows.status import status_lines, status_rows
+    from nextquill_core.model.template_choice import choose_template
 
     rows = status_rows(settings)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        _console().print(status_table(rows))
+        console = _console()
+        for line in status_lines(rows, console.width):
+            console.print(line, soft_wrap=True, highlight=False)
+        choice = choose_template(settings.prompt.template, settings.model.name_or_path, settings.model.revision)
+        print(choice, file=sys.stderr)  # the other output is a row a stage
 
 
 @app.command()
@@ -201,19 +242,24 @@ def sweep(
     force: Annotated[bool, typer.Option("--force", help="Make the table anew; points are not.")] = False,
 ) -> None:
     """Run the pipeline at every point of a grid and compare them on the val split; the test split is not looked at."""
+    from flows import announce
     from flows.runs import open_run
     from flows.status import sweep_results
-    from nextquill_core.stages.sweep import fresh_sweep, open_points, parse_grid
+    from nextquill_core.stages.sweep import fresh_sweep, missing, open_points, parse_grid
 
     settings, values = _settings(config, overrides, store, preset), parse_grid(grid)
-    points = open_points(settings, values, open_run)  # finds what is wrong with the input before Prefect starts
-    print(f"sweep: {len(points)} points, all measured on val; test is not looked at", file=sys.stderr)
+    with announce.said_if_slow():
+        points = open_points(settings, values, open_run)
+    about = [f"nextquill sweep: {config}, {len(points)} points, all measured on val; test is not looked at"]
+    for point in points:
+        announce.require_sources(point.run, announce.STAGES, force=False)
+        about.append(f"  {point.label}: {'will be made' if missing(point.run) else 'up to date, is reused'}")
     if force or fresh_sweep(points) is None:
-        _run_flow("sweep", settings, grid=values, parallel=parallel, force=force)
+        _run_flow("sweep", settings, about=about, grid=values, parallel=parallel, force=force)
     done = fresh_sweep(points)
     if done is not None:
         console = _console()
-        for table in sweep_results(done, intervals=console.width >= WIDE):
+        for table in sweep_results(done, width=console.width):
             console.print(table)
         print(f"sweep: {done.folder / 'sweep.html'}")
 
@@ -221,6 +267,7 @@ def sweep(
 keeping.register(app)
 alerts.register(app)
 up.register(app)
+verify.register(app)
 
 
 @app.command()
@@ -232,7 +279,8 @@ def sample(
     """Write a synthetic category in the Amazon 2023 layout, with its ground truth."""
     from nextquill_core.synthetic.sample import write_sample
 
-    done = write_sample(folder, users=users, seed=seed)
+    with user_path(folder, "name a folder that you can write to"):
+        done = write_sample(folder, users=users, seed=seed)
     print(
         f"{done.folder}: {done.review_rows:,} review rows of {done.users:,} regular and {done.cold_users:,} cold "
         f"users, {done.item_rows:,} item rows; {done.folder / 'truth'} says which words whose taste drove"
@@ -242,7 +290,9 @@ def sample(
 @app.command()
 def sources(
     check: Annotated[bool, typer.Option("--check", help="Try the config's source out on its files.")] = False,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The run's YAML file, for --check.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The run's YAML file, for --check, or as an argument.")
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """List the kinds of raw data that `ingest.source` can name, or say whether one keeps its contract."""
@@ -293,17 +343,25 @@ def methods() -> None:
     _list({name: method.summary for name, method in METHODS.items()})
 
 
-def _all_fresh(settings: Any) -> bool:
-    """Whether nothing is left to do and no Prefect server watches; then none needs to be started to say so."""
+def _opened(settings: Any) -> Run:
+    """The run of a configuration, its input checked before Prefect starts."""
+    from flows import announce
     from flows.runs import open_run
+
+    return announce.opened(open_run, settings)
+
+
+def _all_fresh(current: Run) -> bool:
+    """Whether nothing is left to do and no Prefect server is set; then none needs to be started to say so."""
+    from flows.server import server_settings
     from nextquill_core.plan import freshness
 
-    current = open_run(settings)
     if current.privacy.forget:
         return False  # what others left in the store has to be looked through
     standing = {step.name: freshness(current.store, step) for step in current.plan.stages}
-    if os.environ.get("PREFECT_API_URL") or any(fresh.state != "fresh" for fresh in standing.values()):
+    if server_settings().url or any(fresh.state != "fresh" for fresh in standing.values()):
         return False
+    print(current.template, file=sys.stderr)
     for name, fresh in standing.items():
         print(f"{name}: reused, fresh at {fresh.artifact and fresh.artifact.location}", file=sys.stderr)
     return True
@@ -324,7 +382,7 @@ def _show_results(settings: Any) -> None:
     current = open_run(settings, fetch=False)
     evaluation = current.artifact(current.plan.evaluate)
     console = _console()
-    for table in results_table(evaluation, intervals=console.width >= WIDE):
+    for table in results_table(evaluation, width=console.width):
         console.print(table)
     print(f"report: {evaluation.folder / 'report.html'}")
 

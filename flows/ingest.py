@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
-
-from flows.results import announce, finished, run_name
+from flows.definition import our_flow
+from flows.forms import SETTINGS, Form
+from flows.results import announce, finished
 from flows.runs import open_run
 from flows.slurm import made_by_job
-from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Outcome, Run
 from tasks.ingest import forget_users, make_sequences, publish_account, scan_raw
 from tasks.reasons import publish_reasons
 
 
-@flow(name="ingest", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("ingest"))
-def ingest(config: Config, force: bool = False) -> dict[str, Any]:
+@our_flow("ingest")
+def ingest(config: Annotated[Config, Form("ingest", "privacy")] = SETTINGS, force: bool = False) -> dict[str, Any]:
     """Scan raw reviews and items, apply the protocol, write sequences, items, examples and quarantine.
 
     Args:
@@ -28,7 +27,7 @@ def ingest(config: Config, force: bool = False) -> dict[str, Any]:
     publish_reasons(run, "ingest", [run.plan.ingest, *run.plan.scans.values()], force)
     made = made_by_job(run, "ingest", [run.plan.ingest], force=force)
     outcome = made[0] if made else _sequences(run, force)
-    publish_account(outcome)
+    publish_account(run, outcome)
     return finished("ingest", outcome)
 
 

@@ -31,7 +31,10 @@ def promote(
     config: ConfigOption,
     method: Annotated[str | None, typer.Option("--method", help="Whose adapter; train.method's by default.")] = None,
     metric: Annotated[
-        str, typer.Option("--metric", help="log_likelihood, rouge1, rougeL, meteor or bleu, on val.")
+        str,
+        typer.Option(
+            "--metric", help="log_likelihood, rouge1, rougeL, rouge1_unicode, rougeL_unicode, meteor or bleu, on val."
+        ),
     ] = "log_likelihood",
     name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Of the pointer; the method's.")] = None,
     back: Annotated[bool, typer.Option("--back", help="Move the pointer back to what was accepted before.")] = False,
@@ -40,6 +43,7 @@ def promote(
     store: StoreOption = None,
 ) -> None:
     """Accept a trained adapter if it beats the last accepted one on val beyond noise; exit 3 if it does not."""
+    from flows.announce import said_if_slow
     from flows.runs import open_run
     from nextquill_core.stages.promote import back as move_back
     from nextquill_core.stages.promote import measuring_step, val_run
@@ -51,17 +55,20 @@ def promote(
         print(f"{name or chosen}: back at {target.ref.fingerprint}, {target.note.get('metric')} on val "
               f"{target.note.get('value', float('nan')):.4f}")  # fmt: skip
         return
-    measuring_step(
-        val_run(settings, chosen, open_run).plan, chosen, metric
-    )  # finds what is wrong before Prefect starts
-    verdict = run_flow("promote", settings, method=chosen, metric=metric, pointer=name)
+    with said_if_slow():
+        run = val_run(settings, chosen, open_run)
+    measuring_step(run.plan, chosen, metric)  # finds what is wrong before Prefect starts
+    about = [f"nextquill promote: {config}, the adapter of {chosen} by {metric} on val"]
+    verdict = run_flow("promote", settings, about=about, method=chosen, metric=metric, pointer=name)
     print(f"{'accepted' if verdict['accepted'] else 'refused'}: {verdict['reason']}")
     if not verdict["accepted"]:
         raise typer.Exit(REFUSED)
 
 
 def gc(
-    configs: Annotated[list[Path], typer.Option("--config", "-c", help="A run's YAML file; name all you still use.")],
+    configs: Annotated[
+        list[Path], typer.Option("--config", "-c", help="A run's YAML file, or as an argument; all in use.")
+    ],
     apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed; otherwise nothing is.")] = False,
     older_than: Annotated[
         float, typer.Option("--older-than", min=0, metavar="DAYS", help="Leave younger artifacts alone.")
@@ -83,6 +90,7 @@ def gc(
     found = inventory(place)
     doomed = removable(found, needed(found, wanted, younger_than_s=older_than * DAY_S))
     if apply:
+        place.require_writable()
         gone, busy = [], 0
         for held, removed in remove(place, doomed):
             print(f"{'removed' if removed else 'left, it is being made'}  {_line(held, what(held))}")

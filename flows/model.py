@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
-
-from flows.results import finished, nothing_to_make, run_name
+from flows.definition import our_flow
+from flows.forms import SETTINGS, Form
+from flows.results import finished, nothing_to_make
 from flows.runs import open_run
 from flows.slurm import made_by_job
-from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from tasks.model import train_base_model
 from tasks.reasons import publish_reasons
 
 
-@flow(name="model", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("model"))
-def model(config: Config, force: bool = False) -> dict[str, Any]:
+@our_flow("model")
+def model(config: Annotated[Config, Form("model")] = SETTINGS, force: bool = False) -> dict[str, Any]:
     """Train the offline base model that `model.name_or_path: tiny` asks for.
 
     Args:

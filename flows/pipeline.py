@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
-
+from flows.definition import our_flow
 from flows.evaluate import evaluate
+from flows.forms import SETTINGS, Form
 from flows.ingest import ingest
 from flows.model import model
-from flows.results import run_name
+from flows.runs import open_run
 from flows.score import score
-from flows.timeouts import timeout_s
 from flows.train import train
 from nextquill_core.config import Config
+from nextquill_core.stages.train import check_layers
+from tasks.evaluate import publish_pipeline
+
+PipelineSettings = Annotated[Config, Form(brief=("ingest", "train", "evaluate"))]
 
 
-@flow(name="nextquill", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("pipeline"))
-def pipeline(config: Config, force: bool = False) -> list[dict[str, Any]]:
+@our_flow("pipeline", name="nextquill")
+def pipeline(config: PipelineSettings = SETTINGS, force: bool = False) -> list[dict[str, Any]]:
     """Ingest, score, train, evaluate; what is fresh is reused, what was interrupted goes on.
 
     Args:
@@ -27,5 +30,9 @@ def pipeline(config: Config, force: bool = False) -> list[dict[str, Any]]:
     Returns:
         A reference to each stage's artifact, in order.
     """
-    results: list[dict[str, Any]] = [stage(config, force=force) for stage in (ingest, model, score, train, evaluate)]
-    return [reference for reference in results if reference]
+    results: list[dict[str, Any]] = [stage(config, force=force) for stage in (ingest, model)]
+    check_layers(open_run(config))  # what training would refuse only after scoring
+    results += [stage(config, force=force) for stage in (score, train, evaluate)]
+    made = [reference for reference in results if reference]
+    publish_pipeline(open_run(config, fetch=False), made)
+    return made

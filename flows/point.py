@@ -8,23 +8,27 @@ from pathlib import Path
 import yaml
 from prefect import tags
 
+from flows import outage
 from flows.command import print_run_lines
 from flows.pipeline import pipeline
+from flows.results import Interrupted
 from nextquill_core.config import parse_config
 from nextquill_core.errors import UserError
 
 
 def main() -> int:
-    """Run the pipeline on the configuration in the file named on the command line, under the name that stands there."""
+    """Run the pipeline on the configuration in the file that is named on the command line."""
     order = yaml.safe_load(Path(sys.argv[-1]).read_text(encoding="utf-8"))
     print_run_lines()
+    outage.watch()
     try:
         with tags("sweep"):
-            named = pipeline.with_options(flow_run_name=order["label"])
-            named(parse_config(order["config"], where=order["label"]))
+            pipeline(parse_config(order["config"], where=order["label"]).with_laid_over(order["keys"]))
     except UserError as error:
         print(f"nextquill: {error}", file=sys.stderr, flush=True)
         return 2
+    except Interrupted:
+        return 130
     return 0
 
 

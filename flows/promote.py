@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from prefect import State, flow
+from prefect import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.results import announce, as_result, run_name
+from flows.definition import our_flow
+from flows.forms import SETTINGS, Form
+from flows.results import announce, as_result
 from flows.runs import open_run
-from flows.timeouts import timeout_s
 from nextquill_core.config import Config, MethodName
 from nextquill_core.stages.promote import missing_steps, val_run
 from tasks.evaluate import make_part
 from tasks.promote import decide_promotion
 
 ACCEPTED, REJECTED = "Accepted", "Rejected"
-Metric = Literal["log_likelihood", "rouge1", "rougeL", "meteor", "bleu"]
+Metric = Literal["log_likelihood", "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"]
 
 
-@flow(name="promote", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("promote"))
+@our_flow("promote")
 def promote(
-    config: Config, method: MethodName | None = None, metric: Metric = "log_likelihood", pointer: str | None = None
+    config: Annotated[Config, Form("evaluate")] = SETTINGS,
+    method: MethodName | None = None,
+    metric: Metric = "log_likelihood",
+    pointer: str | None = None,
 ) -> dict[str, Any]:
     """Accept a method's adapter if it beats the last accepted one on val beyond noise; test is not looked at.
 
     Args:
         config: The run's settings; its adapter is trained.
         method: Whose adapter; empty is `train.method`.
-        metric: log_likelihood (of the true reviews), or rouge1, rougeL, meteor or bleu of what the method writes.
+        metric: log_likelihood (of the true reviews), or rouge1, rougeL, rouge1_unicode, rougeL_unicode, meteor or bleu
+            of what the method writes.
         pointer: Its name; empty is the method.
 
     Raises:

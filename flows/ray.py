@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tasks.ray import score_worker
 
 LOOK_EVERY_S = 0.5
 OWN_RAY = {"include_dashboard": False, "log_to_driver": False}
+CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable, which despite its name holds for Linux too: 0 has a Ray listen on loopback addresses alone."""
 
 
 def ray_launch(address: str | None, workers: int | str, options: Mapping[str, Any] | None = None) -> Launch:
@@ -36,6 +39,8 @@ def ray_launch(address: str | None, workers: int | str, options: Mapping[str, An
     """
     if importlib.util.find_spec("prefect_ray") is None or importlib.util.find_spec("ray") is None:
         raise UserError("prefect-ray is not installed", "score.launcher: ray", "pip install 'nextquill[ray]'")
+    if address is None:
+        os.environ.setdefault(CLUSTER, "0")  # before Ray is imported
     import ray
     from prefect_ray import RayTaskRunner
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
-
-from flows.pipeline import pipeline
+from flows.definition import our_flow
+from flows.forms import SETTINGS
+from flows.pipeline import PipelineSettings, pipeline
 from flows.results import finished
 from flows.runs import open_run
-from flows.timeouts import timeout_s
-from nextquill_core.config import Config
 from nextquill_core.stages.reproduce import whole_table
 from tasks.reproduce import collect_numbers
 
 
-@flow(name="reproduce", persist_result=False, timeout_seconds=timeout_s("reproduce"))
-def reproduce(configs: list[Config], force: bool = False) -> dict[str, Any]:
+@our_flow("reproduce")
+def reproduce(configs: list[PipelineSettings] = SETTINGS, force: bool = False) -> dict[str, Any]:
     """Run the pipeline on each configuration with every method of the paper's table, and set the numbers side by side.
 
     Args:

@@ -1,26 +1,103 @@
-"""What a stage's flow run leaves in Prefect: a reference to its artifact, and a state that says if it was reused."""
+"""What a stage's flow run leaves in Prefect: a reference to its artifact, and a state that says how it ended."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
+from uuid import UUID
 
 from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import ParameterTypeError, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Failed
 
+from flows import interruption, names
 from flows.events import stage_finished
-from nextquill_core.config import Config, RawInput
+from nextquill_core.errors import UserError
 from nextquill_core.stages.run import Outcome
+from tasks.tags import tag_run
 
-REUSED = "Reused"
+P = ParamSpec("P")
+R = TypeVar("R")
+REUSED, INTERRUPTED = "Reused", "Interrupted"
+RUNNER = "PREFECT__FLOW_RUN_ID"
+"""Environment variable of a process that a worker started for a flow run; the worker sets the state when it ends it."""
+INTERRUPTED_MESSAGE = "interrupted; start it again with the same settings and it resumes"
+
+_running: list[UUID] = []
+"""Flow runs that this process is in, the outermost first."""
 
 
-def run_name() -> str:
-    """The name of a flow run: its categories, so that runs of different data are told apart at a glance."""
-    config = flow_run.parameters["config"]
-    raw = config.ingest.inputs if isinstance(config, Config) else config["ingest"]["inputs"]
-    return " ".join(part.category if isinstance(part, RawInput) else part["category"] for part in raw)
+class Interrupted(Exception):  # noqa: N818 - says what happened
+    """A flow run was ended by a signal. It is an `Exception` because Prefect cannot hand others to a flow's caller."""
+
+
+def with_plain_end(body: Callable[P, R]) -> Callable[P, R]:
+    """Give a flow run that ends early a state that people can read, and leave no traceback in its log.
+
+    A user's error, however deep it arises, becomes the state `Failed` with the error's one line as its message. An
+    interruption becomes the state `Interrupted`, of the type Cancelled. The caller of the flow still gets the user's
+    error, or the exception `Interrupted`. Place it below `flow`.
+    """
+
+    @functools.wraps(body)
+    def ended(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = FlowRunContext.get()
+        run = context.flow_run.id if context and context.flow_run else None
+        if run:
+            _running.append(run)
+        try:
+            return body(*args, **kwargs)
+        except UserError as error:
+            return cast("R", Failed(message=str(error), data=error))
+        except (KeyboardInterrupt, TerminationSignal, Interrupted):
+            if RUNNER in os.environ:
+                raise
+            data = Interrupted(INTERRUPTED_MESSAGE)
+            return cast("R", Cancelled(name=INTERRUPTED, message=INTERRUPTED_MESSAGE, data=data))
+        finally:
+            if run:
+                _running.remove(run)
+
+    # Prefect looks annotations that are strings up in the module of the function it gets, which is this one.
+    ended.__annotations__ = get_type_hints(body, include_extras=True)
+    vars(ended)["__signature__"] = inspect.signature(body, eval_str=True)
+    return ended
+
+
+def report_interrupted() -> None:
+    """Set the state of this process's flow runs to `Interrupted`, in place of a main thread that does not get to it."""
+    runs = _running[::-1]
+    if not runs or RUNNER in os.environ:
+        return
+    with get_client(sync_client=True) as client:
+        for run in runs:
+            client.set_flow_run_state(run, Cancelled(name=INTERRUPTED, message=INTERRUPTED_MESSAGE), force=True)
+
+
+interruption.report = report_interrupted
+
+
+def log_errors_plainly(record: logging.LogRecord) -> bool:
+    """Reduce the log record of a user's error to one line; used as a logging filter, it drops no record.
+
+    A parameter that breaks a rule which a form does not know is a user's error too.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UserError | ParameterTypeError):
+        record.msg, record.args, record.exc_info = " ".join(str(error).split()), (), None
+    return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):  # Prefect logs the traceback at each level
+    logging.getLogger(_name).addFilter(log_errors_plainly)
 
 
 def finished(name: str, outcome: Outcome, *, whole: bool = True) -> dict[str, Any]:
@@ -41,8 +118,10 @@ def finished(name: str, outcome: Outcome, *, whole: bool = True) -> dict[str, An
         "fingerprint": outcome.artifact.manifest.fingerprint,
         "path": outcome.artifact.location,
         "reused": outcome.reused,
+        "flow_run": flow_run.id,
     }
     message = announce(name, outcome)
+    tag_run(names.REUSED if outcome.reused else names.MADE)
     stage_finished(name, outcome, whole=whole)
     return as_result(Completed(name=REUSED if outcome.reused else None, message=message, data=reference))
 

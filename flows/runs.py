@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from flows.server import require_server, server_settings
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Run
 from storage.errors import UserError
@@ -18,6 +19,7 @@ def open_run(config: Config, *, fetch: bool = True) -> Run:
     name = config.privacy.key_secret
     if not name or not config.privacy.pseudonymize:
         return Run(config, fetch=fetch)
+    require_server(server_settings())
     from prefect.blocks.system import Secret
 
     try:

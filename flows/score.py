@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
-
-from flows.results import announce, finished, run_name
+from flows.definition import our_flow
+from flows.forms import SETTINGS, Form
+from flows.results import announce, finished
 from flows.runs import open_run
 from flows.slurm import made_by_job
-from flows.timeouts import timeout_s
 from nextquill_core.config import Config
 from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.stages.score import Launch
@@ -18,8 +17,8 @@ from tasks.score import derive_weights, publish_effects, score_effects
 from tasks.train import train_adapter
 
 
-@flow(name="score", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("score"))
-def score(config: Config, force: bool = False) -> dict[str, Any]:
+@our_flow("score")
+def score(config: Annotated[Config, Form("score", "weights")] = SETTINGS, force: bool = False) -> dict[str, Any]:
     """Score with and without history, then derive weights; a change of δ, λ or ε only does the second.
 
     Under `score.effect_source: adapter` the adapters that score are trained first, each going on where it stopped.
@@ -33,7 +32,7 @@ def score(config: Config, force: bool = False) -> dict[str, Any]:
     publish_reasons(run, "score", [plan.score, *plan.weights.values(), plan.effects, *plan.folds.values()], force)
     made = made_by_job(run, "score", [*plan.folds.values(), *plan.weights.values(), plan.score], force=force)
     outcome = made[-1] if made else _weights(run, force)
-    publish_effects(outcome)
+    publish_effects(run, outcome)
     return finished("score", outcome)
 
 

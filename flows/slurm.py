@@ -45,7 +45,7 @@ def made_by_job(
     if all(fresh):
         return None
     refuse_hidden_secret(run.config)
-    _require_inputs(run, steps)  # now, and not after hours in a queue
+    run.require_inputs(steps)  # now, and not after hours in a queue
     job = stage_job(run, stage, asked, steps, _settings(run.config, method), force=force)
     number = run_stage_job(run, stage, job)
     why = f"Slurm job {number}"
@@ -62,21 +62,6 @@ def _settings(config: Config, method: MethodName | None) -> Config:
     train = config.train.model_copy(update={"method": method})
     evaluate = config.evaluate.model_copy(update={"methods": ("qwen",)})  # which trains nothing
     return config.model_copy(update={"train": train, "evaluate": evaluate})
-
-
-def _require_inputs(run: Run, steps: Sequence[Step]) -> None:
-    """Make sure that what other stages make for these steps is there."""
-    others = {step.fingerprint for step in run.plan.stages} - {step.fingerprint for step in steps}
-    waiting, seen = list(steps), set[str]()
-    while waiting:
-        for origin in waiting.pop().inputs:
-            if origin.fingerprint in seen:
-                continue
-            seen.add(origin.fingerprint)
-            if origin.fingerprint in others:
-                run.artifact(origin)
-            else:
-                waiting.append(origin)
 
 
 def _seen(run: Run, step: Step, number: str, log: str) -> Artifact:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -16,7 +17,21 @@ from nextquill_core.plan import freshness
 from storage import Artifact
 from storage.keeping import Glance
 
-COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "running": "cyan", "failed": "red"}
+COLOURS = {
+    "fresh": "green",
+    "stale": "yellow",
+    "missing": "dim",
+    "running": "cyan",
+    "failed": "red",
+    "interrupted": "yellow",
+}
+HELD_UP = ("running", "failed", "interrupted")
+WITH_INTERVALS = 110
+"""Columns of a terminal from which on intervals are shown beside the values."""
+GAP = 2
+"""Columns between two columns of a table."""
+MIN_WHY = 24
+"""Columns that the reason has at least, in however narrow a terminal."""
 
 
 def status_rows(config: Config) -> list[dict[str, Any]]:
@@ -29,7 +44,7 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
         manifest = standing.artifact.manifest if standing.artifact else None
         parts = [freshness(store, part) for part in run.plan.parts(step)]
         if standing.state != "fresh":  # then what holds it up may be one of its parts
-            standing = next((part for part in parts if part.state in ("running", "failed")), standing)
+            standing = next((part for part in parts if part.state in HELD_UP), standing)
         seconds = sum(part.artifact.manifest.provenance["seconds"] for part in parts if part.artifact)
         rows.append(
             {
@@ -45,22 +60,49 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def status_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows as a table for the terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("stage", "state", "rows", "size", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
-    table.add_column("path / why", overflow="fold")
-    for row in rows:
-        table.add_row(
+def status_lines(rows: list[dict[str, Any]], width: int) -> Iterator[Text]:
+    """Lay the rows out as lines of text; no path is ever cut or wrapped.
+
+    Args:
+        rows: What `status_rows` returns.
+        width: Columns of the terminal. The reason is folded into them, and a path that does not fit gets a line below
+            its stage.
+    """
+    headings = ("stage", "state", "rows", "size", "seconds")
+    cells = [
+        (
             row["stage"],
-            Text(row["state"], style=COLOURS[row["state"]]),
+            row["state"],
             "" if row["rows"] is None else f"{row['rows']:,}",
             "" if row["bytes"] is None else readable_size(row["bytes"]),
             "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
-            row["why"] or (row["path"] if row["state"] == "fresh" else ""),
         )
-    return table
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+
+    def aligned(values: Sequence[str]) -> list[str]:
+        left = [value.ljust(size) for value, size in zip(values[:2], widths[:2], strict=True)]
+        return left + [value.rjust(size) for value, size in zip(values[2:], widths[2:], strict=True)]
+
+    yield Text("  ".join((*aligned(headings), "path / why")), style="bold")
+    for row, values in zip(rows, cells, strict=True):
+        line = Text("  ".join(aligned(values)) + "  ")
+        line.stylize(COLOURS[row["state"]], widths[0] + 2, widths[0] + 2 + len(row["state"]))
+        why = " ".join(row["why"].split())
+        path = row["path"] if row["state"] == "fresh" else ""
+        if indent + len(why or path) <= width:
+            rest = [why or path]
+        elif why:
+            rest = textwrap.wrap(why, max(width - indent, MIN_WHY), break_long_words=False, break_on_hyphens=False)
+        else:
+            rest = ["", path]
+        line.append(rest[0])
+        line.rstrip()
+        yield line
+        for more in rest[1:]:
+            yield Text(f"  {more}" if path else " " * indent + more)
 
 
 def account_table(sequences: Artifact) -> Table:
@@ -74,44 +116,83 @@ def account_table(sequences: Artifact) -> Table:
     return table
 
 
-def results_table(evaluation: Artifact, *, intervals: bool) -> Iterator[Table]:
-    """Methods by metrics, a table for each decoding preset and category."""
-    from nextquill_core.stages.evaluate import result_tables
+def results_table(evaluation: Artifact, *, width: int) -> Iterator[Table | str]:
+    """Methods by metrics, for each decoding preset and category, then what to know when reading them.
 
-    for title, cells in result_tables(evaluation, intervals=intervals):
-        yield _cells_table(title, cells)
+    Args:
+        evaluation: The artifact.
+        width: Columns of the terminal. Wide ones show the intervals; columns that do not fit get tables of their own.
+    """
+    from nextquill_core.stages.evaluate import result_cautions, result_tables
+
+    for title, cells in result_tables(evaluation, intervals=width >= WITH_INTERVALS):
+        yield from _cells_tables(title, cells, width)
+    yield from (f"Note: {caution}" for caution in result_cautions(evaluation))
 
 
-def reproduced_tables(found: Artifact, *, intervals: bool) -> Iterator[Table | str]:
+def reproduced_tables(found: Artifact, *, width: int) -> Iterator[Table | str]:
     """Our numbers / the published ones, a table a category, each followed by what was done differently."""
     from nextquill_core.analysis.published import published_cells
     from nextquill_core.stages.evaluate import shown_tables
     from nextquill_core.stages.reproduce import reproduced
 
     for part in reproduced(found):
-        for title, cells in list(published_cells(part["rows"])) or shown_tables(part["ours"], intervals=intervals):
-            yield _cells_table(title, cells)
+        for title, cells in list(published_cells(part["rows"])) or shown_tables(
+            part["ours"], intervals=width >= WITH_INTERVALS
+        ):
+            yield from _cells_tables(title, cells, width)
         yield "\n".join(f"- {difference}" for difference in part["differences"])
+        yield from (f"Note: {caution}" for caution in part.get("cautions", []))
 
 
-def sweep_results(swept: Artifact, *, intervals: bool) -> Iterator[Table]:
-    """Points by metrics, a table for each decoding preset and category; the best of a column is bold."""
-    from nextquill_core.stages.sweep import sweep_tables
+def sweep_results(swept: Artifact, *, width: int) -> Iterator[Table | str]:
+    """Points by metrics, a table for each decoding preset and category, then what to know when reading them.
 
+    The best of a column is bold.
+    """
+    from nextquill_core.stages.sweep import sweep_cautions, sweep_tables
+
+    intervals = width >= WITH_INTERVALS
     for found in sweep_tables(swept):
-        table = Table(title=found.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for heading in ("method", *found.keys, *found.metrics):
-            table.add_column(heading)
+        lines = []
         for method, values, cells in found.lines:
             shown = [Text(str(cell) if intervals else cell.value, "bold" if cell.best else "") for cell in cells]
-            table.add_row(method, *values, *shown)
+            lines.append([Text(method), *map(Text, values), *shown])
+        headings = ("method", *found.keys, *found.metrics)
+        yield from fitting_tables(found.title, headings, lines, width, repeated=1 + len(found.keys))
+    yield from (f"Note: {caution}" for caution in sweep_cautions(swept))
+
+
+def _cells_tables(title: str, cells: list[dict[str, str]], width: int) -> Iterator[Table]:
+    yield from fitting_tables(title, list(cells[0]), [list(map(Text, row.values())) for row in cells], width)
+
+
+def fitting_tables(
+    title: str, headings: Sequence[str], lines: Sequence[Sequence[Text]], width: int, repeated: int = 1
+) -> Iterator[Table]:
+    """One table where it fits, else several that have the first columns in common; no heading or value is cut.
+
+    Args:
+        title: Of the first table.
+        headings: A heading a column.
+        lines: Rows of cells.
+        width: Columns of the terminal.
+        repeated: How many first columns every table has.
+    """
+    sizes = [max(map(len, column)) + GAP for column in zip(headings, *lines, strict=True)]
+    first = sum(sizes[:repeated])
+    groups: list[list[int]] = [[]]
+    for column in range(repeated, len(headings)):
+        taken = first + sum(sizes[other] for other in groups[-1])
+        if groups[-1] and taken + sizes[column] - GAP > width:
+            groups.append([])
+        groups[-1].append(column)
+    for number, group in enumerate(groups):
+        shown = [*range(repeated), *group]
+        heading = title if number == 0 else None
+        table = Table(title=heading, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for column in shown:
+            table.add_column(headings[column], no_wrap=True, overflow="fold")
+        for line in lines:
+            table.add_row(*(line[column] for column in shown))
         yield table
-
-
-def _cells_table(title: str, cells: list[dict[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in cells[0]:
-        table.add_column(heading)
-    for row in cells:
-        table.add_row(*row.values())
-    return table

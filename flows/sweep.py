@@ -6,26 +6,26 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
-from prefect import flow, tags
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from pydantic import Field
 
-from flows.pipeline import pipeline
-from flows.results import finished, run_name
+from flows.definition import our_flow
+from flows.forms import REQUIRED, SETTINGS
+from flows.pipeline import PipelineSettings, pipeline
+from flows.results import Interrupted, finished
 from flows.runs import open_run
-from flows.timeouts import timeout_s
-from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.stages.sweep import Point, missing, open_points, sweep_step
 from tasks.slot import training_place
 from tasks.sweep import collect_points, run_processes, shared_missing, slots
 
 
-@flow(name="sweep", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("sweep"))
+@our_flow("sweep")
 def sweep(
-    config: Config,
-    grid: Annotated[dict[str, list[Any]], Field(min_length=1)],
+    config: PipelineSettings = SETTINGS,
+    grid: Annotated[dict[str, list[Any]], Field(min_length=1)] = REQUIRED,
     parallel: Annotated[int | None, Field(ge=1)] = None,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -92,7 +92,9 @@ def _one_by_one(points: Sequence[Point], numbers: Sequence[int]) -> dict[int, Ex
         get_run_logger().info("%s: started", point.label)
         try:
             with tags("sweep"):
-                pipeline.with_options(flow_run_name=point.label)(point.run.config)
+                pipeline(point.run.config)
+        except Interrupted:
+            raise
         except Exception as error:
             failed[number] = error
             if shared_missing(points):

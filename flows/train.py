@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
-
+from flows.definition import our_flow
 from flows.events import watch_quality
-from flows.results import finished, run_name
+from flows.forms import SETTINGS, Form
+from flows.results import finished
 from flows.runs import open_run
 from flows.slurm import made_by_job
-from flows.timeouts import timeout_s
 from nextquill_core.config import Config, MethodName
 from tasks.reasons import publish_reasons
 from tasks.train import train_adapter
 
 
-@flow(name="train", persist_result=False, flow_run_name=run_name, timeout_seconds=timeout_s("train"))
-def train(config: Config, method: MethodName | None = None, force: bool = False) -> dict[str, Any]:
+@our_flow("train")
+def train(
+    config: Annotated[Config, Form("train")] = SETTINGS, method: MethodName | None = None, force: bool = False
+) -> dict[str, Any]:
     """Train adapters under DeepSpeed, each going on from its newest checkpoint.
 
     Args:

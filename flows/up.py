@@ -30,6 +30,8 @@ HEALTHY_WITHIN_S = 180.0
 POLLING_WITHIN_S = 120.0
 RUNS_S, WORKERS_S, SERVER_S = 30.0, 15.0, 20.0
 """Seconds that flow runs, workers and the server have for ending in their own way."""
+INTERRUPTED_S = 3.0
+"""Seconds that what has been started has for ending after Ctrl-C."""
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 ELSEWHERE = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_API_KEY")
 """Settings of somebody's other Prefect."""
@@ -72,7 +74,8 @@ def up(
         try:
             _up(known, project, host, port)
         except BaseException as error:
-            known.end(known.family() - before, WORKERS_S)
+            patience_s = INTERRUPTED_S if isinstance(error, KeyboardInterrupt) else WORKERS_S
+            known.end(known.family() - before, patience_s)
             if not isinstance(error, NotUp):
                 raise
             print(f"nextquill: {error}; its log is {error.log}, its last lines:", file=sys.stderr)

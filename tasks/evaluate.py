@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -9,9 +14,17 @@ from prefect.cache_policies import NO_CACHE
 from nextquill_core.plan import Step, freshness
 from nextquill_core.stages import evaluate
 from nextquill_core.stages.run import Outcome, Run
+from storage import Artifact
+from tasks.artifacts import data_key
 from tasks.progress import ShownProgress
 from tasks.retries import RETRIED
 from tasks.slot import training_place
+
+MOST_FIGURES_BYTES = 1_000_000
+OPEN_REPORT = (
+    "This page cannot open the report. Copy its path into the address bar of a browser on the machine that has the "
+    "file, or print the path with `nextquill report --config FILE`."
+)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{step.name}", **RETRIED)
@@ -30,12 +43,63 @@ def measure(run: Run, force: bool) -> Outcome:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
-def publish_results(outcome: Outcome) -> None:
-    """Methods by metrics, as a table and as the report in short, in the UI."""
+def publish_results(run: Run, outcome: Outcome) -> None:
+    """Show methods by metrics, as a table and as the report in short, in the UI."""
     artifact = outcome.artifact
     create_table_artifact(
-        key="evaluation",
+        key=data_key("evaluation", run.config),
         table=evaluate.result_cells(artifact),
-        description=f"Methods by metrics, 95 % bootstrap intervals over users ({artifact.manifest.fingerprint})",
+        description=" ".join(
+            [
+                f"Methods by metrics, 95 % bootstrap intervals over users ({artifact.manifest.fingerprint}).",
+                *evaluate.result_cautions(artifact),
+            ]
+        ),
     )
-    create_markdown_artifact(key="report", markdown=evaluate.result_markdown(artifact), description="Report")
+    create_markdown_artifact(
+        key=data_key("report", run.config), markdown=report_markdown(artifact), description="Report"
+    )
+
+
+def publish_pipeline(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
+    """Show what became of each stage, and the report in short, on the page of the pipeline's own run.
+
+    Args:
+        run: The configuration, all of whose artifacts are there.
+        results: What the stages returned, in order.
+    """
+    report = report_markdown(run.artifact(run.plan.evaluate))
+    create_markdown_artifact(
+        key=data_key("pipeline", run.config),
+        markdown=f"{stages_markdown(results)}\n{report}",
+        description="Stages and results",
+    )
+
+
+def stages_markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of stages: a link to each one's run, whether it was made or reused, and its folder."""
+    lines = ["# Stages", "", "| stage | | artifact |", "| --- | --- | --- |"]
+    for found in results:
+        # Relative to the artifact's page, so that it works in both versions of the UI, through a tunnel and a proxy.
+        stage = f"[{found['stage']}](../../runs/flow-run/{found['flow_run']})"
+        lines.append(f"| {stage} | {'reused' if found['reused'] else 'made'} | `{found['path']}` |")
+    return "\n".join(lines) + "\n"
+
+
+def report_markdown(artifact: Artifact) -> str:
+    """Return the report in short, with its figures and how to open the whole of it.
+
+    A browser follows no link from a page of a server to a file, and the UI removes such links. Pictures have to be in
+    the text itself.
+    """
+    figures = [shard for shard in artifact.manifest.shards if shard.path.startswith("figures/")]
+    figures.sort(key=lambda shard: not shard.path.startswith("figures/metrics"))
+    if sum(shard.bytes for shard in figures) > MOST_FIGURES_BYTES:
+        figures = []
+    pictures = [
+        f"![{Path(shard.path).stem}](data:image/png;base64,"
+        f"{b64encode((artifact.folder / shard.path).read_bytes()).decode()})"
+        for shard in figures
+    ]
+    parts = [evaluate.result_markdown(artifact).rstrip(), OPEN_REPORT, *pictures]
+    return "\n\n".join(parts) + "\n"

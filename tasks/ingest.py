@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 from nextquill_core.ingest.report import account_rows
 from nextquill_core.stages import forget, prepare
 from nextquill_core.stages.run import Outcome, Run
+from tasks.artifacts import data_key
 from tasks.progress import ShownProgress
 from tasks.retries import RETRIED
 
@@ -36,10 +37,16 @@ def make_sequences(run: Run, force: bool) -> Outcome:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
-def publish_account(outcome: Outcome) -> None:
-    """Rows read = rows kept + rows dropped by reason, as a table in the UI."""
+def publish_account(run: Run, outcome: Outcome) -> None:
+    """Publish what became of every row as a table in the UI, and log what a user should know of the data."""
+    logger, rows = get_run_logger(), account_rows(outcome.artifact.manifest.stats)
+    for note in outcome.artifact.manifest.stats.get("notes", []):
+        logger.warning(note)
+    for row in rows if not outcome.reused else ():
+        if row["example"] and row["share"] is not None:
+            logger.info(f"{row['category']}: {row['rows']:,} {row['what']} {row['outcome']}, first {row['example']}")
     create_table_artifact(
-        key="ingest-account",
-        table=account_rows(outcome.artifact.manifest.stats),
+        key=data_key("ingest-account", run.config),
+        table=rows,
         description=f"What became of every row read ({outcome.artifact.manifest.fingerprint})",
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from nextquill_core.errors import UserError
 from nextquill_core.training.engine import deepspeed_installed
 from nextquill_core.training.failures import rank_logs
+from nextquill_core.training.spec import STARTED_BY
 from tasks.processes import cuda_devices, end_group, process_count, shared_environment, start
 
 WORKER = "nextquill_core.training.worker"
@@ -54,7 +55,7 @@ def main() -> int:
         print(f"nextquill: {error}", file=sys.stderr, flush=True)
         return 2
     command = launcher_command(arguments.order, world, node_rank, address, arguments.port)
-    launcher = start(command, None, rank_environment(list(world.values())[node_rank]))
+    launcher = start(command, None, rank_environment(list(world.values())[node_rank], address))
     try:
         while launcher.poll() is None and not let_go.is_set():
             time.sleep(0.2)
@@ -85,14 +86,31 @@ def launcher_command(order: Path, world: Mapping[str, int], node_rank: int, addr
     return [*launcher, *meeting_point, logs, "--no_local_rank", "--module", WORKER, str(order)]
 
 
-def rank_environment(ranks: int) -> dict[str, str]:
-    """The ranks' environment: the cores shared out evenly, and DeepSpeed told where there is no accelerator."""
+def rank_environment(ranks: int, address: str) -> dict[str, str]:
+    """Return the ranks' environment: their share of the cores, and what DeepSpeed, gloo and NCCL have to know.
+
+    Args:
+        ranks: Ranks on this machine.
+        address: The first machine, as the others reach it; with a loopback address, all ranks are on this machine and
+            listen on its loopback interface alone, unless the user has named another.
+    """
     import torch
 
-    environment = shared_environment(ranks)
+    environment = shared_environment(ranks) | {STARTED_BY: str(os.getpid())}
+    if address.startswith("127.") and (interface := loopback_interface()):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            environment.setdefault(name, interface)
     if not torch.accelerator.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
+
+
+def loopback_interface() -> str:
+    """Return the name of the interface with the address 127.0.0.1; "" if there is none."""
+    import psutil
+
+    addresses = psutil.net_if_addrs()
+    return next((name for name, found in addresses.items() if "127.0.0.1" in [one.address for one in found]), "")
 
 
 def slurm_world(ranks_per_node: int) -> tuple[dict[str, int], int]:

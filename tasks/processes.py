@@ -10,13 +10,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nextquill_core.errors import UserError
 
 TAIL_LINES = 40
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def start(
@@ -26,6 +28,7 @@ def start(
     *,
     orphan_signal: signal.Signals = signal.SIGKILL,
     held: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, which the kernel ends when this process dies.
 
@@ -35,10 +38,8 @@ def start(
         environment: Its environment.
         orphan_signal: What it gets from the kernel (Linux) when this process has died.
         held: Its standard input is a pipe from this process, which ends when this process does.
+        pass_fds: Descriptors of this process that it gets too.
     """
-
-    def ask_for_signal() -> None:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, orphan_signal)
 
     with log.open("ab") if log else nullcontext() as output:
         return subprocess.Popen(
@@ -48,8 +49,14 @@ def start(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=ask_for_signal if sys.platform == "linux" else None,
+            pass_fds=pass_fds,
+            preexec_fn=partial(ask_for_signal, orphan_signal) if sys.platform == "linux" else None,
         )
+
+
+def ask_for_signal(orphan_signal: signal.Signals) -> None:
+    """Let the kernel (Linux) send this signal to the calling process when the thread that started it has ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, orphan_signal)
 
 
 def shared_environment(processes: int) -> dict[str, str]:
@@ -97,17 +104,63 @@ def failure(kind: type[Exception], what: str, code: int, log: Path, part: Path |
     return kind(f"{what} ended with exit code {code}; the log is {log}, its last lines:\n{''.join(tail)}")
 
 
-def end_group(leader: subprocess.Popen[bytes]) -> None:
+def end_group(leader: subprocess.Popen[bytes], *, patience_s: float = 10.0) -> None:
     """End a process and all it has started in its session; returns when none is left."""
-    for signum, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(leader.pid, signum)
-        except ProcessLookupError:
-            break
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and _group_alive(leader):
+    end_groups([leader], patience_s=patience_s)
+
+
+def end_groups(leaders: Sequence[subprocess.Popen[bytes]], *, patience_s: float = 10.0) -> None:
+    """End several processes at the same time, each with all it has started in its session.
+
+    Args:
+        leaders: Processes that lead sessions, as `start` makes them.
+        patience_s: Seconds that they have after SIGTERM, all together; then they get SIGKILL.
+    """
+    left = list(leaders)
+    for signum, seconds in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+        for leader in left:
+            with suppress(ProcessLookupError):
+                os.killpg(leader.pid, signum)
+        deadline = time.monotonic() + seconds
+        while (left := list(filter(_group_alive, left))) and time.monotonic() < deadline:
             time.sleep(0.1)
-    leader.wait()
+    for leader in leaders:
+        leader.wait()
+
+
+def end_descendants(within_s: float = 1.0) -> None:
+    """Kill everything that this process has started, and what that has started, whatever session it is in.
+
+    On Linux this process adopts what loses its parent meanwhile, so nothing escapes while the tree falls.
+
+    Args:
+        within_s: Seconds after which it returns even if something is left.
+    """
+    import psutil
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        left = []
+        with suppress(psutil.Error):
+            left = [one for one in psutil.Process().children(recursive=True) if _running(one)]
+        if not left:
+            return
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.02)
+
+
+def _running(process: Any) -> bool:
+    """Whether a process has not ended yet; one that waits for its parent to notice has."""
+    import psutil
+
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _group_alive(leader: subprocess.Popen[bytes]) -> bool:

@@ -38,24 +38,38 @@ class ShownProgress:
         self._artifact_at = self._logged_at = self._started
         self._bar: Progress | None = None
         self._last: tuple[float, float, str] = (0, 0, "")
+        self._phase = ""
 
     def __enter__(self) -> ShownProgress:
         return self
 
-    def __call__(self, done: float, total: float, note: str = "") -> None:
-        """Show `done` of `total`; cheap enough for inner loops."""
+    def __call__(self, done: float, total: float, note: str = "", *, phase: str = "") -> None:
+        """Show `done` of `total`; cheap enough for inner loops. A phase that begins or ends is shown at once."""
+        changed, self._phase = phase != self._phase, phase
         self._last = (done, total, note)
         now = time.monotonic()
-        if now - self._started < SHOW_AFTER_S:
+        if now - self._started < SHOW_AFTER_S and not phase:
             return
         if sys.stderr.isatty():
             self._show_bar()
-        elif now - self._logged_at >= LOG_EVERY_S:
+        elif changed or now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
-            get_run_logger().info("%s: %s of %s  %s", self._title, f"{done:,.0f}", f"{total:,.0f}", note)
-        if self._artifact is None or now - self._artifact_at >= ARTIFACT_EVERY_S:
+            get_run_logger().info(self._line())
+        if self._artifact is None or changed or now - self._artifact_at >= ARTIFACT_EVERY_S:
             self._artifact_at = now
             self._show_artifact()
+
+    def _line(self) -> str:
+        """Where the work stands, as it is logged; `tasks.slurm_stage.PROGRESS` reads it back."""
+        done, total, note = self._last
+        if self._phase and not total:
+            return f"{self._title}: {self._phase}"
+        phase = f"{self._phase} " if self._phase else ""
+        return f"{self._title}: {phase}{done:,.0f} of {total:,.0f}  {note}"
+
+    @property
+    def _heading(self) -> str:
+        return f"{self._title}: {self._phase}" if self._phase else self._title
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,8 +93,10 @@ class ShownProgress:
                 transient=True,
             )
             self._bar.start()
-            self._bar.add_task(self._title, total=total, note=note)
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
+            self._bar.add_task(self._heading, total=total or None, note=note)
+        self._bar.update(
+            self._bar.task_ids[0], description=self._heading, completed=done, total=total or None, note=note
+        )
 
     def _show_artifact(self) -> None:
         done, total, _ = self._last
@@ -89,7 +105,11 @@ class ShownProgress:
         percent = min(100.0, 100.0 * done / total) if total else 0.0
         if self._artifact is None:
             key = artifact_key("progress", self._title)
-            created = create_progress_artifact(progress=percent, key=key, description=f"{self._title}: progress")
+            created = create_progress_artifact(progress=percent, key=key, description=self._description)
             self._artifact = created if isinstance(created, UUID) else None
         else:
-            update_progress_artifact(self._artifact, progress=percent)
+            update_progress_artifact(self._artifact, progress=percent, description=self._description)
+
+    @property
+    def _description(self) -> str:
+        return f"{self._title}: {self._phase or 'progress'}"

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.stages.promote import Verdict, decide
 from nextquill_core.stages.run import Run
-from tasks.progress import artifact_key
+from tasks.artifacts import data_key
 from tasks.retries import RETRIED
 
 
@@ -19,5 +19,5 @@ def decide_promotion(run: Run, method: str, name: str, metric: str) -> Verdict:
     """Compare the candidate with what is accepted, and move the pointer if it is better beyond noise."""
     verdict = decide(run, method, name, metric)
     rows = [{"what": key, "value": "" if value is None else str(value)} for key, value in asdict(verdict).items()]
-    create_table_artifact(key=artifact_key("promote", name), table=rows, description=verdict.reason)
+    create_table_artifact(key=data_key(f"promote-{name}", run.config), table=rows, description=verdict.reason)
     return verdict

@@ -10,9 +10,15 @@ from prefect.artifacts import create_markdown_artifact
 from nextquill_core.plan import Freshness, Step, freshness
 from nextquill_core.stages.run import Run
 from storage.keeping import Glance
-from tasks.progress import artifact_key
+from tasks.artifacts import data_key
 
-OWN = {"stale": "made again", "missing": "made", "failed": "goes on", "running": "waits for the run that makes it"}
+OWN = {
+    "stale": "made again",
+    "missing": "made",
+    "failed": "resumed",
+    "interrupted": "resumed",
+    "running": "waits for the run that makes it",
+}
 OTHERS = {"stale": "not made by this stage", "missing": "not made by this stage"}
 OUTDATED = "made again, unless its inputs come out the same"
 
@@ -27,7 +33,7 @@ def publish_reasons(run: Run, stage: str, steps: Sequence[Step], force: bool) ->
         force: Whether it makes what is fresh anew.
     """
     create_markdown_artifact(
-        key=artifact_key("why", stage),
+        key=data_key(f"why-{stage}", run.config),
         markdown=reasons(run, stage, steps, force),
         description="What is made, what is reused, and why",
     )

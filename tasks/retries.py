@@ -17,6 +17,8 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run as current
 
+from nextquill_core.errors import HubUnreachableError
+
 PAUSES_S = [60.0, 300.0, 900.0]
 
 PASSING_CODES = {
@@ -55,10 +57,18 @@ def worth_another_try(task: Task[..., Any], task_run: TaskRun, state: State[Any]
     error = state.data
     if not isinstance(error, BaseException) or current.parameters.get("force"):
         return False
-    fault = next(filter(is_passing, chain(error)), None)
+    fault = passing_fault(error)
     if fault is not None:
         get_run_logger().warning("%s: tried again later: %s", task_run.name, error)
     return fault is not None
+
+
+def passing_fault(error: BaseException) -> BaseException | None:
+    """Return what in an error's chain may pass, or None; a hub that could not be reached at all is not waited for."""
+    faults = list(chain(error))
+    if any(isinstance(fault, HubUnreachableError) for fault in faults):
+        return None
+    return next(filter(is_passing, faults), None)
 
 
 def is_passing(error: BaseException) -> bool:

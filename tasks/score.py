@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.stages import score
 from nextquill_core.stages.run import Outcome, Run
+from tasks.artifacts import data_key
 from tasks.processes import process_count
 from tasks.progress import ShownProgress
 from tasks.retries import RETRIED
@@ -39,16 +40,16 @@ def derive_weights(run: Run, force: bool, policy: str | None = None) -> Outcome:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
-def publish_effects(outcome: Outcome) -> None:
+def publish_effects(run: Run, outcome: Outcome) -> None:
     """In the UI: how many tokens carry preference, and what the effects look like."""
     create_table_artifact(
-        key="score-effects",
+        key=data_key("score-effects", run.config),
         table=score.effect_summary(outcome.artifact),
         description=f"Causal effects of history on ground-truth tokens ({outcome.artifact.manifest.fingerprint})",
     )
     folder = outcome.artifact.folder
     create_markdown_artifact(
-        key="effects",
+        key=data_key("effects", run.config),
         markdown=f"In colours: `{folder / score.PAGE}`.\n\n{(folder / score.MARKDOWN).read_text(encoding='utf-8')}",
         description="Histogram, strongest tokens and ten answers",
     )

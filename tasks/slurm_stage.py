@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
-from uuid import UUID
 
 import yaml
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, get_current_settings
@@ -27,6 +25,7 @@ from nextquill_core.stages.run import Run
 from storage import fingerprint
 from tasks.progress import ShownProgress
 from tasks.slurm_job import Job, Say, file_options, run_job
+from tasks.tags import tag_run
 
 SUBMITTED_BY = "NEXTQUILL_SUBMITTED_BY"
 """Environment variable of a job: the page of the flow run that follows it, or its id."""
@@ -34,7 +33,9 @@ SETTINGS = "config.yaml"
 LOOPBACK = {"localhost", "::1"}
 OWN_DATABASE = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
 CLOCK = re.compile(r"^\d\d:\d\d:\d\d  ")
-PROGRESS = re.compile(r"^(?P<title>.+): (?P<done>[\d,]+) of (?P<total>[\d,]+)  (?P<note>.*)$")
+PROGRESS = re.compile(
+    r"^(?P<title>.+?): (?:(?P<phase>[a-z][^:]*?) )?(?P<done>[\d,]+) of (?P<total>[\d,]+)  (?P<note>.*)$"
+)
 
 
 def stage_job(
@@ -170,15 +171,6 @@ def job_tag(number: str) -> str:
     return f"slurm-job-{number}"
 
 
-def tag_run(*tags: str) -> None:
-    """Give this flow run more tags; that it has none is no reason to stop."""
-    try:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(flow_run.id), tags=sorted({*flow_run.tags, *tags}))
-    except Exception as error:
-        get_run_logger().debug("tags %s were not set: %s", ", ".join(tags), error)
-
-
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="slurm {stage}")
 def run_stage_job(run: Run, stage: StageName, job: Job) -> str:
     """Run a stage's job to its end, or follow the one that is at it; returns its number.
@@ -240,7 +232,8 @@ class JobLog:
             if self._progress is None or found["title"] != self._title:
                 self._close()
                 self._title, self._progress = found["title"], ShownProgress(found["title"]).__enter__()
-            self._progress(_number(found["done"]), _number(found["total"]), found["note"])
+            done, total = _number(found["done"]), _number(found["total"])
+            self._progress(done, total, found["note"], phase=found["phase"] or "")
         elif line.strip():
             self._say(line)
 

@@ -17,8 +17,9 @@ from prefect.cache_policies import NO_CACHE
 from nextquill_core.config import LauncherConfig
 from nextquill_core.stages.run import Outcome
 from nextquill_core.stages.sweep import SPLIT, Point, collect, missing, sweep_cells
+from tasks.artifacts import data_key
 from tasks.logs import bounded
-from tasks.processes import cuda_devices, end_group, failure, process_count, shared_environment, start
+from tasks.processes import cuda_devices, end_group, end_groups, failure, process_count, shared_environment, start
 from tasks.retries import RETRIED
 
 WORKER = "flows.point"
@@ -96,8 +97,7 @@ def run_processes(
             if failed and shared_missing(points):
                 waiting.clear()
     finally:
-        for run in running.values():
-            end_group(run.process)
+        end_groups([run.process for run in running.values()])
     return failed
 
 
@@ -122,7 +122,7 @@ def collect_points(points: Sequence[Point], force: bool) -> Outcome:
     outcome = collect(points, force=force)
     fingerprint = outcome.artifact.manifest.fingerprint
     create_table_artifact(
-        key="sweep",
+        key=data_key("sweep", points[0].run.config),
         table=sweep_cells(outcome.artifact),
         description=f"Points by metrics on {SPLIT}, 95 % bootstrap intervals over users ({fingerprint})",
     )
@@ -143,7 +143,8 @@ def startable(points: Sequence[Point], waiting: Sequence[int], running: Sequence
 
 def _start(point: Point, number: int, slot: int, environments: Sequence[Mapping[str, str]], folder: Path) -> _Running:
     order, log = folder / f"point-{number:03d}.yaml", folder / f"point-{number:03d}.log"
-    settings = {"label": point.label, "config": point.run.config.model_dump(mode="json")}
+    config = point.run.config.model_dump(mode="json")
+    settings = {"label": point.label, "keys": list(point.values), "config": config}
     order.write_text(yaml.safe_dump(settings), encoding="utf-8")
     log.unlink(missing_ok=True)
     return _Running(start([sys.executable, "-m", WORKER, str(order)], log, environments[slot]), slot, log)

@@ -13,7 +13,7 @@ from nextquill_core.causal.shards import Board
 from nextquill_core.causal.tally import Tally
 from nextquill_core.progress import Progress
 from tasks.logs import bounded
-from tasks.processes import end_group, failure, shared_environment, start
+from tasks.processes import end_group, end_groups, failure, shared_environment, start
 
 WORKER = "nextquill_core.causal.worker"
 LOOK_EVERY_S = 0.25
@@ -69,8 +69,7 @@ def run_workers(job: Path, progress: Progress, *, workers: int) -> None:
                 elif code:
                     raise failure(WorkersFailed, f"worker {number}", code, logs[number])
     finally:
-        for process in running.values():
-            end_group(process)
+        end_groups(list(running.values()))
     tally.show(board.reports())
     if lost and not all(board.settled(number) for number in board.shards):
         number, code = next(iter(lost.items()))

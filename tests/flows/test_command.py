@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ def test_heartbeats_are_left_out_unless_somebody_has_set_them() -> None:
 
 
 SERVER = """
-import sys
+import os, signal, sys
 from flows.command import quiet_prefect, server_ready
+from flows.server import server_settings
 quiet_prefect()
-with server_ready(meanwhile=["nextquill_core.evaluation.rouge"]):
+with server_ready(server_settings(), meanwhile=["nextquill_core.evaluation.rouge"]):
     import prefect
 assert ("nextquill_core.evaluation.rouge" in sys.modules) is started, "only while there is something to wait for"
 from prefect.server.api.server import SubprocessASGIServer
@@ -45,16 +48,36 @@ if started:
     def flow():
         assert SubprocessASGIServer().server_process is process, "the flow has started another one"
         return "ran"
+    assert os.getsid(process.pid) != os.getsid(0), "Ctrl-C in a terminal would end it with the command"
     print(flow())
+    print(process.pid, flush=True)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def run_beside_a_server(tmp_path: Path, *, url: str = "", killed: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {"PREFECT_HOME": str(tmp_path)} | ({"PREFECT_API_URL": url} if url else {})
+    code = f"started, killed = {not url}, {killed}\n{SERVER}"
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPO, capture_output=True, text=True)
 
 
 @pytest.mark.flow
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/api"], ids=["none", "one"])
 def test_a_server_is_there_when_libraries_are_and_only_where_none_is_named(tmp_path: Path, url: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    environment |= {"PREFECT_HOME": str(tmp_path)} | ({"PREFECT_API_URL": url} if url else {})
-    code = f"started = {not url}\n{SERVER}"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPO, capture_output=True, text=True)
+    done = run_beside_a_server(tmp_path, url=url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ("" if url else "ran\n")
+    assert done.stdout.splitlines()[:1] == ([] if url else ["ran"])
+
+
+@pytest.mark.flow
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal to orphans")
+def test_the_temporary_server_has_a_session_of_its_own_and_ends_with_the_command(tmp_path: Path) -> None:
+    done = run_beside_a_server(tmp_path, killed=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    server = int(done.stdout.splitlines()[1])
+    deadline = time.monotonic() + 30
+    while Path("/proc", str(server)).exists():
+        assert time.monotonic() < deadline, "the server outlives a command that was killed"
+        time.sleep(0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 from prefect import Flow
+from prefect.utilities.schema_tools.validation import validate
 
 from flows.deployed import POOLS, find_project, training_limits
 from flows.promote import Metric
@@ -37,21 +39,30 @@ def form(name: str) -> dict[str, Any]:
 
 
 def resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
-    """The section that a property is, itself or in a list or beside null; None for a value."""
-    for part in (schema, *schema.get("allOf", ()), *schema.get("anyOf", ()), schema.get("items", {})):
-        if reference := part.get("$ref"):
-            section = definitions[reference.rpartition("/")[2]]
-            return section if "properties" in section else None
+    """The section that a property is, itself, in a list, beside null, or as JSON; None for a value."""
+    parts = (
+        schema,
+        *schema.get("allOf", ()),
+        *schema.get("anyOf", ()),
+        schema.get("items", {}),
+        schema.get("then", {}),
+    )
+    for part in parts:
+        section = definitions[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        if "properties" in section:
+            return dict(section)
     return None
 
 
-def leaves(properties: dict[str, Any], definitions: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, schema in properties.items():
-        section = resolved(schema, definitions)
-        if section is None:
+def leaves(section: dict[str, Any], definitions: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and schema of every value, those that have no field included."""
+    hidden = {name.strip("^$"): schema for name, schema in section.get("patternProperties", {}).items()}
+    for name, schema in (section["properties"] | hidden).items():
+        inner = resolved(schema, definitions)
+        if inner is None:
             yield path + name, schema
         else:
-            yield from leaves(section["properties"], definitions, f"{path}{name}.")
+            yield from leaves(inner, definitions, f"{path}{name}.")
 
 
 def fields(section: type[Section], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,25 +105,82 @@ def test_the_parameters_fit_the_flow(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
 def test_every_field_of_the_form_says_what_it_is(name: str) -> None:
     schema = form(name)
-    found = dict(leaves(schema["properties"], schema["definitions"]))
+    found = dict(leaves(schema, schema["definitions"]))
     assert len(found) > 50, "the form has the configuration's fields"
     assert [path for path, leaf in found.items() if not leaf.get("description", "").strip()] == []
 
 
 def test_choices_become_drop_downs() -> None:
     schema = form("pipeline")
-    shown = dict(leaves(schema["properties"], schema["definitions"]))
+    shown = dict(leaves(schema, schema["definitions"]))
     wanted = {path: choices(kind) for path, kind in fields(Config)}
     assert {path for path, values in wanted.items() if len(values) > 1}, "there are choices"
     assert {path for path, values in wanted.items() if not values <= enums(shown[f"config.{path}"])} == set()
     assert enums(form("promote")["properties"]["metric"]) == set(get_args(Metric)) == set(METRICS)
 
 
+def shown_first(name: str) -> list[str]:
+    """The parameters of a flow, then the sections of its configuration, in the order in which the UI shows them."""
+
+    def ordered(properties: dict[str, Any]) -> list[str]:
+        return sorted(properties, key=lambda key: properties[key]["position"])
+
+    properties = form(name)["properties"]
+    *above, last = ordered(properties)
+    assert last in ("config", "configs"), "the short parameters come first"
+    config = properties[last].get("items", properties[last])
+    return [*above, *ordered(config["properties"])]
+
+
+def test_a_stage_s_own_settings_come_first() -> None:
+    assert shown_first("ingest")[:3] == ["force", "ingest", "privacy"]
+    assert shown_first("train")[:3] == ["method", "force", "train"]
+    assert shown_first("score")[:3] == ["force", "score", "weights"]
+    assert shown_first("sweep")[:3] == ["grid", "parallel", "force"]
+    assert shown_first("pipeline") == [
+        "force", "ingest", "train", "evaluate",
+        "store", "seed", "model", "privacy", "prompt", "score", "weights", "slurm",
+    ]  # fmt: skip
+
+
+def test_other_stages_settings_are_json_and_rare_groups_are_closed() -> None:
+    config = form("train")["properties"]["config"]["properties"]
+    assert "properties" not in config["ingest"], "the UI then shows JSON"
+    assert config["ingest"]["then"] == {"$ref": "#/definitions/IngestConfig"}
+    lora = form("train")["definitions"]["TrainConfig"]["properties"]["lora"]
+    assert [part.get("type", part.get("$ref")) for part in lora["anyOf"]] == ["null", "#/definitions/LoraSettings"]
+    assert lora["default"] is None, "closed until it is opened"
+    brief = form("pipeline")["properties"]["config"]["properties"]["train"]
+    assert "alpha" in brief["properties"]
+    assert "checkpoint_every" not in brief["properties"]
+
+
+WRONG = {
+    "train.alpha": -1, "train.checkpoint_every": 0, "train.launcher": {"kind": "nope"}, "train.lora": {"rank": 4},
+    "model.dtype": "int8", "model.tiny": {"steps": 0}, "evaluate.methods": ["nextquil"], "prompt.histories": 3,
+    "privacy": {"key_env": ""}, "trian": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["pipeline", "train", "ingest", "reproduce"])
+def test_invalid_parameters_are_refused_whatever_the_form_shows(name: str) -> None:
+    schema = form(name)
+    for key, value in {"": None, **WRONG}.items():
+        parameters = copy.deepcopy(DEPLOYMENTS[name]["parameters"])
+        config = parameters["configs"][0] if "configs" in parameters else parameters["config"]
+        *sections, last = key.split(".")
+        for section in sections:
+            config = config.setdefault(section, {})
+        config |= {last: value} if key else {}
+        errors = validate(parameters, schema)
+        assert bool(errors) == bool(key), key
+
+
 def test_numbers_have_bounds() -> None:
     schema = form("pipeline")
     bounds = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "enum"}
     open_ended = []
-    for path, leaf in leaves(schema["properties"], schema["definitions"]):
+    for path, leaf in leaves(schema, schema["definitions"]):
         parts = [part for part in (leaf, *leaf.get("anyOf", ())) if part.get("type") in ("integer", "number")]
         words = any(part.get("type") == "string" for part in leaf.get("anyOf", ()))  # a number or `auto`
         open_ended += [path for part in parts if not words and not bounds & set(part)]

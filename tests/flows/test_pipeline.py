@@ -64,12 +64,32 @@ def test_killed_in_training_the_same_command_completes(server: Server, config: P
 @pytest.mark.ranks
 def test_tables_report_and_progress_are_in_the_ui(server: Server, config: Path) -> None:
     artifacts = {artifact["key"]: artifact for artifact in server.post("/artifacts/latest/filter")}
-    assert {"ingest-account", "score-effects", "evaluation", "report"} <= set(artifacts)
-    rows = json.loads(artifacts["evaluation"]["data"])
+    assert {"ingest-account-small", "score-effects-small", "effects-small"} <= set(artifacts)
+    rows = json.loads(artifacts["evaluation-small"]["data"])
     assert {row["method"] for row in rows} == {"qwen", "contextsft", "nextquill"}
-    assert "## Small, paper decoding, n = " in artifacts["report"]["data"]
-    assert "| train | " in artifacts["why-evaluate"]["data"]
+    assert "## Small, paper decoding, n = " in artifacts["report-small"]["data"]
+    assert "| train | " in artifacts["why-evaluate-small"]["data"]
     assert any(key.startswith("progress-") for key in artifacts)
+    runs = {run["name"]: run for run in server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_ASC"}))}
+    shown = artifacts["pipeline-small"]
+    assert shown["flow_run_id"] == runs["pipeline Small"]["id"], "on the page of the pipeline's own run"
+    assert "## Small, paper decoding, n = " in shown["data"]
+    assert "](data:image/png;base64,iVBOR" in shown["data"], "with the figures of the report"
+    assert f"[evaluate](../../runs/flow-run/{runs['evaluate Small']['id']}) | made |" in shown["data"]
+    assert f"[ingest](../../runs/flow-run/{runs['ingest Small']['id']}) | reused |" in shown["data"]
+
+
+@pytest.mark.ranks
+def test_runs_are_named_and_tagged_by_what_they_are_about(server: Server, config: Path) -> None:
+    asked = {"flow_runs": {"tags": {"all_": ["category:Small", "stage:train", "method:nextquill", "made"]}}}
+    names = [run["name"] for run in server.post("/flow_runs/filter", json.dumps(asked))]
+    assert names == ["train nextquill +1 Small"]
+    pipelines = server.post("/flow_runs/filter", json.dumps({"flow_runs": {"tags": {"all_": ["pipeline"]}}}))
+    assert {(run["name"], *run["tags"]) for run in pipelines} == {("pipeline Small", "pipeline", "category:Small")}
+    done = server.run("flows.cli", "ingest", "--config", str(config), "--set", "ingest.max_bad_share=0.5")
+    assert done.returncode == 0, done.stderr
+    (newest,) = server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_DESC", "limit": 1}))
+    assert newest["name"] == "ingest Small max_bad_share=0.5"
 
 
 @pytest.mark.ranks
@@ -87,8 +107,8 @@ def test_all_fresh_is_reused_and_says_so(server: Server, config: Path) -> None:
 
 @pytest.mark.ranks
 def test_a_deleted_artifact_is_made_again_and_what_depends_on_it_stays(server: Server, config: Path) -> None:
-    store = config.parent / "store"
-    shutil.rmtree(next(store.glob("ingest/*/manifest.json")).parent)
+    folder = server.run("flows.cli", "path", "ingest", "--config", str(config)).stdout.strip()
+    shutil.rmtree(folder)
     done = server.run("flows.cli", "run", "--config", str(config))
     assert done.returncode == 0, done.stderr
     assert "ingest: made in" in done.stderr
@@ -102,7 +122,7 @@ def test_one_stage_alone_and_bad_data_found_inside_it(server: Server, small_worl
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "the ingest artifact is missing" in done.stderr
     done = server.run("flows.cli", "ingest", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
-    scanned, error = done.stderr.splitlines()
+    *_, scanned, error = done.stderr.splitlines()
     assert done.returncode == 2
     assert "scan of Small: made in" in scanned, "what does not depend on the thresholds is not made again"
     assert "min_user_reviews" in error

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from nextquill_core.causal.worker import work_alone
@@ -13,6 +18,15 @@ from nextquill_core.progress import silent
 from tests.scoring import digests, open_job, write_sequences
 
 installed = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("prefect_ray") is not None
+
+
+def listening() -> Iterator[str]:
+    """Addresses at which this process and all it has started listen."""
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.Error):
+            found = process.net_connections(kind="inet")
+            yield from (str(one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN)
 
 
 @pytest.mark.flow
@@ -29,12 +43,20 @@ def test_two_workers_on_ray_make_the_same_bytes_as_one(
     order, whole = open_job(tmp_path / "whole", sequences, tiny_folder)
     work_alone(order, silent)
     order, board = open_job(tmp_path / "shared", sequences, tiny_folder)
-    shown: list[tuple[float, float, str]] = []
+    shown: list[tuple[Any, ...]] = []
+    listened = set[str]()
+
+    def show(*state: Any) -> None:
+        shown.append(state)
+        listened.update(listening())
+
     with prefect_test_harness(server_startup_timeout=120):
-        ray_launch(None, 2, {"num_cpus": 2})(order, lambda *state: shown.append(state))
+        ray_launch(None, 2, {"num_cpus": 2})(order, show)
         assert digests(board) == digests(whole)
         assert len(board.reports()) > 0
         assert shown[-1][:2] == (24, 24)
+        assert listened
+        assert all(ipaddress.ip_address(one.removeprefix("::ffff:")).is_loopback for one in listened), listened
         broken, _ = open_job(tmp_path / "broken", sequences, tmp_path / "nowhere")
         with pytest.raises(UserError, match="nowhere: cannot load it"):
             ray_launch(None, 2, {"num_cpus": 2})(broken, silent)

@@ -54,8 +54,9 @@ def test_two_points_in_turn_and_one_table_of_val(server: Server, config: Path) -
     assert len(trained) == 3, "contextsft once, nextquill twice"
     identities = [json.loads(path.read_text())["identity"] for path in store.glob("predictions/*/manifest.json")]
     assert {identity["split"] for identity in identities} == {"val"}
-    assert run_names(server, "nextquill")[-2:] == ["train.alpha=0.0", "train.alpha=0.5"]
-    assert "sweep" in {artifact["key"] for artifact in server.post("/artifacts/filter")}
+    assert run_names(server, "nextquill")[-2:] == ["pipeline Small α=0", "pipeline Small α=0.5"]
+    assert run_names(server, "sweep")[-1] == "sweep Small α=0,0.5"
+    assert "sweep-small" in {artifact["key"] for artifact in server.post("/artifacts/filter")}
 
 
 def test_more_points_side_by_side_and_what_is_there_is_reused(server: Server, config: Path) -> None:
@@ -69,8 +70,8 @@ def test_more_points_side_by_side_and_what_is_there_is_reused(server: Server, co
     assert len(list(store.glob("train/*/manifest.json"))) == 5
     assert not list(store.glob("sweep/.points-*")), "logs of points that went well are not kept"
     assert sorted(run_names(server, "nextquill")[-2:]) == [
-        "train.alpha=0.0 weights.high=0.7",
-        "train.alpha=0.5 weights.high=0.7",
+        "pipeline Small α=0 λ=0.7",
+        "pipeline Small α=0.5 λ=0.7",
     ]
     assert len(document(store, 4)["points"]) == 4  # type: ignore[arg-type]
     again = server.run("flows.cli", "sweep", "--config", str(config), *arguments)

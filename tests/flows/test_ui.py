@@ -165,12 +165,14 @@ def test_a_walk(walk: Walk) -> None:
     page.click("Subflow Runs", within=TABS)
     page.wait_for("5 Subflow runs")
 
-    walk.open_artifact(walk.stages_of(run)["evaluate"], "report")
-    said = page.wait_for("Evaluation", within=ARTIFACT)
+    walk.open_artifact(run, "pipeline-small")
+    said = page.wait_for("Stages", "Evaluation", within=ARTIFACT)
     assert "Small, paper decoding, n = " in said
     assert "sane decoding" not in said
     assert [name for name in page.rows(ARTIFACT) if name in METHODS] == list(METHODS)
     page.shot("ui-report")
+    page.click_in(f"{ARTIFACT} a", "evaluate")
+    page.wait_for("evaluate Small", "stage:evaluate", "made", within=HEADING)
 
     # Evaluate alone, with the other decoding preset.
     walk.open_form("evaluate")
@@ -179,7 +181,7 @@ def test_a_walk(walk: Walk) -> None:
     page.close()
     run = walk.submit()
     walk.see_end_of(run)
-    walk.open_artifact(run, "why-evaluate")
+    walk.open_artifact(run, "why-evaluate-small")
     page.wait_for("made or reused", within=ARTIFACT)
     rows = page.rows(ARTIFACT)
     assert all(rows[name][1] == "reused" for name in ("scan:Small", "ingest", "model", "score", "train"))
@@ -191,12 +193,17 @@ def test_a_walk(walk: Walk) -> None:
     page.fill("config", "Train", "Alpha", value="0.1")
     run = walk.submit()
     walk.see_end_of(run)
-    walk.open_artifact(run, "why-train")
+    walk.open_artifact(run, "why-train-small")
     page.wait_for("made or reused", within=ARTIFACT)
     rows = page.rows(ARTIFACT)
     assert rows["train"] == ["stale", "made again", "train.alpha 0.05 → 0.1"]
     assert rows["score"][1] == "reused", "it does not ask for α"
     page.shot("ui-why-stale")
+
+    # The list of runs: names say what was different.
+    page.open("/v2/runs")
+    page.wait_for("train nextquill Small α=0.1", "evaluate Small decoding=sane", "pipeline Small decoding=paper")
+    page.shot("ui-runs")
 
     # A training that would take hours, cancelled.
     walk.open_form("train")

@@ -156,7 +156,7 @@ def test_stages_are_jobs_where_they_have_a_section(tmp_path: Path) -> None:
         ("slurm.common.arguments=[--job-name=mine]", "'--job-name=mine' is set by nextquill"),
         ("slurm.common.arguments=[-o/tmp/log]", "'-o/tmp/log' is set by nextquill"),
         ("slurm.train.gpu=1", r"unknown config key `slurm\.train\.gpu`; did you mean `slurm\.\w+\.gpus`"),
-        ("slurm.resubmit_after=[FAILED]", "Input should be 'PREEMPTED'"),
+        ("slurm.resubmit_after=[FAILED]", "unknown value 'FAILED'; did you mean"),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, setting: str, message: str) -> None:
@@ -281,8 +281,8 @@ def test_a_job_s_log_is_shown_as_if_it_had_run_here(monkeypatch: pytest.MonkeyPa
             super().__init__(title)
             self.title = title
 
-        def __call__(self, done: float, total: float, note: str = "") -> None:
-            shown.append((self.title, done, total, note))
+        def __call__(self, done: float, total: float, note: str = "", *, phase: str = "") -> None:
+            shown.append((self.title, done, total, " ".join([phase, note]).strip()))
 
     monkeypatch.setattr(slurm_stage, "ShownProgress", Shown)
     with JobLog(said.append) as log:
@@ -290,12 +290,17 @@ def test_a_job_s_log_is_shown_as_if_it_had_run_here(monkeypatch: pytest.MonkeyPa
             "12:30:01  effects: made in 10.0 s (missing) at /store",
             "12:30:16  likelihood:qwen: 1,500 of 20,000  12 a second",
             "12:30:31  score: 3 of 4  ",
+            "12:30:46  train nextquill: validating 40 of 1,200  ",
             "",
             "Traceback (most recent call last):",
         ):
             log(line)
     assert said == ["effects: made in 10.0 s (missing) at /store", "Traceback (most recent call last):"]
-    assert shown == [("likelihood:qwen", 1500, 20000, "12 a second"), ("score", 3, 4, "")]
+    assert shown == [
+        ("likelihood:qwen", 1500, 20000, "12 a second"),
+        ("score", 3, 4, ""),
+        ("train nextquill", 40, 1200, "validating"),
+    ]
 
 
 def test_progress_lines_are_those_that_our_own_progress_writes(
@@ -312,4 +317,5 @@ def test_progress_lines_are_those_that_our_own_progress_writes(
         shown(1234, 5678, "loss 1.5")
     found = slurm_stage.PROGRESS.match(caplog.messages[0])
     assert found
-    assert found.groupdict() == {"title": "train nextquill", "done": "1,234", "total": "5,678", "note": "loss 1.5"}
+    line = {"title": "train nextquill", "phase": None, "done": "1,234", "total": "5,678", "note": "loss 1.5"}
+    assert found.groupdict() == line

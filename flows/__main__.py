@@ -1,0 +1,24 @@
+"""Start of the command line, as `nextquill` or `python -m flows`.
+
+Signals are taken care of before the command line itself is imported, which takes a few tenths of a second.
+"""
+
+from __future__ import annotations
+
+from flows import interruption
+
+
+def main() -> None:
+    """Run a command, see `flows.cli.main`."""
+    interruption.exit_quickly()
+    interruption.run(_run)
+
+
+def _run() -> int:
+    from flows.cli import exit_code
+
+    return exit_code()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Names and tags of flow runs: which stage, of which data, and which settings are different from the usual ones.
+
+Everything here is text made of plain values. What is usual is for the caller to say (flows/labels.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from nextquill_core.config import known_keys
+from nextquill_core.evaluation.methods import METHODS
+
+LONGEST, LONGEST_VALUE, MOST_CHANGES = 80, 24, 3
+STAGES = ("ingest", "model", "score", "train", "evaluate")
+SYMBOLS = {
+    "train.alpha": "α", "weights.delta": "δ", "weights.high": "λ", "weights.low": "ε", "train.learning_rate": "lr",
+    "model.name_or_path": "model",
+}  # fmt: skip
+NEVER_SHOWN = ("store", "slurm", "ingest.inputs", "train.method")
+"""Where a run is stored and queued does not tell runs apart; categories and the method have a place in the name."""
+DATA = ("ingest", "privacy")
+MODEL = ("model", "prompt", "seed", *DATA)
+SCORE = ("score", "weights", *MODEL)
+TRAIN = ("train", *SCORE)
+EVALUATE = ("evaluate", *TRAIN)
+READS = {"ingest": DATA, "model": MODEL, "score": SCORE, "train": TRAIN, "evaluate": EVALUATE}
+"""Sections that a stage depends on, its own first; other flows depend on all."""
+PIPELINE, COMPARISON = "pipeline", "comparison"
+REUSED, MADE = "reused", "made"
+GENERATED = re.compile(r"[a-zA-Z]+-[a-zA-Z]+")
+"""A name as Prefect makes one up, such as `sleek-conure`; what a person writes usually has a space or a digit."""
+
+
+def run_name(flow: str, parameters: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
+    """Return the name of a flow run, such as `train nextquill Digital_Music α=0.1`.
+
+    Args:
+        flow: The flow's module in `flows`.
+        parameters: The flow's parameters as plain values.
+        changed: Values by dotted key that are different from the usual ones; those that the flow does not depend on are
+            left out.
+    """
+    words = [flow, *_methods(flow, parameters), counted(categories(parameters))]
+    shown = [f"{_short(key)}={_value(value)}" for key, value in _relevant(flow, changed)]
+    shown += [f"{_short(key)}={_value(values)}" for key, values in (parameters.get("grid") or {}).items()]
+    words += shown[:MOST_CHANGES] + ([f"+{len(shown) - MOST_CHANGES}"] if len(shown) > MOST_CHANGES else [])
+    name = " ".join(filter(None, words))
+    return name if len(name) <= LONGEST else name[: LONGEST - 1].rstrip() + "…"
+
+
+def run_tags(flow: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the tags by which the UI filters runs: what kind of run it is, its categories and its method."""
+    kinds = {PIPELINE: PIPELINE} | {stage: f"stage:{stage}" for stage in STAGES}
+    tags = [kinds.get(flow, COMPARISON), *(f"category:{category}" for category in categories(parameters))]
+    return tags + [f"method:{method}" for method in _trained(flow, parameters)]
+
+
+def differences(config: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `config` by dotted key that are different in `usual`, in the order of `config`."""
+    before = dict(_leaves(usual))
+    return {key: value for key, value in _leaves(config) if key not in before or before[key] != value}
+
+
+def picked(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `config` at and below these dotted keys."""
+    return {
+        key: value
+        for key, value in _leaves(config)
+        if any(key == chosen or key.startswith(f"{chosen}.") for chosen in keys)
+    }
+
+
+def categories(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the categories of a flow run's data, each once."""
+    configs = parameters.get("configs") or [parameters["config"]]
+    return list(dict.fromkeys(raw["category"] for config in configs for raw in config["ingest"]["inputs"]))
+
+
+def counted(names: Sequence[str]) -> str:
+    """Return the first of several names and how many more there are: `Books +2`."""
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else ""
+
+
+def typed_by_a_person(name: str) -> bool:
+    """Return whether a flow run has a name that Prefect did not make up."""
+    return bool(name) and not GENERATED.fullmatch(name)
+
+
+def _methods(flow: str, parameters: Mapping[str, Any]) -> list[str]:
+    trained = _trained(flow, parameters)
+    return [counted(trained)] if trained else []
+
+
+def _trained(flow: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the methods that a run trains or promotes, the main one first."""
+    if flow not in ("train", "promote"):
+        return []
+    if parameters.get("method"):
+        return [parameters["method"]]
+    config = parameters["config"]
+    others = config["evaluate"]["methods"] if flow == "train" else ()
+    trains = [name for name in others if name in METHODS and METHODS[name].training]
+    return list(dict.fromkeys([config["train"]["method"], *trains]))
+
+
+def _relevant(flow: str, changed: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    reads = READS.get(flow)
+    found = [(key, value) for key, value in changed.items() if not _below(key, NEVER_SHOWN)]
+    if reads is None:
+        return found
+    found = [(key, value) for key, value in found if _below(key, reads)]
+    return sorted(found, key=lambda change: reads.index(change[0].partition(".")[0]))
+
+
+def _below(key: str, tops: Sequence[str]) -> bool:
+    return any(key == top or key.startswith(f"{top}.") for top in tops)
+
+
+@cache
+def _ambiguous() -> frozenset[str]:
+    """The last parts that several keys share, such as `alpha`."""
+    return frozenset(
+        last for last, count in Counter(key.rpartition(".")[2] for key in known_keys()).items() if count > 1
+    )
+
+
+def _short(key: str) -> str:
+    last = key.rpartition(".")[2]
+    return SYMBOLS.get(key) or (key if last in _ambiguous() else last)
+
+
+def _value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = ",".join(map(_value, value))
+    text = str(value).rstrip("/").rpartition("/")[2]
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

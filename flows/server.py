@@ -1,0 +1,229 @@
+"""The Prefect server that a command uses: which one is set, and whether it answers, before anything is started.
+
+Prefect reads its settings with the whole library, which takes seconds. What a look at the server needs is read here
+from the two places where people put it, the environment and the active profile.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    import httpx
+
+URL = "PREFECT_API_URL"
+KEY = "PREFECT_API_KEY"
+CONNECT_S, ANSWER_S = 5.0, 10.0
+"""Seconds for the connection, and for the answer of a server that may be busy."""
+CLOUD = re.compile(r"https?://([\w-]+\.)*prefect\.cloud(/|:|$)")
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Prefect's settings that say where its server is and how to talk to it.
+
+    Attributes:
+        values: By the name of the environment variable.
+        profile: Name of the active profile, if the URL comes from it.
+    """
+
+    values: Mapping[str, str]
+    profile: str = ""
+
+    @property
+    def url(self) -> str:
+        """The API's URL, or "" where none is set and a temporary server is started."""
+        return self.values.get(URL, "").strip()
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without a password, for messages."""
+        return re.sub(r"(?<=://)[^/@]*@", "", self.url.rstrip("/"))
+
+    @property
+    def where(self) -> str:
+        """The setting to change, for messages."""
+        return f"{URL} of the Prefect profile `{self.profile}`" if self.profile else URL
+
+    @property
+    def unset(self) -> str:
+        """How to do without this server."""
+        return f"`prefect config unset {URL}`" if self.profile else f"unset {URL}"
+
+
+def server_settings(environment: Mapping[str, str] = os.environ) -> ServerSettings:
+    """Read the server's settings from the environment, and below it from the active profile."""
+    home = Path(environment.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    file = Path(environment.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
+    try:
+        stored: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = {}
+    active = environment.get("PREFECT_PROFILE") or stored.get("active")
+    profiles = stored.get("profiles")
+    profile = profiles.get(active) if isinstance(profiles, dict) else None
+    below = {name: str(value) for name, value in profile.items()} if isinstance(profile, dict) else {}
+    set_here = {name: value for name, value in environment.items() if name.startswith("PREFECT_")}
+    from_profile = URL in below and URL not in set_here
+    return ServerSettings({**below, **set_here}, str(active) if from_profile else "")
+
+
+def require_server(settings: ServerSettings) -> None:
+    """Make sure that the server in use answers, is a Prefect server of this major version, and lets us in.
+
+    Args:
+        settings: Which server; without a URL there is nothing to check.
+
+    Raises:
+        UserError: It does not, with the setting to change.
+    """
+    if not settings.url:
+        return
+    url, shown = settings.url.rstrip("/"), settings.shown_url
+    if not _is_url(url):
+        raise UserError(
+            f"{shown!r} is not the URL of a Prefect server", settings.where,
+            f"write it with http:// or https:// and /api, for example http://127.0.0.1:4200/api, or {settings.unset}",
+        )  # fmt: skip
+    cloud = CLOUD.match(url) is not None
+    if cloud and not settings.values.get(KEY):
+        raise UserError(
+            f"{shown} is Prefect Cloud and no API key is set",
+            KEY,
+            f"set {KEY} (`prefect cloud login`), or {settings.unset}",
+        )
+    start_or_unset = f"start one (`nextquill up`) or {settings.unset}"
+    try:
+        answer = _get(f"{url}/health", settings)
+    except OSError as error:
+        raise UserError(
+            f"no Prefect server answers at {shown} ({error}){_through_proxy(url)}", settings.where, start_or_unset
+        ) from None
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"the Prefect server at {shown} refuses access (HTTP {answer.status_code})", settings.where,
+            f"set {KEY} (Prefect Cloud) or PREFECT_API_AUTH_STRING (a server with a password), or {settings.unset}",
+        )  # fmt: skip
+    if cloud:
+        return
+    if answer.status_code != 200 or _json(answer) is not True:
+        said = f"HTTP {answer.status_code}" if answer.status_code != 200 else "another program"
+        remedy = f"set it to {shown}/api" if _healthy(f"{url}/api", settings) else start_or_unset
+        raise UserError(f"no Prefect server answers at {shown} ({said}){_through_proxy(url)}", settings.where, remedy)
+    _require_version(url, shown, settings)
+
+
+def spare_loopback_the_proxy() -> None:
+    """Keep a proxy that is set for the network out of what is said to the temporary server on this machine."""
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
+        if "*" not in hosts:
+            os.environ[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+
+
+def _require_version(url: str, shown: str, settings: ServerSettings) -> None:
+    """Compare the major versions of server and library; Prefect itself stops at a difference, with a traceback."""
+    from importlib.metadata import version
+
+    try:
+        found = _json(_get(f"{url}/admin/version", settings))
+    except OSError:
+        return
+    ours = version("prefect")
+    major = ours.partition(".")[0]
+    if isinstance(found, str) and found.partition(".")[0] != major:
+        raise UserError(
+            f"the server at {shown} is Prefect {found}, and Prefect {major} is needed ({ours} is installed)",
+            settings.where, f"upgrade the server, use another (`nextquill up`), or {settings.unset}",
+        )  # fmt: skip
+
+
+def _get(url: str, settings: ServerSettings) -> httpx.Response:
+    """Ask the server as Prefect's client does: through the same proxies, with the same key or password.
+
+    Raises:
+        OSError: Nothing answers; the message says why.
+    """
+    import httpx
+
+    values = settings.values
+    limit = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+    headers = {}
+    if key := values.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    elif password := values.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+    custom = values.get("PREFECT_CLIENT_CUSTOM_HEADERS")
+    insecure = values.get("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "").lower() in ("1", "true", "yes", "on")
+    certificates = values.get("PREFECT_API_SSL_CERT_FILE")
+    try:
+        if custom:
+            headers |= json.loads(custom)
+        verify: Any = not insecure
+        if certificates and not insecure:
+            import ssl
+
+            verify = ssl.create_default_context(cafile=certificates)
+        with httpx.Client(timeout=limit, verify=verify, follow_redirects=True, headers=headers) as client:
+            return client.get(url)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, TypeError) as error:
+        reason = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+        raise OSError(reason) from error
+
+
+def answers(settings: ServerSettings) -> bool:
+    """Whether the server that is set answers in any way; one that refuses access is there."""
+    try:
+        _get(f"{settings.url.rstrip('/')}/health", settings)
+    except OSError:
+        return False
+    return True
+
+
+def _healthy(url: str, settings: ServerSettings) -> bool:
+    try:
+        return _json(_get(f"{url}/health", settings)) is True
+    except OSError:
+        return False
+
+
+def _json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return None
+
+
+def _through_proxy(url: str) -> str:
+    """Name the proxy between this machine and the server, if there is one."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or not parts.hostname or proxy_bypass(parts.hostname):
+        return ""
+    hidden = re.sub(r"(?<=://)[^/@]*@", "", proxy)
+    return f" through the proxy {hidden} ({parts.scheme.upper()}_PROXY; NO_PROXY={parts.hostname} goes around it)"
+
+
+def _is_url(text: str) -> bool:
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
