@@ -9,7 +9,10 @@ DEMO := data/demo
 # servers and ranks of their own; the fast ones as many at a time as there are cores.
 TESTS := $(BIN)/python -m pytest --dist loadfile
 
-.PHONY: help setup run test test-all lint check format demo-data clean
+TRIALS ?= 100
+SEED ?= $(shell date +%Y%m%d)
+
+.PHONY: help setup run test test-all chaos lint check format demo-data clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +25,9 @@ test: setup  ## set up, then all tests but those that take many minutes
 
 test-all: setup  ## the whole test suite, half an hour on two cores
 	$(TESTS) -n 2
+
+chaos: setup  ## kill, cut off, damage and fill up: TRIALS=100 trials of each kind from SEED=today; hours
+	CHAOS_TRIALS=$(TRIALS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q tests/chaos --timeout 0
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .

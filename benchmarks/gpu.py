@@ -34,7 +34,7 @@ from nextquill_core.causal.scorer import Scorer
 from nextquill_core.model.branches import computed_tokens
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample, micro_batches
-from nextquill_core.training.objective import PreferenceLoss, training_way
+from nextquill_core.training.objective import PreferenceLoss, denominators, training_way
 from nextquill_core.training.worker import with_adapter
 
 PAPERS_EXAMPLES, PAPERS_EPOCHS = 2_536 + 15_400 + 14_032, 5
@@ -176,7 +176,7 @@ def measure_training(
 
     def step(objective: PreferenceLoss) -> None:
         for micro in micros:
-            objective(micro.examples, float(len(examples))).loss.backward()
+            objective(micro.examples, denominators(examples, objective.spec)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

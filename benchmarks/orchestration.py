@@ -43,7 +43,9 @@ from storage import Artifact, InputRef, Store, fingerprint
 from storage.manifest import MANIFEST_NAME
 
 FLOW_RUNS, TASK_RUNS = 5, 20
-COMMAND = [sys.executable, "-m", "flows.cli"]
+COMMAND = [sys.executable, "-m", "flows"]
+STARTUP_S = 180.0
+"""Seconds that a server has for starting."""
 Taken = dict[str, float]
 
 
@@ -210,13 +212,16 @@ def fresh_run(options: Sequence[str], store: Path, rounds: int, home: Path) -> d
 def watching(home: Path) -> Iterator[str]:
     """A Prefect server of its own folder; yields its address."""
     from flows.command import quiet_prefect
+    from flows.temporary_server import TemporaryServer
 
     os.environ["PREFECT_HOME"] = str(home)  # before Prefect is imported
     quiet_prefect()
-    from prefect.server.api.server import SubprocessASGIServer
-
-    with SubprocessASGIServer() as server:
-        yield server.api_url
+    server = TemporaryServer(home, STARTUP_S)
+    try:
+        server.wait_until_healthy()
+        yield f"http://127.0.0.1:{server.port}/api"
+    finally:
+        server.end()
 
 
 def status_among(options: Sequence[str], store: Path, rounds: int, home: Path) -> dict[str, Any]:

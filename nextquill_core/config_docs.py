@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
 from nextquill_core.config import Config, Section
+from nextquill_core.config.base import section_of
 
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt"), MinLen: ("at least", "min_length")}
 
@@ -24,29 +25,33 @@ def markdown() -> str:
         "",
         "Made by `python -m nextquill_core.config_docs > docs/configuration.md`.",
     ]
-    sections: list[tuple[str, type[Section]]] = [("top level", Config), *_sections(Config)]
-    for name, section in sections:
+    sections: list[tuple[str, type[Section], bool]] = [("top level", Config, False), *_sections(Config)]
+    for name, section, operational in sections:
         lines += ["", f"## {name}", "", *((section.__doc__ or "").splitlines()[:1]), ""]
         lines += ["| key | default | values | |", "|---|---|---|---|"]
-        lines += [_row(key, field) for key, field in section.model_fields.items() if _section_of(field) is None]
+        fields = section.model_fields.items()
+        lines += [_row(key, field, operational) for key, field in fields if section_of(field) is None]
     return "\n".join(lines) + "\n"
 
 
-def _sections(section: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+def _sections(
+    section: type[Section], prefix: str = "", inherited: bool = False
+) -> Iterator[tuple[str, type[Section], bool]]:
+    """Each section below, its name first; last whether all that is in it is operational."""
     for key, field in section.model_fields.items():
-        if inner := _section_of(field):
-            yield prefix + key, inner
-            yield from _sections(inner, f"{prefix}{key}.")
+        if inner := section_of(field):
+            operational = inherited or _operational(field)
+            yield prefix + key, inner, operational
+            yield from _sections(inner, f"{prefix}{key}.", operational)
 
 
-def _section_of(field: FieldInfo) -> type[Section] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def _row(key: str, field: FieldInfo) -> str:
+def _operational(field: FieldInfo) -> bool:
     extra = field.json_schema_extra
-    mark = " ○" if isinstance(extra, dict) and extra.get("operational") else ""
+    return isinstance(extra, dict) and bool(extra.get("operational"))
+
+
+def _row(key: str, field: FieldInfo, operational: bool) -> str:
+    mark = " ○" if operational or _operational(field) else ""
     default = field.default
     shown = "[…]" if isinstance(default, tuple) and any(isinstance(part, Section) for part in default) else default
     return f"| `{key}`{mark} | `{_yaml(shown)}` | {_values(field)} | {field.description or ''} |"

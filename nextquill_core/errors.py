@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from storage.errors import UserError
 
-__all__ = ["DataError", "ModelError", "UserError", "first_line"]
+__all__ = ["DataError", "HubUnreachableError", "ModelError", "UserError", "first_line"]
 
 
 class DataError(UserError):
@@ -13,6 +13,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model, tokenizer or adapter that cannot be found or does not do what is asked of it."""
+
+
+class HubUnreachableError(DataError, ModelError):
+    """The Hugging Face hub cannot be reached and there is no local copy. It is not retried."""
 
 
 def first_line(error: BaseException) -> str:

@@ -100,6 +100,8 @@ EXAMPLE_SCORES = pa.schema(
         "decoding": pa.string(),
         "rouge1": pa.float64(),
         "rougeL": pa.float64(),
+        "rouge1_unicode": pa.float64(),
+        "rougeL_unicode": pa.float64(),
         "meteor": pa.float64(),
         "bleu": pa.float64(),
         "bleu_counts": pa.list_(pa.int64()),

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from nextquill_core.config.base import OPERATIONAL, Section
 from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
+from nextquill_core.config.faults import explained, first_fault
 from nextquill_core.config.model import ModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
+from nextquill_core.config.secrets import first_secret
 from nextquill_core.config.slurm import SlurmJobs
 from nextquill_core.config.train import TrainConfig
+from nextquill_core.config.yaml_text import (
+    DEEPEST,
+    LARGEST_BYTES,
+    LARGEST_SEED,
+    YamlFault,
+    first_odd_value,
+    parse_yaml,
+    shortened,
+)
 from storage.errors import UserError
+from storage.redaction import keep_secret
 
 
 class Config(Section):
@@ -26,11 +39,13 @@ class Config(Section):
     store: Annotated[
         str,
         Field(
+            min_length=1,
+            pattern=r"\S",
             description="artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix",
             json_schema_extra=OPERATIONAL,
         ),
     ] = "./artifacts"
-    seed: Annotated[int, Field(ge=0, description="of everything that is drawn at random")] = 42
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything that is drawn at random")] = 42
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -40,6 +55,38 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     slurm: Annotated[SlurmJobs, Field(json_schema_extra=OPERATIONAL)] = SlurmJobs()
+    _laid_over: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _every_value_can_be_stored(self) -> Config:
+        if found := first_odd_value(self):
+            key, what = found
+            raise PydanticCustomError("odd_value", "`{key}` {what}", {"key": key, "what": what})
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Config:
+        if found := first_secret(self):
+            key, what, remedy = found
+            raise PydanticCustomError("secret", "`{key}` holds {what}", {"key": key, "what": what, "remedy": remedy})
+        return self
+
+    @model_validator(mode="after")
+    def _variables_are_masked(self) -> Config:
+        for name in (self.privacy.key_env, self.evaluate.server.api_key_env):
+            keep_secret(variable=name)
+        return self
+
+    @property
+    def laid_over(self) -> tuple[str, ...]:
+        """The dotted keys whose values were laid over a file, for a run's name."""
+        return self._laid_over
+
+    def with_laid_over(self, keys: Iterable[str]) -> Config:
+        """Return the same settings, knowing that the values of these keys were laid over a file."""
+        known = self.model_copy()
+        known._laid_over = tuple(dict.fromkeys(keys))
+        return known
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -54,17 +101,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would block, a device never ends
+            raise UserError("the config is not a file", str(path), "name a file with --config")
+        with path.open("rb") as file:
+            text = file.read(LARGEST_BYTES + 1).decode("utf-8-sig")
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"cannot read the config ({error.strerror})", str(path), "name a file with --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid YAML: {error}", str(path), "mend the file") from None
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"cannot read the config ({reason})", shortened(str(path)), "name a file with --config"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the config is not UTF-8 text ({error.reason})", str(path), "save it as UTF-8") from None
+    except ValueError as error:  # a NUL character in the name
+        raise UserError(
+            f"cannot read the config ({error})", shortened(str(path)), "name a file with --config"
+        ) from None
+    try:
+        loaded = parse_yaml(text)
+    except YamlFault as error:
+        raise UserError(f"not valid YAML: {error}", str(path), "fix the file") from None
     values = loaded if loaded is not None else {}
     if not isinstance(values, dict):
         raise UserError("a config is a YAML mapping of sections", str(path), "see configs/demo.yaml")
     for override in overrides:
         _lay_over(values, override)
-    return parse_config(values, where=str(path))
+    laid_over = (override.partition("=")[0] for override in overrides)
+    return parse_config(values, where=str(path)).with_laid_over(laid_over)
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> Config:
@@ -73,36 +137,50 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise _first_fault(error, where) from None
+    except RecursionError:
+        raise UserError("a value is nested too deeply", where, "see docs/configuration.md") from None
 
 
 def _lay_over(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise UserError(f"--set takes KEY=VALUE, got {override!r}", remedy="for example --set train.alpha=0.1")
+        raise UserError(
+            f"--set takes KEY=VALUE, got {shortened(override)!r}", remedy="for example --set train.alpha=0.1"
+        )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: the value is not valid YAML", remedy="quote it") from None
+        value = parse_yaml(text)
+    except YamlFault as error:
+        raise UserError(f"--set {shortened(key)}: the value is not valid YAML ({error})", remedy="quote it") from None
     *parents, last = key.split(".")
+    if len(parents) >= DEEPEST or not all((*parents, last)):
+        raise UserError(f"--set {shortened(key)}: not a key", remedy="see docs/configuration.md")
     section = values
     for name in parents:
-        section = section.setdefault(name, {})
+        if section.get(name) is None:
+            section[name] = {}
+        section = section[name]
         if not isinstance(section, dict):
             raise UserError(f"--set {key}: {name} is a value, not a section", remedy="see docs/configuration.md")
     section[last] = value
 
 
 def _first_fault(error: ValidationError, where: str) -> UserError:
-    faults = error.errors(include_url=False)
-    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
+    if odd := [fault for fault in error.errors(include_url=False) if fault["type"] == "odd_value"]:
+        return UserError(odd[0]["msg"], where, "set another value")
+    if secrets := [fault for fault in error.errors(include_url=False) if fault["type"] == "secret"]:
+        key = ".".join(map(str, secrets[0]["loc"]))
+        what = f"`{key}`: {secrets[0]['msg']}" if key else f"{secrets[0]['msg']}, and settings are stored"
+        return UserError(what, where, secrets[0]["ctx"]["remedy"])
+    key, faults = first_fault(Config, error.errors(include_url=False))
+    if faults[0]["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5) or difflib.get_close_matches(
             key.rpartition(".")[2], [known.rpartition(".")[2] for known in known_keys()], n=1
         )
         remedy = f"did you mean `{near[0]}`?" if near else "remove it"
-        return UserError(f"unknown config key `{key}`", where, remedy)
-    return UserError(f"`{key}`: {fault['msg']}", where, f"got {fault['input']!r}")
+        return UserError(f"unknown config key `{shortened(key)}`", where, remedy)
+    what, remedy = explained(Config, faults)
+    key = re.sub(r"(\.\d+)+$", "", key)  # an element of a list is known by its value
+    return UserError(f"`{key}`: {what}" if key else what, where, remedy)
 
 
 def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:

@@ -6,10 +6,11 @@ Everything here follows from the configuration and the digests of the raw files,
 
 from nextquill_core.plan.evaluation import EvaluationPlan, Writing
 from nextquill_core.plan.freshness import Freshness, State, freshness, outdated
-from nextquill_core.plan.making import FOLD_METHOD, Plan, make_plan
-from nextquill_core.plan.steps import REVISIONS, Step
+from nextquill_core.plan.making import FOLD_METHOD, Plan, make_plan, method_weights
+from nextquill_core.plan.steps import COMMANDS, REVISIONS, Step
 
 __all__ = [
+    "COMMANDS",
     "FOLD_METHOD",
     "REVISIONS",
     "EvaluationPlan",
@@ -20,5 +21,6 @@ __all__ = [
     "Writing",
     "freshness",
     "make_plan",
+    "method_weights",
     "outdated",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from nextquill_core.config import Config, EvaluateConfig
 from nextquill_core.evaluation.decoding import DECODINGS, PAPER, SAMPLED, SANE_CANDIDATES, STEERING_STRENGTHS
-from nextquill_core.evaluation.methods import BASE_ENCODER, METHODS, Method
+from nextquill_core.evaluation.methods import BASE_ENCODER, METHODS, Method, served_model
 from nextquill_core.evaluation.summarize import PROMPT_REVISION
 from nextquill_core.model.identity import external_model_identity
 from nextquill_core.plan.steps import Step
@@ -207,6 +207,17 @@ class _Planner:
         parts = (brought, self.train.get(method.name), self.personal if method.personal else None)
         return (*self.base, *(part for part in parts if part))
 
+    def _engine(self, method: Method) -> dict[str, Any]:
+        """Return what generates a method's texts, under the names of the configuration, which explain a change.
+
+        A server counts by the name of its model for this method alone. Its URL, key, load and retries do not count.
+        """
+        engine = self.settings.engine
+        if engine == "transformers":
+            return {"engine": engine}
+        served = served_model(method, self.settings.server.models)
+        return {"engine": engine, "server": {"models": {method.name: served}}}
+
     def _writing(
         self, name: str, decoding: str, split: str, sampler: str | None, strength: float | None = None, past: str = OWN
     ) -> Writing:
@@ -219,6 +230,7 @@ class _Planner:
             "split": split,
             "past": past,
             "max_new_tokens": self.settings.paper_max_new_tokens if paper else self.settings.max_new_tokens,
+            "evaluate": self._engine(method),
         }
         inputs = self._brought(method)
         if sampler is None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from nextquill_core.causal.weighting import weight_settings
-from nextquill_core.config import Config
+from nextquill_core.config import Config, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.evaluation.methods import METHODS
+from nextquill_core.evaluation.methods import METHODS, Training
 from nextquill_core.ingest.sources import PARTS, RawFiles, Source, source
 from nextquill_core.model.identity import external_model_identity
+from nextquill_core.model.template_choice import TemplateChoice, choose_template
 from nextquill_core.plan.evaluation import EvaluationPlan, plan_evaluation
-from nextquill_core.plan.steps import Step
-from nextquill_core.prompts import PLAIN, resolve_template
+from nextquill_core.plan.steps import COMMANDS, Step
+from nextquill_core.prompts import PLAIN, TEMPLATE_DATE
+from nextquill_core.training.zero import configured, deciding
 from storage import DigestCache
 
 # How the adapters that score in place of θ0 are trained: history in, plain loss. They come before the weights, so no
@@ -37,6 +40,7 @@ class Plan:
         train: A step for each method that trains, the configured `train.method` first.
         folds: The adapters that score in place of θ0 (`score.effect_source: adapter`), `fold-0` first; else empty.
         evaluation: What comes before `evaluate`.
+        template: The template of the prompts, and why it was chosen.
     """
 
     config: Config
@@ -52,6 +56,7 @@ class Plan:
     folds: Mapping[str, Step]
     evaluation: EvaluationPlan
     evaluate: Step
+    template: TemplateChoice
     model_identity: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self, step: Step) -> list[Step]:
@@ -77,14 +82,41 @@ class Plan:
     @property
     def stages(self) -> Iterator[Step]:
         """The steps that a person knows by name: one a stage, one a fold and one a trained method."""
-        yield self.ingest
-        if self.model:
-            yield self.model
-        yield from self.folds.values()
-        yield self.score
-        yield from self.train.values()
-        yield from self.evaluation.tasks.values()
-        yield self.evaluate
+        for stage in get_args(StageName):
+            yield from self.made_by(stage)
+
+    def made_by(self, stage: StageName) -> list[Step]:
+        """The steps that a person knows by name that one stage's command makes, its result last."""
+        if stage == "ingest":
+            return [self.ingest]
+        if stage == "model":
+            return [self.model] if self.model else []
+        if stage == "score":
+            return [*self.folds.values(), self.score]
+        if stage == "train":
+            return [*self.train.values(), *self.evaluation.tasks.values()]
+        return [self.evaluate]
+
+    def command(self, step: Step) -> str:
+        """The command of `nextquill` that makes a step."""
+        return "score" if step in self.folds.values() else COMMANDS[step.kind]
+
+    def needed_by(self, steps: Sequence[Step]) -> list[Step]:
+        """What other stages make for these steps, in the order in which it is made."""
+        own = {step.fingerprint for step in steps}
+        others = {step.fingerprint for step in self.stages} - own
+        found = set[str]()
+        waiting, seen = list(steps), set[str]()
+        while waiting:
+            for origin in waiting.pop().inputs:
+                if origin.fingerprint in seen:
+                    continue
+                seen.add(origin.fingerprint)
+                if origin.fingerprint in others:
+                    found.add(origin.fingerprint)
+                else:
+                    waiting.append(origin)
+        return [step for step in self.stages if step.fingerprint in found]
 
     def stage(self, name: str) -> Step | None:
         """The step of this name; `train` is the configured method's."""
@@ -115,10 +147,11 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
         scans[raw.category] = Step("scan", f"scan:{raw.category}", scan)
     ingest = Step("ingest", "ingest", {"ingest": settings}, tuple(scans.values()))
 
-    prompt = config.prompt.semantic() | {
-        "template": resolve_template(config.prompt.template, config.model.name_or_path)
-    }
-    prompt["revision"] = PLAIN.revision
+    named = config.model.name_or_path, config.model.revision
+    template = choose_template(config.prompt.template, *named, strict=fetch)
+    prompt = config.prompt.semantic() | {"template": template.name, "revision": PLAIN.revision}
+    if template.name == "chat":
+        prompt["date"] = TEMPLATE_DATE.isoformat()
     model, model_identity = _model(config, ingest, prompt, digests)
     common = {"model": model_identity, "prompt": prompt}
     base = (ingest, model) if model else (ingest,)
@@ -141,11 +174,15 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     tasks = _left_out(config, TASK_METHOD, "task", config.evaluate.personal.folds, common, base) if personal else {}
     evaluation = plan_evaluation(config, common, base, train, tasks, digests)
     inputs = (ingest, score, *train.values(), *evaluation.steps)
-    measuring = {"evaluate": config.evaluate.measuring(), "delta": config.weights.delta, "seed": config.seed}
+    measuring = {
+        "evaluate": config.evaluate.measuring() | {"bertscore": _bertscore(config, digests)},
+        "delta": config.weights.delta,
+        "seed": config.seed,
+    }
     evaluate = Step("evaluate", "evaluate", measuring, inputs)
     return Plan(
         config, reader, files, scans, ingest, model, effects, score, weights, train, folds, evaluation, evaluate,
-        model_identity,
+        template, model_identity,
     )  # fmt: skip
 
 
@@ -158,14 +195,44 @@ def _model(
     return None, external_model_identity(config.model, digests)
 
 
+def _bertscore(config: Config, digests: DigestCache) -> dict[str, Any] | None:
+    """Return which encoder BERTScore has: a hub name with its revision, or the digests of a local folder's files."""
+    name, revision = config.evaluate.retrieval.bertscore, config.evaluate.retrieval.bertscore_revision
+    if name is None or not Path(name).is_dir():
+        return None if name is None else {"name": name, "revision": revision}
+    other = {"name_or_path": name, "revision": revision, "dtype": "float32", "trust_remote_code": False}
+    return external_model_identity(config.model.model_copy(update=other), digests)
+
+
 def _weights(config: Config, methods: Sequence[str], effects: Step) -> dict[str, Step]:
     """Weights by the policies that methods name, from the same effects, at their own defaults."""
-    policies = {training.policy for name in methods if (training := METHODS[name].training) and training.policy}
-    shared = {key: value for key, value in config.weights.semantic().items() if key not in ("policy", "options")}
+    trained = [training for name in methods if (training := METHODS[name].training)]
+    stored = {training.policy: training for training in trained if training.policy and not _live(config, training)}
     return {
-        policy: Step("score", f"score:{policy}", {"weights": weight_settings(policy, {}, **shared)}, (effects,))
-        for policy in sorted(policies)
+        policy: Step("score", f"score:{policy}", {"weights": method_weights(config, training)}, (effects,))
+        for policy, training in sorted(stored.items())
     }
+
+
+def method_weights(config: Config, training: Training) -> dict[str, Any]:
+    """The weight policy of a method with its settings: the configured policy, or the method's at its own defaults."""
+    values = config.weights.semantic()
+    policy, options = values.pop("policy"), values.pop("options")
+    if training.policy:
+        policy, options = training.policy, {}
+    return weight_settings(policy, options, **values)
+
+
+def _live(config: Config, training: Training) -> bool:
+    """Whether the model in training decides the weights."""
+    return training.weighted and training.settings(config.train).weights_from == "live"
+
+
+def _reads_score(config: Config, training: Training) -> bool:
+    """Whether stored weights or effects are read."""
+    settings = training.settings(config.train)
+    effects = training.causal and settings.alpha > 0 and settings.causal_loss.target == "effect"
+    return effects or (training.weighted and settings.weights_from == "stored")
 
 
 def _left_out(
@@ -195,14 +262,22 @@ def _train(
     training = METHODS[name].training
     if training is None:
         raise ValueError(f"{name} does not train")
-    settings = config.train.semantic()
+    settings = training.settings(config.train).semantic()
     del settings["method"]
+    if own := deciding(configured(config.train, config.model.dtype)):
+        settings["deepspeed"] = {"config": own}
     if not training.causal:
         del settings["alpha"], settings["causal_loss"]  # a method without L_p does not train again for another α
+    elif not training.weighted:
+        del settings["causal_loss"]["weighted"]  # every token counts 1
+    if not training.weighted:
+        del settings["weights_from"]
     recipe: dict[str, Any] = {"history": METHODS[name].history}
     recipe |= {"weighted": training.weighted, "causal": training.causal}
     identity = {**common, "train": settings, "recipe": recipe, "seed": config.seed}
+    if _live(config, training):
+        identity |= {"weights": method_weights(config, training)}
     if fold is not None:
         identity |= {"fold": fold}
     label = label or ("train" if name == config.train.method else f"train:{name}")
-    return Step("train", label, identity, (*base, score) if score and training.weighted else base)
+    return Step("train", label, identity, (*base, score) if score and _reads_score(config, training) else base)

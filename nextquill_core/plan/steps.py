@@ -11,21 +11,39 @@ from storage import fingerprint
 
 # Raised by hand when a stage's code changes what it produces from the same settings.
 REVISIONS = {
-    "scan": 1,
-    "ingest": 2,
-    "model": 1,
-    "effects": 1,
+    "scan": 2,
+    "ingest": 3,
+    "model": 2,
+    "effects": 2,
     "score": 1,
-    "train": 1,
-    "relevance": 1,
-    "summaries": 1,
-    "personal": 1,
-    "predictions": 2,
-    "choice": 1,
-    "likelihood": 1,
-    "evaluate": 2,
-    "sweep": 1,
-    "reproduction": 1,
+    "train": 2,
+    "relevance": 2,
+    "summaries": 2,
+    "personal": 2,
+    "predictions": 3,
+    "choice": 2,
+    "likelihood": 2,
+    "evaluate": 3,
+    "sweep": 2,
+    "reproduction": 2,
+}
+# The command of `nextquill` that makes an artifact of each kind. Folds, which `score` trains, are the plan's to know.
+COMMANDS = {
+    "scan": "ingest",
+    "ingest": "ingest",
+    "model": "model",
+    "effects": "score",
+    "score": "score",
+    "train": "train",
+    "relevance": "evaluate",
+    "summaries": "evaluate",
+    "personal": "evaluate",
+    "predictions": "evaluate",
+    "choice": "evaluate",
+    "likelihood": "evaluate",
+    "evaluate": "evaluate",
+    "sweep": "sweep",
+    "reproduction": "reproduce",
 }
 
 

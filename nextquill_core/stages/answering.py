@@ -13,7 +13,7 @@ from nextquill_core.causal.shards import in_shards
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.decoding import Decoding
 from nextquill_core.evaluation.engines import Engine
-from nextquill_core.evaluation.methods import Method
+from nextquill_core.evaluation.methods import Method, served_key, served_model
 from nextquill_core.folds import fold_of
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.schemas import Example
@@ -81,11 +81,11 @@ def adapted(base: Any, adapter: Path | None) -> Iterator[Any]:
     if adapter is None:
         yield base
         return
-    from peft import PeftModel
+    from nextquill_core.model.loading import load_adapter
 
-    model = PeftModel.from_pretrained(base, str(adapter))
+    model = load_adapter(base, adapter)
     try:
-        yield model.eval()
+        yield model
     finally:
         model.unload()
 
@@ -142,27 +142,34 @@ def method_encoder(run: Run, method: Method) -> PairEncoder:
 
 
 def make_engine(
-    run: Run, method: Method, model: Any, tokenizer: Any, decoding: Decoding, limit: int, strength: float | None = None
+    run: Run,
+    method: Method,
+    model: Any,
+    encoder: PairEncoder,
+    decoding: Decoding,
+    limit: int,
+    strength: float | None = None,
 ) -> Engine:
     """The engine on a model of this process; see `server_engine` for the other."""
     from nextquill_core.evaluation.generate import TransformersEngine
 
     return TransformersEngine(
         model,
-        tokenizer,
+        encoder.tokenizer,
         decoding,
         max_new_tokens=limit,
+        stop=encoder.stop_id,
         batch_tokens=run.config.evaluate.batch_tokens,
         steering=strength if method.steered else None,
         seed=run.config.seed,
     )
 
 
-def server_engine(run: Run, method: Method, tokenizer: Any, decoding: Decoding, limit: int) -> Engine:
+def server_engine(run: Run, method: Method, encoder: PairEncoder, decoding: Decoding, limit: int) -> Engine:
     """The engine that asks a server.
 
     Raises:
-        UserError: The method cannot be served, or nobody said which of the server's models it is.
+        UserError: The method cannot be served, or `evaluate.server.models` does not name its model.
     """
     from nextquill_core.evaluation.server import OpenAIEngine, ServerSettings
 
@@ -171,17 +178,17 @@ def server_engine(run: Run, method: Method, tokenizer: Any, decoding: Decoding, 
             f"{method.name} decodes as no server does", "evaluate.engine", "set it to transformers for this method"
         )
     settings = run.config.evaluate.server
-    names = settings.models
-    name = names.get(method.name) if method.training else names.get(method.name, names.get("base"))
+    name = served_model(method, settings.models)
     if name is None:
-        key = method.name if method.training else "base"
+        key = served_key(method, settings.models)
         raise UserError(f"no model of the server is named for {method.name}", f"evaluate.server.models.{key}", "add it")
     values = settings.model_dump(exclude={"models"})
     return OpenAIEngine(
         ServerSettings(**values | {"api_key_env": settings.api_key_env or ""}),
         name,
-        tokenizer,
+        encoder.tokenizer,
         decoding,
         max_new_tokens=limit,
+        stop=encoder.stop_id,
         seed=run.config.seed,
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from nextquill_core.evaluation.methods import METHODS
-from nextquill_core.plan import Step
+from nextquill_core.plan import Step, method_weights
 from nextquill_core.stages.run import Run
 from nextquill_core.training.card import Card
 
@@ -23,33 +22,45 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
     """
     step = run.plan.adapters[name]
     method = METHODS[run.plan.recipe(name)]
-    base, base_id = _base(run)
+    base = run.base_name
     return Card(
         method=method.name,
         summary=method.summary,
-        base=base,
-        base_id=base_id,
-        revision=run.config.model.revision,
+        base=_called(run),
+        base_id=base.name if base.on_hub else None,
+        revision=base.revision or "",
         rank=step.settings["train"]["lora"]["r"],
         history=method.history,
         template=step.settings["prompt"]["template"],
         fingerprint=step.fingerprint,
         data=list(_data(run, stats)),
-        settings=list(_settings(run, step)),
-        training=[("step", str(stats["steps"])), *_flat(stats["final"])],
+        settings=list(_settings(run, name)),
+        training=[("step", str(stats["steps"])), *_flat(stats["final"]), *_clipped(stats)],
         validation=list(_flat(stats.get("validation") or {})),
+        base_files=[] if base.on_hub else sorted(_base_files(run)),
         merged=merged,
     ).render()
 
 
-def _base(run: Run) -> tuple[str, str | None]:
-    """The base model's name for people, and its name on the hub if it has one."""
-    name = run.config.model.name_or_path
+def _called(run: Run) -> str:
+    """The base model's name for people."""
+    return "the offline base model" if run.plan.model else run.base_name.name
+
+
+def _clipped(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "clipped_share" in stats:
+        yield "steps whose gradient was clipped", f"{stats['clipped_share']:.1%}"
+
+
+def _base_files(run: Run) -> Iterator[tuple[str, str]]:
+    """Name and SHA-256 digest of each file of a base model that is a folder."""
     if run.plan.model:
-        return "the offline base model", None
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve().name, None
-    return name, name
+        for shard in run.artifact(run.plan.model).manifest.shards:
+            folder, _, name = shard.path.partition("/")
+            if folder == "model" and not shard.log:
+                yield name, shard.sha256
+    else:
+        yield from run.plan.model_identity["files"].items()
 
 
 def _data(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -64,14 +75,16 @@ def _data(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield ("protocol" if name == "name" else f"protocol.{name}"), value
 
 
-def _settings(run: Run, step: Step) -> Iterator[tuple[str, str]]:
+def _settings(run: Run, name: str) -> Iterator[tuple[str, str]]:
+    step = run.plan.adapters[name]
     recipe = step.settings["recipe"]
-    yield "base model", f"{_base(run)[0]} ({run.config.model.dtype})"
-    if run.plan.model is None and _base(run)[1]:
-        yield "revision", run.config.model.revision
+    yield "base model", f"{_called(run)} ({run.config.model.dtype})"
+    if run.base_name.revision:
+        yield "revision", run.base_name.revision
     yield "history in the prompt", "yes" if recipe["history"] else "no"
     yield "causal loss L_p", "yes" if recipe["causal"] else "no"
-    weights = run.plan.score.settings["weights"] if recipe["weighted"] else {"policy": "every token 1"}
+    training = METHODS[run.plan.recipe(name)].training
+    weights = method_weights(run.config, training) if training and training.weighted else {"policy": "every token 1"}
     for section, values in (("weights", weights), ("train", step.settings["train"]), ("prompt", _prompt(step))):
         yield from ((f"{section}.{name}", value) for name, value in _flat(values))
     yield "seed", str(step.settings["seed"])

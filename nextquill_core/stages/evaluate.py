@@ -3,10 +3,10 @@ them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from nextquill_core.plan import Step
@@ -14,13 +14,15 @@ from nextquill_core.plan.evaluation import SANE, STEERING
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, SLICES, Example
 from nextquill_core.stages import preparing, writing
-from nextquill_core.stages.past import by_example, split_examples
+from nextquill_core.stages.past import by_example, measured_examples
 from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.stages.score import effects_source
 from nextquill_core.stages.writing import CONTROLS, PREDICTED
 from storage import Artifact, Staging, write_json, write_text
 
 if TYPE_CHECKING:
     from nextquill_core.evaluation.metrics import ExampleScores
+    from nextquill_core.evaluation.unicode_words import Letters
 
 Key = tuple[str, str]
 Texts = Mapping[Key, Mapping[str, str]]
@@ -59,6 +61,7 @@ def evaluation(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
 def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
+    from nextquill_core.evaluation.metric_notes import settings as metric_settings
     from nextquill_core.stages.reporting import figures_of, report_of
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
@@ -67,32 +70,44 @@ def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
             staging.adopt(source.folder, source.shards(f"{folder}/"))
     texts = {key: _texts(run, found.step, PREDICTED) for key, found in plan.predictions.items()}
     control_texts = {key: _texts(run, found.step, CONTROLS) for key, found in plan.controls.items()}
-    examples = split_examples(run, settings.split)
+    examples, repeated = measured_examples(run)
     measure = _Measure(run, examples, progress, len(texts) + len(control_texts))
     scores = measure(texts, plan.likelihoods)
     controls = measure(control_texts, plan.control_likelihoods)
     users = [f"{example.category}/{example.user_id}" for example in examples]
     categories = [example.category for example in examples]
+    progress(0, 0, phase="intervals and tests")
     resampling: dict[str, Any] = {"samples": settings.bootstrap_samples, "seed": run.config.seed}
+    letters = _letters(examples)
+    if any(found.ignored_share > metrics.SHOWN_ABOVE for found in letters.values()):
+        scores, controls = (
+            {key: result.with_unicode() for key, result in measured.items()} for measured in (scores, controls)
+        )
     rows = tables.metric_rows(scores, users, categories, **resampling)
     comparisons = tables.comparison_rows(scores, users, categories, **resampling)
     labels = slices.slice_labels(examples, dated=run.plan.source.dated)
     parts = slices.slice_rows(scores, users, categories, labels, **resampling)
     parts += slices.control_rows(scores, controls, users, categories, **resampling)
-    how = metrics.settings(delta=delta, bertscore=measure.bertscore)
+    how = metric_settings(
+        delta=delta, effects=effects_source(run.plan.effects), bertscore=measure.bertscore, letters=letters
+    )
     choices = {name: writing.chosen(run, name) for name in plan.choices}
-    document = tables.to_document(how, rows, comparisons) | {"chosen_on_val": choices}
+    how["repeated_targets"] = {"examples": repeated, "counted": settings.repeated_targets == "keep"}
+    cautions = list(_cautions(how))
+    document = tables.to_document(how, rows, comparisons) | {"chosen_on_val": choices, "cautions": cautions}
     write_json(staging.path("metrics.json"), document)
     staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
     staging.write_table("slices.parquet", pa.Table.from_pylist(parts, schema=SLICES))
     ids = [example.example_id for example in examples]
     staging.write_table("examples.parquet", tables.example_table(scores, ids))
+    progress(0, 0, phase="drawing the report")
     pictures = figures_of(run, rows)
     for name, picture in pictures.items():
         staging.path(f"figures/{name}.png").write_bytes(picture.png)
     page = report_of(
-        run, rows, comparisons, how, pictures, examples, texts, slices=parts, notes=list(_chosen_notes(choices))
-    )
+        run, rows, comparisons, how, pictures, examples, texts, slices=parts,
+        notes=[*cautions, *_chosen_notes(choices)],
+    )  # fmt: skip
     write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
     for log in ("costs.json", "report.html"):
@@ -112,7 +127,7 @@ class _Measure:
         self.references = [example.target.text for example in examples]
         self.bertscore: dict[str, Any] | None = None
         effects = by_example(run.artifact(run.plan.score).folder / "effects", "effect")
-        delta = run.config.weights.delta
+        delta = float(np.float32(run.config.weights.delta))  # as the weights compare it
         self.preferred = [[effect > delta for effect in effects[example.example_id]] for example in examples]
         self._encoder: Any = None
         retrieval = run.config.evaluate.retrieval
@@ -131,9 +146,11 @@ class _Measure:
 
         written = [text[example.example_id] for example in self.examples]
         before = self.done
-        scores = metrics.score_examples(
-            written, self.references, lambda done, _, note="": self.progress(before + done, self.total, note)
-        )
+
+        def shown(done: float, total: float, note: str = "", *, phase: str = "") -> None:
+            self.progress(before + done, self.total, note, phase=phase)
+
+        scores = metrics.score_examples(written, self.references, shown)
         self.done += len(written)
         found = by_example(self.run.artifact(step).folder / "likelihoods", "logp")
         logps = [found[example.example_id] for example in self.examples]
@@ -149,20 +166,62 @@ def _texts(run: Run, step: Step, folder: str) -> dict[str, str]:
     return by_example(run.artifact(step).folder / folder, "text")
 
 
+def _letters(examples: Sequence[Example]) -> dict[str, Letters]:
+    """Count the letters of the reference reviews of each category."""
+    from nextquill_core.evaluation.unicode_words import count_letters
+
+    texts: dict[str, list[str]] = {}
+    for example in examples:
+        texts.setdefault(example.category, []).append(example.target.text)
+    return {category: count_letters(found) for category, found in sorted(texts.items())}
+
+
+def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader must know to read the numbers right; shown with every table of them."""
+    from nextquill_core.evaluation.metric_notes import letters_note
+    from nextquill_core.evaluation.metrics import METRICS as KNOWN
+    from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD
+
+    if note := letters_note(how["rouge"]["ignored_letters"], how["rouge_unicode"]["unspaced_letters"]):
+        yield note
+    repeated = how["repeated_targets"]
+    if repeated["examples"] and repeated["counted"]:
+        yield (
+            f"{repeated['examples']} of the target reviews stand word for word in an earlier review of the same user; "
+            "set evaluate.repeated_targets to leave_out to measure without them."
+        )
+    elif repeated["examples"]:
+        yield (
+            f"{repeated['examples']} target reviews that stand word for word in an earlier review of the same user are "
+            "left out of n and of every metric (evaluate.repeated_targets)."
+        )
+    if PREFERENCE_LIKELIHOOD in how:
+        yield f"{KNOWN[PREFERENCE_LIKELIHOOD].name}: {how[PREFERENCE_LIKELIHOOD]['caution']}."
+
+
 def _chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What was chosen on val, for readers."""
     named = {SANE: "the preset sane", STEERING: "the strength λ of cos"}
     for name, choice in choices.items():
         values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
-        yield f"On val, {choice['by']} chose {choice['chosen']} as {named[name]} ({values})."
+        why = f", because {choice['why']}" if choice.get("why") else ""
+        yield f"On val, {choice['by']} chose {choice['chosen']} as {named[name]} ({values}){why}."
+
+
+def result_cautions(artifact: Artifact) -> list[str]:
+    """What a reader must know to read the tables of an evaluation right."""
+    from nextquill_core.evaluation.tables import read_document
+
+    found: list[str] = read_document(artifact.folder / "metrics.json").get("cautions", [])
+    return found
 
 
 def result_tables(artifact: Artifact, *, intervals: bool = True) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """(title, a row a method) for each decoding preset and category, for people."""
-    from nextquill_core.evaluation.tables import from_document
+    from nextquill_core.evaluation.tables import from_document, read_document
 
     path = artifact.folder / "metrics.json"
-    _, rows, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
+    _, rows, _ = from_document(read_document(path), str(path))
     yield from shown_tables(rows, intervals=intervals)
 
 
@@ -188,16 +247,17 @@ def shown_tables(
 def result_markdown(artifact: Artifact) -> str:
     """The report in short: a table of methods by metrics for each preset and category, what was chosen on val, and
     where the whole of it is."""
-    from nextquill_core.evaluation.tables import from_document, markdown_table
+    from nextquill_core.evaluation.tables import from_document, markdown_table, read_document
 
     path = artifact.folder / "metrics.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_document(path)
     _, rows, _ = from_document(document, str(path))
     parts = ["# Evaluation"]
     for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
         n = max(row["n"] for row in rows if (row["decoding"], row["category"]) == (decoding, category))
         parts += [f"## {category}, {decoding} decoding, n = {n}", markdown_table(rows, decoding, category)]
     parts.append("The best of each metric is bold. In brackets: 95 % bootstrap intervals over users.")
+    parts += document.get("cautions", [])
     parts += _chosen_notes(document.get("chosen_on_val", {}))
     parts.append(f"Figures, tests between methods, examples and costs: `{artifact.folder / 'report.html'}`")
     return "\n\n".join(parts) + "\n"

@@ -16,6 +16,7 @@ from nextquill_core.plan import outdated
 from nextquill_core.stages.card import adapter_card
 from nextquill_core.stages.run import Run
 from storage import Artifact, write_text
+from storage.files import user_path
 
 
 def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
@@ -63,14 +64,14 @@ def trained(run: Run, name: str) -> Artifact:
 
 def _write_merged(run: Run, adapter: Path, folder: Path) -> None:
     import torch
-    from peft import PeftModel
 
-    from nextquill_core.model.loading import load_model
+    from nextquill_core.model.loading import load_adapter, load_model
 
     # On the CPU: it takes a minute for billions of parameters, and never more memory than the model itself needs.
     base = load_model(run.model_spec, torch.device("cpu"))
+    adapted = load_adapter(base, adapter)
     try:
-        merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+        merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(f"cannot merge it ({error})", str(adapter), "train again with a lower rate") from error
     merged.save_pretrained(str(folder), safe_serialization=True)
@@ -85,14 +86,13 @@ def _tokenizer(run: Run) -> Any:
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary sibling to fill; it takes the name `folder` only if the block ends without an error."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError("there is something already", str(folder), "name a folder that does not exist yet")
     unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(folder)  # over an empty folder too
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", str(folder), "name another folder") from error
+        with user_path(folder, "name another folder with --to"):
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise UserError("there is something already", str(folder), "name a folder that does not exist yet")
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            unfinished.rename(folder)  # over an empty folder too
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from nextquill_core.errors import DataError
 from nextquill_core.evaluation.methods import Method
 from nextquill_core.ingest.reader import read_examples
+from nextquill_core.ingest.repeated import is_repeated
 from nextquill_core.plan import Step
 from nextquill_core.plan.evaluation import STRANGER
 from nextquill_core.schemas import Example
 from nextquill_core.stages.run import Run
+from storage.tables import read_table
 
 
 def split_examples(run: Run, split: str) -> list[Example]:
@@ -28,6 +28,31 @@ def split_examples(run: Run, split: str) -> list[Example]:
     if not examples:
         raise DataError(f"there is no {split} example", str(folder), "check ingest.protocol.n_targets")
     return examples
+
+
+def measured_examples(run: Run) -> tuple[list[Example], int]:
+    """Return the examples that are measured, and how many of the split repeat an earlier text of their user.
+
+    Raises:
+        DataError: All of them do, and are to be left out.
+    """
+    settings = run.config.evaluate
+    examples = split_examples(run, settings.split)
+    repeated = {
+        example.example_id
+        for example in examples
+        if is_repeated(example.target.text, (review.text for review in example.history))
+    }
+    if settings.repeated_targets == "keep":
+        return examples, len(repeated)
+    kept = [example for example in examples if example.example_id not in repeated]
+    if not kept:
+        raise DataError(
+            f"the text of every {settings.split} target stands in an earlier review of its user",
+            "evaluate.repeated_targets",
+            "set it to keep",
+        )
+    return kept, len(repeated)
 
 
 def shown_examples(run: Run, method: Method, split: str, past: str) -> list[Example]:
@@ -69,6 +94,6 @@ def by_example(folder: Path, column: str) -> dict[str, Any]:
     """A column of all Parquet shards of a folder, by example."""
     found: dict[str, Any] = {}
     for shard in sorted(folder.glob("*.parquet")):
-        rows = pq.read_table(shard, columns=["example_id", column])
+        rows = read_table(shard, columns=["example_id", column])
         found.update(zip(rows["example_id"].to_pylist(), rows[column].to_pylist(), strict=True))
     return found

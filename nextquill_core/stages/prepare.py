@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from nextquill_core.ingest.sources.base import PARTS
@@ -56,6 +57,7 @@ def base_model(run: Run, progress: Progress, *, force: bool = False) -> Outcome 
 
     def build(staging: Staging) -> dict[str, Any]:
         from nextquill_core.ingest.reader import base_profiles
+        from nextquill_core.model.checkpoint import Checkpoint
         from nextquill_core.model.tiny import TinySpec, train_tiny_model
 
         prompt = run.config.prompt
@@ -68,6 +70,9 @@ def base_model(run: Run, progress: Progress, *, force: bool = False) -> Outcome 
         sequences = run.artifact(run.plan.ingest)
         cuts = sequences.manifest.stats.get("cuts")  # nothing trains that is younger than what is tested
         profiles = base_profiles(sequences.folder, cuts["val_from"] if cuts else None)
-        return dict(train_tiny_model(profiles, spec, staging.path("model"), progress))
+        checkpoint = Checkpoint(staging.scratch / "checkpoint.safetensors")
+        return dict(train_tiny_model(profiles, spec, staging.path("model"), progress, checkpoint))
 
-    return run.make(step, build, force=force)
+    # A checkpoint of another torch or transformers would end in other bytes.
+    tools = ", ".join(f"{library} {version(library)}" for library in ("torch", "transformers", "tokenizers"))
+    return run.make(step, build, force=force, tools=tools)

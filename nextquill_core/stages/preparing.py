@@ -25,6 +25,7 @@ def relevance(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
 
     settings = run.config.evaluate.retrieval
     examples = split_examples(run, run.config.evaluate.split)
+    progress(0, 0, phase="loading the encoder")
     encoder = load_encoder(
         settings.encoder,
         settings.revision,
@@ -66,13 +67,12 @@ def summaries(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
         finished += count
         progress(finished, sum(steps))
 
+    progress(0, 0, phase="loading the model")
     for number, part in in_shards(examples):
         name = f"summaries/{number}.parquet"
         if staging.has(name):
             continue
-        engine = make_engine(
-            run, SUMMARISER, base_model(run.model_spec), encoder.tokenizer, GREEDY, settings.max_tokens
-        )
+        engine = make_engine(run, SUMMARISER, base_model(run.model_spec), encoder, GREEDY, settings.max_tokens)
         found, told = summarize(
             part,
             engine,
@@ -92,7 +92,7 @@ def summaries(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
 
 def personal(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     """One adapter a user, on the adapter that was trained without that user's fold."""
-    from nextquill_core.training.personal import PersonalSpec, own_reviews, save_adapters, train_personal
+    from nextquill_core.training.personal import PersonalSpec, check_stored, own_reviews, save_adapters, train_personal
 
     settings = run.config.evaluate.personal
     spec = PersonalSpec(
@@ -115,10 +115,12 @@ def personal(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     def path(name: str) -> str:
         return f"{PERSONAL}/{name}.safetensors"
 
+    progress(0, 0, phase="loading the model")
     for base, wanted in missing_by_fold(run, examples, lambda name: not staging.has(path(name))):
         for name, part in wanted:
             pairs = {example.example_id: encoder.encode(own_reviews(example)) for example in part}
             adapters = train_personal(base, pairs, spec, batch_tokens=run.config.train.batch_tokens, advance=advance)
             save_adapters(staging.path(path(name)), adapters, spec)
+            check_stored(base, staging.path(path(name)), adapters, pairs, spec)
             staging.finish(path(name), rows=len(part))
     return {"users": len(examples), "reviews": reviews}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 SPLIT = "val"
 LIKELIHOOD = "log_likelihood"
-METRICS = (LIKELIHOOD, "rouge1", "rougeL", "meteor", "bleu")
+METRICS = (LIKELIHOOD, "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu")
 """Metrics that can decide: those of which more is better and that need no further model."""
 FEWEST_USERS = 20
 FEWEST_COMMON = 0.5  # of the candidate's examples
@@ -120,6 +120,8 @@ def missing_steps(run: Run, method: str, metric: str) -> list[Step]:
 def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdict:
     """Compare the candidate with what `name` points at, and move the pointer if it is better beyond noise.
 
+    On val reviews of which the metric ignores too many letters, its form for every script decides.
+
     Args:
         run: As from `val_run`; the `missing_steps` have been made.
         method: Whose adapter is the candidate.
@@ -132,6 +134,7 @@ def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdic
     """
     step = measuring_step(run.plan, method, metric)
     measured = run.artifact(step)
+    metric, ignored = _deciding(run, metric)
     adapter = run.artifact(run.plan.train[method])
     candidate = _stats(run, measured, metric)
     value = _value(metric, list(candidate.stats.values()))
@@ -140,6 +143,7 @@ def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdic
     with moving(run.store, name):
         known = read_pointer(run.store, name)
         verdict = _verdict(run, name, metric, adapter, candidate, value, known)
+        verdict = replace(verdict, reason=verdict.reason + ignored)
         note = {"method": method, "at": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(verdict)}
         target = Target(adapter.ref, measured.ref, note)
         if not verdict.accepted:
@@ -178,6 +182,20 @@ def accepted(run: Run, name: str) -> Artifact:
             "train it again, or `nextquill promote --back`",
         )
     return found
+
+
+def _deciding(run: Run, metric: str) -> tuple[str, str]:
+    """Return the metric that decides on these val reviews, and why it is another one than was asked for, or ""."""
+    if metric == LIKELIHOOD:
+        return metric, ""
+    from nextquill_core.evaluation.metrics import choosing_metric
+    from nextquill_core.evaluation.unicode_words import count_letters
+
+    letters = count_letters(example.target.text for example in split_examples(run, SPLIT))
+    decides = choosing_metric(metric, letters)
+    if decides == metric:
+        return metric, ""
+    return decides, f"; {metric} ignores {letters.ignored_share:.1%} of the letters and digits of the val reviews"
 
 
 def _verdict(

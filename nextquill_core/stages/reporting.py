@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from nextquill_core.analysis import figures
 from nextquill_core.analysis.differences import setting_differences
 from nextquill_core.analysis.effects_page import parts_of
@@ -22,10 +20,11 @@ from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.evaluation.tables import ALL, Row
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.plan import Step
-from nextquill_core.schemas import Example
+from nextquill_core.schemas import Example, Review
 from nextquill_core.stages.run import Run
 from nextquill_core.stages.score import stored_summary
 from storage import Artifact
+from storage.tables import read_table
 
 CASES = 6
 
@@ -137,7 +136,7 @@ def answers_of(run: Run) -> list[dict[str, Any]]:
     columns = ["method", "decoding", "text", "n_tokens", "finish_reason"]
     written = [run.artifact(found.step) for found in run.plan.evaluation.predictions.values()]
     shards = [path for artifact in written for path in artifact.files("predictions/")]
-    return answer_rows(row for path in shards for row in pq.read_table(path, columns=columns).to_pylist())
+    return answer_rows(row for path in shards for row in read_table(path, columns=columns).to_pylist())
 
 
 def costs_of(run: Run) -> list[dict[str, Any]]:
@@ -152,7 +151,7 @@ def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
     """What else a method needed before it could train or write, and the seconds that took."""
     plan, method = run.plan.evaluation, METHODS[name]
     needed: list[tuple[str, Step | None]] = []
-    if method.training and method.training.weighted:
+    if method.training and any(source.kind == "score" for source in run.plan.train[name].inputs):
         needed.append(("effects of history", run.plan.effects))
     if method.shown == "contriever":
         needed.append(("vectors", plan.relevance))
@@ -171,14 +170,17 @@ def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
 def _settings(run: Run) -> list[tuple[str, str]]:
     config = run.config
     train = config.train
+    targets = train.lora.targets
+    layers = targets if isinstance(targets, str) else ", ".join(targets)
     return [
         ("base model θ0", f"{config.model.name_or_path} ({config.model.dtype})"),
+        ("template of the prompts", f"{run.template.name}, because {run.template.reason}"),
         ("protocol", config.ingest.protocol.name),
         ("history", f"up to {config.prompt.max_history} newest reviews, {config.prompt.max_prompt_tokens} tokens"),
         ("weights", ", ".join(f"{name} {value}" for name, value in run.plan.score.settings["weights"].items())),
         ("loss", f"α = {train.alpha:g}, normalised by {train.normalization}"),
         ("training", f"{train.epochs} epochs, lr {train.learning_rate:g}, batch {train.global_batch}"),
-        ("LoRA", f"r {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout:g}, {train.lora.targets}"),
+        ("LoRA", f"r {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout:g}, {layers}"),
         *((f"method {name}", METHODS[name].summary) for name in config.evaluate.methods),
         *((f"decoding {name}", _decoding(config.evaluate, name)) for name in config.evaluate.decoding),
         ("seed", str(config.seed)),
@@ -237,9 +239,19 @@ def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str]
     return [
         Case(
             title=example.example_id,
-            request=f"{example.target.item.title} · {example.target.rating:g} of 5 · {example.target.title}",
+            request=" · ".join(_request(example.target)),
             reference=example.target.text,
             predictions={method: texts[method, decoding][example.example_id] for method in run.config.evaluate.methods},
         )
         for example in chosen
     ]
+
+
+def _request(target: Review) -> Iterator[str]:
+    """What a prompt asked for, as far as the data say it."""
+    if target.item.title:
+        yield target.item.title
+    if target.rating is not None:
+        yield f"{target.rating:g} of 5"
+    if target.title:
+        yield target.title

@@ -20,10 +20,13 @@ DOCUMENT, TABLES = "published.json", "published.md"
 
 
 def whole_table(config: Config) -> Config:
-    """The same configuration with every method of the paper's table, decoded as published too, on the test split."""
-    from nextquill_core.analysis.published import PUBLISHED
+    """The same configuration with every method of the paper's table, decoded as published too, on the test split.
 
-    published = {number.method for number in PUBLISHED if number.ours}
+    The objective of the official code is a row too, because the published numbers are most likely the code's.
+    """
+    from nextquill_core.analysis.published import OFFICIAL, PUBLISHED
+
+    published = {number.method for number in PUBLISHED if number.ours} | {OFFICIAL}
     methods = [name for name in METHODS if name in published or name in config.evaluate.methods]
     presets = dict.fromkeys((PAPER.name, *config.evaluate.decoding))
     evaluate = {"methods": tuple(methods), "decoding": tuple(presets), "split": "test"}
@@ -53,6 +56,7 @@ def collect(runs: Sequence[Run], *, force: bool = False) -> Outcome:
         texts = [
             f"## {', '.join(part['categories'])}\n\n{_own(part)}\n"
             + published_markdown(part["rows"], part["differences"])
+            + "".join(f"\n{caution}\n" for caution in part["cautions"])
             for part in parts
         ]
         write_text(staging.path(TABLES), "\n".join(texts))
@@ -64,17 +68,19 @@ def collect(runs: Sequence[Run], *, force: bool = False) -> Outcome:
 def _beside(run: Run) -> dict[str, Any]:
     from nextquill_core.analysis.differences import setting_differences
     from nextquill_core.analysis.published import beside_published
-    from nextquill_core.evaluation.tables import from_document
+    from nextquill_core.evaluation.tables import from_document, read_document
     from nextquill_core.stages.past import split_examples
 
     path = run.artifact(run.plan.evaluate).folder / "metrics.json"
-    _, rows, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
+    document = read_document(path)
+    _, rows, _ = from_document(document, str(path))
     users = Counter(example.category for example in split_examples(run, run.config.evaluate.split))
     return {
         "categories": [raw.category for raw in run.config.ingest.inputs],
         "ours": [dict(row) for row in rows if row["decoding"] == PAPER.name],
         "rows": beside_published(rows),
         "differences": setting_differences(run.config.model_dump(mode="json"), users=users),
+        "cautions": document.get("cautions", []),
     }
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nextquill_core.config import Config
+from nextquill_core.evaluation.decoding import PAPER
 from nextquill_core.ingest.privacy import Privacy, privacy
-from nextquill_core.model.identity import ModelSpec
-from nextquill_core.plan import Plan, Step, freshness, make_plan, outdated
-from nextquill_core.prompts import resolve_template
+from nextquill_core.model.identity import BaseName, ModelSpec, base_name
+from nextquill_core.model.limits import check_limits
+from nextquill_core.model.template_choice import TemplateChoice
+from nextquill_core.plan import Freshness, Plan, Step, freshness, make_plan, outdated
+from nextquill_core.tokens import prompt_lengths
 from storage import Artifact, Basis, Staging, Store, UserError, provenance
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "polars", "pyarrow", "prefect", "sacrebleu", "nltk")
@@ -37,18 +40,26 @@ class Run:
 
     Args:
         config: The run's settings.
-        fetch: Download raw files that are to come from the hub; commands that only look do not.
+        fetch: Something is to be made: raw files that are to come from the hub are downloaded, and the store has to be
+            writable. Commands that only look leave it out.
         secret: The key of the pseudonyms, where it comes from elsewhere than the environment.
 
     Raises:
-        UserError: On construction: raw files, the model folder or the key are missing, or the store cannot be used.
+        UserError: On construction: raw files, the model folder or the key are missing, the store cannot be used, or
+            the model has no room for its tokenizer or the prompts.
     """
 
     def __init__(self, config: Config, *, fetch: bool = True, secret: str | None = None) -> None:
         self.config = config
         self.store = Store.open(config.store)
         self.privacy: Privacy = privacy(config.privacy, secret)
-        self.plan: Plan = make_plan(config, self.store.digests, fetch=fetch, privacy=self.privacy.identity)
+        self.plan: Plan = make_plan(
+            config, self.store.raw_digests(save=fetch), fetch=fetch, privacy=self.privacy.identity
+        )
+        if fetch and self.plan.model is None:
+            check_limits(config.model.name_or_path, config.model.revision, _lengths(config))
+        if fetch:
+            self.store.require_writable()
 
     def artifact(self, step: Step) -> Artifact:
         """The artifact of a step that another is made from.
@@ -58,16 +69,21 @@ class Run:
         """
         artifact = self.store.find(step.kind, step.fingerprint)
         if artifact is None:
-            command = step.name.partition(":")[0]
-            command = {"scan": "ingest", "effects": "score", "model": "run"}.get(command, command)
-            if step in self.plan.folds.values():  # trained by the stage that they score for
-                command = "score"
             raise UserError(
                 f"the {step.name} artifact is missing",
                 self.store.location(step.kind, step.fingerprint),
-                f"run `nextquill {command}` with the same config first",
+                f"run `nextquill {self.plan.command(step)}` with the same config first",
             )
         return artifact
+
+    def require_inputs(self, steps: Sequence[Step]) -> None:
+        """Make sure that what other stages make for these steps is there.
+
+        Raises:
+            UserError: It has not been made; the message names the command that makes it.
+        """
+        for origin in self.plan.needed_by(steps):
+            self.artifact(origin)
 
     @cached_property
     def model_spec(self) -> ModelSpec:
@@ -81,10 +97,19 @@ class Run:
         return ModelSpec(name, model.revision, model.dtype, model.attention, model.trust_remote_code)
 
     @property
+    def base_name(self) -> BaseName:
+        """What the base model is called on any machine."""
+        return base_name(self.config.model.name_or_path, self.config.model.revision)
+
+    @property
     def prompt_settings(self) -> dict[str, Any]:
         """The `prompt` section with the template resolved for this model: plain or chat."""
-        template = resolve_template(self.config.prompt.template, self.config.model.name_or_path)
-        return self.config.prompt.model_dump() | {"template": template}
+        return self.config.prompt.model_dump() | {"template": self.template.name}
+
+    @property
+    def template(self) -> TemplateChoice:
+        """The template of this model's prompts, and why it was chosen."""
+        return self.plan.template
 
     def make(
         self, step: Step, build: Callable[[Staging], Mapping[str, Any]], *, force: bool = False, tools: str = ""
@@ -102,8 +127,10 @@ class Run:
         """
         known = freshness(self.store, step)
         if known.state == "fresh" and known.artifact and not force:
+            self.store.sweep(step.kind, step.fingerprint)
             return Outcome(known.artifact, reused=True)
-        inputs = [self.artifact(source).ref for source in step.inputs]
+        origins = [self.artifact(source) for source in step.inputs]
+        inputs = [origin.ref for origin in origins]
         with self.store.write(step.kind, step.fingerprint, Basis(tuple(inputs), tools), restart=force) as staging:
             found = self.store.find(step.kind, step.fingerprint)
             if found and not force and not outdated(self.store, step, found):  # made while we waited for its writer
@@ -112,6 +139,8 @@ class Run:
             if not staging.sealed:
                 started = datetime.now(UTC)
                 stats = build(staging)
+                for origin in origins:
+                    self.store.verification.remember(origin.manifest)
                 staging.seal(
                     kind=step.kind,
                     fingerprint=step.fingerprint,
@@ -119,8 +148,29 @@ class Run:
                     config=self.config.model_dump(mode="json"),
                     inputs=inputs,
                     stats=stats,
-                    provenance=provenance(started, LIBRARIES, model=dict(self.plan.model_identity)),
+                    provenance=provenance(
+                        started, LIBRARIES, model=dict(self.plan.model_identity), template=asdict(self.template)
+                    ),
                 )
             artifact = self.store.commit(step.kind, step.fingerprint)
-        why = f"resumed; it had stopped: {known.why}" if known.state == "failed" else known.why or known.state
-        return Outcome(artifact, reused=False, why="forced" if force else why)
+        return Outcome(artifact, reused=False, why="forced" if force else _why(known))
+
+
+def _why(known: Freshness) -> str:
+    """Say why an artifact had to be made, from how it was found."""
+    if known.state == "failed":
+        return f"resumed; it had failed: {known.why}"
+    if known.state == "interrupted":
+        return "resumed; it had been interrupted"
+    return known.why or known.state
+
+
+def _lengths(config: Config) -> dict[str, int]:
+    """Tokens of a prompt and what follows it, by the settings that allow them."""
+    prompt = config.prompt.max_prompt_tokens
+    lengths = prompt_lengths(prompt, config.prompt.max_target_tokens)
+    for preset in config.evaluate.decoding:
+        key = "paper_max_new_tokens" if preset == PAPER.name else "max_new_tokens"
+        new: int = getattr(config.evaluate, key)
+        lengths[f"prompt.max_prompt_tokens {prompt} and evaluate.{key} {new}"] = prompt + new
+    return lengths

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from nextquill_core.causal.job import EXAMPLES_A_SHARD, ScoreJob
 from nextquill_core.causal.shards import Board
 from nextquill_core.causal.summary import EffectsSummary, summarise
+from nextquill_core.plan import Step
 from nextquill_core.progress import Progress
 from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.stages.train import fold_adapters
 from nextquill_core.token_texts import token_texts
 from nextquill_core.training.spec import PromptSpec
 from storage import Artifact, Staging, write_json, write_text
+from storage.tables import read_table
 
 SUMMARY, PAGE, MARKDOWN = "effects.json", "effects.html", "effects.md"
 
@@ -58,6 +58,7 @@ def _score(run: Run, staging: Staging, progress: Progress, launch: Launch) -> di
     job.save(order)
     board = Board.of(job)
     board.begin()
+    progress(0, 0, phase="loading the model")  # until the first worker reports
     launch(order, progress)
     board.check()
     return {"examples": sum(map(len, board.shards.values())), "truncation": board.truncation()}
@@ -95,7 +96,7 @@ def weights(run: Run, policy: str | None = None, *, force: bool = False) -> Outc
         shards = source.shards("effects/")
         staging.adopt(source.folder, shards)
         for shard in shards:
-            derived = weights_table(pq.read_table(source.folder / shard.path), **step.settings["weights"])
+            derived = weights_table(read_table(source.folder / shard.path), **step.settings["weights"])
             staging.write_table(shard.path.replace("effects/", "weights/"), derived)
         category = categories(run.artifact(run.plan.ingest).folder)
         paths = [source.folder / shard.path for shard in shards]
@@ -121,10 +122,20 @@ def _show(run: Run, staging: Staging, summary: EffectsSummary) -> None:
 
     decode = partial(token_texts, load_tokenizer(run.model_spec))
     write_json(staging.path(SUMMARY), summary.to_json())
-    write_text(staging.path(PAGE), effects_html(summary, decode))
+    write_text(staging.path(PAGE), effects_html(summary, decode, source=effects_source(run.plan.effects)))
     write_text(staging.path(MARKDOWN), effects_markdown(summary, decode))
     for name in (SUMMARY, PAGE, MARKDOWN):
         staging.finish(name, log=True)
+
+
+def effects_source(effects: Step) -> str:
+    """Name the model whose effects of history choose the preference tokens, as the plan has it."""
+    source = effects.settings["score"]["effect_source"]
+    named = {
+        "initial": "the initial model",
+        "adapter": "the initial model with a contextsft adapter that was trained without the user (cross-fitted)",
+    }
+    return named.get(source, f"the model of score.effect_source `{source}`")
 
 
 def stored_summary(score: Artifact) -> EffectsSummary:
@@ -136,7 +147,7 @@ def categories(sequences: Path) -> dict[str, str]:
     """The category of each example of an ingest artifact."""
     found: dict[str, str] = {}
     for shard in sorted((sequences / "examples").glob("*.parquet")):
-        table = pq.read_table(shard, columns=["example_id", "category"])
+        table = read_table(shard, columns=["example_id", "category"])
         found.update(zip(table["example_id"].to_pylist(), table["category"].to_pylist(), strict=True))
     return found
 

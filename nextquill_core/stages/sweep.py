@@ -87,7 +87,8 @@ def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Confi
             _lay(settings, key, value)
         if isinstance(settings["evaluate"], dict):
             settings["evaluate"]["split"] = SPLIT
-        found.append((values, parse_config(settings, where=f"sweep {label_of(values)}")))
+        point = parse_config(settings, where=f"sweep {label_of(values)}")
+        found.append((values, point.with_laid_over(values)))
     return found
 
 
@@ -176,22 +177,26 @@ def collect(points: Sequence[Point], *, force: bool = False) -> Outcome:
         staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=SWEEP))
         tables = list(_tables(document))
         title = f"Sweep over {', '.join(points[0].values)}"
-        write_text(staging.path("sweep.html"), page("sweep.html.j2", title=title, tables=tables, split=SPLIT))
+        shown = {"title": title, "tables": tables, "split": SPLIT, "cautions": document["cautions"]}
+        write_text(staging.path("sweep.html"), page("sweep.html.j2", **shown))
         return {"points": len(points), "split": SPLIT}
 
     return points[0].run.make(sweep_step(points), build, force=force)
 
 
 def _document(points: Sequence[Point]) -> dict[str, Any]:
-    from nextquill_core.evaluation.tables import from_document  # late: whoever only looks needs no metrics
+    from nextquill_core.evaluation.tables import from_document, read_document  # late: `status` needs no metrics
 
     described: list[dict[str, Any]] = []
     rows: list[Row] = []
     settings: dict[str, Any] = {}
+    cautions: dict[str, None] = {}
     for number, point in enumerate(points):
         evaluation = point.run.artifact(point.run.plan.evaluate)
         path = evaluation.folder / "metrics.json"
-        settings, found, _ = from_document(json.loads(path.read_text(encoding="utf-8")), str(path))
+        measured = read_document(path)
+        settings, found, _ = from_document(measured, str(path))
+        cautions |= dict.fromkeys(measured.get("cautions", []))
         rows += [{"point": number, **row} for row in found]
         written = point.run.plan.evaluation.predictions
         predictions = {"/".join(key): found.step.fingerprint for key, found in written.items()}
@@ -203,7 +208,7 @@ def _document(points: Sequence[Point]) -> dict[str, Any]:
                 "predictions": predictions,
             }
         )
-    return {"split": SPLIT, "settings": settings, "points": described, "rows": rows}
+    return {"split": SPLIT, "settings": settings, "cautions": list(cautions), "points": described, "rows": rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +230,13 @@ class SweepTable:
 def sweep_tables(artifact: Artifact) -> list[SweepTable]:
     """The tables of a sweep's artifact, for people."""
     return list(_tables(json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))))
+
+
+def sweep_cautions(artifact: Artifact) -> list[str]:
+    """What a reader must know to read the tables of a sweep right."""
+    document = json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))
+    found: list[str] = document.get("cautions", [])
+    return found
 
 
 def sweep_cells(artifact: Artifact) -> list[dict[str, str]]:

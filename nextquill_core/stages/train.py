@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nextquill_core.plan import Step
+from nextquill_core.config import TrainConfig
+from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.stages.card import adapter_card
 from nextquill_core.stages.run import Outcome, Run
 from nextquill_core.training import curves
 from nextquill_core.training.spec import LoraSpec, PromptSpec, TrainSpec
-from nextquill_core.training.zero import own_settings
+from nextquill_core.training.targets import ALL_LINEAR, check_targets
+from nextquill_core.training.zero import configured
 from storage import Staging, write_text
 
 Launch = Callable[[Path, Path], None]
@@ -35,8 +37,9 @@ def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcom
     step = run.plan.adapters[name]
 
     def build(staging: Staging) -> dict[str, Any]:
+        check_layers(run)
         order = staging.scratch / "order.json"
-        train_spec(run, step, staging.folder).save(order)
+        train_spec(run, name, staging.folder).save(order)
         launch(order, staging.path("train.log"))
         for path in sorted(path for pattern in LOGS for path in staging.folder.glob(pattern) if path.is_file()):
             staging.finish(path.relative_to(staging.folder).as_posix(), log=True)
@@ -46,16 +49,29 @@ def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcom
             "method": run.plan.recipe(name),
             "steps": last["steps"],
             "final": {key: last[key] for key in ("loss", "normal", "causal")},
-            **{key: last[key] for key in ("left_out_users", "left_out_examples") if key in last},
+            **{key: last[key] for key in ("clipped_share", "left_out_users", "left_out_examples") if key in last},
         }
         if validated := curves.read(staging.folder / curves.VALIDATION):
             best = min(validated, key=lambda line: line["loss"])
-            stats["validation"] = best if run.config.train.keep == "best" else validated[-1]
+            kept = best if run.config.train.keep == "best" else validated[-1]
+            stats["validation"] = {key: value for key, value in kept.items() if key != "first_example"}
         write_text(staging.path(CARD), adapter_card(run, name, stats))
         staging.finish(CARD, log=True)  # tells of the training, as its curves do
         return stats
 
     return run.make(step, build, force=force)
+
+
+def check_layers(run: Run) -> None:
+    """Refuse `train.lora.targets` that the base model has not.
+
+    Raises:
+        ModelError: As `check_targets`.
+        UserError: The offline base model is missing.
+    """
+    targets = run.config.train.lora.targets
+    if targets != ALL_LINEAR:
+        check_targets(targets, run.model_spec)
 
 
 def fold_adapters(run: Run) -> tuple[str, ...]:
@@ -70,12 +86,27 @@ def fold_adapters(run: Run) -> tuple[str, ...]:
     return tuple(str(run.artifact(step).folder / "adapter") for step in run.plan.folds.values())
 
 
-def train_spec(run: Run, step: Step, output: Path) -> TrainSpec:
-    """The worker's order for one train step: the same loop for all, told apart by the step's recipe and fold."""
+def trained_by(run: Run, name: str) -> TrainConfig:
+    """The `train` section that an adapter is trained by: the configured one, with what belongs to its method."""
+    training = METHODS[run.plan.recipe(name)].training
+    if training is None:
+        raise ValueError(f"{name} does not train")
+    return training.settings(run.config.train)
+
+
+def train_spec(run: Run, name: str, output: Path) -> TrainSpec:
+    """The worker's order for one adapter: the same loop for all, told apart by the method's settings and the fold.
+
+    Args:
+        run: The configuration and its store.
+        name: A key of `Plan.adapters`.
+        output: Staging folder of the adapter.
+    """
+    step = run.plan.adapters[name]
     recipe = step.settings["recipe"]
     fold = step.settings.get("fold")
     config = run.config
-    settings = config.train
+    settings = trained_by(run, name)
     prompt = run.prompt_settings | ({} if recipe["history"] else {"max_history": 0})
     return TrainSpec(
         output=str(output),
@@ -88,6 +119,8 @@ def train_spec(run: Run, step: Step, output: Path) -> TrainSpec:
         alpha=settings.alpha if recipe["causal"] else 0.0,
         counterfactual_grad=settings.causal_loss.counterfactual_grad,
         causal_target=settings.causal_loss.target,
+        causal_weighted=settings.causal_loss.weighted,
+        live_weights=step.settings.get("weights"),
         normalization=settings.normalization,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -109,19 +142,6 @@ def train_spec(run: Run, step: Step, output: Path) -> TrainSpec:
         seed=config.seed,
         leave_out=(fold["leave_out"], fold["of"]) if fold else None,
         offload=settings.deepspeed.offload,
-        deepspeed=_own_deepspeed(run),
-    )
-
-
-def _own_deepspeed(run: Run) -> dict[str, Any] | None:
-    settings = run.config.train
-    if settings.deepspeed.config is None:
-        return None
-    return own_settings(
-        Path(settings.deepspeed.config),
-        zero_stage=settings.deepspeed.zero_stage,
-        offload=settings.deepspeed.offload,
-        dtype=run.model_spec.dtype,
-        max_grad_norm=settings.max_grad_norm,
-        global_batch=settings.global_batch,
+        deepspeed=configured(settings, run.model_spec.dtype),
+        base=run.base_name,
     )

@@ -23,8 +23,11 @@ from nextquill_core.stages.past import by_example, shown_examples, split_example
 from nextquill_core.stages.run import Run
 from nextquill_core.tokens import PairEncoder
 from storage import Staging, write_json
+from storage.tables import read_table
 
 CHOICE = "choice.json"
+FALLBACK = "rouge1_unicode"
+"""The metric that decides where the configured one is 0 for every candidate."""
 PREDICTED, CONTROLS = "predictions", "controls"
 """Folders of texts: those with the users' own past, and those with a stranger's."""
 
@@ -49,6 +52,8 @@ def predictions(run: Run, writing: Writing, staging: Staging, progress: Progress
         finished += count
         progress(finished, len(examples))
 
+    if finished < len(examples):
+        progress(0, 0, phase="loading the model")
     for part in _answered(run, method, examples, lambda name: not staging.has(path(name))):
         engine = _engine(run, method, part, encoder, decoding, writing.limit, strength)
         pairs = encoder.encode(part.examples)
@@ -79,7 +84,7 @@ def predictions(run: Run, writing: Writing, staging: Staging, progress: Progress
     ended = [
         reason
         for name in names
-        for reason in pq.read_table(staging.path(path(name)), columns=["finish_reason"])["finish_reason"].to_pylist()
+        for reason in read_table(staging.path(path(name)), columns=["finish_reason"])["finish_reason"].to_pylist()
     ]
     return {
         "examples": len(examples),
@@ -104,7 +109,9 @@ def likelihood(run: Run, step: Step, staging: Staging, progress: Progress) -> di
         return f"likelihoods/{name}.parquet"
 
     finished = 0
+    progress(0, 0, phase="loading the model")
     for part in parts(run, method, examples, lambda name: not staging.has(path(name))):
+        progress(finished, len(examples))
         pairs = encoder.encode(part.examples)
         if method.steered:
             logps = steered_logps(part.model, pairs, float(choice(run, STEERING)), batch_tokens)
@@ -121,18 +128,37 @@ def likelihood(run: Run, step: Step, staging: Staging, progress: Progress) -> di
 
 
 def choose(run: Run, name: str, staging: Staging) -> dict[str, Any]:
-    """Which candidate does best on val; of equals, the first."""
-    from nextquill_core.evaluation.metrics import score_examples
+    """Choose the candidate that does best on val; of equals, the first.
 
-    by = run.config.evaluate.choose_by
+    Where the configured metric sees too little of the reference reviews, its form for every script decides; where it is
+    0 for all candidates, so does `rouge1_unicode`. What decided, and why, is in the artifact.
+    """
+    from nextquill_core.evaluation.metrics import choosing_metric, score_examples
+    from nextquill_core.evaluation.unicode_words import count_letters
+
+    asked = run.config.evaluate.choose_by
     examples = split_examples(run, "val")
     references = [example.target.text for example in examples]
-    values: dict[str, float] = {}
+    letters = count_letters(references)
+    scores = {}
     for candidate, writing in run.plan.evaluation.candidates[name].items():
         texts = by_example(run.artifact(writing.step).folder / PREDICTED, "text")
-        scores = score_examples([texts[example.example_id] for example in examples], references)
-        values[candidate] = scores.value(by)
-    found = {"chosen": max(values, key=lambda candidate: values[candidate]), "by": by, "values": values}
+        scores[candidate] = score_examples([texts[example.example_id] for example in examples], references)
+    by, why = choosing_metric(asked, letters), ""
+    if by != asked:
+        why = f"{asked} ignores {letters.ignored_share:.1%} of the letters and digits of the val reviews"
+    if not any(found.value(by) for found in scores.values()):
+        by, why = FALLBACK, f"{by} is 0 for every candidate"
+    values = {candidate: found.value(by) for candidate, found in scores.items()}
+    if len(values) > 1 and len(set(values.values())) == 1:
+        why = f"{why}; " * bool(why) + "all candidates are equal, and the first is taken"
+    found = {
+        "chosen": max(values, key=lambda candidate: values[candidate]),
+        "by": by,
+        "asked": asked,
+        "why": why,
+        "values": values,
+    }
     write_json(staging.path(CHOICE), found)
     return found | {"examples": len(examples)}
 
@@ -177,8 +203,8 @@ def _engine(
     strength: float | None,
 ) -> Engine:
     if run.config.evaluate.engine == "openai":
-        return server_engine(run, method, encoder.tokenizer, decoding, limit)
-    return make_engine(run, method, part.model, encoder.tokenizer, decoding, limit, strength)
+        return server_engine(run, method, encoder, decoding, limit)
+    return make_engine(run, method, part.model, encoder, decoding, limit, strength)
 
 
 def _rows(staging: Staging, name: str) -> int:

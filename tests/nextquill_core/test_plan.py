@@ -8,15 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
 
-from nextquill_core.config import Config
+from nextquill_core.config import Config, MethodName, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.plan import Plan, Step, freshness
+from nextquill_core.plan import COMMANDS, REVISIONS, Plan, Step, freshness
+from nextquill_core.plan.freshness import INTERRUPTED
 from nextquill_core.stages.run import Run
+from nextquill_core.stages.score import effects_source
 from storage import Staging
 from tests.conftest import REPO
 from tests.world import small_config
@@ -62,7 +64,8 @@ def states(run: Run) -> dict[str, str]:
         ({"evaluate": {"paper_max_new_tokens": 9}}, {"evaluate", *(f"{name}-paper" for name in METHODS)}),
         ({"evaluate": {"choose_by": "meteor"}}, {"evaluate", *SANE}),
         ({"evaluate": {"max_new_tokens": 9}}, {"evaluate", *SANE, *ON_VAL}),
-        ({"evaluate": {"engine": "openai", "server": {"concurrency": 2}}}, set()),
+        ({"evaluate": {"engine": "openai"}}, {*PREDICTIONS}),
+        ({"evaluate": {"server": {"url": "http://elsewhere/v1", "models": {"nextquill": "a"}}}}, set()),
         ({"evaluate": {"bootstrap_samples": 300}}, {"evaluate"}),
         ({"score": {"batch_tokens": 7}}, set()),
         ({"train": {"batch_tokens": 7, "launcher": {"processes": 1}, "checkpoint_every": 1}}, set()),
@@ -72,6 +75,121 @@ def test_what_a_field_moves(small_world: Path, tmp_path: Path, change: dict[str,
     before = fingerprints(small_config(small_world, tmp_path))
     after = fingerprints(small_config(small_world, tmp_path, **change))
     assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_live_weights_come_from_no_score_and_move_weighted_methods_alone(small_world: Path, tmp_path: Path) -> None:
+    methods = {"methods": ["contextsft", "causal-only", "perce", "nextquill", "nextquill-official"]}
+    plans = {
+        name: Run(small_config(small_world, tmp_path, evaluate=methods, **change)).plan
+        for name, change in (
+            ("stored", {}),
+            ("live", {"train": {"weights_from": "live"}}),
+            ("delta", {"train": {"weights_from": "live"}, "weights": {"delta": 0.1}}),
+        )
+    }
+    moved = {
+        one: {
+            name for name, step in plans[one].train.items() if step.fingerprint != plans[other].train[name].fingerprint
+        }
+        for one, other in (("live", "stored"), ("delta", "live"))
+    }
+    assert moved == {"live": {"perce", "nextquill"}, "delta": {"nextquill", "nextquill-official"}}
+    scored = [name for name, step in plans["stored"].train.items() if any(one.kind == "score" for one in step.inputs)]
+    assert scored == ["nextquill", "perce"]
+    assert not [step for step in plans["live"].train.values() if any(one.kind == "score" for one in step.inputs)]
+    assert plans["live"].weights == {}
+    weights = plans["delta"].train["nextquill-official"].settings["weights"]
+    assert weights == {"policy": "threshold", "delta": 0.1, "high": 0.9, "low": 0.1}
+
+
+def test_effects_as_target_are_read_without_weights_too(small_world: Path, tmp_path: Path) -> None:
+    train = {"causal_loss": {"target": "effect"}}
+    for methods, read in ((["causal-only", "norm-only"], {"causal-only", "norm-only"}), (["contextsft"], set())):
+        changes: dict[str, Any] = {"evaluate": {"methods": methods}, "train": train}
+        plan = Run(small_config(small_world, tmp_path, **changes)).plan
+        found = {name for name, step in plan.train.items() if any(one.kind == "score" for one in step.inputs)}
+        assert found & set(methods) == read
+
+
+SERVED = {"base": "theta", "contextsft": "c", "nextquill": "a"}
+
+
+@pytest.mark.parametrize(
+    ("models", "moved"),
+    [
+        ({**SERVED, "nextquill": "b"}, {"evaluate", "nextquill-paper", "nextquill-sane"}),
+        ({**SERVED, "perce": "p"}, set()),  # of a method that the table does not have
+        ({**SERVED, "qwen": "theta"}, set()),  # the same model, said twice
+        ({**SERVED, "qwen": "other"}, {"evaluate", "qwen-paper", "qwen-sane"}),
+        ({**SERVED, "base": "other"}, {"evaluate", *ON_VAL, *SANE, "qwen-paper"}),  # `latestk` chooses what sane is
+    ],
+)
+def test_a_served_model_moves_the_texts_that_it_writes(
+    small_world: Path, tmp_path: Path, models: dict[str, str], moved: set[str]
+) -> None:
+    def served(models: dict[str, str], **server: Any) -> Config:
+        return small_config(
+            small_world, tmp_path, evaluate={"engine": "openai", "server": {"models": models, **server}}
+        )
+
+    before = fingerprints(served(SERVED))
+    after = fingerprints(served(models, url="http://elsewhere/v1", concurrency=1, timeout_s=1.0, retries=0))
+    assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_status_names_the_served_model_that_changed(small_world: Path, tmp_path: Path) -> None:
+    def run(engine: str, nextquill: str) -> Run:
+        settings = {"engine": engine, "server": {"models": SERVED | {"nextquill": nextquill}}}
+        return Run(small_config(small_world, tmp_path, evaluate=settings))
+
+    make_all(run("openai", "a"))
+    changed = run("openai", "b")
+    texts = changed.plan.evaluation.predictions["nextquill", "paper"].step
+    assert freshness(changed.store, texts).why == "evaluate.server.models.nextquill a → b"
+    assert "evaluate.server.models.nextquill a → b" in freshness(changed.store, changed.plan.evaluate).why
+    here = run("transformers", "a")
+    texts = here.plan.evaluation.predictions["nextquill", "paper"].step
+    assert freshness(here.store, texts).why.startswith("evaluate.engine openai → transformers")
+
+
+def test_what_is_always_computed_here_does_not_depend_on_the_engine(small_world: Path, tmp_path: Path) -> None:
+    """Likelihoods, summaries and relevance never ask a server."""
+    methods = {"methods": ["llm-trsr", "contriever", "nextquill"]}
+    before = fingerprints(small_config(small_world, tmp_path, evaluate=methods))
+    after = fingerprints(small_config(small_world, tmp_path, evaluate=methods | {"engine": "openai"}))
+    local = {"summaries", "relevance", *(f"likelihood:{name}" for name in methods["methods"])}
+    assert {name: before[name] for name in local} == {name: after[name] for name in local}
+
+
+def test_remote_code_counts_with_its_files(small_world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "modeling.py").write_text("x = 1\n")
+
+    def effects(trusted: bool) -> str:
+        model = {"name_or_path": str(folder), "trust_remote_code": trusted}
+        return fingerprints(small_config(small_world, tmp_path, model=model))["effects"]
+
+    plain, trusted = effects(trusted=False), effects(trusted=True)
+    assert plain != trusted
+    (folder / "modeling.py").write_text("x = 22\n")
+    assert effects(trusted=False) == plain
+    assert effects(trusted=True) != trusted
+
+
+def test_an_encoder_for_bertscore_counts_by_its_files(small_world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    def changed() -> set[str]:
+        retrieval = {"retrieval": {"bertscore": str(folder)}}
+        return set(fingerprints(small_config(small_world, tmp_path, evaluate=retrieval)).items())
+
+    before = changed()
+    (folder / "config.json").write_text('{"layers": 1}')
+    assert {name for name, _ in before - changed()} == {"evaluate"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +274,7 @@ def test_a_deleted_input_makes_what_depends_on_it_stale_until_it_is_back(small_w
     assert set(states(run).values()) == {"fresh"}
     shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
     run.make(run.plan.ingest, lambda staging: {"same": not staging.write_table("0.parquet", pa.table({"x": [2]}))})
-    assert "its input ingest was made anew and differs" in freshness(run.store, run.plan.score).why
+    assert "its input ingest was made again and differs" in freshness(run.store, run.plan.score).why
 
 
 def test_thresholds_never_scan_again_and_a_category_is_scanned_once_for_all_configs(
@@ -191,7 +309,77 @@ def test_failed_and_interrupted(small_world: Path, tmp_path: Path) -> None:
     standing = freshness(run.store, scan)
     assert (standing.state, standing.why) == ("failed", "disk on fire")
     next(run.store.root.glob("scan/.staging-*/failure.json")).unlink()
-    assert freshness(run.store, scan).why == "interrupted"
+    assert freshness(run.store, scan).state == "interrupted"
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143)], ids=repr)
+def test_a_signal_leaves_interrupted_work_that_is_resumed(
+    small_world: Path, tmp_path: Path, signal: BaseException
+) -> None:
+    run = Run(small_config(small_world, tmp_path))
+    (scan,) = run.plan.scans.values()
+
+    def stopped(staging: Staging) -> dict[str, Any]:
+        staging.path("part").write_text("kept")
+        staging.finish("part")
+        raise signal
+
+    with pytest.raises(type(signal)):
+        run.make(scan, stopped)
+    standing = freshness(run.store, scan)
+    assert (standing.state, standing.why) == ("interrupted", INTERRUPTED)
+    assert "the same command resumes" in standing.why
+
+    def resumed(staging: Staging) -> dict[str, Any]:
+        assert staging.has("part")
+        return {}
+
+    outcome = run.make(scan, resumed)
+    assert outcome.why == "resumed; it had been interrupted"
+    assert freshness(run.store, scan).state == "fresh"
+
+
+def test_the_command_of_every_kind_of_step_exists() -> None:
+    import typer
+
+    from flows.cli import app
+
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert set(COMMANDS) == set(REVISIONS), "a kind without a command"
+    assert set(COMMANDS.values()) <= commands
+
+
+def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_plan(
+    small_world: Path, tmp_path: Path
+) -> None:
+    """Every method, both presets and cross-fitted effects: all kinds of steps that a configuration can ask for."""
+    full = small_config(
+        small_world, tmp_path, score={"effect_source": "adapter"},
+        evaluate={"methods": list(get_args(MethodName)), "decoding": ["paper", "sane"], "control": "stranger",
+                  "retrieval": {"encoder": "base"}},
+    )  # fmt: skip
+    run = Run(full)
+    steps: dict[str, Step] = {}
+    waiting = [run.plan.evaluate]
+    while waiting:
+        step = waiting.pop()
+        steps[step.fingerprint] = step
+        waiting += [origin for origin in step.inputs if origin.fingerprint not in steps]
+    assert {step.kind for step in steps.values()} == set(REVISIONS) - {"sweep", "reproduction"}
+    makes = {step.fingerprint: stage for stage in get_args(StageName) for step in run.plan.made_by(stage)}
+    for step in steps.values():
+        command = run.plan.command(step)
+        with pytest.raises(UserError, match=f"run `nextquill {command}` with the same config first"):
+            run.artifact(step)
+        assert makes.get(step.fingerprint, command) == command, step.name
+
+
+def test_what_other_stages_make_is_required_in_their_order(small_world: Path, tmp_path: Path) -> None:
+    run = Run(small_config(small_world, tmp_path))
+    assert run.plan.needed_by([run.plan.evaluate])[0] is run.plan.ingest
+    assert run.plan.needed_by(run.plan.made_by("ingest")) == []
+    with pytest.raises(UserError, match="the ingest artifact is missing"):
+        run.require_inputs(run.plan.made_by("train"))
 
 
 def test_a_missing_input_names_the_command(small_world: Path, tmp_path: Path) -> None:
@@ -245,6 +433,14 @@ def test_what_a_field_moves_where_adapters_score(
     before = fingerprints(small_config(small_world, tmp_path, **adapter))
     after = fingerprints(small_config(small_world, tmp_path, **adapter, **change))
     assert {name for name in before if before[name] != after[name]} - PREDICTIONS - LIKELIHOODS == moved
+
+
+def test_the_model_behind_the_effects_is_named_from_the_plan(small_world: Path, tmp_path: Path) -> None:
+    """Preference tokens are those of the model that scored, which is not always the initial one."""
+    plain = Run(small_config(small_world, tmp_path)).plan
+    crossed = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"})).plan
+    assert effects_source(plain.effects) == "the initial model"
+    assert "contextsft adapter that was trained without the user" in effects_source(crossed.effects)
 
 
 def test_folds_have_standings_of_their_own(small_world: Path, tmp_path: Path) -> None:

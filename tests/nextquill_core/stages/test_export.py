@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 import yaml
 
+from nextquill_core.model.identity import BaseName, base_name
 from nextquill_core.progress import silent
 from nextquill_core.stages import prepare, train
 from nextquill_core.stages.export import export
 from nextquill_core.stages.run import Run
 from nextquill_core.training.spec import TrainSpec
 from storage import UserError
+from tests.models import adapted_model
 from tests.world import small_config
 
 METHOD = "contextsft"
@@ -37,7 +40,7 @@ def untrained(order: Path, log: Path) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     output = Path(spec.output)
-    write_adapter(model, output / "adapter")
+    write_adapter(model, output / "adapter", spec.base)
     line = {"step": 3, "steps": 3, "loss": 2.5, "normal": 2.25, "causal": 0.25, "seconds": 1.0}
     (output / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     measured = [{"step": step, "loss": loss, "nll": 4.5, "examples": 20} for step, loss in ((2, 2.0), (3, 2.75))]
@@ -99,28 +102,55 @@ def test_another_store_gives_the_same_card(run: Run, small_world: Path, tmp_path
 
 
 def test_an_exported_adapter_opens_with_its_tokenizer(run: Run, tmp_path: Path) -> None:
-    from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     export(run, METHOD, tmp_path / "out" / "adapter")
     folder = tmp_path / "out" / "adapter"
     assert (folder / "README.md").read_bytes() == (adapter_of(run) / "README.md").read_bytes()
-    exported = AutoPeftModelForCausalLM.from_pretrained(folder)
-    stored = AutoPeftModelForCausalLM.from_pretrained(adapter_of(run))
+    exported, stored = (adapted_model(run.model_spec.name_or_path, one) for one in (folder, adapter_of(run)))
     assert torch.equal(logits(exported), logits(stored))
     assert AutoTokenizer.from_pretrained(folder)("abc")["input_ids"]
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing unfinished stays behind"
 
 
+def test_nothing_that_leaves_names_a_path_of_this_machine(run: Run, tmp_path: Path) -> None:
+    """An adapter of the offline base model: its configuration has a name, its card the files that are needed."""
+    for merge in (False, True):
+        folder = tmp_path / str(merge)
+        export(run, METHOD, folder, merge=merge)
+        for path in folder.iterdir():
+            assert str(run.store.root).encode() not in path.read_bytes(), path.name
+    for folder in (tmp_path / "False", adapter_of(run)):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == ("nextquill-tiny", None)
+    card = (tmp_path / "False" / "README.md").read_text()
+    weights = Path(run.model_spec.name_or_path, "model.safetensors")
+    assert f"| model.safetensors | `{hashlib.sha256(weights.read_bytes()).hexdigest()}` |" in card
+    assert "## Base model" not in (tmp_path / "True" / "README.md").read_text()
+
+
+def test_a_base_model_is_called_by_a_name_that_others_know(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--Qwen--Qwen2.5-3B" / "snapshots" / "3aab1f1"
+    plain = tmp_path / "models" / "my-base"
+    link = tmp_path / "current"
+    for folder in (snapshot, plain):
+        folder.mkdir(parents=True)
+    link.symlink_to(plain)
+    assert base_name("Qwen/Qwen2.5-3B", "v2") == BaseName("Qwen/Qwen2.5-3B", "v2")
+    assert base_name(str(snapshot), "main") == BaseName("Qwen/Qwen2.5-3B", "3aab1f1")
+    assert base_name(str(plain), "main") == base_name(str(link), "main") == BaseName("my-base")
+    assert base_name("tiny", "main") == BaseName("nextquill-tiny")
+    assert not base_name(str(plain), "main").on_hub
+
+
 def test_the_merged_model_computes_what_base_and_adapter_compute(run: Run, tmp_path: Path) -> None:
-    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path / "merged"
     folder.mkdir()
     export(run, METHOD, folder, merge=True)
     merged = AutoModelForCausalLM.from_pretrained(folder)
-    with_adapter = AutoPeftModelForCausalLM.from_pretrained(adapter_of(run)).eval()
+    with_adapter = adapted_model(run.model_spec.name_or_path, adapter_of(run))
     base = AutoModelForCausalLM.from_pretrained(run.model_spec.name_or_path)
     expected = logits(with_adapter)
     torch.testing.assert_close(logits(merged.eval()), expected, rtol=1e-4, atol=1e-4)

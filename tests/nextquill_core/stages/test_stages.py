@@ -15,6 +15,7 @@ from nextquill_core.progress import silent
 from nextquill_core.stages import evaluate, prepare, score, train
 from nextquill_core.stages.run import Run
 from tasks.launch import run_ranks
+from tests.models import adapted_model
 from tests.world import small_config
 
 pytestmark = pytest.mark.ranks
@@ -102,6 +103,16 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
         (name, mode) for name in ("qwen", "contextsft", "nextquill") for mode in ("paper", "sane")
     }
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in document["rows"])
+    assert document["settings"]["rouge"]["ignored_letters"]["Small"] < 0.005
+    (caution,) = document["cautions"]
+    assert caution.startswith(
+        "Preference log-likelihood: measured on tokens that the effects of history under the init"
+    )
+    assert evaluate.result_cautions(whole.artifact(whole.plan.evaluate)) == [caution]
+    assert caution in evaluate.result_markdown(whole.artifact(whole.plan.evaluate))
+    scored = read(whole, whole.plan.evaluate, "examples.parquet").to_pylist()
+    assert all(row["rouge1_unicode"] == row["rouge1"] for row in scored if row["rouge1"] == 1)
+    assert None not in {row["rougeL_unicode"] for row in scored}
     page = (folder / "report.html").read_text()
     assert "nextquill" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -109,10 +120,8 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
 
 
 def test_the_adapter_opens_with_plain_peft_and_holds_no_pickle(whole: Run) -> None:
-    from peft import AutoPeftModelForCausalLM
-
     folder = whole.artifact(whole.plan.train["nextquill"]).folder
-    model = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
+    model = adapted_model(whole.model_spec.name_or_path, folder / "adapter")
     trained = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert trained
     assert all(bool(parameter.abs().sum() > 0) for parameter in trained), "every LoRA matrix has moved"
@@ -151,9 +160,9 @@ class Killed(BaseException):
 def dies_after(calls: int) -> Callable[..., None]:
     left = calls
 
-    def progress(done: float, total: float, note: str = "") -> None:
+    def progress(done: float, total: float, note: str = "", *, phase: str = "") -> None:
         nonlocal left
-        left -= 1
+        left -= not phase  # what is loaded is no answer
         if left < 0:
             raise Killed
 

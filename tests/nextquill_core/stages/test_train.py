@@ -20,6 +20,7 @@ from nextquill_core.stages import prepare, score, train
 from nextquill_core.stages.run import Run
 from nextquill_core.tokens import encoder_for
 from tasks.launch import run_ranks
+from tests.models import adapted_model
 from tests.nextquill_core.stages.test_stages import ingest
 from tests.world import small_config
 
@@ -34,12 +35,12 @@ def test_theta0_scores_without_adapters(small_world: Path, tmp_path: Path) -> No
 
 def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(small_world: Path, tmp_path: Path) -> None:
     run = Run(
-        small_config(small_world, tmp_path, score={"effect_source": "adapter"}, model={"name_or_path": "some/model"})
+        small_config(
+            small_world, tmp_path, score={"effect_source": "adapter"}, model={"name_or_path": "some/model-base"}
+        )
     )
     ingest(run)
-    orders = {
-        name: train.train_spec(run, run.plan.adapters[name], tmp_path) for name in ("contextsft", "fold-0", "fold-1")
-    }
+    orders = {name: train.train_spec(run, name, tmp_path) for name in ("contextsft", "fold-0", "fold-1")}
     assert {name: order.leave_out for name, order in orders.items()} == {
         "contextsft": None, "fold-0": (0, 2), "fold-1": (1, 2),
     }  # fmt: skip
@@ -86,9 +87,7 @@ def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, 
 
 def plain_logps(run: Run, adapter: Path, example: Example) -> list[float]:
     """The log-probability of each answer token with history, as PEFT and transformers give it without our code."""
-    from peft import AutoPeftModelForCausalLM
-
-    model = AutoPeftModelForCausalLM.from_pretrained(adapter).eval()
+    model = adapted_model(run.model_spec.name_or_path, adapter)
     (pair,) = encoder_for(run.model_spec, load_tokenizer(run.model_spec), **run.prompt_settings).encode([example])
     with torch.no_grad():
         logits = model(torch.tensor([pair.factual + pair.target])).logits[0].log_softmax(-1)
