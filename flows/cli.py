@@ -355,11 +355,13 @@ def _all_fresh(current: Run) -> bool:
     """Whether nothing is left to do and no Prefect server is set; then none needs to be started to say so."""
     from flows.server import server_settings
     from nextquill_core.plan import freshness
+    from storage.keeping import Glance
 
-    if current.privacy.forget:
-        return False  # what others left in the store has to be looked through
-    standing = {step.name: freshness(current.store, step) for step in current.plan.stages}
-    if server_settings().url or any(fresh.state != "fresh" for fresh in standing.values()):
+    if current.privacy.forget or server_settings().url:
+        return False  # what others left in the store has to be looked through, or a server is to show the run
+    store = Glance(current.store)
+    standing = {step.name: freshness(store, step) for step in current.plan.stages}
+    if any(fresh.state != "fresh" for fresh in standing.values()):
         return False
     print(current.template, file=sys.stderr)
     for name, fresh in standing.items():
