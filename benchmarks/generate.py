@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.score import PROMPT, TARGET, TORCHS_OWN, arguments, build, real_pairs
-from nextquill_core.evaluation.decoding import PAPER
+from nextquill_core.generation.decoding import PAPER
 from nextquill_core.tokens import TokenPair
 
 BATCH = 8
@@ -59,8 +59,8 @@ def length(pair: TokenPair) -> int:
 
 
 def ours(model: Any, pairs: Sequence[TokenPair]) -> Answers:
-    from nextquill_core.evaluation.engines import Request
-    from nextquill_core.evaluation.generate import TransformersEngine
+    from nextquill_core.generation.engines import Request
+    from nextquill_core.generation.local_engine import TransformersEngine
 
     engine = TransformersEngine(model, Numbers(), PAPER, max_new_tokens=TARGET, batch_tokens=None)
     answers = engine.generate([Request(pair.example_id, pair.factual, limit=length(pair)) for pair in pairs])

@@ -35,9 +35,9 @@ KEYS = ("user_id", "parent_asin", "title", "text")
 def ingest(reviews: Path, items: Path, out: Path) -> None:
     """Scan and ingest, as the stage does."""
     from nextquill_core.config import parse_config
+    from nextquill_core.pipeline import ingest as prepare
+    from nextquill_core.pipeline.run import Run
     from nextquill_core.progress import silent
-    from nextquill_core.stages import prepare
-    from nextquill_core.stages.run import Run
 
     inputs = [{"category": "Books", "reviews": str(reviews), "items": str(items)}]
     settings = {"store": str(out), "ingest": {"inputs": inputs}, "model": {"name_or_path": "tiny"}}
@@ -133,7 +133,7 @@ def main() -> None:
         import nextquill_core.ingest.formats.parse
         import nextquill_core.ingest.scan
         import nextquill_core.ingest.stage
-        import nextquill_core.stages.prepare  # noqa: F401 (what a long-lived worker has loaded already)
+        import nextquill_core.pipeline.ingest  # noqa: F401 (what a long-lived worker has loaded already)
 
         begun = time.perf_counter()
         SIDES[arguments.side](*arguments.paths)

@@ -51,13 +51,14 @@ Taken = dict[str, float]
 
 def direct(settings: Config) -> None:
     """The stages of `flows.pipeline` and of the flows below it, one after the other, in this process alone."""
+    from nextquill_core.pipeline import evaluate, score, train
+    from nextquill_core.pipeline import ingest as prepare
+    from nextquill_core.pipeline.run import Run
     from nextquill_core.progress import silent
-    from nextquill_core.stages import evaluate, prepare, score, train
-    from nextquill_core.stages.run import Run
-    from tasks.launch import run_ranks
-    from tasks.placement import placement
-    from tasks.processes import process_count
-    from tasks.workers import run_workers
+    from tasks.ranks.launch import run_ranks
+    from tasks.ranks.placement import placement
+    from tasks.ranks.processes import process_count
+    from tasks.ranks.scoring_workers import run_workers
 
     run = Run(settings)
     work = partial(run_workers, workers=process_count(settings.score.workers))
@@ -82,15 +83,14 @@ def direct(settings: Config) -> None:
 
 
 def prefect(settings: Config) -> None:
-    from flows.command import run_flow
+    from flows.cli.common import run_flow
 
     run_flow("pipeline", settings)
 
 
 def nothing(settings: Config) -> None:
     """Flow runs and task runs without work; prints what each takes, in seconds."""
-    from flows.command import no_heartbeats, quiet_prefect
-    from nextquill_core.stages import evaluate, prepare, score, train  # noqa: F401  what both sides import
+    from flows.cli.common import no_heartbeats, quiet_prefect
 
     quiet_prefect()
     started = time.perf_counter()
@@ -211,8 +211,8 @@ def fresh_run(options: Sequence[str], store: Path, rounds: int, home: Path) -> d
 @contextmanager
 def watching(home: Path) -> Iterator[str]:
     """A Prefect server of its own folder; yields its address."""
-    from flows.command import quiet_prefect
-    from flows.temporary_server import TemporaryServer
+    from flows.cli.common import quiet_prefect
+    from flows.server.temporary import TemporaryServer
 
     os.environ["PREFECT_HOME"] = str(home)  # before Prefect is imported
     quiet_prefect()

@@ -82,9 +82,9 @@ def real_pairs(
     from nextquill_core.config import parse_config
     from nextquill_core.ingest.reader import read_examples
     from nextquill_core.model.tiny import train_tokenizer
+    from nextquill_core.pipeline import ingest as prepare
+    from nextquill_core.pipeline.run import Run
     from nextquill_core.progress import silent
-    from nextquill_core.stages import prepare
-    from nextquill_core.stages.run import Run
     from nextquill_core.tokens import PairEncoder
 
     with tempfile.TemporaryDirectory() as store:

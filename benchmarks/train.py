@@ -37,7 +37,7 @@ import torch.nn.functional as F
 
 from benchmarks.memory import ExtraMemory
 from benchmarks.score import TORCHS_OWN, arguments, build, real_pairs
-from nextquill_core.allocator import keep_freed_memory
+from nextquill_core.model.cpu.allocator import keep_freed_memory
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
 from nextquill_core.training.objective import PreferenceLoss, denominators, training_way

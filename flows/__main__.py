@@ -5,17 +5,17 @@ Signals are taken care of before the command line itself is imported, which take
 
 from __future__ import annotations
 
-from flows import interruption
+from flows.cli import interruption
 
 
 def main() -> None:
-    """Run a command, see `flows.cli.main`."""
+    """Run a command, see `flows.cli.main.main`."""
     interruption.exit_quickly()
     interruption.run(_run)
 
 
 def _run() -> int:
-    from flows.cli import exit_code
+    from flows.cli.main import exit_code
 
     return exit_code()
 

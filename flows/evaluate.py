@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from flows.definition import our_flow
 from flows.forms import SETTINGS, Form
 from flows.results import announce, finished
 from flows.runs import open_run
 from flows.slurm import made_by_job
+from flows.stage import our_flow
 from nextquill_core.config import Config
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline.run import Outcome, Run
 from tasks.evaluate import make_part, measure, publish_results
 from tasks.reasons import publish_reasons
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from flows.definition import our_flow
 from flows.forms import SETTINGS, Form
 from flows.results import finished, nothing_to_make
 from flows.runs import open_run
 from flows.slurm import made_by_job
+from flows.stage import our_flow
 from nextquill_core.config import Config
 from tasks.model import train_base_model
 from tasks.reasons import publish_reasons

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from nextquill_core.config import known_keys
-from nextquill_core.evaluation.methods import METHODS
+from nextquill_core.methods.registry import METHODS
 
 LONGEST, LONGEST_VALUE, MOST_CHANGES = 80, 24, 3
 STAGES = ("ingest", "model", "score", "train", "evaluate")

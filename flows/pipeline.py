@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from flows.definition import our_flow
 from flows.evaluate import evaluate
 from flows.forms import SETTINGS, Form
 from flows.ingest import ingest
 from flows.model import model
 from flows.runs import open_run
 from flows.score import score
+from flows.stage import our_flow
 from flows.train import train
 from nextquill_core.config import Config
-from nextquill_core.stages.train import check_layers
+from nextquill_core.pipeline.train import check_layers
 from tasks.evaluate import publish_pipeline
 
 PipelineSettings = Annotated[Config, Form(brief=("ingest", "train", "evaluate"))]

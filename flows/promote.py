@@ -9,12 +9,12 @@ from prefect import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.definition import our_flow
 from flows.forms import SETTINGS, Form
 from flows.results import announce, as_result
 from flows.runs import open_run
+from flows.stage import our_flow
 from nextquill_core.config import Config, MethodName
-from nextquill_core.stages.promote import missing_steps, val_run
+from nextquill_core.registry.promote import missing_steps, val_run
 from tasks.evaluate import make_part
 from tasks.promote import decide_promotion
 

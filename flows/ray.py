@@ -13,11 +13,11 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from nextquill_core.causal.job import ScoreJob
-from nextquill_core.causal.shards import Board
+from nextquill_core.causal.shard_queue import Board
 from nextquill_core.causal.tally import Tally
 from nextquill_core.errors import UserError, first_line
+from nextquill_core.pipeline.score import Launch
 from nextquill_core.progress import Progress
-from nextquill_core.stages.score import Launch
 from tasks.ray import score_worker
 
 LOOK_EVERY_S = 0.5

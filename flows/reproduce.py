@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.definition import our_flow
 from flows.forms import SETTINGS
 from flows.pipeline import PipelineSettings, pipeline
 from flows.results import finished
 from flows.runs import open_run
-from nextquill_core.stages.reproduce import whole_table
+from flows.stage import our_flow
+from nextquill_core.studies.reproduce import whole_table
 from tasks.reproduce import collect_numbers
 
 

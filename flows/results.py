@@ -18,10 +18,11 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import interruption, names
-from flows.events import stage_finished
+from flows import names
+from flows.cli import interruption
+from flows.server.events import stage_finished
 from nextquill_core.errors import UserError
-from nextquill_core.stages.run import Outcome
+from nextquill_core.pipeline.run import Outcome
 from tasks.tags import tag_run
 
 P = ParamSpec("P")

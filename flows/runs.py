@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from flows.server import require_server, server_settings
+from flows.server.settings import require_server, server_settings
 from nextquill_core.config import Config
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline.run import Run
 from storage.errors import UserError
 
 

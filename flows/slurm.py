@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from nextquill_core.config import Config, MethodName, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.plan import Step, freshness, outdated
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline import Step, freshness, outdated
+from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact
-from tasks.slurm_stage import in_job, introduce_job, refuse_hidden_secret, run_stage_job, stage_job
+from tasks.slurm.stage import in_job, introduce_job, refuse_hidden_secret, run_stage_job, stage_job
 
 SEEN_WITHIN_S = 90.0
 LOOK_EVERY_S = 1.0

@@ -11,14 +11,14 @@ from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from pydantic import Field
 
-from flows.definition import our_flow
 from flows.forms import REQUIRED, SETTINGS
 from flows.pipeline import PipelineSettings, pipeline
 from flows.results import Interrupted, finished
 from flows.runs import open_run
+from flows.stage import our_flow
 from nextquill_core.errors import UserError
-from nextquill_core.stages.sweep import Point, missing, open_points, sweep_step
-from tasks.slot import training_place
+from nextquill_core.studies.sweep import Point, missing, open_points, sweep_step
+from tasks.gpu_lock import training_place
 from tasks.sweep import collect_points, run_processes, shared_missing, slots
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from flows.definition import our_flow
-from flows.events import watch_quality
 from flows.forms import SETTINGS, Form
 from flows.results import finished
 from flows.runs import open_run
+from flows.server.events import watch_quality
 from flows.slurm import made_by_job
+from flows.stage import our_flow
 from nextquill_core.config import Config, MethodName
 from tasks.reasons import publish_reasons
 from tasks.train import train_adapter

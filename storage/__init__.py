@@ -1,11 +1,11 @@
 """Artifacts on disk: manifests, shards, fingerprints, one writer each. Knows no word of the domain."""
 
-from storage.digests import DigestCache
 from storage.errors import UserError
 from storage.files import sha256_of, write_json, write_text
 from storage.fingerprint import canonical_json, differences, fingerprint
 from storage.manifest import InputRef, Manifest, Shard
 from storage.provenance import provenance
+from storage.source_digests import DigestCache
 from storage.staging import Basis, Staging
 from storage.store import Artifact, Store
 

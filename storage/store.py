@@ -14,13 +14,13 @@ from typing import Literal
 
 from filelock import Timeout
 
-from storage.digests import DigestCache
 from storage.errors import Busy, DamagedManifest, NewerManifest, UnreadableManifest, UserError, space_needed
 from storage.files import read_json, replace_folder, require_writable, sync, user_path
 from storage.integrity import FOLDER as VERIFIED
 from storage.integrity import Damaged, Verification
 from storage.locks import WriterLock, is_held
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
+from storage.source_digests import DigestCache
 from storage.staging import FAILURE, RECORDS, Basis, Staging
 
 STAGING, ASIDE = ".staging-", ".aside-"

@@ -11,14 +11,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nextquill_core.plan import Step, freshness
-from nextquill_core.stages import evaluate
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline import Step, evaluate, freshness
+from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact
 from tasks.artifacts import data_key
+from tasks.gpu_lock import training_place
 from tasks.progress import ShownProgress
 from tasks.retries import RETRIED
-from tasks.slot import training_place
 
 MOST_FIGURES_BYTES = 1_000_000
 OPEN_REPORT = (

@@ -8,8 +8,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from nextquill_core.ingest.report import account_rows
-from nextquill_core.stages import forget, prepare
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.registry import forget_users as forget
 from tasks.artifacts import data_key
 from tasks.progress import ShownProgress
 from tasks.retries import RETRIED

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from nextquill_core.stages import prepare
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.run import Outcome, Run
 from tasks.progress import ShownProgress
 from tasks.retries import RETRIED
 

@@ -60,7 +60,7 @@ class ShownProgress:
             self._show_artifact()
 
     def _line(self) -> str:
-        """Where the work stands, as it is logged; `tasks.slurm_stage.PROGRESS` reads it back."""
+        """Where the work stands, as it is logged; `tasks.slurm.stage.PROGRESS` reads it back."""
         done, total, note = self._last
         if self._phase and not total:
             return f"{self._title}: {self._phase}"

@@ -8,8 +8,8 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nextquill_core.stages.promote import Verdict, decide
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline.run import Run
+from nextquill_core.registry.promote import Verdict, decide
 from tasks.artifacts import data_key
 from tasks.retries import RETRIED
 

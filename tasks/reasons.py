@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from prefect.artifacts import create_markdown_artifact
 
-from nextquill_core.plan import Freshness, Step, freshness
-from nextquill_core.stages.run import Run
-from storage.keeping import Glance
+from nextquill_core.pipeline import Freshness, Step, freshness
+from nextquill_core.pipeline.run import Run
+from storage.garbage import Glance
 from tasks.artifacts import data_key
 
 OWN = {

@@ -6,8 +6,8 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nextquill_core.stages import reproduce
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.studies import reproduce
 from tasks.retries import RETRIED
 
 

@@ -41,7 +41,7 @@ PASSING = {
     "httpx.NetworkError",
     "httpx.RemoteProtocolError",
     "httpx.TimeoutException",
-    "nextquill_core.evaluation.server._Failed",
+    "nextquill_core.generation.openai_engine._Failed",
     "requests.exceptions.ChunkedEncodingError",
     "requests.exceptions.ConnectionError",
     "requests.exceptions.Timeout",

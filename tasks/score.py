@@ -8,13 +8,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nextquill_core.stages import score
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline import score
+from nextquill_core.pipeline.run import Outcome, Run
 from tasks.artifacts import data_key
-from tasks.processes import process_count
 from tasks.progress import ShownProgress
+from tasks.ranks.processes import process_count
+from tasks.ranks.scoring_workers import run_workers
 from tasks.retries import RETRIED
-from tasks.workers import run_workers
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)

@@ -15,14 +15,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.config import LauncherConfig
-from nextquill_core.stages.run import Outcome
-from nextquill_core.stages.sweep import SPLIT, Point, collect, missing, sweep_cells
+from nextquill_core.pipeline.run import Outcome
+from nextquill_core.studies.sweep import SPLIT, Point, collect, missing, sweep_cells
 from tasks.artifacts import data_key
-from tasks.logs import bounded
-from tasks.processes import cuda_devices, end_group, end_groups, failure, process_count, shared_environment, start
+from tasks.ranks.logs import bounded
+from tasks.ranks.processes import cuda_devices, end_group, end_groups, failure, process_count, shared_environment, start
 from tasks.retries import RETRIED
 
-WORKER = "flows.point"
+WORKER = "flows.sweep_point"
 LOOK_EVERY_S = 1.0
 
 

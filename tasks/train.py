@@ -8,17 +8,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from nextquill_core.plan import freshness
-from nextquill_core.stages import train
-from nextquill_core.stages.run import Outcome, Run
-from nextquill_core.stages.train import trained_by
+from nextquill_core.pipeline import freshness, train
+from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.train import trained_by
 from nextquill_core.training.stability import clipping_warning
-from nextquill_core.training.watch import progress_note
-from tasks.launch import run_ranks
-from tasks.placement import placement
+from nextquill_core.training.trackers import progress_note
+from tasks.gpu_lock import training_place
 from tasks.progress import ShownProgress
+from tasks.ranks.launch import run_ranks
+from tasks.ranks.placement import placement
 from tasks.retries import RETRIED
-from tasks.slot import training_place
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train {name}", **RETRIED)

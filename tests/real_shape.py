@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nextquill_core.model.half import spare_half_products
+from nextquill_core.model.cpu.half import spare_half_products
 from nextquill_core.tokens import TokenPair
 
 PROMPT, ANSWER, OPENING, REST = 2048, 512, 180, 20

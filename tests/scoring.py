@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from nextquill_core import schemas
 from nextquill_core.causal.job import ScoreJob
-from nextquill_core.causal.shards import Board
+from nextquill_core.causal.shard_queue import Board
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.training.spec import PromptSpec
 from storage import Basis, Staging

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.orchestration import artifacts, fill
 from nextquill_core.config import load_config
-from nextquill_core.plan import freshness
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline import freshness
+from nextquill_core.pipeline.run import Run
 from storage import fingerprint
 from tests.conftest import REPO
 from tests.nextquill_core.test_plan import make_all

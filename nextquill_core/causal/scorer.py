@@ -14,7 +14,7 @@ from torch import Tensor
 from nextquill_core.causal.effects import token_effects
 from nextquill_core.errors import ModelError
 from nextquill_core.model.branches import Way, best_way, branch_states, computed_tokens
-from nextquill_core.model.feed_forward import feed_forward_parts, sparing
+from nextquill_core.model.cpu.feed_forward import feed_forward_parts, sparing
 from nextquill_core.model.head import head_of, target_logprobs
 from nextquill_core.schemas import EFFECTS
 from nextquill_core.tokens import TokenPair

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
-from nextquill_core.causal.shards import Board, Report
+from nextquill_core.causal.shard_queue import Board, Report
 from nextquill_core.progress import Progress
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nextquill_core.causal.job import ScoreJob
 from nextquill_core.causal.scorer import Scorer, effects_table
-from nextquill_core.causal.shards import Board, Report, in_shards, take_shares
+from nextquill_core.causal.shard_queue import Board, Report, in_shards, take_shares
 from nextquill_core.causal.tally import Tally
 from nextquill_core.errors import UserError
 from nextquill_core.folds import fold_of

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, Share
+from nextquill_core.training.lora_targets import checked_targets, peft_targets
 from nextquill_core.training.spec import Normalization
-from nextquill_core.training.targets import checked_targets, peft_targets
 
 
 class LoraSettings(Section):

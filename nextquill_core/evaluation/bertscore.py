@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextquill_core.errors import ModelError
-from nextquill_core.evaluation.encoder import batches_by_length, padded
 from nextquill_core.evaluation.significance import Floats
+from nextquill_core.methods.text_encoder import batches_by_length, padded
 from nextquill_core.model.control_tokens import UserTextTokenizer
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.model.loading import load_encoder_model, load_tokenizer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.half import linear
+from nextquill_core.model.cpu.half import linear
 
 EVERYTHING = slice(None)
 # Rows and columns of logits that are held at a time: what stays in a processor's cache (8 MB; twice as fast as 16), or

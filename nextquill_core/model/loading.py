@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from nextquill_core import hub
 from nextquill_core.errors import ModelError, UserError, first_line
-from nextquill_core.model.half import spare_half_products
+from nextquill_core.model.cpu.half import spare_half_products
 from nextquill_core.model.identity import REMEDY, ModelSpec
 from nextquill_core.model.weights import describe, file_faults, model_faults
 from nextquill_core.prompts import PLAIN, Template, chat_template

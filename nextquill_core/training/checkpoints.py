@@ -15,7 +15,7 @@ from nextquill_core.errors import ModelError
 from nextquill_core.model.identity import BaseName
 from nextquill_core.model.loading import ADAPTER_CONFIG, ADAPTER_FILE, adapter_shapes, load_adapter
 from nextquill_core.model.weights import file_faults
-from nextquill_core.training import state
+from nextquill_core.training import sharded_state as state
 from nextquill_core.training.batches import TrainExample
 from nextquill_core.training.disk import Writer, sweep, whole_folder
 from nextquill_core.training.objective import Denominators

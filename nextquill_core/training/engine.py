@@ -15,9 +15,9 @@ from torch import nn
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 from nextquill_core.errors import ModelError, UserError
+from nextquill_core.training.deepspeed_config import deepspeed_config
 from nextquill_core.training.plain_engine import PlainEngine
 from nextquill_core.training.spec import TrainSpec
-from nextquill_core.training.zero import deepspeed_config
 
 LOOPBACK = "loopback"
 """Scheme of the address at which ranks of one machine meet."""

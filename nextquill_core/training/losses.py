@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nextquill_core.model.half import linear, product
+from nextquill_core.model.cpu.half import linear, product
 from nextquill_core.model.head import Head
 from nextquill_core.training.spec import Normalization
 

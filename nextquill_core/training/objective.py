@@ -14,12 +14,12 @@ from nextquill_core.causal.effects import token_effects
 from nextquill_core.causal.weighting import token_weights
 from nextquill_core.causal.weights import TokenEffects
 from nextquill_core.model.branches import Way, best_way, branch_states
-from nextquill_core.model.feed_forward import feed_forward_parts, sparing
+from nextquill_core.model.cpu.feed_forward import feed_forward_parts, sparing
+from nextquill_core.model.cpu.gated import gated_forward
 from nextquill_core.model.forward import answer_hidden_states, decoder_of
 from nextquill_core.model.head import Head, head_of, target_logprobs
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.gated import gated_forward
 from nextquill_core.training.losses import LossOutput, nextquill_loss
 from nextquill_core.training.spec import TrainSpec
 

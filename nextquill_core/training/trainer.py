@@ -14,15 +14,16 @@ from typing import Any
 import torch
 
 from nextquill_core.errors import ModelError
-from nextquill_core.training import curves, state
+from nextquill_core.training import curves
+from nextquill_core.training import sharded_state as state
 from nextquill_core.training.batches import MicroBatch, TrainExample, micro_batches, step_examples, steps_per_epoch
 from nextquill_core.training.checkpoints import Checkpoints, check_loads, example_loss, save_adapter
 from nextquill_core.training.disk import Writer
 from nextquill_core.training.objective import denominators
 from nextquill_core.training.spec import TrainSpec
 from nextquill_core.training.stability import Clipping, GradientWatch, RunawayLoss, gradients_finite, offenders
+from nextquill_core.training.trackers import Watchers
 from nextquill_core.training.validation import Phase, Validation, no_phase
-from nextquill_core.training.watch import Watchers
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:

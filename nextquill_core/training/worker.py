@@ -16,24 +16,24 @@ from typing import Any
 
 import torch
 
-from nextquill_core.allocator import keep_freed_memory
 from nextquill_core.errors import DataError, ModelError, UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
+from nextquill_core.model.cpu.allocator import keep_freed_memory
+from nextquill_core.model.cpu.lora_dropout import spare_dropout
 from nextquill_core.model.loading import load_model, load_tokenizer
 from nextquill_core.progress import PhaseFile
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair, encoder_for
 from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.dropout import spare_dropout
 from nextquill_core.training.engine import connect, engine_for
 from nextquill_core.training.failures import mark_failed
+from nextquill_core.training.lora_targets import peft_targets
 from nextquill_core.training.objective import PreferenceLoss, training_way
 from nextquill_core.training.spec import PHASE, STARTED_BY, TrainSpec
-from nextquill_core.training.targets import peft_targets
+from nextquill_core.training.trackers import check_packages
 from nextquill_core.training.trainer import Trainer
 from nextquill_core.training.validation import Phase, chosen, no_phase
-from nextquill_core.training.watch import check_packages
 from storage.tables import read_table
 
 

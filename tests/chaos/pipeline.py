@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nextquill_core.plan import Step
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline import Step
+from nextquill_core.pipeline.run import Run
 from tests.world import small_config
 
 
@@ -26,8 +26,9 @@ def run_stages(world: Path, store: Path) -> None:
     """Ingest, train the base model, score, derive weights; what is up to date is reused."""
     import torch
 
+    from nextquill_core.pipeline import ingest as prepare
+    from nextquill_core.pipeline import score
     from nextquill_core.progress import silent
-    from nextquill_core.stages import prepare, score
 
     torch.set_num_threads(1)
     run = open_stages(world, store)

@@ -62,14 +62,14 @@ class Commands:
 
     def run(self, store: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Run a command on a store and return what it printed."""
-        return self.server.run("flows.cli", command, "--config", str(store.with_suffix(".yaml")), *options)
+        return self.server.run("flows", command, "--config", str(store.with_suffix(".yaml")), *options)
 
     def start(self, command: str, store: Path) -> subprocess.Popen[bytes]:
         """Start a command on a store; what it prints is added to a log beside the store."""
         config = write_config(store.with_suffix(".yaml"), self.settings | {"store": str(store)})
         with store.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", command, "--config", str(config)], cwd=REPO,
+                [sys.executable, "-m", "flows", command, "--config", str(config)], cwd=REPO,
                 env=self.server.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nextquill_core.plan import Step, freshness
+from nextquill_core.pipeline import Step, freshness
 from storage import Store, UserError
+from storage.garbage import damaged, dependents, inventory
 from storage.integrity import FOLDER as VERIFIED
 from storage.integrity import Damaged, stamp_of
-from storage.keeping import damaged, dependents, inventory
 from storage.pointers import move_pointer, moving, read_pointer
 from tests.chaos.crash import operations_of
 from tests.chaos.pipeline import open_stages, run_stages, steps_of

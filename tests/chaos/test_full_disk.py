@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage import Store, UserError
-from storage.keeping import damaged
+from storage.garbage import damaged
 from tests.chaos.crash import operations_of
 from tests.chaos.operations import Operation, watched
 from tests.chaos.pipeline import run_stages

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from nextquill_core.plan import freshness
-from nextquill_core.stages.keeping import accepted, what
+from nextquill_core.pipeline import freshness
+from nextquill_core.registry.garbage import accepted, what
 from storage import Basis, DigestCache, Store, UserError
+from storage.garbage import damaged, dependents, inventory, needed, removable
 from storage.integrity import FOLDER as VERIFIED
-from storage.keeping import damaged, dependents, inventory, needed, removable
 from storage.pointers import move_back, moving, pointer_names, read_pointer
 from storage.staging import BASIS, FAILURE, RECORDS, Staging
 from tests.chaos.hostile import documents
@@ -135,7 +135,7 @@ def _metrics() -> Any:
 @given(data=documents(_metrics()))
 def test_a_metrics_file_with_anything_in_it(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     from nextquill_core.evaluation.tables import from_document, read_document
-    from nextquill_core.stages.evaluate import shown_tables
+    from nextquill_core.pipeline.evaluate import shown_tables
 
     path = tmp_path_factory.getbasetemp() / "metrics.json"
     path.write_bytes(data)

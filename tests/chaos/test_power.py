@@ -11,7 +11,7 @@ import pytest
 
 import storage.files
 from storage import Store
-from storage.keeping import damaged
+from storage.garbage import damaged
 from storage.pointers import read_pointer, stands
 from tests.chaos.crash import operations_of
 from tests.chaos.disk import Disk

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import storage.files
-from nextquill_core.plan import Step, freshness
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline import Step, freshness
+from nextquill_core.pipeline.run import Run
 from storage import Basis, Store
-from storage.keeping import Glance, inventory
+from storage.garbage import Glance, inventory
 from tests.chaos.crash import operations_of
 from tests.chaos.trials import TRIALS, hold
 from tests.chaos.work import NUMBERS, SQUARES, SUM, Work
@@ -126,7 +126,7 @@ def test_looking_is_no_operation_on_a_store(tmp_path: Path, look: Callable[[Path
 
 
 def test_status_is_no_operation_on_a_store(small_world: Path, tmp_path: Path) -> None:
-    from flows.status import status_rows
+    from flows.cli.status import status_rows
 
     config = small_config(small_world, tmp_path / "store")
     make_all(Run(config))

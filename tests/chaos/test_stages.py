@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storage import Store
-from storage.keeping import damaged
+from storage.garbage import damaged
 from tests.chaos.crash import killed_in_new_process, operations_of
 from tests.chaos.disk import Disk
 from tests.chaos.operations import Operation, watched

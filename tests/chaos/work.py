@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nextquill_core.model.template_choice import TemplateChoice
-from nextquill_core.plan import Step
-from nextquill_core.stages.run import Outcome, Run
+from nextquill_core.pipeline import Step
+from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact, Staging, Store
+from storage.garbage import inventory, needed, removable, remove
 from storage.integrity import FOLDER as VERIFIED
-from storage.keeping import inventory, needed, removable, remove
 from storage.pointers import Target, move_pointer, moving, read_pointer
 
 NUMBERS = Step("scan", "numbers", {"shards": 2})

@@ -39,7 +39,7 @@ def test_a_cancelled_training_leaves_no_rank_and_a_checkpoint(
     settings["evaluate"] |= {"methods": ["nextquill"], "decoding": ["paper"]}
     config = write_config(tmp_path / "config.yaml", settings)
     for stage in ("ingest", "model", "score"):
-        done = server.run("flows.cli", stage, "--config", str(config))
+        done = server.run("flows", stage, "--config", str(config))
         assert done.returncode == 0, done.stderr
     for command in (
         ("work-pool", "create", "cancelled", "--type", "process"),

@@ -13,13 +13,13 @@ import yaml
 from prefect import Flow
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.deployed import POOLS, find_project, training_limits
 from flows.promote import Metric
+from flows.server.deployments import POOLS, find_project, training_limits
 from flows.timeouts import timeout_s, variable
 from nextquill_core.config import Config, Section
-from nextquill_core.stages.promote import METRICS
+from nextquill_core.registry.promote import METRICS
 from storage import UserError
-from tasks.slot import DEFAULT_LIMIT, LIMIT
+from tasks.gpu_lock import DEFAULT_LIMIT, LIMIT
 from tests.conftest import REPO
 
 DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((REPO / "prefect.yaml").read_text())["deployments"]}

@@ -38,7 +38,7 @@ def states(server: Server) -> list[tuple[str, str]]:
 @pytest.mark.ranks
 def test_killed_in_training_the_same_command_completes(server: Server, config: Path) -> None:
     store = config.parent / "store"
-    process = server.start("flows.cli", "run", "--config", str(config))
+    process = server.start("flows", "run", "--config", str(config))
     deadline = time.monotonic() + 400
     while not list(store.glob("train/.staging-*/metrics.jsonl")):
         assert process.poll() is None, "it ended before training"
@@ -52,7 +52,7 @@ def test_killed_in_training_the_same_command_completes(server: Server, config: P
     assert not workers_of(store), "ranks outlived the flow"
     scored = next(store.glob("score/*/manifest.json")).stat().st_mtime_ns
 
-    done = server.run("flows.cli", "run", "--config", str(config))
+    done = server.run("flows", "run", "--config", str(config))
     assert done.returncode == 0, done.stderr
     assert "score: reused, fresh at" in done.stderr
     assert "train nextquill: made in" in done.stderr
@@ -86,7 +86,7 @@ def test_runs_are_named_and_tagged_by_what_they_are_about(server: Server, config
     assert names == ["train nextquill +1 Small"]
     pipelines = server.post("/flow_runs/filter", json.dumps({"flow_runs": {"tags": {"all_": ["pipeline"]}}}))
     assert {(run["name"], *run["tags"]) for run in pipelines} == {("pipeline Small", "pipeline", "category:Small")}
-    done = server.run("flows.cli", "ingest", "--config", str(config), "--set", "ingest.max_bad_share=0.5")
+    done = server.run("flows", "ingest", "--config", str(config), "--set", "ingest.max_bad_share=0.5")
     assert done.returncode == 0, done.stderr
     (newest,) = server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_DESC", "limit": 1}))
     assert newest["name"] == "ingest Small max_bad_share=0.5"
@@ -94,22 +94,22 @@ def test_runs_are_named_and_tagged_by_what_they_are_about(server: Server, config
 
 @pytest.mark.ranks
 def test_all_fresh_is_reused_and_says_so(server: Server, config: Path) -> None:
-    done = server.run("flows.cli", "run", "--config", str(config))
+    done = server.run("flows", "run", "--config", str(config))
     assert done.returncode == 0, done.stderr
     newest = dict(states(server))
     assert {newest[stage] for stage in STAGES} == {"Reused"}
     assert newest["nextquill"] == "Completed"
     alone = server.environment | {"PREFECT_API_URL": ""}
-    quick = Server("", alone).run("flows.cli", "run", "--config", str(config))
+    quick = Server("", alone).run("flows", "run", "--config", str(config))
     assert quick.returncode == 0
     assert quick.stderr.count("reused, fresh at") == 6, "without a server to show it in, none is started to reuse"
 
 
 @pytest.mark.ranks
 def test_a_deleted_artifact_is_made_again_and_what_depends_on_it_stays(server: Server, config: Path) -> None:
-    folder = server.run("flows.cli", "path", "ingest", "--config", str(config)).stdout.strip()
+    folder = server.run("flows", "path", "ingest", "--config", str(config)).stdout.strip()
     shutil.rmtree(folder)
-    done = server.run("flows.cli", "run", "--config", str(config))
+    done = server.run("flows", "run", "--config", str(config))
     assert done.returncode == 0, done.stderr
     assert "ingest: made in" in done.stderr
     assert done.stderr.count("reused, fresh at") == 5, "the same bytes came out, so nothing else is made again"
@@ -118,16 +118,16 @@ def test_a_deleted_artifact_is_made_again_and_what_depends_on_it_stays(server: S
 def test_one_stage_alone_and_bad_data_found_inside_it(server: Server, small_world: Path, tmp_path: Path) -> None:
     settings = small_settings(small_world, tmp_path / "store")
     config = str(write_config(tmp_path / "config.yaml", settings))
-    done = server.run("flows.cli", "score", "--config", config)
+    done = server.run("flows", "score", "--config", config)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "the ingest artifact is missing" in done.stderr
-    done = server.run("flows.cli", "ingest", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
+    done = server.run("flows", "ingest", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
     *_, scanned, error = done.stderr.splitlines()
     assert done.returncode == 2
     assert "scan of Small: made in" in scanned, "what does not depend on the thresholds is not made again"
     assert "min_user_reviews" in error
     assert dict(states(server))["ingest"] == "Failed"
-    status = server.run("flows.cli", "status", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
+    status = server.run("flows", "status", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
     assert "failed" in status.stdout
 
 

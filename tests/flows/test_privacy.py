@@ -26,7 +26,7 @@ def users(store: Path) -> list[str]:
 
 
 def ingest(server: Server, tmp_path: Path, settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    return server.run("flows.cli", "ingest", "--config", str(write_config(tmp_path / "config.yaml", settings)))
+    return server.run("flows", "ingest", "--config", str(write_config(tmp_path / "config.yaml", settings)))
 
 
 def test_the_key_comes_from_a_secret_block_and_is_nowhere_else(

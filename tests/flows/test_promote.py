@@ -6,10 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
-from nextquill_core.stages.past import split_examples
-from nextquill_core.stages.promote import decide
-from tests.flows.conftest import Server
 from tests.nextquill_core.stages.test_promote import (  # noqa: F401 (fixtures)
     METHOD,
     candidate,
@@ -18,6 +14,10 @@ from tests.nextquill_core.stages.test_promote import (  # noqa: F401 (fixtures)
     store,
     world,
 )
+
+from nextquill_core.pipeline.shown_history import split_examples
+from nextquill_core.registry.promote import decide
+from tests.flows.conftest import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
@@ -35,10 +35,10 @@ def test_refused_is_exit_code_3_and_a_state_of_its_own(
     candidate(world, store, flat(-2.5), train={"alpha": 0.2})
     candidate(world, store, flat(-1.5), train={"alpha": 0.3})
     config = str(write_config(tmp_path / "config.yaml", small_settings(world, store)))
-    refused = server.run("flows.cli", "promote", "--config", config, "--set", "train.alpha=0.2")
+    refused = server.run("flows", "promote", "--config", config, "--set", "train.alpha=0.2")
     assert refused.returncode == 3, refused.stderr
     assert refused.stdout.startswith("refused: log_likelihood on val -0.5000 [-0.5000, -0.5000]")
-    done = server.run("flows.cli", "promote", "--config", config, "--set", "train.alpha=0.3")
+    done = server.run("flows", "promote", "--config", config, "--set", "train.alpha=0.3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("accepted: log_likelihood on val +0.5000 [0.5000, 0.5000]")
     runs = server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_ASC"}))
@@ -46,10 +46,10 @@ def test_refused_is_exit_code_3_and_a_state_of_its_own(
     assert [(state["type"], state["name"]) for state in states] == [
         ("COMPLETED", "Rejected"), ("COMPLETED", "Accepted"),
     ]  # fmt: skip
-    path = server.run("flows.cli", "path", "accepted", "--config", config)
+    path = server.run("flows", "path", "accepted", "--config", config)
     assert Path(path.stdout.strip()).parent == store / "train"
-    moved = server.run("flows.cli", "promote", "--back", "--config", config)
+    moved = server.run("flows", "promote", "--back", "--config", config)
     assert moved.returncode == 0
-    back = server.run("flows.cli", "path", "accepted", "--config", config)
+    back = server.run("flows", "path", "accepted", "--config", config)
     assert back.stdout.strip() == str(first.artifact(first.plan.train[METHOD]).folder)
     assert path.stdout != back.stdout

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from prefect.exceptions import MissingContextError
 
-from flows.events import watch_quality
+from flows.server.events import watch_quality
 from flows.slurm import _settings, made_by_job
 from nextquill_core.config import load_config
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline.run import Run
 from storage import UserError
-from tasks.slurm_stage import SUBMITTED_BY
+from tasks.slurm.stage import SUBMITTED_BY
 from tests.flows.conftest import Server
 from tests.slurm import slurm, two_nodes
 from tests.world import small_settings, write_config
@@ -66,7 +66,7 @@ def wait_until(what: str, holds: Callable[[], object], seconds: float = 90) -> N
 
 
 def test_ingest_runs_as_a_job_as_if_it_had_run_here(cluster: Server, config: Path) -> None:
-    done = cluster.run("flows.cli", "ingest", "--config", str(config))
+    done = cluster.run("flows", "ingest", "--config", str(config))
     assert done.returncode == 0, done.stderr
     (job,) = jobs(config)
     assert f"ingest: Slurm job {job} is submitted" in done.stderr
@@ -77,13 +77,13 @@ def test_ingest_runs_as_a_job_as_if_it_had_run_here(cluster: Server, config: Pat
     assert "rows" in done.stdout
     assert done.stdout.count("outcome") == 1, "the table is shown once"
     assert runs_of(cluster, job) == [("ingest", "Completed")] * 2, "the flow's run and the job's, tied by a tag"
-    again = cluster.run("flows.cli", "ingest", "--config", str(config))
+    again = cluster.run("flows", "ingest", "--config", str(config))
     assert "ingest: reused, fresh at" in again.stderr
     assert jobs(config) == [job], "nothing was to be made"
 
 
 def test_a_flow_killed_outright_leaves_a_job_that_the_same_command_follows(cluster: Server, config: Path) -> None:
-    asked = ("flows.cli", "score", "--config", str(config), "--set", "slurm.score.arguments=[--hold]")
+    asked = ("flows", "score", "--config", str(config), "--set", "slurm.score.arguments=[--hold]")
     first = cluster.start(*asked)
     queued = lambda: slurm("squeue", "--noheader", "--format=%i")  # noqa: E731
     wait_until("submitting", queued)
@@ -134,7 +134,7 @@ def test_in_a_job_quality_is_left_to_the_flow_that_follows(config: Path, monkeyp
 
 def test_a_flow_that_is_told_to_end_cancels_its_job(cluster: Server, config: Path) -> None:
     held = ("--set", "slurm.ingest.arguments=[--hold]", "--set", "ingest.protocol.min_user_reviews=19")
-    process = cluster.start("flows.cli", "ingest", "--config", str(config), *held)
+    process = cluster.start("flows", "ingest", "--config", str(config), *held)
     waiting = lambda: slurm("squeue", "--noheader", "--states=PENDING")  # noqa: E731
     wait_until("submitting", waiting)
     process.send_signal(signal.SIGTERM)
@@ -145,7 +145,7 @@ def test_a_flow_that_is_told_to_end_cancels_its_job(cluster: Server, config: Pat
 @pytest.mark.slow
 def test_bad_input_found_in_a_job_is_one_line_and_no_server_is_needed(cluster: Server, config: Path) -> None:
     alone = Server("", cluster.environment | {"PREFECT_API_URL": ""})
-    done = alone.run("flows.cli", "ingest", "--config", str(config), "--set", "ingest.protocol.min_user_reviews=400")
+    done = alone.run("flows", "ingest", "--config", str(config), "--set", "ingest.protocol.min_user_reviews=400")
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("nextquill: ")
@@ -159,7 +159,7 @@ def test_a_training_on_two_nodes_is_one_job(cluster: Server, config: Path) -> No
     """After the tests above, which make what it needs; its launcher takes the nodes from the job's allocation."""
     launcher = "train.launcher={kind: slurm, slurm: {nodes: 2}}"
     train = ("train", "--config", str(config), "--set", launcher, "--set", "slurm.train={}")
-    done = cluster.run("flows.cli", *train, "--set", "evaluate.methods=[nextquill]")
+    done = cluster.run("flows", *train, "--set", "evaluate.methods=[nextquill]")
     assert done.returncode == 0, done.stderr
     assert "a rank an accelerator on each of 2 Slurm nodes" in done.stderr
     assert re.search(r"train: Slurm job \d+ runs on n\[1-2\]", done.stderr)

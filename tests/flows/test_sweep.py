@@ -23,7 +23,7 @@ def config(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sweep(server: Server, config: Path, *arguments: str) -> tuple[int, str, str]:
-    done = server.run("flows.cli", "sweep", "--config", str(config), *arguments)
+    done = server.run("flows", "sweep", "--config", str(config), *arguments)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -74,7 +74,7 @@ def test_more_points_side_by_side_and_what_is_there_is_reused(server: Server, co
         "pipeline Small α=0.5 λ=0.7",
     ]
     assert len(document(store, 4)["points"]) == 4  # type: ignore[arg-type]
-    again = server.run("flows.cli", "sweep", "--config", str(config), *arguments)
+    again = server.run("flows", "sweep", "--config", str(config), *arguments)
     assert again.returncode == 0
     assert again.stdout == out
     assert "started" not in again.stderr

@@ -12,9 +12,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.timeouts import timeout_s
 from nextquill_core.errors import UserError
-from tasks.processes import end_group, start
+from tasks.gpu_lock import training_place
+from tasks.ranks.processes import end_group, start
 from tasks.retries import RETRIED
-from tasks.slot import training_place
 
 HANG_S = 600.0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.events import watch_quality
 from flows.ingest import ingest
 from flows.runs import open_run
+from flows.server.events import watch_quality
 from nextquill_core.config import Config
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from nextquill_core.config import Config, MethodName, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.plan import COMMANDS, REVISIONS, Plan, Step, freshness
-from nextquill_core.plan.freshness import INTERRUPTED
-from nextquill_core.stages.run import Run
-from nextquill_core.stages.score import effects_source
+from nextquill_core.pipeline import COMMANDS, REVISIONS, Plan, Step, freshness
+from nextquill_core.pipeline.freshness import INTERRUPTED
+from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.score import effects_source
 from storage import Staging
 from tests.conftest import REPO
 from tests.world import small_config
@@ -222,7 +222,7 @@ def test_a_policy_that_is_not_there_stops_before_anything_runs(small_world: Path
 
 @pytest.mark.process
 def test_a_plan_needs_no_torch() -> None:
-    code = "import sys, nextquill_core.plan; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    code = "import sys, nextquill_core.pipeline; print([x for x in ('torch', 'transformers') if x in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
     assert done.stdout == "[]\n"
 
@@ -342,7 +342,7 @@ def test_a_signal_leaves_interrupted_work_that_is_resumed(
 def test_the_command_of_every_kind_of_step_exists() -> None:
     import typer
 
-    from flows.cli import app
+    from flows.cli.main import app
 
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert set(COMMANDS) == set(REVISIONS), "a kind without a command"

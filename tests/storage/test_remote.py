@@ -515,7 +515,7 @@ def test_what_keeps_the_user_out_is_one_line_and_exit_code_2(
         _reset_auth(server, "0")
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", "status", "--config", write_config(tmp_path / "c.yaml", settings)],
+            [sys.executable, "-m", "flows", "status", "--config", write_config(tmp_path / "c.yaml", settings)],
             capture_output=True, text=True, check=False, cwd=REPO,
         )  # fmt: skip
     finally:
@@ -541,10 +541,10 @@ def test_stages_run_with_their_store_on_s3(
     s3: str, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nextquill_core.ingest.reader import read_examples
-    from nextquill_core.plan import freshness
+    from nextquill_core.pipeline import freshness
+    from nextquill_core.pipeline import ingest as prepare
+    from nextquill_core.pipeline.run import Run
     from nextquill_core.progress import silent
-    from nextquill_core.stages import prepare
-    from nextquill_core.stages.run import Run
 
     run = Run(small_config(small_world, s3))
     for category in run.plan.scans:

@@ -13,9 +13,9 @@ from nextquill_core.config import Config
 
 
 def _train(settings: str, method: str) -> None:
-    from nextquill_core.stages import train
-    from nextquill_core.stages.run import Run
-    from tasks.launch import run_ranks
+    from nextquill_core.pipeline import train
+    from nextquill_core.pipeline.run import Run
+    from tasks.ranks.launch import run_ranks
 
     def launch(order: Path, log: Path) -> None:
         run_ranks(order, log, ranks=2, on_step=lambda metrics: None)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nextquill_core.config import Config
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import silent
-from nextquill_core.stages import prepare
-from nextquill_core.stages.run import Run
 from tasks.reasons import reasons
 from tests.nextquill_core.test_plan import make_all
 from tests.world import small_config

@@ -14,7 +14,7 @@ from filelock import Timeout
 
 from nextquill_core.errors import DataError, UserError
 from storage.errors import Busy
-from tasks.launch import RanksFailed
+from tasks.ranks.launch import RanksFailed
 from tasks.retries import PASSING, RETRIED, chain, is_passing
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from nextquill_core.config import LauncherConfig
-from nextquill_core.stages.run import Run
-from nextquill_core.stages.sweep import Point, open_points, parse_grid
-from tasks.node import launcher_command
+from nextquill_core.pipeline.run import Run
+from nextquill_core.studies.sweep import Point, open_points, parse_grid
+from tasks.ranks.node import launcher_command
 from tasks.sweep import shared_missing, slot_environment, slots, startable
 from tests.world import small_config
 

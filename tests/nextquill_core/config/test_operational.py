@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from nextquill_core.config import Config
 from nextquill_core.config.base import Section
 from nextquill_core.config.evaluate import EvaluateConfig
-from nextquill_core.stages.run import Run
+from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
 from tests.nextquill_core.test_plan import every_step
 from tests.world import small_config
@@ -68,8 +68,8 @@ OPERATIONAL_KEYS: dict[str, tuple[str, str]] = {
 }
 # The tests that show it by running both, where a small model can.
 CORE = "tests/nextquill_core"
-RANKS = "tests/tasks/test_launch.py::test_two_ranks_zero_and_offloading_change_nothing"
-HOSTS = "tests/tasks/test_launch.py::test_two_hosts_are_as_one"
+RANKS = "tests/tasks/ranks/test_launch.py::test_two_ranks_zero_and_offloading_change_nothing"
+HOSTS = "tests/tasks/ranks/test_launch.py::test_two_hosts_are_as_one"
 SHOWN_BY: dict[str, str] = {
     "Config.store": f"{CORE}/test_plan.py::test_the_place_of_the_store_moves_nothing",
     "ModelConfig.attention": f"{CORE}/evaluation/test_likelihood.py::test_attention_kernels_agree_to_rounding",

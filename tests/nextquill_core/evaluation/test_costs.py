@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 
 from nextquill_core.evaluation.costs import cost_rows
-from nextquill_core.evaluation.engines import Usage
+from nextquill_core.generation.engines import Usage
 
 
 def test_costs_by_hand() -> None:

@@ -108,7 +108,7 @@ def test_no_logits_of_the_whole_vocabulary(family: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_each_example_with_its_own_adapter(family: str) -> None:
-    from nextquill_core.training.personal import PersonalSpec, adapter_name, personalised, train_personal
+    from nextquill_core.methods.personal_adapters import PersonalSpec, adapter_name, personalised, train_personal
 
     model, spec = small_model(family), PersonalSpec(learning_rate=2e-2)
     base = [oracle(model, one.factual, one.target) for one in PAIRS]

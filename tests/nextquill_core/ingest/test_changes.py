@@ -11,10 +11,11 @@ import pytest
 from nextquill_core.errors import DataError
 from nextquill_core.ingest import scan
 from nextquill_core.ingest.formats.parse import Parser
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import silent
-from nextquill_core.stages import prepare
-from nextquill_core.stages.run import Run
-from storage import UserError, digests
+from storage import UserError
+from storage import source_digests as digests
 from tests.nextquill_core.ingest.world import World, plain_category
 from tests.world import small_config
 

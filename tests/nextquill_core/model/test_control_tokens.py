@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nextquill_core.evaluation.summarize import _Prompts
+from nextquill_core.methods.summaries import _Prompts
 from nextquill_core.model.control_tokens import UserTextTokenizer, control_tokens
 from nextquill_core.prompts import PLAIN, Template, chat_template
 from nextquill_core.schemas import Example, Item, Review

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from nextquill_core.causal.worker import with_adapters
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.bertscore import load_bert_encoder
-from nextquill_core.evaluation.encoder import load_encoder
+from nextquill_core.methods.personal_adapters import PersonalSpec, merged, personalised
+from nextquill_core.methods.text_encoder import load_encoder
 from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.model.loading import ADAPTER_FILE, load_adapter, load_encoder_model, load_model, load_tokenizer
 from nextquill_core.model.weights import describe
-from nextquill_core.stages.answering import adapted
-from nextquill_core.training import state
-from nextquill_core.training.personal import PersonalSpec, merged, personalised
+from nextquill_core.pipeline.method_models import adapted
+from nextquill_core.training import sharded_state as state
 from tests.models import small_model
 
 MODEL = "model.safetensors"

@@ -17,10 +17,10 @@ from nextquill_core.errors import UserError
 from nextquill_core.model import checkpoint
 from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.tiny import TinySpec, train_tiny_model
-from nextquill_core.plan import freshness
+from nextquill_core.pipeline import freshness
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import Progress, silent
-from nextquill_core.stages import prepare
-from nextquill_core.stages.run import Run
 from tests.conftest import REPO, review
 from tests.world import small_config
 

@@ -10,17 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from nextquill_core.evaluation.methods import METHODS
 from nextquill_core.folds import fold_of
-from nextquill_core.plan.evaluation import OWN, SANE, STEERING, STRANGER
+from nextquill_core.methods.registry import METHODS
+from nextquill_core.pipeline import evaluate, score, train
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline import predict as writing
+from nextquill_core.pipeline.evaluation_plan import OWN, SANE, STEERING, STRANGER
+from nextquill_core.pipeline.method_models import method_encoder
+from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shown_history import shown_examples, split_examples
 from nextquill_core.progress import silent
 from nextquill_core.prompts import HISTORY_HEADING, SUMMARY_HEADING, build_prompt
 from nextquill_core.schemas import Example
-from nextquill_core.stages import evaluate, prepare, score, train, writing
-from nextquill_core.stages.answering import method_encoder
-from nextquill_core.stages.past import shown_examples, split_examples
-from nextquill_core.stages.run import Run
-from tasks.launch import run_ranks
+from tasks.ranks.launch import run_ranks
 from tests.world import small_config
 
 pytestmark = pytest.mark.ranks

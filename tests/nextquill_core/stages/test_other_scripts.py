@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.plan import Step
+from nextquill_core.pipeline import Step, evaluate
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.predict import chosen
+from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shown_history import measured_examples, split_examples
 from nextquill_core.progress import silent
+from nextquill_core.registry.promote import decide, missing_steps, val_run
 from nextquill_core.schemas import PREDICTIONS
-from nextquill_core.stages import evaluate, prepare
-from nextquill_core.stages.past import measured_examples, split_examples
-from nextquill_core.stages.promote import decide, missing_steps, val_run
-from nextquill_core.stages.run import Run
-from nextquill_core.stages.writing import chosen
 from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
 from tests.nextquill_core.test_plan import every_step
@@ -189,6 +189,6 @@ def clean(text: str) -> str:
 
 
 def test_nothing_left_is_one_line(ingested: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextquill_core.stages.past.is_repeated", lambda text, earlier: True)
+    monkeypatch.setattr("nextquill_core.pipeline.shown_history.is_repeated", lambda text, earlier: True)
     with pytest.raises(DataError, match=r"evaluate\.repeated_targets: .*set it to keep"):
         measured_examples(again(ingested, repeated_targets="leave_out"))

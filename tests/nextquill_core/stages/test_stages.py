@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core import schemas
+from nextquill_core.pipeline import evaluate, score, train
+from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import silent
-from nextquill_core.stages import evaluate, prepare, score, train
-from nextquill_core.stages.run import Run
-from tasks.launch import run_ranks
+from tasks.ranks.launch import run_ranks
 from tests.models import adapted_model
 from tests.world import small_config
 

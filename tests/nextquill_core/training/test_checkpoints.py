@@ -23,11 +23,11 @@ from nextquill_core.model.loading import ADAPTER_FILE
 from nextquill_core.training import curves
 from nextquill_core.training.checkpoints import check_loads, example_loss, holds_weights, save_adapter
 from nextquill_core.training.disk import Writer, whole_folder
+from nextquill_core.training.lora_targets import peft_targets
 from nextquill_core.training.objective import PreferenceLoss
 from nextquill_core.training.plain_engine import PlainEngine
 from nextquill_core.training.spec import TrainSpec
-from nextquill_core.training.targets import peft_targets
-from tasks.launch import RanksFailed
+from tasks.ranks.launch import RanksFailed
 from tests.models import small_model
 from tests.nextquill_core.training.runs import (
     STEPS,

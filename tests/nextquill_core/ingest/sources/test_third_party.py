@@ -95,7 +95,7 @@ def test_a_package_that_cannot_be_loaded_is_one_line(tmp_path: Path, surrounding
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 2.0\n")
     (info / "entry_points.txt").write_text("[nextquill.sources]\nbroken-one = nowhere_at_all:Source\n")
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "sources"],
+        [sys.executable, "-m", "flows", "sources"],
         cwd=REPO, env=surroundings[1] | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0

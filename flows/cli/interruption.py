@@ -1,0 +1,176 @@
+"""Interruption of a command: Ctrl-C, SIGTERM and SIGHUP end it within seconds and leave no process behind.
+
+The first signal raises an exception in the main thread, which unwinds: processes are ended, and flow runs get their
+last state. A watchdog thread ends the command if that takes too long, for example within one long call into a library,
+and at once on a second signal. It reads the signals from the interpreter's wake-up descriptor, so it sees them whatever
+the main thread is doing and whichever handlers Prefect has installed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+"""Exit code of a command that a signal ended."""
+MESSAGE = "nextquill: interrupted; the same command resumes"
+PATIENCE_S = 6.0
+"""Seconds that the main thread has for ending the command after the first signal."""
+REPORT_S = 1.2
+"""Seconds for telling the Prefect server, before a command is ended that did not end by itself."""
+SAME_S = 0.25
+"""Signals that follow the first one within this time count as the same one: some parents pass on what a terminal has
+already sent to its whole group."""
+FRESH_LINE = "\r\x1b[2K\x1b[?25h"
+"""Wipes a progress bar, or the ^C that the terminal shows, off the line, and shows the cursor again."""
+
+signals = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+report: Callable[[], None] | None = None
+"""Tells the Prefect server that the flow runs of this process are interrupted; set by the module that knows them."""
+
+
+class _Ending:
+    """How this process ends, as far as that is known."""
+
+    def __init__(self) -> None:
+        self.signalled = False
+        self.said = False
+        self.code: int | None = None
+        self.lock = threading.Lock()
+
+
+_ending = _Ending()
+_watched: int | None = None
+"""Descriptor to which the interpreter writes the numbers of signals; the watchdog reads them at its other end."""
+
+
+def run(command: Callable[[], int]) -> NoReturn:
+    """Run a command to its end and exit with its code, or with 130 if a signal asked for that.
+
+    Args:
+        command: Returns the exit code. What it raises is passed on, unless it comes from a signal.
+    """
+    watch()
+    try:
+        code = command()
+    except BaseException as error:
+        if not interrupted() and not isinstance(error, KeyboardInterrupt):
+            raise
+        code = INTERRUPTED
+    if interrupted() and code:  # whatever a library made of the signal
+        code = INTERRUPTED
+    leave(code)
+    if code == INTERRUPTED:
+        _say(MESSAGE)
+    sys.exit(code)
+
+
+def exit_quickly() -> None:
+    """Let this process end without the interpreter's last cleaning up, which takes seconds with many libraries loaded.
+
+    Call it before anything else registers a function with `atexit`: those are called first, in the reverse order.
+    """
+    atexit.register(_exit_quickly)
+
+
+def _exit_quickly() -> None:
+    if _ending.code is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(_ending.code)
+
+
+def watch() -> None:
+    """Install the handlers and start the watchdog; call it in the main thread."""
+    global _ending, _watched
+    _ending = _Ending()
+    for number in signals:
+        # A signal that is ignored, as under nohup, stays ignored; SIGINT raises KeyboardInterrupt already.
+        if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+    if _watched is None:
+        reader, _watched = os.pipe()
+        os.set_blocking(_watched, False)
+        threading.Thread(target=_await_signals, args=(reader,), name="watch-signals", daemon=True).start()
+    signal.set_wakeup_fd(_watched, warn_on_full_buffer=False)
+
+
+def interrupted() -> bool:
+    """Whether a signal has asked this process to end."""
+    return _ending.signalled
+
+
+def leave(code: int) -> None:
+    """Settle the exit code; from here on a signal no longer raises an exception, but still bounds the time to the end.
+
+    Args:
+        code: Exit code of the command, even if the watchdog has to end it.
+    """
+    _ending.code = code
+    for number in signals:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, lambda *_: None)
+
+
+def end_at_once(message: str, code: int) -> NoReturn:
+    """End this process and everything that it has started, without any cleaning up; never returns.
+
+    Args:
+        message: One line that says why; left out where the command is done and only its threads are waited for.
+        code: Exit code, unless the command has settled its own.
+    """
+    from tasks.ranks.processes import end_descendants
+
+    end_descendants()
+    if _ending.code is None:
+        _say(message)
+    os._exit(code if _ending.code is None else _ending.code)
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _await_signals(reader: int) -> None:
+    first = 0.0
+    while True:
+        left = max(0.0, first + PATIENCE_S - time.monotonic()) if first else None
+        ready, _, _ = select.select([reader], [], [], left)
+        if not ready:
+            _end_interrupted(REPORT_S)
+        for number in os.read(reader, 64) if ready else b"":
+            if number not in signals:
+                continue
+            if not first:
+                first, _ending.signalled = time.monotonic(), True
+            elif time.monotonic() - first > SAME_S:
+                _end_interrupted(REPORT_S / 3)
+
+
+def _end_interrupted(report_s: float) -> NoReturn:
+    if report is not None and _ending.code is None:
+        telling = threading.Thread(target=report, daemon=True)
+        telling.start()
+        telling.join(report_s)
+    end_at_once(MESSAGE, INTERRUPTED)
+
+
+def _say(message: str) -> None:
+    """Print a line, once for the process; not by `sys.stderr`, whose lock the main thread may hold for good."""
+    with _ending.lock:
+        if _ending.said:
+            return
+        _ending.said = True
+    line = f"{FRESH_LINE if os.isatty(2) else ''}{message}\n"
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, line.encode())

@@ -1,0 +1,163 @@
+"""What a user's older reviews are like, in words, block by block (LLM-TRSR, Zheng et al. 2024, arXiv 2403.03536).
+
+summary_i = LLM(summary_{i−1}, block_i): the history without its newest reviews is cut into blocks, oldest first, and
+each summary is made from the one before and the next block. The prompt for the review then shows the last summary and
+the newest reviews. Step i of all examples goes to the engine together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nextquill_core.errors import ModelError
+from nextquill_core.generation.engines import CUT, Engine, Generation, Request, unheard
+from nextquill_core.model.control_tokens import UserTextTokenizer
+from nextquill_core.prompts import PLAIN, Template, review_section
+from nextquill_core.records import Example, Item, Review
+from nextquill_core.tokens import opening_ids
+from storage.fingerprint import fingerprint
+
+FIRST = "Below are reviews by one user, oldest first."
+LATER = "Below are a summary of what one user's reviews are like, and newer reviews by the same user, oldest first."
+SUMMARY_SO_FAR = "Summary so far:"
+ORDER = "In a few sentences, say what this user likes, what this user dislikes, and how the user writes."
+ORDER_LATER = "Bring the summary up to date. " + ORDER
+ANSWER = "Summary:\n"
+
+
+def blocks(history: Sequence[Review], newest: int, size: int) -> list[tuple[Review, ...]]:
+    """The reviews before the `newest` last ones, `size` at a time, oldest first; the last block may have fewer."""
+    older = history[: max(0, len(history) - newest)]
+    return [tuple(older[start : start + size]) for start in range(0, len(older), size)]
+
+
+def with_summary(example: Example, summary: str, newest: int) -> Example:
+    """The example with a summary in place of all but its `newest` last reviews."""
+    return replace(example, history=example.history[max(0, len(example.history) - newest) :], summary=summary)
+
+
+def build_summary_prompt(summary: str, block: Sequence[Review], template: Template = PLAIN) -> str:
+    """The prompt for the next summary.
+
+    Args:
+        summary: The one before; empty for the first.
+        block: The reviews to take in, oldest first.
+        template: What stands around the text.
+    """
+    opening = [LATER, f"{SUMMARY_SO_FAR}\n{summary}"] if summary else [FIRST]
+    sections = [*opening, *map(review_section, block), ORDER_LATER if summary else ORDER, ANSWER]
+    text = "\n\n".join(sections)
+    return f"{template.opening}{text}{template.closing}"
+
+
+def summarize(
+    examples: Sequence[Example],
+    engine: Engine,
+    tokenizer: Any,
+    *,
+    newest: int,
+    block: int,
+    max_tokens: int,
+    max_prompt_tokens: int,
+    template: Template = PLAIN,
+    advance: Callable[[int], None] = unheard,
+) -> tuple[list[str], Counter[str]]:
+    """The last summary of each example's older reviews.
+
+    A summary is put on one line, so that nothing in it can be taken for a section of a prompt. Where nothing was
+    written the summary before stays.
+
+    Args:
+        examples: Whose histories are summarised, each for itself.
+        engine: What writes; its own limit must not be below `max_tokens`.
+        tokenizer: Of the model behind it.
+        newest: Last reviews of a history that are shown as they are and not summarised.
+        block: Reviews of a step.
+        max_tokens: Longest summary.
+        max_prompt_tokens: Longest prompt. In one that is longer the longest texts are cut to a common length.
+        template: What stands around a prompt's text.
+        advance: Told how many more summaries are written; in all it is the number of `blocks` of all examples.
+
+    Returns:
+        The summaries in the order of the examples, "" where there is no older review; and how many were written
+        (`summaries`), were empty (`empty`), ended at the length limit (`cut`), or came from a prompt with a text cut
+        (`prompts_clipped`).
+
+    Raises:
+        ModelError: A prompt is too long even with no text left in it.
+    """
+    steps = [blocks(example.history, newest, block) for example in examples]
+    summaries = [""] * len(examples)
+    counts: Counter[str] = Counter(summaries=0, empty=0, cut=0, prompts_clipped=0)
+    prompts = _Prompts(tokenizer, max_prompt_tokens, template)
+    for step in range(max(map(len, steps), default=0)):
+        rows = [row for row in range(len(examples)) if step < len(steps[row])]
+        requests = []
+        for row in rows:
+            ids, clipped = prompts.encode(summaries[row], steps[row][step])
+            counts["prompts_clipped"] += clipped
+            requests.append(Request(f"{examples[row].example_id}/summary-{step}", ids, limit=max_tokens))
+        for row, answer in zip(rows, engine.generate(requests, advance), strict=True):
+            summaries[row] = _taken(answer, counts) or summaries[row]
+    return summaries, counts
+
+
+def _taken(answer: Generation, counts: Counter[str]) -> str:
+    summary = " ".join(answer.text.split())
+    counts["summaries"] += 1
+    counts["empty"] += not summary
+    counts["cut"] += answer.finish_reason == CUT
+    return summary
+
+
+class _Prompts:
+    def __init__(self, tokenizer: Any, limit: int, template: Template) -> None:
+        self.limit = limit
+        self._text = UserTextTokenizer(tokenizer, template)
+        self._opening = opening_ids(tokenizer, template)
+
+    def encode(self, summary: str, block: Sequence[Review]) -> tuple[list[int], bool]:
+        """The prompt's ids, and whether texts had to be cut: to the greatest common length at which it fits."""
+        ids = self._ids(summary, block)
+        if len(ids) <= self.limit:
+            return ids, False
+        fits, too_long = 0, max(map(len, [summary, *(text for review in block for text in _texts(review))]))
+        best = self._ids("", [_cut(review, 0) for review in block])
+        if len(best) > self.limit:
+            raise ModelError(
+                f"the prompt for a summary of {len(block)} reviews needs {len(best)} tokens without any text of theirs",
+                "prompt.max_prompt_tokens",
+                f"raise it above {self.limit}, or take fewer reviews at a time",
+            )
+        while too_long - fits > 1:
+            length = (fits + too_long) // 2
+            ids = self._ids(summary[:length].rstrip(), [_cut(review, length) for review in block])
+            if len(ids) <= self.limit:
+                fits, best = length, ids
+            else:
+                too_long = length
+        return best, True
+
+    def _ids(self, summary: str, block: Sequence[Review]) -> list[int]:
+        return self._opening + self._text.encode_prompts([build_summary_prompt(summary, block)])[0]
+
+
+def _texts(review: Review) -> tuple[str, ...]:
+    return review.item.title, review.item.description, review.title, review.text
+
+
+def _cut(review: Review, length: int) -> Review:
+    item_title, description, title, text = (text[:length].rstrip() for text in _texts(review))
+    return replace(review, item=Item(item_title, description), title=title, text=text)
+
+
+def _revision() -> str:
+    probe = Review(Item("item", "description"), 4.5, "title", "text")
+    return fingerprint([build_summary_prompt(summary, (probe,)) for summary in ("", "summary")])
+
+
+PROMPT_REVISION = _revision()
+"""Changes whenever the text of a summary's prompt would."""

@@ -1,0 +1,103 @@
+"""What the model card of a trained adapter says, gathered from its plan, its inputs and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nextquill_core.methods.registry import METHODS
+from nextquill_core.pipeline import Step, method_weights
+from nextquill_core.pipeline.run import Run
+from nextquill_core.training.model_card import Card
+
+
+def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool = False) -> str:
+    """The card's text; only what decides the adapter's bytes is in it, and what training reported.
+
+    Args:
+        run: The configuration and its store.
+        name: A key of `Plan.adapters`.
+        stats: Of the adapter's manifest.
+        merged: The card is that of the whole model with the adapter merged into it.
+    """
+    step = run.plan.adapters[name]
+    method = METHODS[run.plan.recipe(name)]
+    base = run.base_name
+    return Card(
+        method=method.name,
+        summary=method.summary,
+        base=_called(run),
+        base_id=base.name if base.on_hub else None,
+        revision=base.revision or "",
+        rank=step.settings["train"]["lora"]["r"],
+        history=method.history,
+        template=step.settings["prompt"]["template"],
+        fingerprint=step.fingerprint,
+        data=list(_data(run, stats)),
+        settings=list(_settings(run, name)),
+        training=[("step", str(stats["steps"])), *_flat(stats["final"]), *_clipped(stats)],
+        validation=list(_flat(stats.get("validation") or {})),
+        base_files=[] if base.on_hub else sorted(_base_files(run)),
+        merged=merged,
+    ).render()
+
+
+def _called(run: Run) -> str:
+    """The base model's name for people."""
+    return "the offline base model" if run.plan.model else run.base_name.name
+
+
+def _clipped(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "clipped_share" in stats:
+        yield "steps whose gradient was clipped", f"{stats['clipped_share']:.1%}"
+
+
+def _base_files(run: Run) -> Iterator[tuple[str, str]]:
+    """Name and SHA-256 digest of each file of a base model that is a folder."""
+    if run.plan.model:
+        for shard in run.artifact(run.plan.model).manifest.shards:
+            folder, _, name = shard.path.partition("/")
+            if folder == "model" and not shard.log:
+                yield name, shard.sha256
+    else:
+        yield from run.plan.model_identity["files"].items()
+
+
+def _data(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    cohort = run.artifact(run.plan.ingest).manifest.stats
+    left_out = stats.get("left_out_users", 0), stats.get("left_out_examples", 0)
+    yield "categories", ", ".join(cohort["per_category"])
+    yield "users", f"{cohort['users'] - left_out[0]:,}"
+    yield "train examples", f"{cohort['examples']['train'] - left_out[1]:,}"
+    if left_out[0]:
+        yield "left out, to be scored", f"{left_out[0]:,} users, {left_out[1]:,} examples"
+    for name, value in _flat(run.plan.ingest.settings["ingest"]["protocol"]):
+        yield ("protocol" if name == "name" else f"protocol.{name}"), value
+
+
+def _settings(run: Run, name: str) -> Iterator[tuple[str, str]]:
+    step = run.plan.adapters[name]
+    recipe = step.settings["recipe"]
+    yield "base model", f"{_called(run)} ({run.config.model.dtype})"
+    if run.base_name.revision:
+        yield "revision", run.base_name.revision
+    yield "history in the prompt", "yes" if recipe["history"] else "no"
+    yield "causal loss L_p", "yes" if recipe["causal"] else "no"
+    training = METHODS[run.plan.recipe(name)].training
+    weights = method_weights(run.config, training) if training and training.weighted else {"policy": "every token 1"}
+    for section, values in (("weights", weights), ("train", step.settings["train"]), ("prompt", _prompt(step))):
+        yield from ((f"{section}.{name}", value) for name, value in _flat(values))
+    yield "seed", str(step.settings["seed"])
+
+
+def _prompt(step: Step) -> dict[str, Any]:
+    return {name: value for name, value in step.settings["prompt"].items() if name != "revision"}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value) of every leaf that has a value; numbers with six digits that count."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,98 @@
+"""A trained adapter as a folder of its own, outside the store: as it is, or merged into its base model."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nextquill_core.errors import ModelError, UserError
+from nextquill_core.methods.registry import METHODS
+from nextquill_core.methods.registry import method as known_method
+from nextquill_core.pipeline import outdated
+from nextquill_core.pipeline.model_card import adapter_card
+from nextquill_core.pipeline.run import Run
+from storage import Artifact, write_text
+from storage.files import user_path
+
+
+def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
+    """Write an adapter with the tokenizer and a model card to `folder`.
+
+    Args:
+        run: The configuration and its store.
+        name: The method.
+        folder: Must not exist, or be empty; it is there whole or not at all.
+        merge: Write the whole model, the adapter merged into it, in the base model's dtype.
+
+    Raises:
+        UserError: The method trains nothing, is not trained by this configuration or not trained yet, or the folder
+            has something in it.
+        ModelError: The base model cannot be read, or merging gives weights that are not finite.
+    """
+    artifact = trained(run, name)
+    with _whole_folder(folder) as unfinished:
+        if merge:
+            _write_merged(run, artifact.folder / "adapter", unfinished)
+        else:
+            shutil.copytree(artifact.folder / "adapter", unfinished, dirs_exist_ok=True)
+        _tokenizer(run).save_pretrained(str(unfinished))
+        write_text(unfinished / "README.md", adapter_card(run, name, artifact.manifest.stats, merged=merge))
+
+
+def trained(run: Run, name: str) -> Artifact:
+    """The fresh adapter of a method of this configuration.
+
+    Raises:
+        UserError: The method trains nothing, is not trained by this configuration, not trained yet, or stale.
+    """
+    if known_method(name).training is None:
+        trains = ", ".join(method.name for method in METHODS.values() if method.training)
+        raise UserError(f"`{name}` trains no adapter", "--method", f"these do: {trains}")
+    if name not in run.plan.train:
+        there = ", ".join(run.plan.train)
+        raise UserError(f"this config trains no `{name}`", "--method", f"it trains {there}; add it to evaluate.methods")
+    step = run.plan.train[name]
+    artifact = run.artifact(step)
+    if why := outdated(run.store, step, artifact):
+        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
+    return artifact
+
+
+def _write_merged(run: Run, adapter: Path, folder: Path) -> None:
+    import torch
+
+    from nextquill_core.model.loading import load_adapter, load_model
+
+    # On the CPU: it takes a minute for billions of parameters, and never more memory than the model itself needs.
+    base = load_model(run.model_spec, torch.device("cpu"))
+    adapted = load_adapter(base, adapter)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(f"cannot merge it ({error})", str(adapter), "train again with a lower rate") from error
+    merged.save_pretrained(str(folder), safe_serialization=True)
+
+
+def _tokenizer(run: Run) -> Any:
+    from nextquill_core.model.loading import load_tokenizer
+
+    return load_tokenizer(run.model_spec)
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling to fill; it takes the name `folder` only if the block ends without an error."""
+    unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with user_path(folder, "name another folder with --to"):
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise UserError("there is something already", str(folder), "name a folder that does not exist yet")
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            unfinished.rename(folder)  # over an empty folder too
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,316 @@
+"""Promotion: an adapter is accepted only if it beats the last accepted one on val by more than noise.
+
+Both are judged on the val split; the test split stays for what has been chosen. The difference is that of the metric
+over the examples that both were measured on, its interval the paired bootstrap over users (`evaluation.significance`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from nextquill_core.config import Config
+from nextquill_core.errors import UserError
+from nextquill_core.pipeline import Plan, Step
+from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shown_history import by_example, split_examples
+from nextquill_core.registry.export import trained
+from nextquill_core.studies.sweep import steps_behind
+from storage import Artifact
+from storage.pointers import (
+    Pointer,
+    Target,
+    move_back,
+    move_pointer,
+    moving,
+    pointer_location,
+    read_pointer,
+    stands,
+    tell,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+    from nextquill_core.evaluation.significance import Interval
+
+SPLIT = "val"
+LIKELIHOOD = "log_likelihood"
+METRICS = (LIKELIHOOD, "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu")
+"""Metrics that can decide: those of which more is better and that need no further model."""
+FEWEST_USERS = 20
+FEWEST_COMMON = 0.5  # of the candidate's examples
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a candidate.
+
+    Attributes:
+        name: Of the pointer.
+        accepted: Whether the pointer stands for the candidate now.
+        reason: One line, with the numbers.
+        candidate: Fingerprint of its adapter.
+        against: That of the adapter that was accepted before; None where none was.
+        value: Of the candidate over all its val examples, in the metric's unit.
+        difference: To the accepted one over the common examples, in the metric's unit; None where none was compared.
+        low: The lower end of its 95 % interval over users.
+        high: The upper end.
+        examples: How many were compared.
+        users: Whose they are.
+    """
+
+    name: str
+    metric: str
+    accepted: bool
+    reason: str
+    candidate: str
+    against: str | None
+    value: float
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    examples: int = 0
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """An adapter's val examples: by id, what the metric sums over examples, (K,) each."""
+
+    stats: Mapping[str, np.ndarray[Any, Any]]
+
+
+def val_run(config: Config, method: str, open_run: Callable[[Config], Run]) -> Run:
+    """The configuration on val with this method alone: artifacts are those that a sweep's point would have.
+
+    Raises:
+        UserError: The method has no fresh adapter in this configuration, or what `open_run` raises.
+    """
+    trained(open_run(config), method)
+    evaluate = {"split": SPLIT, "methods": (method,), "control": "none"}
+    return open_run(config.model_copy(update={"evaluate": config.evaluate.model_copy(update=evaluate)}))
+
+
+def measuring_step(plan: Plan, method: str, metric: str) -> Step:
+    """What judges the adapter: log-likelihoods of the true reviews, or texts under the last decoding preset.
+
+    Raises:
+        UserError: The metric cannot decide.
+    """
+    if metric not in METRICS:
+        raise UserError(f"`{metric}` cannot decide a promotion", "--metric", f"name one of {', '.join(METRICS)}")
+    if metric == LIKELIHOOD:
+        return plan.evaluation.likelihoods[method]
+    return plan.evaluation.predictions[method, plan.config.evaluate.decoding[-1]].step
+
+
+def missing_steps(run: Run, method: str, metric: str) -> list[Step]:
+    """What has to be made before `decide`, in order; the parts among it that are fresh cost nothing."""
+    last = measuring_step(run.plan, method, metric)
+    wanted = {(step.kind, step.fingerprint) for step in steps_behind(last)}
+    return [step for step in run.plan.evaluation.steps if (step.kind, step.fingerprint) in wanted]
+
+
+def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdict:
+    """Compare the candidate with what `name` points at, and move the pointer if it is better beyond noise.
+
+    On val reviews of which the metric ignores too many letters, its form for every script decides.
+
+    Args:
+        run: As from `val_run`; the `missing_steps` have been made.
+        method: Whose adapter is the candidate.
+        name: Of the pointer.
+        metric: One of `METRICS`.
+
+    Raises:
+        UserError: The two cannot be compared, or another process is moving the pointer.
+        ModelError: The candidate's likelihoods are not finite.
+    """
+    step = measuring_step(run.plan, method, metric)
+    measured = run.artifact(step)
+    metric, ignored = _deciding(run, metric)
+    adapter = run.artifact(run.plan.train[method])
+    candidate = _stats(run, measured, metric)
+    value = _value(metric, list(candidate.stats.values()))
+    if not math.isfinite(value):
+        raise UserError(f"{metric} of the candidate on val is {value}", measured.location, "look at the adapter")
+    with moving(run.store, name):
+        known = read_pointer(run.store, name)
+        verdict = _verdict(run, name, metric, adapter, candidate, value, known)
+        verdict = replace(verdict, reason=verdict.reason + ignored)
+        note = {"method": method, "at": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(verdict)}
+        target = Target(adapter.ref, measured.ref, note)
+        if not verdict.accepted:
+            tell(run.store, name, "rejected", target)
+        elif known is None or known.target.ref != adapter.ref:
+            move_pointer(run.store, name, target)
+    return verdict
+
+
+def back(run: Run, name: str) -> Target:
+    """Let the pointer stand for what it stood for before.
+
+    Raises:
+        UserError: There was nothing before, it is gone, or another process is moving the pointer.
+    """
+    with moving(run.store, name):
+        return move_back(run.store, name)
+
+
+def accepted(run: Run, name: str) -> Artifact:
+    """The adapter that a pointer stands for.
+
+    Raises:
+        UserError: None has been accepted under this name, or it is no longer in the store as it was.
+    """
+    where = pointer_location(run.store, name)
+    known = read_pointer(run.store, name)
+    if known is None:
+        raise UserError(f"nothing has been accepted as `{name}`", where, "run `nextquill promote` first")
+    ref = known.target.ref
+    found = run.store.find(ref.kind, ref.fingerprint)
+    if found is None or not stands(run.store, ref):
+        raise UserError(
+            f"{ref.kind} {ref.fingerprint}, accepted as `{name}`, is no longer in the store as it was",
+            where,
+            "train it again, or `nextquill promote --back`",
+        )
+    return found
+
+
+def _deciding(run: Run, metric: str) -> tuple[str, str]:
+    """Return the metric that decides on these val reviews, and why it is another one than was asked for, or ""."""
+    if metric == LIKELIHOOD:
+        return metric, ""
+    from nextquill_core.evaluation.metrics import choosing_metric
+    from nextquill_core.evaluation.unicode_words import count_letters
+
+    letters = count_letters(example.target.text for example in split_examples(run, SPLIT))
+    decides = choosing_metric(metric, letters)
+    if decides == metric:
+        return metric, ""
+    return decides, f"; {metric} ignores {letters.ignored_share:.1%} of the letters and digits of the val reviews"
+
+
+def _verdict(
+    run: Run, name: str, metric: str, adapter: Artifact, candidate: _Measured, value: float, known: Pointer | None
+) -> Verdict:
+    made = adapter.manifest.fingerprint
+    if known is None:
+        reason = f"{made} is the first accepted as `{name}`: {metric} {value:.4f} on val"
+        return Verdict(name, metric, True, reason, made, None, value)
+    against = known.target.ref
+    if against == adapter.ref:
+        return Verdict(name, metric, True, f"{made} is accepted as `{name}` already", made, made, value)
+    other = _stats(run, measurement(run, known.target, metric), metric)
+    ids = [key for key, row in candidate.stats.items() if _comparable(metric, row, other.stats.get(key))]
+    owners = {example.example_id: f"{example.category}/{example.user_id}" for example in split_examples(run, SPLIT)}
+    users = [owners[key] for key in ids]
+    if len(set(users)) < FEWEST_USERS or len(ids) < FEWEST_COMMON * len(candidate.stats):
+        raise UserError(
+            f"{made} and the accepted {against.fingerprint} have {len(ids)} of {len(candidate.stats)} val examples "
+            f"in common, of {len(set(users))} users: too few to compare them",
+            f"promote {name}",
+            f"it takes half of them and {FEWEST_USERS} users; accept it under a name of its own with --as NAME",
+        )
+    found = compared(
+        metric, [candidate.stats[key] for key in ids], [other.stats[key] for key in ids], users,
+        samples=run.config.evaluate.bootstrap_samples, seed=run.config.seed,
+    )  # fmt: skip
+    better = found.low > 0
+    reason = (
+        f"{metric} on val {'+' if found.value >= 0 else ''}{found.value:.4f} [{found.low:.4f}, {found.high:.4f}] "
+        f"against the accepted {against.fingerprint}, {len(ids)} examples of {len(set(users))} users: "
+        f"{'better beyond noise' if better else 'not better beyond noise'}"
+    )
+    return Verdict(
+        name, metric, better, reason, made, against.fingerprint, value, found.value, found.low, found.high,
+        len(ids), len(set(users)),
+    )  # fmt: skip
+
+
+def compared(
+    metric: str,
+    mine: ArrayLike,
+    theirs: ArrayLike,
+    users: Sequence[str],
+    *,
+    samples: int,
+    seed: int,
+) -> Interval:
+    """The difference and its interval over users, of two adapters on the same examples.
+
+    Args:
+        metric: One of `METRICS`.
+        mine: What the metric sums over examples, (n, K).
+        theirs: The same of the other.
+        users: Each example's.
+        samples: Resamples.
+        seed: Of their draws.
+
+    Returns:
+        In the metric's unit.
+    """
+    from nextquill_core.evaluation.significance import paired_bootstrap
+
+    return paired_bootstrap(mine, theirs, users, _statistic(metric), samples=samples, seed=seed).difference
+
+
+def _comparable(metric: str, mine: Any, theirs: Any) -> bool:
+    """Whether both measured the same: a true review that was cut or split into tokens otherwise is another one."""
+    return theirs is not None and (metric != LIKELIHOOD or bool(mine[1] == theirs[1]))
+
+
+def _stats(run: Run, measured: Artifact, metric: str) -> _Measured:
+    """What was measured, per example."""
+    from nextquill_core.evaluation.metrics import likelihood_sums, score_examples
+
+    if metric == LIKELIHOOD:
+        logps = by_example(measured.folder / "likelihoods", "logp")
+        return _Measured(dict(zip(logps, likelihood_sums(list(logps.values())), strict=True)))
+    texts = by_example(measured.folder / "predictions", "text")
+    examples = [example for example in split_examples(run, SPLIT) if example.example_id in texts]
+    scores = score_examples(
+        [texts[example.example_id] for example in examples], [example.target.text for example in examples]
+    )
+    return _Measured(dict(zip((example.example_id for example in examples), scores.stats(metric), strict=True)))
+
+
+def _value(metric: str, rows: Sequence[Any]) -> float:
+    import numpy as np
+
+    return float(_statistic(metric)(np.sum(rows, axis=0))) if len(rows) else math.nan
+
+
+def _statistic(metric: str) -> Any:
+    from nextquill_core.evaluation.metrics import METRICS as KNOWN
+
+    return KNOWN[metric].statistic
+
+
+def measurement(run: Run, target: Target, metric: str) -> Artifact:
+    """By which the accepted adapter is judged: that of its acceptance, or another of it that the store has.
+
+    Raises:
+        UserError: The store has none.
+    """
+    kind = "likelihood" if metric == LIKELIHOOD else "predictions"
+    preset = None if metric == LIKELIHOOD else run.config.evaluate.decoding[-1]
+    known = run.store.find(target.measured.kind, target.measured.fingerprint)
+    for found in itertools.chain([known] if known else [], run.store.newest_first(kind)):
+        identity = found.manifest.identity
+        same = found.manifest.kind == kind and identity["split"] == SPLIT and identity["past"] == "own"
+        if same and identity.get("decoding") == preset and target.ref in found.manifest.inputs:
+            return found
+    what = "log-likelihoods" if metric == LIKELIHOOD else f"{preset} texts"
+    raise UserError(
+        f"the store has no {what} of the accepted {target.ref.fingerprint} on val to compare with",
+        f"promote {target.note.get('name', '')}",
+        f"decide by {target.note.get('metric', LIKELIHOOD)}, or evaluate its config with evaluate.split=val first",
+    )

@@ -1,0 +1,154 @@
+"""One machine's part of a training run: DeepSpeed's launcher for its ranks, ended when the run lets go of this process.
+
+python -m tasks.ranks.node ORDER --port N (--world JSON --node-rank I --address A | --ranks-per-node N)
+
+The run holds the other end of this process's standard input. However the run ends, and on whichever machine it was,
+that end closes, and the ranks here are ended. Without `--world`, Slurm's environment says which machines there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nextquill_core.errors import UserError
+from nextquill_core.training.engine import deepspeed_installed
+from nextquill_core.training.failures import rank_logs
+from nextquill_core.training.spec import STARTED_BY
+from tasks.ranks.processes import cuda_devices, end_group, process_count, shared_environment, start
+
+WORKER = "nextquill_core.training.worker"
+
+
+def main() -> int:
+    """Run this machine's ranks to their end."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("order", type=Path)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--address")
+    parser.add_argument("--world")
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--ranks-per-node", default="auto")
+    arguments = parser.parse_args()
+    let_go = threading.Event()
+    signal.signal(signal.SIGTERM, lambda signum, frame: let_go.set())
+    threading.Thread(target=_await_end_of_input, args=(let_go,), daemon=True).start()
+    try:
+        _check(arguments.order)
+        if arguments.world:
+            world, node_rank, address = json.loads(arguments.world), arguments.node_rank, arguments.address
+        else:
+            world, node_rank = slurm_world(process_count(arguments.ranks_per_node))
+            address = arguments.address or slurm_address(next(iter(world)))
+    except UserError as error:
+        print(f"nextquill: {error}", file=sys.stderr, flush=True)
+        return 2
+    command = launcher_command(arguments.order, world, node_rank, address, arguments.port)
+    launcher = start(command, None, rank_environment(list(world.values())[node_rank], address))
+    try:
+        while launcher.poll() is None and not let_go.is_set():
+            time.sleep(0.2)
+    finally:
+        end_group(launcher)
+    return launcher.returncode % 256
+
+
+def launcher_command(order: Path, world: Mapping[str, int], node_rank: int, address: str, port: int) -> list[str]:
+    """The command line of DeepSpeed's launcher on one machine.
+
+    Args:
+        order: The worker's order.
+        world: Ranks of each machine, in the order of their numbers.
+        node_rank: Which of them this one is.
+        address: The first machine, as the others reach it.
+        port: Where the ranks meet there.
+    """
+    slots: dict[str, list[int] | list[str]] = {name: list(range(count)) for name, count in world.items()}
+    here = list(world)[node_rank]
+    devices = cuda_devices()
+    if len(devices) >= world[here]:  # the launcher sets CUDA_VISIBLE_DEVICES anew, from these
+        slots[here] = devices[: world[here]]
+    info = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
+    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={info}", f"--node_rank={node_rank}"]
+    meeting_point = [f"--master_addr={address}", f"--master_port={port}"]
+    logs = f"--enable_each_rank_log={rank_logs(order)}"
+    return [*launcher, *meeting_point, logs, "--no_local_rank", "--module", WORKER, str(order)]
+
+
+def rank_environment(ranks: int, address: str) -> dict[str, str]:
+    """Return the ranks' environment: their share of the cores, and what DeepSpeed, gloo and NCCL have to know.
+
+    Args:
+        ranks: Ranks on this machine.
+        address: The first machine, as the others reach it; with a loopback address, all ranks are on this machine and
+            listen on its loopback interface alone, unless the user has named another.
+    """
+    import torch
+
+    environment = shared_environment(ranks) | {STARTED_BY: str(os.getpid())}
+    if address.startswith("127.") and (interface := loopback_interface()):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            environment.setdefault(name, interface)
+    if not torch.accelerator.is_available():
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def loopback_interface() -> str:
+    """Return the name of the interface with the address 127.0.0.1; "" if there is none."""
+    import psutil
+
+    addresses = psutil.net_if_addrs()
+    return next((name for name, found in addresses.items() if "127.0.0.1" in [one.address for one in found]), "")
+
+
+def slurm_world(ranks_per_node: int) -> tuple[dict[str, int], int]:
+    """The machines of this Slurm step with their ranks, and which of them this one is."""
+    names = _scontrol("show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()
+    return dict.fromkeys(names, ranks_per_node), int(os.environ["SLURM_NODEID"])
+
+
+def slurm_address(node: str) -> str:
+    """Where Slurm itself reaches a machine; its name need not be known to anybody else."""
+    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", node, "--oneliner"))
+    return found[1] if found else node
+
+
+def _scontrol(*arguments: str) -> str:
+    try:
+        return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"scontrol does not answer: {error}", socket.gethostname(), "ask who runs the cluster"
+        ) from None
+
+
+def _check(order: Path) -> None:
+    host = socket.gethostname()
+    if not order.is_file():
+        raise UserError(
+            f"the host {host} does not see this file", str(order), "put `store` on a file system that all hosts share"
+        )
+    if not deepspeed_installed():
+        raise UserError("DeepSpeed is not installed", f"the host {host}", "pip install 'nextquill[deepspeed]' (Linux)")
+
+
+def _await_end_of_input(let_go: threading.Event) -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    let_go.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

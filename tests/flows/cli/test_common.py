@@ -1,0 +1,83 @@
+"""How a flow is run from the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+
+from flows.cli.common import no_heartbeats
+from tests.conftest import REPO
+
+
+def heartbeats() -> Any:
+    return get_current_settings().flows.heartbeat_frequency
+
+
+def test_heartbeats_are_left_out_unless_somebody_has_set_them() -> None:
+    assert heartbeats() is not None, "Prefect's own; each flow run would wait for them"
+    with no_heartbeats():
+        assert heartbeats() is None
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 45}), no_heartbeats():
+        assert heartbeats() == 45
+
+
+SERVER = """
+import os, signal, sys
+from flows.cli.common import quiet_prefect, server_ready
+from flows.server.settings import server_settings
+quiet_prefect()
+with server_ready(server_settings(), meanwhile=["nextquill_core.evaluation.rouge"]):
+    import prefect
+assert ("nextquill_core.evaluation.rouge" in sys.modules) is started, "only while there is something to wait for"
+from prefect.server.api.server import SubprocessASGIServer
+server = SubprocessASGIServer()
+assert server.running is started, server.running
+if started:
+    import httpx
+    assert httpx.get(f"{server.api_url}/health").json() is True
+    process = server.server_process
+    @prefect.flow
+    def flow():
+        assert SubprocessASGIServer().server_process is process, "the flow has started another one"
+        return "ran"
+    assert os.getsid(process.pid) != os.getsid(0), "Ctrl-C in a terminal would end it with the command"
+    print(flow())
+    print(process.pid, flush=True)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_beside_a_server(tmp_path: Path, *, url: str = "", killed: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {"PREFECT_HOME": str(tmp_path)} | ({"PREFECT_API_URL": url} if url else {})
+    code = f"started, killed = {not url}, {killed}\n{SERVER}"
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPO, capture_output=True, text=True)
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/api"], ids=["none", "one"])
+def test_a_server_is_there_when_libraries_are_and_only_where_none_is_named(tmp_path: Path, url: str) -> None:
+    done = run_beside_a_server(tmp_path, url=url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:1] == ([] if url else ["ran"])
+
+
+@pytest.mark.flow
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal to orphans")
+def test_the_temporary_server_has_a_session_of_its_own_and_ends_with_the_command(tmp_path: Path) -> None:
+    done = run_beside_a_server(tmp_path, killed=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    server = int(done.stdout.splitlines()[1])
+    deadline = time.monotonic() + 30
+    while Path("/proc", str(server)).exists():
+        assert time.monotonic() < deadline, "the server outlives a command that was killed"
+        time.sleep(0.2)

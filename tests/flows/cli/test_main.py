@@ -1,0 +1,252 @@
+"""The command line: exit codes, one clear line on bad input, what scripts read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import announce
+from flows.cli.main import main
+from nextquill_core.config import load_config
+from nextquill_core.pipeline.run import Run
+from tests.conftest import REPO
+from tests.nextquill_core.test_plan import make_all
+from tests.world import small_config, small_settings, write_config
+
+
+def nextquill(monkeypatch: Any, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["nextquill", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def config(small_world: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+
+
+INPUT = "ingest.inputs=[{{category: C, reviews: '{reviews}', items: '{items}'}}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.alfa=1", "unknown config key `train.alfa`; did you mean `train.alpha`?"),
+        ("model.name_or_path=./nowhere", "no such model folder"),
+        ("ingest.source=amazon-2032", "amazon-2023"),
+        (INPUT.format(reviews="nowhere.jsonl", items="nowhere.jsonl"), "nowhere.jsonl"),
+        (INPUT.format(reviews="{tmp}/empty.jsonl", items="{world}/items.jsonl"), "empty"),
+        ("store=s3://bucket", "s3://"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "ingest", "status"])
+def test_bad_input_is_one_line_and_exit_code_2(
+    monkeypatch: Any, capsys: Any, config: Path, small_world: Path, command: str, override: str, message: str
+) -> None:
+    (config.parent / "empty.jsonl").touch()
+    override = override.replace("{tmp}", str(config.parent)).replace("{world}", str(small_world))
+    assert nextquill(monkeypatch, command, "--config", config, "--set", override) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("nextquill: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_missing_config_and_unknown_command(monkeypatch: Any, capsys: Any) -> None:
+    assert nextquill(monkeypatch, "run", "--config", "nowhere.yaml") == 2
+    assert "nowhere.yaml: cannot read the config" in capsys.readouterr().err
+    assert nextquill(monkeypatch, "dance") == 2
+
+
+def test_status_for_people_and_for_scripts(monkeypatch: Any, capsys: Any, config: Path) -> None:
+    assert nextquill(monkeypatch, "status", "--config", config, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in rows] == ["ingest", "model", "score", "train", "train:contextsft", "evaluate"]
+    assert {row["state"] for row in rows} == {"missing"}
+    assert {"stage", "state", "why", "path", "rows", "bytes", "seconds"} == set(rows[0])
+    assert nextquill(monkeypatch, "status", "--config", config) == 0
+    assert "missing" in capsys.readouterr().out
+
+
+def test_path_of_what_is_not_there(monkeypatch: Any, capsys: Any, config: Path) -> None:
+    assert nextquill(monkeypatch, "path", "score", "--config", config) == 2
+    assert "the score artifact is missing" in capsys.readouterr().err
+    assert nextquill(monkeypatch, "path", "scone", "--config", config) == 2
+    assert "no stage 'scone'" in capsys.readouterr().err
+
+
+def test_version(monkeypatch: Any, capsys: Any) -> None:
+    assert nextquill(monkeypatch, "--version") == 0
+    assert re.fullmatch(r"nextquill \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+UNUSABLE = {
+    "a file": "{tmp}/file",
+    "below a file": "{tmp}/file/store",
+    "a device": "/dev/null",
+    "a file system that takes nothing": "/proc/nextquill",
+    "a name that is too long": "{tmp}/" + "x" * 300,
+}
+
+
+@pytest.mark.parametrize("place", UNUSABLE.values(), ids=list(UNUSABLE))
+@pytest.mark.parametrize("command", ["run", "ingest", "sample", "export"])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    monkeypatch: Any, capsys: Any, config: Path, place: str, command: str
+) -> None:
+    (config.parent / "file").touch()
+    place = place.replace("{tmp}", str(config.parent))
+    if command == "sample":
+        arguments = ["sample", place, "--users", "20"]
+    elif command == "export":
+        monkeypatch.setattr("nextquill_core.registry.export.trained", lambda *_: _Trained(config.parent))
+        arguments = ["export", "--config", str(config), "--to", place]
+    else:
+        arguments = [command, "--config", str(config), "--store", place]
+    assert nextquill(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    said = captured.err.removeprefix("nextquill: ")
+    assert said.startswith((f"{place}: cannot be written (", f"{place}: there is something already"))
+    assert "folder" in said
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+class _Trained:
+    """An adapter in the place of a trained one; export fails before it looks into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+@pytest.mark.parametrize("command", ["status", "path"])
+def test_what_only_looks_needs_no_writable_store_but_a_folder(
+    monkeypatch: Any, capsys: Any, config: Path, command: str
+) -> None:
+    (config.parent / "file").touch()
+    more = ["score"] if command == "path" else []
+    assert nextquill(monkeypatch, command, *more, "--config", config, "--store", config.parent / "file") == 2
+    assert "cannot be written (it is a file)" in capsys.readouterr().err
+    assert nextquill(monkeypatch, "status", "--config", config, "--store", "/proc/nextquill") == 0
+
+
+def test_the_first_lines_come_before_anything_heavy_is_loaded(config: Path) -> None:
+    """The command is stopped where it would load Prefect."""
+    code = (
+        "import sys, flows.cli.main, flows.cli.common\n"
+        "def stop(*_, **__):\n"
+        "    print([name for name in HEAVY if name in sys.modules], file=sys.stderr)\n"
+        "    raise SystemExit(1)\n"
+        "HEAVY = ('torch', 'prefect', 'polars', 'transformers', 'numpy', 'pyarrow')\n"
+        "flows.cli.common.server_ready = stop\n"
+        f"sys.argv = ['nextquill', 'run', '--config', {str(config)!r}]\n"
+        "flows.cli.main.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment["PREFECT_HOME"] = str(config.parent / "prefect")
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=REPO)
+    assert time.monotonic() - started < 10, "a generous bound for a busy machine; measured: 0.7 s"
+    first, template, *stages, server, loaded = done.stderr.splitlines()
+    assert first == f"nextquill run: {config}, store {config.parent / 'store'}"
+    assert template == "  template: plain, because the offline model is a base model"
+    assert [line.split(None, 1) for line in stages] == [
+        [name, "will be made"] for name in ("ingest", "model", "score", "train", "train:contextsft", "evaluate")
+    ]
+    assert server.startswith("Prefect: starts a temporary server for this run")
+    assert (loaded, done.stdout) == ("[]", "")
+
+
+def test_the_plan_says_what_is_up_to_date_what_is_made_and_why(small_world: Path, tmp_path: Path) -> None:
+    def lines(force: bool = False, **changes: Any) -> dict[str, str]:
+        run = Run(small_config(small_world, tmp_path / "store", **changes))
+        found = list(announce.plan_lines("run", "x.yaml", run, announce.STAGES, force=force))
+        return dict(line.split(None, 1) for line in found[2:])  # after what is run, and the template
+
+    made = Run(small_config(small_world, tmp_path / "store"))
+    make_all(made)
+    assert set(lines().values()) == {"up to date, is reused"}
+    assert set(lines(force=True).values()) == {"will be made again (--force)"}
+    changed = lines(train={"alpha": 0.3})
+    assert changed["score"] == changed["train:contextsft"] == "up to date, is reused"
+    assert changed["train"] == "will be made again: train.alpha 0.05 → 0.3"
+    shutil.rmtree(made.store.folder("model", made.plan.model.fingerprint))  # type: ignore[union-attr]
+    gone = lines()
+    assert gone["model"] == "will be made"
+    assert gone["score"].startswith("will be made again: its input")
+    staging = made.store.staging_folder("model", made.plan.model.fingerprint)  # type: ignore[union-attr]
+    staging.mkdir()
+    assert lines()["model"] == "will be resumed; it had been interrupted"
+
+
+def test_a_slow_look_says_so_and_a_quick_one_does_not(capsys: Any) -> None:
+    with announce.said_if_slow("slow", after_s=0.05):
+        time.sleep(0.3)
+    with announce.said_if_slow("never", after_s=5):
+        pass
+    assert capsys.readouterr().err == "slow\n"
+
+
+@pytest.mark.parametrize("command", ["score", "train", "evaluate"])
+def test_a_stage_without_its_input_is_refused_before_prefect_starts(
+    monkeypatch: Any, capsys: Any, config: Path, command: str
+) -> None:
+    assert nextquill(monkeypatch, command, "--config", config) == 2
+    captured = capsys.readouterr()
+    assert "the ingest artifact is missing; run `nextquill ingest` with the same config first" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_an_unreachable_hub_is_one_line_within_seconds(config: Path) -> None:
+    make_all(Run(load_config(config)))  # ingest is up to date, so the model is what a run needs next
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(config.parent / "hf")}
+    environment.pop("PREFECT_API_URL", None)
+    for override, where in (
+        (
+            "model.name_or_path=org/name-base",
+            "org/name-base: not in the cache, and the hub at http://127.0.0.1:9 cannot be",
+        ),
+        ("ingest.inputs=[{category: Books}]", "ingest.inputs[].reviews of category Books: cannot fetch raw/review"),
+    ):
+        command = [sys.executable, "-m", "flows", "run", "--config", str(config), "--set", override]
+        started = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPO)
+        assert time.monotonic() - started < 30, "measured: 2 s; the hub's client alone would retry for 23 s a file"
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"nextquill: {where}")
+        assert "HF_ENDPOINT" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_sources_methods_and_sample(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    assert nextquill(monkeypatch, "sources") == 0
+    assert capsys.readouterr().out.startswith("amazon-2023  ")
+    assert nextquill(monkeypatch, "methods") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 14
+    assert nextquill(monkeypatch, "sample", tmp_path / "s", "--users", 20, "--seed", 3) == 0
+    assert (tmp_path / "s" / "reviews.jsonl").is_file()
+
+
+def test_help_answers_within_a_second_without_heavy_imports() -> None:
+    code = (
+        "import sys, flows.cli.main; sys.argv = ['nextquill', '--help']\n"
+        "try: flows.cli.main.main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'prefect', 'polars', 'transformers') if name in sys.modules])"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Personalised language models" in done.stdout
+    assert time.monotonic() - started < 10, "a generous bound for a busy machine; measured: half a second"

@@ -1,0 +1,98 @@
+"""`nextquill status` answers at once, because it loads nothing that artifacts are made with; no table is cut."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from tests.flows.test_cli import nextquill
+
+from flows.cli.common import UNLIMITED
+from flows.cli.status import fitting_tables, status_lines
+from nextquill_core.config import load_config
+from nextquill_core.pipeline.run import Run
+from tests.conftest import REPO
+from tests.nextquill_core.test_plan import make_all
+from tests.world import small_settings, write_config
+
+HEAVY = ("matplotlib", "numpy", "polars", "prefect", "pyarrow", "torch", "transformers")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--all"], ["--all", "--json"], ["--set", "seed=7"]], ids=str)
+def test_it_loads_nothing_heavy(small_world: Path, tmp_path: Path, options: list[str]) -> None:
+    config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+    make_all(Run(load_config(config, [])))
+    command = ["nextquill", "status", "--config", str(config), *options]
+    code = (
+        f"import sys, flows.cli.main; sys.argv = {command!r}\n"
+        "try: flows.cli.main.main()\nexcept SystemExit as end: assert not end.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "evaluate" in done.stdout
+    if "--json" in options:
+        assert {row["state"] for row in json.loads(done.stdout)} <= {"fresh", "complete"}
+
+
+PATH = "/data/" + "long/" * 30 + "store/ingest/0123456789abcdef"
+WHY = "train.learning_rate 5e-06 → 0.0005; train.epochs 5 → 1; weights.delta 0.05 → 0.1; and 4 more"
+ROWS: list[dict[str, Any]] = [
+    {"stage": "ingest", "state": "fresh", "why": "", "path": PATH, "rows": 4626, "bytes": 12_345, "seconds": 1234.5},
+    {"stage": "train:contextsft", "state": "stale", "why": WHY, "path": PATH, "rows": None, "bytes": None,
+     "seconds": None},
+    {"stage": "evaluate", "state": "interrupted", "why": "stopped; resumes", "path": PATH, "rows": None, "bytes": None,
+     "seconds": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, UNLIMITED])
+def test_status_folds_the_reason_and_never_a_path(width: int) -> None:
+    lines = [line.plain for line in status_lines(ROWS, width)]
+    assert sum(PATH in line for line in lines) == 1
+    assert all(line == line.rstrip() for line in lines)
+    assert " ".join(" ".join(lines).split()).count("weights.delta") == 1
+    folded = [line for line in lines if PATH not in line]
+    assert max(map(len, folded)) <= max(width, 78), "78: the columns before the reason, and the reason's least width"
+    if width == UNLIMITED:
+        assert len(lines) == 1 + len(ROWS)
+        assert lines[1].split() == ["ingest", "fresh", "4,626", "12.3", "kB", "1,234.5", PATH]
+        assert lines[2].endswith(WHY)
+
+
+def test_status_in_a_pipe_is_a_row_a_stage(monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path) -> None:
+    store = tmp_path / ("deep/" * 20 + "store")
+    config = write_config(tmp_path / "config.yaml", small_settings(small_world, store))
+    make_all(Run(load_config(config, [])))
+    assert nextquill(monkeypatch, "status", config) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["stage", "state", "rows", "size", "seconds", "path", "/", "why"]
+    assert len(rows) == 6
+    assert all(Path(row.split()[-1]).is_dir() for row in rows)
+
+
+HEADINGS = ("method", "Log-likelihood", "Log-likelihood of preference tokens", "ROUGE-1", "METEOR", "BLEU", "Length")
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, UNLIMITED])
+def test_no_heading_or_value_of_a_table_is_cut(width: int) -> None:
+    lines = [[Text(f"method-{row}"), *(Text(f"{row}.{column:03} [0.1, 0.2]") for column in range(1, 7))]
+             for row in range(3)]  # fmt: skip
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    tables = list(fitting_tables("Title", HEADINGS, lines, width))
+    for table in tables:
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    for text in (*HEADINGS[1:], *(cell.plain for line in lines for cell in line[1:])):
+        assert shown.count(text) >= 1, text
+    assert shown.count("method-0") == len(tables)
+    assert max(len(line) for line in shown.splitlines()) <= width
+    assert (len(tables) == 1) is (width == UNLIMITED)

@@ -1,0 +1,173 @@
+"""A Prefect server that is set and cannot be used is one line, found before anything starts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.flows.test_cli import nextquill
+
+from flows.server.settings import LOOPBACK, require_server, server_settings, spare_loopback_the_proxy
+from storage import UserError
+from tests.world import small_settings, write_config
+
+PREFECT = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
+OLD = PREFECT | {"/api/admin/version": b'"2.20.1"'}
+NOWHERE = "http://127.0.0.1:9/api"
+CLOUD = "https://api.prefect.cloud/api/accounts/a/workspaces/b"
+
+
+class Site(ThreadingHTTPServer):
+    """Answers known paths with their bytes, all others with a page."""
+
+    daemon_threads = True
+
+    def __init__(self, pages: dict[str, bytes], status: int, password: str = "") -> None:
+        super().__init__(("127.0.0.1", 0), Page)
+        self.pages, self.status, self.password = pages, status, password
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+
+class Page(BaseHTTPRequestHandler):
+    server: Site
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        refused = self.server.password and self.headers["Authorization"] != self.server.password
+        self.send_response(401 if refused else self.server.status)
+        self.end_headers()
+        self.wfile.write(self.server.pages.get(self.path, b"<html>Welcome</html>"))
+
+
+@pytest.fixture
+def site() -> Iterator[Callable[..., str]]:
+    started: list[Site] = []
+
+    def start(pages: dict[str, bytes], status: int = 200, password: str = "") -> str:
+        started.append(Site(pages, status, password))
+        return started[-1].url
+
+    yield start
+    for one in started:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # so that it is put back to what it was
+        monkeypatch.delenv(name)
+
+
+def fault(tmp_path: Path, **environment: str) -> str:
+    """What `require_server` says in this environment, which has a Prefect home without profiles; "" for nothing."""
+    try:
+        require_server(server_settings({"PREFECT_HOME": str(tmp_path), **environment}))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_without_a_url_nothing_is_asked(tmp_path: Path) -> None:
+    assert fault(tmp_path) == ""
+
+
+def test_a_prefect_server_is_accepted(tmp_path: Path, site: Callable[..., str]) -> None:
+    url = site(PREFECT)
+    assert fault(tmp_path, PREFECT_API_URL=f"{url}/api") == fault(tmp_path, PREFECT_API_URL=f"{url}/api/") == ""
+
+
+@pytest.mark.parametrize(
+    ("pages", "status", "path", "message"),
+    [
+        ({}, 200, "/api", "no Prefect server answers at URL/api (another program); start one (`nextquill up`)"),
+        ({}, 404, "/api", "no Prefect server answers at URL/api (HTTP 404); start one (`nextquill up`)"),
+        ({}, 502, "/api", "no Prefect server answers at URL/api (HTTP 502)"),
+        (PREFECT, 200, "", "no Prefect server answers at URL (another program); set it to URL/api"),
+        (OLD, 200, "/api", "the server at URL/api is Prefect 2.20.1, and Prefect 3 is needed"),
+    ],
+)
+def test_what_answers_is_something_else(
+    tmp_path: Path, site: Callable[..., str], pages: Any, status: int, path: str, message: str
+) -> None:
+    url = site(pages, status)
+    said = fault(tmp_path, PREFECT_API_URL=url + path)
+    assert said.startswith(f"PREFECT_API_URL: {message.replace('URL', url)}")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (NOWHERE, "no Prefect server answers at http://127.0.0.1:9/api"),
+        ("http://me:secret@127.0.0.1:9/api", "no Prefect server answers at http://127.0.0.1:9/api"),
+        ("http://nowhere.invalid/api", "no Prefect server answers at http://nowhere.invalid/api"),
+        ("127.0.0.1:4200/api", "'127.0.0.1:4200/api' is not the URL of a Prefect server; write it with http://"),
+        ("http://[::1/api", "'http://[::1/api' is not the URL of a Prefect server"),
+        ("localhost", "'localhost' is not the URL of a Prefect server"),
+    ],
+)
+def test_nothing_answers_or_it_is_no_url(tmp_path: Path, url: str, message: str) -> None:
+    said = fault(tmp_path, PREFECT_API_URL=url)
+    assert message in said
+    assert said.endswith("or unset PREFECT_API_URL")
+    assert "secret" not in said
+
+
+def test_the_profile_is_named_where_the_url_comes_from_it(tmp_path: Path) -> None:
+    profile = f'active = "work"\n[profiles.work]\nPREFECT_API_URL = "{NOWHERE}"\n[profiles.local]\n'
+    (tmp_path / "profiles.toml").write_text(profile)
+    said = fault(tmp_path)
+    assert said.startswith("PREFECT_API_URL of the Prefect profile `work`: no Prefect server answers")
+    assert said.endswith("start one (`nextquill up`) or `prefect config unset PREFECT_API_URL`")
+    assert fault(tmp_path, PREFECT_PROFILE="local") == ""
+    assert fault(tmp_path, PREFECT_API_URL=NOWHERE).startswith("PREFECT_API_URL: ")
+
+
+def test_prefect_cloud_needs_a_key(tmp_path: Path) -> None:
+    assert fault(tmp_path, PREFECT_API_URL=CLOUD).startswith(
+        f"PREFECT_API_KEY: {CLOUD} is Prefect Cloud and no API key"
+    )
+
+
+def test_a_password_is_sent_as_prefect_sends_it(tmp_path: Path, site: Callable[..., str]) -> None:
+    url = site(PREFECT, password="Basic YWRtaW46cGFzcw==") + "/api"
+    assert "refuses access (HTTP 401); set PREFECT_API_KEY" in fault(tmp_path, PREFECT_API_URL=url)
+    assert fault(tmp_path, PREFECT_API_URL=url, PREFECT_API_AUTH_STRING="admin:pass") == ""
+
+
+def test_a_proxy_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    said = fault(tmp_path, PREFECT_API_URL="http://prefect.example:4200/api")
+    assert "through the proxy http://127.0.0.1:9 (HTTP_PROXY; NO_PROXY=prefect.example goes around it)" in said
+
+
+def test_the_temporary_server_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("NO_PROXY", "intranet, 127.0.0.1")
+    monkeypatch.setenv("no_proxy", "")
+    spare_loopback_the_proxy()
+    spare_loopback_the_proxy()
+    assert os.environ["NO_PROXY"] == "intranet,127.0.0.1,localhost"
+    assert os.environ["no_proxy"] == ",".join(LOOPBACK)
+
+
+@pytest.mark.parametrize("command", ["run", "ingest"])
+def test_a_command_says_it_in_one_line(
+    monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path, command: str
+) -> None:
+    config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+    monkeypatch.setenv("PREFECT_API_URL", NOWHERE)
+    assert nextquill(monkeypatch, command, "--config", config) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("nextquill: PREFECT_API_URL: no Prefect server answers at http://127.0.0.1:9/api (")
+    assert captured.err.endswith("start one (`nextquill up`) or unset PREFECT_API_URL\n")
+    assert (captured.err.count("\n"), captured.out) == (1, "")

@@ -1,0 +1,90 @@
+"""LoRA's dropout: the same function and gradients as written out, less kept for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextquill_core.model.cpu.lora_dropout import DroppedLinear, kept_elements, spare_dropout
+from tests.models import small_model
+
+RATE = 0.25
+
+
+def written_out(x: Tensor, weight: Tensor) -> Tensor:
+    return (x * kept_elements(x, RATE) / (1 - RATE)) @ weight.T
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
+def test_values_and_gradients_are_those_of_dropout_written_out(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, above = (torch.randn(size, generator=generator) for size in (shape, (3, 5), (*shape[:-1], 3)))
+    found = []
+    for function in (lambda x, weight: DroppedLinear.apply(x, weight, RATE), written_out):
+        leaves = [value.clone().requires_grad_() for value in (x, weight)]
+        torch.manual_seed(1)
+        out = function(*leaves)
+        out.backward(above)
+        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_quarter_is_dropped_and_the_mean_stays() -> None:
+    torch.manual_seed(0)
+    out = DroppedLinear.apply(torch.ones(100_000, 1), torch.ones(1, 1), RATE)
+    assert float((out == 0).float().mean()) == pytest.approx(RATE, abs=0.01)
+    assert float(out.mean()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.5])
+def test_each_element_is_drawn_on_its_own(rate: float) -> None:
+    torch.manual_seed(0)
+    dropped = ~kept_elements(torch.empty(1000, 401), rate)
+    rows = dropped.float()
+    assert float(rows.mean()) == pytest.approx(rate, abs=0.003)
+    assert rows.mean(dim=0).sub(rate).abs().max() <= 5 * (rate * (1 - rate) / 1000) ** 0.5
+    together = (rows[:, 1:] * rows[:, :-1]).mean()  # neighbours share a draw of 64 bits
+    assert float(together) == pytest.approx(rate**2, abs=0.003)
+
+
+def adapted(dropout: float) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(small_model("qwen2"), config)
+
+
+def kept_bytes(model: Any) -> int:
+    """What a forward pass keeps for the backward pass, tensors that are kept twice counted once."""
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)
+        return tensor
+
+    alive: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(torch.arange(64)[None]).logits.sum()
+    return sum(held.values()) - sum(p.untyped_storage().nbytes() for p in model.parameters())
+
+
+def test_a_model_is_the_same_in_evaluation_and_keeps_less_in_training() -> None:
+    ids = torch.arange(20)[None]
+    plain, spared = adapted(RATE), adapted(RATE)
+    names = list(spared.state_dict())
+    spare_dropout(spared)
+    assert list(spared.state_dict()) == names
+    torch.testing.assert_close(spared.eval()(ids).logits, plain.eval()(ids).logits, rtol=0, atol=0)
+    torch.manual_seed(0)
+    first = spared.train()(ids).logits
+    assert not torch.allclose(spared(ids).logits, first), "another draw, another result"
+    torch.manual_seed(0)
+    torch.testing.assert_close(spared(ids).logits, first, rtol=0, atol=0)
+    assert kept_bytes(spared) < 0.75 * kept_bytes(plain.train())

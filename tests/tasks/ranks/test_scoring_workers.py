@@ -1,0 +1,163 @@
+"""Real worker processes: they share, replace each other, and outlive nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nextquill_core.causal.shard_queue import Board
+from nextquill_core.causal.worker import work_alone
+from nextquill_core.errors import UserError
+from nextquill_core.progress import silent
+from tasks.ranks.processes import process_count, shared_environment
+from tasks.ranks.scoring_workers import WorkersFailed, device_of, run_workers, worker_command
+from tests.conftest import REPO
+from tests.scoring import digests, open_job, write_sequences
+
+process = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sequences(tmp_path_factory.mktemp("ingest"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, sequences: Path, tiny_folder: Path) -> Board:
+    order, board = open_job(tmp_path_factory.mktemp("whole"), sequences, tiny_folder)
+    work_alone(order, silent)
+    return board
+
+
+def workers_of(folder: Path) -> dict[str, int]:
+    """Scoring workers of this machine on a job below the folder: their processes by name."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "nextquill_core.causal.worker" in words and any(word.startswith(str(folder)) for word in words):
+            found[words[words.index("--name") + 1]] = int(entry.name)
+    return found
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@process
+def test_two_processes_share_and_one_that_is_killed_is_replaced_by_the_other(
+    whole: Board, tmp_path: Path, sequences: Path, tiny_folder: Path
+) -> None:
+    order, board = open_job(tmp_path, sequences, tiny_folder)
+    shown: list[tuple[float, float, str]] = []
+    numbers = list(board.shards)
+    with board.claim(numbers[-1]):  # so that neither ends before the other has begun
+        parent = threading.Thread(
+            target=run_workers, args=(order, lambda *state: shown.append(state)), kwargs={"workers": 2}
+        )
+        parent.start()
+        wait_for(lambda: len(board.reports()) == 2 and all(board.finished(number) for number in numbers[:-1]))
+        os.kill(workers_of(tmp_path)["1"], signal.SIGKILL)
+    parent.join()
+    board.check()
+    assert digests(board) == digests(whole)
+    assert board.truncation() == whole.truncation()
+    assert shown[-1][:2] == (24, 24)
+    assert not workers_of(tmp_path)
+
+
+@process
+def test_a_shard_goes_over_when_its_worker_is_killed_over_it(
+    whole: Board, tmp_path: Path, sequences: Path, tiny_folder: Path
+) -> None:
+    """A process that only holds a shard stands for a worker in the middle of it."""
+    order, board = open_job(tmp_path, sequences, tiny_folder)
+    code = (
+        "import sys, time; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print(flush=True);"
+        "time.sleep(600)"
+    )
+    lock = board.staging.scratch / "claims" / "00000.lock"
+    lock.parent.mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    worker = subprocess.Popen(worker_command(order, 0), cwd=REPO, env=shared_environment(2))
+    wait_for(lambda: len(digests(board)) == len(board.shards) - 1)
+    assert worker.poll() is None
+    holder.kill()
+    assert worker.wait(timeout=60) == 0
+    holder.wait()
+    assert digests(board) == digests(whole)
+
+
+@process
+def test_no_worker_outlives_a_parent_that_is_killed_and_the_next_run_goes_on(
+    whole: Board, tmp_path: Path, sequences: Path, tiny_folder: Path
+) -> None:
+    order, board = open_job(tmp_path, sequences, tiny_folder)
+    code = (
+        "import sys; from pathlib import Path; from tasks.ranks.scoring_workers import run_workers;"
+        "run_workers(Path(sys.argv[1]), lambda *_: None, workers=2)"
+    )
+    with board.claim("00007"):
+        parent = subprocess.Popen([sys.executable, "-c", code, str(order)], cwd=REPO)
+        wait_for(lambda: board.finished("00000") and len(workers_of(tmp_path)) == 2)
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not workers_of(tmp_path), 10)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "effects").glob("*.parquet")}
+    finished = [number for number in board.shards if board.finished(number)]
+    order, board = open_job(tmp_path, sequences, tiny_folder)
+    run_workers(order, silent, workers=1)
+    board.check()
+    assert digests(board) == digests(whole)
+    for number in finished:
+        path = tmp_path / board.file(number)
+        assert path.stat().st_mtime_ns == before[path], "what was finished was not touched"
+
+
+@process
+def test_a_worker_that_refuses_its_input_ends_all_in_one_line(tmp_path: Path, sequences: Path) -> None:
+    order, _ = open_job(tmp_path, sequences, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere: cannot load it"):
+        run_workers(order, silent, workers=2)
+    assert not workers_of(tmp_path)
+
+
+@process
+def test_a_worker_that_breaks_leaves_its_last_lines(tmp_path: Path, sequences: Path, tiny_folder: Path) -> None:
+    order, _ = open_job(tmp_path, sequences, tiny_folder)
+    (tmp_path / "scratch" / "reports").write_text("a file where a folder should be")
+    with pytest.raises(WorkersFailed, match=r"(?s)worker \d ended with exit code 1; the log is .*reports"):
+        run_workers(order, silent, workers=2)
+
+
+def test_one_worker_needs_no_process(whole: Board, tmp_path: Path, sequences: Path, tiny_folder: Path) -> None:
+    order, board = open_job(tmp_path, sequences, tiny_folder)
+    run_workers(order, silent, workers=1)
+    assert digests(board) == digests(whole)
+    assert not list(order.parent.glob("*.log"))
+
+
+def test_auto_is_one_process_without_accelerators_and_cores_are_shared() -> None:
+    import torch
+
+    assert process_count("auto") == max(1, torch.accelerator.device_count())
+    assert process_count(3) == 3
+    cores = len(os.sched_getaffinity(0))
+    assert shared_environment(1)["OMP_NUM_THREADS"] == str(cores)
+    assert shared_environment(10**4)["OMP_NUM_THREADS"] == "1"
+    if not torch.accelerator.is_available():
+        assert device_of(3) == "cpu"
