@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline import make_plan
 
 from nextquill_core.config import load_config
+from nextquill_core.methods.registry import METHODS
+from nextquill_core.pipeline import make_plan
 from storage import Store
 from tests.conftest import REPO
 

@@ -15,7 +15,7 @@ from nextquill_core.pipeline import freshness
 from nextquill_core.pipeline.run import Run
 from storage import fingerprint
 from tests.conftest import REPO
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
 

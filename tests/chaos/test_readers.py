@@ -21,7 +21,7 @@ from storage.garbage import Glance, inventory
 from tests.chaos.crash import operations_of
 from tests.chaos.trials import TRIALS, hold
 from tests.chaos.work import NUMBERS, SQUARES, SUM, Work
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config
 
 READERS = 4

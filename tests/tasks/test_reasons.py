@@ -12,7 +12,7 @@ from nextquill_core.pipeline import ingest as prepare
 from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import silent
 from tasks.reasons import reasons
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config
 
 

@@ -19,7 +19,7 @@ from flows.cli.main import main
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config, small_settings, write_config
 
 

@@ -19,7 +19,7 @@ from flows.cli.status import fitting_tables, status_lines
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
 HEAVY = ("matplotlib", "numpy", "polars", "prefect", "pyarrow", "torch", "transformers")

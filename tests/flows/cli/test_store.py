@@ -13,7 +13,7 @@ from tests.flows.test_cli import nextquill
 from flows.cli.status import status_rows
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
 

@@ -16,7 +16,7 @@ from nextquill_core.config.base import Section
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
-from tests.nextquill_core.test_plan import every_step
+from tests.nextquill_core.pipeline.test_plan import every_step
 from tests.world import small_config
 
 PLACE, SPEED, DISPLAY, GUARD = "place", "speed", "display", "guard"

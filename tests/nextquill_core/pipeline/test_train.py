@@ -22,7 +22,7 @@ from nextquill_core.schemas import Example
 from nextquill_core.tokens import encoder_for
 from tasks.ranks.launch import run_ranks
 from tests.models import adapted_model
-from tests.nextquill_core.stages.test_stages import ingest
+from tests.nextquill_core.pipeline.test_stages import ingest
 from tests.world import small_config
 
 

@@ -15,7 +15,7 @@ import pytest
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.forget_users import forget_users
 from tests.nextquill_core.ingest.test_privacy import everything
-from tests.nextquill_core.stages.test_stages import ingest, run_all, whole  # noqa: F401 (a fixture)
+from tests.nextquill_core.pipeline.test_stages import ingest, run_all, whole  # noqa: F401 (a fixture)
 from tests.world import small_config
 
 

@@ -37,7 +37,7 @@ from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
 from storage.garbage import inventory, needed, removable, remove
 from storage.pointers import pointer_names, read_pointer
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config
 
 METHOD = "nextquill"

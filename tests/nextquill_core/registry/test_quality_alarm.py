@@ -25,7 +25,7 @@ from nextquill_core.registry.quality_alarm import below, fall_of
 from nextquill_core.schemas import LIKELIHOODS, Example
 from storage import Staging
 from storage.pointers import Target, move_pointer
-from tests.nextquill_core.test_plan import every_step
+from tests.nextquill_core.pipeline.test_plan import every_step
 from tests.world import small_config
 
 LIMIT = 256

@@ -13,7 +13,7 @@ from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import METRICS
 from nextquill_core.studies.reproduce import DOCUMENT, TABLES, collect, reproduced, reproduction_step, whole_table
 from storage import Staging, write_json
-from tests.nextquill_core.test_plan import make_all
+from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config
 
 

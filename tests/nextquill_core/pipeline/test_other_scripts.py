@@ -22,7 +22,7 @@ from nextquill_core.registry.promote import decide, missing_steps, val_run
 from nextquill_core.schemas import PREDICTIONS
 from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
-from tests.nextquill_core.test_plan import every_step
+from tests.nextquill_core.pipeline.test_plan import every_step
 from tests.world import small_config
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
