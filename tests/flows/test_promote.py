@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.nextquill_core.stages.test_promote import (  # noqa: F401 (fixtures)
+
+from nextquill_core.pipeline.shown_history import split_examples
+from nextquill_core.registry.promote import decide
+from tests.flows.conftest import Server
+from tests.nextquill_core.registry.test_promote import (  # noqa: F401 (fixtures)
     METHOD,
     candidate,
     flat,
@@ -14,10 +18,6 @@ from tests.nextquill_core.stages.test_promote import (  # noqa: F401 (fixtures)
     store,
     world,
 )
-
-from nextquill_core.pipeline.shown_history import split_examples
-from nextquill_core.registry.promote import decide
-from tests.flows.conftest import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]

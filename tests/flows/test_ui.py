@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.flows.test_up import free_port, marked, nextquill, plain_environment, wait_until
 
 from tests.browser import BROWSER, DRIVER, Page, browser
 from tests.conftest import REPO
+from tests.flows.cli.test_up import free_port, marked, nextquill, plain_environment, wait_until
 from tests.flows.conftest import Server
 from tests.tasks.processes import workers_of
 from tests.world import small_settings

@@ -22,8 +22,6 @@ from urllib.error import HTTPError
 from uuid import UUID, uuid4
 
 import pytest
-from tests.nextquill_core.stages.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
-from tests.nextquill_core.stages.test_quality import OTHER, measured, settings, trained
 
 from flows.cli.alerts import BLOCK, alerts
 from flows.server.events import stage_finished
@@ -31,6 +29,8 @@ from nextquill_core.errors import UserError
 from nextquill_core.registry.promote import decide
 from tests.conftest import REPO
 from tests.flows.conftest import Server
+from tests.nextquill_core.registry.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
+from tests.nextquill_core.registry.test_quality_alarm import OTHER, measured, settings, trained
 from tests.world import small_settings
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import typer
-from tests.flows.test_cli import nextquill
 
 from flows.cli.arguments import with_config_option
 from flows.cli.main import app
+from tests.flows.cli.test_main import nextquill
 from tests.world import small_settings, write_config
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flows.test_cli import nextquill
 
+from tests.flows.cli.test_main import nextquill
 from tests.world import small_settings, write_config
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
-from tests.flows.test_cli import nextquill
 
 from flows.cli.common import UNLIMITED
 from flows.cli.status import fitting_tables, status_lines
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
+from tests.flows.cli.test_main import nextquill
 from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 

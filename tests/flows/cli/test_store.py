@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flows.test_cli import nextquill
 
 from flows.cli.status import status_rows
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
+from tests.flows.cli.test_main import nextquill
 from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 

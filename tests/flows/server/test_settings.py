@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flows.test_cli import nextquill
 
 from flows.server.settings import LOOPBACK, require_server, server_settings, spare_loopback_the_proxy
 from storage import UserError
+from tests.flows.cli.test_main import nextquill
 from tests.world import small_settings, write_config
 
 PREFECT = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}

@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.flows.test_cli import nextquill
 
 from nextquill_core.config import RawInput
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.conformance import assert_conforms, check_source
 from nextquill_core.ingest.sources import Amazon2023, BadRow, Batch, Part, RawFiles, source
+from tests.flows.cli.test_main import nextquill
 from tests.nextquill_core.ingest.world import World, item, review
 
 YEAR_2020 = 1_577_836_800_000

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.nextquill_core.stages.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
 
 from nextquill_core.config import Config
 from nextquill_core.evaluation.significance import Interval
@@ -26,6 +25,7 @@ from nextquill_core.schemas import LIKELIHOODS, Example
 from storage import Staging
 from storage.pointers import Target, move_pointer
 from tests.nextquill_core.pipeline.test_plan import every_step
+from tests.nextquill_core.registry.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
 from tests.world import small_config
 
 LIMIT = 256

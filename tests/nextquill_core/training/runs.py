@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from tests.tasks.test_launch import order
 
 from nextquill_core.training.spec import LoraSpec, TrainSpec
 from tasks.ranks.launch import run_ranks
 from tests.nextquill_core.ingest.world import World, plain_category
 from tests.tasks.processes import workers_of
+from tests.tasks.ranks.test_launch import order
 
 STEPS = 40
 SETTINGS: dict[str, Any] = {

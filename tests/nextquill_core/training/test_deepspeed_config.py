@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tasks.test_launch import order
 
 from nextquill_core.errors import UserError
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.training.deepspeed_config import deepspeed_config, own_settings
 from nextquill_core.training.spec import TrainSpec
+from tests.tasks.ranks.test_launch import order
 
 
 def read(path: Path, document: Any, **changes: Any) -> dict[str, Any]:

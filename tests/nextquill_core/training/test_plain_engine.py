@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tasks.test_launch import adapter, curve, four_users, one_rank, order, same, write_order
 
 from nextquill_core.errors import UserError
 from nextquill_core.model.identity import ModelSpec
@@ -16,6 +15,7 @@ from nextquill_core.training.engine import deepspeed_installed, engine_for
 from nextquill_core.training.plain_engine import PlainEngine
 from nextquill_core.training.spec import TrainSpec
 from tasks.ranks.launch import run_ranks
+from tests.tasks.ranks.test_launch import adapter, curve, four_users, one_rank, order, same, write_order
 
 __all__ = ["four_users", "one_rank"]  # fixtures
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tasks.test_launch import order
 
 from nextquill_core.errors import UserError
 from nextquill_core.training.spec import TrainSpec
 from nextquill_core.training.worker import train_split, training_examples
 from tasks.ranks.launch import run_ranks
 from tests.nextquill_core.ingest.world import World, plain_category
+from tests.tasks.ranks.test_launch import order
 
 # Four users with one train example each; of two folds, u0, u1 and u3 are in the first and u2 in the second.
 

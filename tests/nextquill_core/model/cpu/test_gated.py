@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.nextquill_core.training.test_dropout import adapted
 from torch import Tensor
 
 from nextquill_core.model.cpu.feed_forward import PartForward, own_forward
 from nextquill_core.model.cpu.gated import gated_forward
 from nextquill_core.model.cpu.lora_dropout import spare_dropout
 from tests.models import small_model
+from tests.nextquill_core.model.cpu.test_lora_dropout import adapted
 
 STATES = torch.randn(1, 9, 48, generator=torch.Generator().manual_seed(0))
 
