@@ -71,14 +71,14 @@ CORE = "tests/nextquill_core"
 RANKS = "tests/tasks/ranks/test_launch.py::test_two_ranks_zero_and_offloading_change_nothing"
 HOSTS = "tests/tasks/ranks/test_launch.py::test_two_hosts_are_as_one"
 SHOWN_BY: dict[str, str] = {
-    "Config.store": f"{CORE}/test_plan.py::test_the_place_of_the_store_moves_nothing",
+    "Config.store": f"{CORE}/pipeline/test_plan.py::test_the_place_of_the_store_moves_nothing",
     "ModelConfig.attention": f"{CORE}/evaluation/test_likelihood.py::test_attention_kernels_agree_to_rounding",
     "PrivacyConfig.key_env": (
         f"{CORE}/ingest/test_privacy.py::test_pseudonyms_are_the_same_for_one_key_and_others_for_another"
     ),
     "ScoreConfig.batch_tokens": f"{CORE}/causal/test_scorer.py::test_bytes_do_not_depend_on_batches",
-    "ScoreConfig.launcher": f"{CORE}/causal/test_shards.py::test_boundaries_depend_on_the_rows_alone",
-    "ScoreConfig.workers": f"{CORE}/causal/test_shards.py::test_three_workers_make_the_same_bytes_as_one",
+    "ScoreConfig.launcher": f"{CORE}/causal/test_shard_queue.py::test_boundaries_depend_on_the_rows_alone",
+    "ScoreConfig.workers": f"{CORE}/causal/test_shard_queue.py::test_three_workers_make_the_same_bytes_as_one",
     "TrainConfig.batch_tokens": f"{CORE}/training/test_losses.py::test_micro_batches_add_up_to_the_step",
     "TrainConfig.gradient_checkpointing": (
         f"{CORE}/training/test_objective.py::test_gradient_checkpointing_changes_nothing_but_rounding"
@@ -92,7 +92,7 @@ SHOWN_BY: dict[str, str] = {
     **dict.fromkeys(("DeepSpeedConfig.zero_stage", "DeepSpeedConfig.offload", "LauncherConfig.processes"), RANKS),
     **dict.fromkeys(("LauncherConfig.kind", "SlurmConfig.nodes"), HOSTS),
     "EvaluateConfig.batch_tokens": (
-        f"{CORE}/evaluation/test_generate.py::test_an_answer_is_what_the_definition_says_in_batches_of_any_size"
+        f"{CORE}/generation/test_local_engine.py::test_an_answer_is_what_the_definition_says_in_batches_of_any_size"
     ),
 }
 
