@@ -1,0 +1,106 @@
+"""Check that docstrings and prose are in plain English: `python scripts/lint_english.py FILE_OR_FOLDER…`.
+
+Ruff checks that a public name has a docstring and how it is laid out. This script checks what no linter has:
+
+- the first sentence of a docstring begins with a capital letter and ends;
+- a public function with three or more parameters describes each of them below `Args:`;
+- words of the private dialect that this code base once had do not come back, in Python files and in Markdown.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+FEW = 2
+"""A function with more parameters than this has `Args:`."""
+SAY = {
+    r"anew": "again",
+    r"mend(s|ed|ing)?": "fix",
+    r"(whoever|somebody|nobody)": "user, operator, process, or no one in particular",
+    r"(is|are|was|were|be|been) told": "receives, is given, is passed",
+    r"tall(y|ies)": "row counts, progress",
+    r"glances?": "cached view",
+    r"unheard": "unknown",
+    r"of (its|their) own": "own, separate",
+    r"go(es)? on": "resume, continue",
+    r"(can|cannot) be had": "is available, is missing",
+    r"for good": "forever",
+    r"keeps? house": "collect garbage",
+}
+"""Patterns of words that do not come back, and what to say."""
+DIALECT = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern in SAY), re.IGNORECASE)
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def main(places: list[str]) -> int:
+    """Print a line for each fault and return 1 if there is one.
+
+    Args:
+        places: Files and folders; of folders, all Python and Markdown files below them.
+    """
+    faults = [fault for place in places for path in _files(Path(place)) for fault in check(path)]
+    print("".join(f"{fault}\n" for fault in faults), end="")
+    return 1 if faults else 0
+
+
+def check(path: Path) -> Iterator[str]:
+    """Yield the faults of one file as `file:line: what is wrong`."""
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in DIALECT.finditer(line):
+            better = next(say for pattern, say in SAY.items() if re.fullmatch(pattern, word[0], re.IGNORECASE))
+            yield f"{path}:{number}: say {better!r} instead of {word[0]!r}"
+    if path.suffix == ".py":
+        yield from (f"{path}:{fault}" for fault in _docstrings(ast.parse(text)))
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        yield place
+    else:
+        yield from sorted(path for path in place.rglob("*") if path.suffix in {".py", ".md"})
+
+
+def _docstrings(module: ast.Module) -> Iterator[str]:
+    yield from (f"1: {fault}" for fault in _first_sentence(ast.get_docstring(module) or ""))
+    for definition in _public(module):
+        docstring = ast.get_docstring(definition)
+        if docstring is None:
+            continue  # ruff's D1 rules name those that need one
+        where = f"{definition.lineno}: {definition.name}"
+        yield from (f"{where}: {fault}" for fault in _first_sentence(docstring))
+        if not isinstance(definition, ast.ClassDef):
+            yield from (f"{where}: {fault}" for fault in _arguments(definition, docstring))
+
+
+def _public(node: ast.Module | ast.ClassDef) -> Iterator[Definition]:
+    for child in node.body:
+        if isinstance(child, Definition) and not child.name.startswith("_"):
+            yield child
+            if isinstance(child, ast.ClassDef):
+                yield from _public(child)
+
+
+def _first_sentence(docstring: str) -> Iterator[str]:
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    if paragraph and not re.search(r"[.:?]$", paragraph):
+        yield "the first sentence of the docstring has no end"
+    if paragraph and re.match(r"[a-z]", paragraph):
+        yield "the docstring begins with a small letter"
+
+
+def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef, docstring: str) -> Iterator[str]:
+    every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    names = [one.arg for one in every if one.arg not in ("self", "cls") and not one.arg.startswith("_")]
+    described = set(re.findall(r"^\s+\*{0,2}(\w+):", docstring.partition("Args:")[2], re.MULTILINE))
+    if len(names) > FEW and (missing := [name for name in names if name not in described]):
+        yield f"`Args:` does not describe {', '.join(missing)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
