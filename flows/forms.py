@@ -58,7 +58,7 @@ class Form:
             return {"title": title, "$ref": section}
         if name in self.brief:
             return {**_brief(handler.resolve_ref_schema({"$ref": section})), "title": title}
-        description = f"JSON; the keys are those of `{name}` in docs/configuration.md."
+        description = f"JSON; the keys are those of `{name}` in docs/reference/configuration.md."
         return {"type": "object", "title": title, "description": description, "if": {}, "then": {"$ref": section}}
 
 

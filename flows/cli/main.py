@@ -332,7 +332,7 @@ def _check_source(ingest: Any) -> None:
             print(f"{raw.category}: {ingest.source} keeps its contract")
     if errors:
         count = f"{errors} error{'s' if errors > 1 else ''}"
-        remedy = "mend what is named above, docs/sources.md says what is promised"
+        remedy = "fix what is named above; docs/how-to/sources.md has the rules"
         raise UserError(count, f"source {ingest.source}", remedy)
 
 

@@ -153,7 +153,7 @@ def _serve(home: Home, host: str, port: int | None) -> dict[str, str]:
         raise NotUp("the server does not answer" if running else "the server does not come up", home.log(SERVER))
     print(f"server: {'runs already' if running else 'started'} at {home.url}, log {home.log(SERVER)}")
     if shown == HOST and host not in (HOST, "localhost"):
-        print("server: other machines reach it, and it asks nobody who they are; docs/operations.md", file=sys.stderr)
+        print("server: other machines can reach it without a password; see docs/how-to/operations.md", file=sys.stderr)
     return _environment(home)
 
 

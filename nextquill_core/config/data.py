@@ -76,7 +76,9 @@ class IngestConfig(Section):
     """Raw reviews and items into user sequences."""
 
     source: Annotated[str, Field(description="a name that `nextquill sources` lists")] = "amazon-2023"
-    options: Annotated[dict[str, Any], Field(description="what the source itself asks for; see docs/sources.md")] = {}
+    options: Annotated[
+        dict[str, Any], Field(description="Settings of the source itself; see docs/how-to/sources.md")
+    ] = {}
     inputs: Annotated[tuple[RawInput, ...], Field(min_length=1, description="categories with their raw files")] = (
         RawInput(category="Books"),
     )

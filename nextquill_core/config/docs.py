@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the configuration's own classes: `python -m nextquill_core.config.docs`."""
+"""Write docs/reference/configuration.md from the configuration's classes: `python -m nextquill_core.config.docs`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def markdown() -> str:
         "over the defaults. Unknown keys are refused. Keys marked ○ say how a stage is run and not what it makes: they",
         "never make an artifact stale. Defaults are the paper's where it states one.",
         "",
-        "Made by `python -m nextquill_core.config.docs > docs/configuration.md`.",
+        "Made by `python -m nextquill_core.config.docs > docs/reference/configuration.md`.",
     ]
     sections: list[tuple[str, type[Section], bool]] = [("top level", Config, False), *_sections(Config)]
     for name, section, operational in sections:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from nextquill_core.config.base import Section
 from nextquill_core.config.yaml_text import shortened
 
-SEE = "see docs/configuration.md"
+SEE = "see docs/reference/configuration.md"
 WORDS = {
     "int": "a whole number",
     "float": "a number",

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from nextquill_core.config.base import OPERATIONAL, Section
 from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
-from nextquill_core.config.faults import explained, first_fault
+from nextquill_core.config.faults import SEE, explained, first_fault
 from nextquill_core.config.model import ModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
 from nextquill_core.config.secrets import first_secret
@@ -138,7 +138,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
     except ValidationError as error:
         raise _first_fault(error, where) from None
     except RecursionError:
-        raise UserError("a value is nested too deeply", where, "see docs/configuration.md") from None
+        raise UserError("a value is nested too deeply", where, SEE) from None
 
 
 def _lay_over(values: dict[str, Any], override: str) -> None:
@@ -153,14 +153,14 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {shortened(key)}: the value is not valid YAML ({error})", remedy="quote it") from None
     *parents, last = key.split(".")
     if len(parents) >= DEEPEST or not all((*parents, last)):
-        raise UserError(f"--set {shortened(key)}: not a key", remedy="see docs/configuration.md")
+        raise UserError(f"--set {shortened(key)}: not a key", remedy=SEE)
     section = values
     for name in parents:
         if section.get(name) is None:
             section[name] = {}
         section = section[name]
         if not isinstance(section, dict):
-            raise UserError(f"--set {key}: {name} is a value, not a section", remedy="see docs/configuration.md")
+            raise UserError(f"--set {key}: {name} is a value, not a section", remedy=SEE)
     section[last] = value
 
 

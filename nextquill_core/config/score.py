@@ -16,7 +16,7 @@ class ScoreConfig(Section):
         Literal["initial", "adapter"],
         Field(
             description="initial: θ0 scores; adapter: cross-fitted by user, θ0 with an adapter that was trained as "
-            "`contextsft` on the users of the other folds; see docs/scoring.md"
+            "`contextsft` on the users of the other folds; see docs/explanation/scoring.md"
         ),
     ] = "initial"
     # All trainings together pass over the data folds - 1 times, so two cost what one ordinary method costs.
@@ -57,7 +57,7 @@ class ScoreConfig(Section):
 
 
 class WeightsConfig(Section):
-    """Eq. 3: ω = high where the effect exceeds delta, else low; or another policy, see docs/extending.md."""
+    """Eq. 3: ω = high where the effect exceeds delta, else low; or another policy, see docs/how-to/extend.md."""
 
     policy: Annotated[
         str,

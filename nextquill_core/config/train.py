@@ -87,7 +87,7 @@ class SlurmConfig(Section):
 
 
 class LauncherConfig(Section):
-    """Where the ranks run; see docs/training.md."""
+    """Where the ranks run; see docs/explanation/training.md."""
 
     kind: Annotated[
         Literal["local", "hostfile", "slurm"],
@@ -151,7 +151,7 @@ class TrainConfig(Section):
         Field(
             description="what the losses of a step are divided by: sequence: the number of samples (paper, Eq. 5); "
             "weight: the step's Σω, the sum of all weights (MIRROR's code); sample_weight: each sample by its own Σω, "
-            "then the number of samples (the official code); see docs/training.md"
+            "then the number of samples (the official code); see docs/explanation/training.md"
         ),
     ] = "sequence"
     weights_from: Annotated[
@@ -171,7 +171,7 @@ class TrainConfig(Section):
         Field(
             gt=0,
             description="gradients with a greater norm are scaled down to this norm; under normalization sequence, "
-            "losses are sums over tokens and 1.0 clips nearly every step; see docs/training.md",
+            "losses are sums over tokens and 1.0 clips nearly every step; see docs/explanation/training.md",
         ),
     ] = 1.0
     global_batch: Annotated[int, Field(ge=1, description="examples an optimizer step, over all ranks")] = 16

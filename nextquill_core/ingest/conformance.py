@@ -1,6 +1,6 @@
 """Whether a source keeps its contract, tried out on files of its user.
 
-`nextquill sources --check` and a package's own tests run it; `docs/sources.md` says what is promised.
+`nextquill sources --check` and a package's own tests run it; `docs/how-to/sources.md` says what is promised.
 """
 
 from __future__ import annotations

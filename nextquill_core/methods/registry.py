@@ -1,6 +1,6 @@
 """The methods of the comparison, in one table: what goes in × how it is trained × how it is decoded.
 
-Adding a method is adding a row; docs/extending.md says what a new way of choosing history takes.
+Adding a method is adding a row; docs/how-to/extend.md says what a new way of choosing history takes.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ def _lay(settings: dict[str, Any], key: str, value: Any) -> None:
     for name in parents:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise UserError(f"{name} is a value, not a section", key, "see docs/configuration.md")
+            raise UserError(f"{name} is a value, not a section", key, "see docs/reference/configuration.md")
     section[last] = value
 
 

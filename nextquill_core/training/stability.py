@@ -114,7 +114,7 @@ def clipping_warning(metrics: Mapping[str, float], limit: float, normalization: 
     return (
         f"{metrics['clipped_share']:.0%} of the steps so far had a gradient norm above train.max_grad_norm {limit:g} "
         f"(the last one {metrics['grad_norm']:.3g}) and were scaled down to it, so every step has the same length; "
-        f"{remedy}raise train.max_grad_norm if that is not meant (docs/training.md, Normalisation and clipping)"
+        f"{remedy}raise train.max_grad_norm if that is not meant (see docs/explanation/training.md)"
     )
 
 

@@ -259,7 +259,7 @@ def test_the_pools_are_those_of_the_deployments() -> None:
 
 
 def test_the_documentation_tells_every_variable_with_its_default() -> None:
-    text = Path(REPO / "docs" / "kubernetes.md").read_text()
+    text = Path(REPO / "docs" / "how-to" / "kubernetes.md").read_text()
     rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("| `")]
     told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     for place, pool in enumerate(POOLS, start=1):

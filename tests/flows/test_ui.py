@@ -1,4 +1,4 @@
-"""A walk through Prefect's UI in a real browser: what docs/operations.md tells a person to do, done by clicks and keys.
+"""A walk through Prefect's UI in a real browser: the steps of docs/how-to/operations.md, done by clicks and keys.
 
 With NEXTQUILL_SCREENSHOTS=DIR its pictures go there; those in docs/images were made so.
 """

@@ -16,7 +16,7 @@ SAMPLE = Path(__file__).parent.parent / "sample"
 
 @pytest.mark.parametrize(("name", "ending"), [("bookclub-json", "jsonl"), ("bookclub-cards", "cards")])
 def test_it_conforms(name: str, ending: str) -> None:
-    """Whatever `docs/sources.md` promises of a source holds."""
+    """Whatever `docs/how-to/sources.md` promises of a source holds."""
     files = {part: str(SAMPLE / f"{part}.{ending}") for part in ("reviews", "items")}
     assert_conforms(source(name), RawInput(category="BookClub", **files))
 

@@ -39,7 +39,7 @@ def checked(model: type[Options], options: Mapping[str, Any] | None, source: str
         remedy = f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(known)}"
         raise DataError(f"unknown option `{last}`", where, remedy)
     if fault["type"] == "missing":
-        raise DataError(f"{source} needs `{last}`", where, "see docs/sources.md")
+        raise DataError(f"{source} needs `{last}`", where, "see docs/how-to/sources.md")
     message = fault["msg"].removeprefix("Value error, ")
     raise DataError(f"`{last}`: {message}" if last else message, where, f"got {fault['input']!r}")
 

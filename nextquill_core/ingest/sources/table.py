@@ -216,7 +216,7 @@ class Table(Source):
     """JSON, CSV or Parquet, distinguished by the file's name, with the columns that `ingest.options` names.
 
     Each value is converted by its own type, so a column may hold numbers in some rows and text in others; the page
-    docs/sources.md lists what is taken for what. A description or categories may be one text or a list.
+    docs/how-to/sources.md lists what is taken for what. A description or categories may be one text or a list.
     `line` is the line of JSON lines, the element of a JSON array, the record of CSV (the header is the first; blank
     lines count), the row of Parquet.
 

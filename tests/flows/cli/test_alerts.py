@@ -248,7 +248,7 @@ def test_a_failed_run_is_told(standing: Standing) -> None:
     try:
         run = standing.runs["bad"]
         got = standing.alert("failed", run, patience_s=15)
-    except AssertionError:  # a busy SQLite lost the event before it (docs/alerts.md), for which it waits a long time
+    except AssertionError:  # a busy SQLite lost the event before it, for which the server waits (docs/how-to/alerts.md)
         run = standing.start("ingest", absent(standing.config))
         got = standing.alert("failed", run)
     assert (got["flow"], got["deployment"], got["run"], got["state"]) == (

@@ -25,7 +25,7 @@ from nextquill_core.schemas import EFFECTS, WEIGHTS
 from tests.conftest import REPO
 
 DELTA = 0.05  # an effect of exactly δ is the fp32 number nearest to it
-GUIDE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
+GUIDE = (REPO / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
 fp32 = {"allow_nan": False, "width": 32}
 
 

@@ -132,6 +132,6 @@ def test_every_config_in_the_repository_is_valid(path: Path) -> None:
 def test_the_documentation_lists_every_key() -> None:
     from nextquill_core.config.docs import markdown
 
-    assert (REPO / "docs" / "configuration.md").read_text() == markdown(), (
-        "python -m nextquill_core.config.docs > docs/configuration.md"
+    assert (REPO / "docs" / "reference" / "configuration.md").read_text() == markdown(), (
+        "python -m nextquill_core.config.docs > docs/reference/configuration.md"
     )

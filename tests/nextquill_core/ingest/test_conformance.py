@@ -291,7 +291,7 @@ def test_the_command_prints_findings_and_exits_with_2_on_errors(tmp_path: Path, 
     captured = capsys.readouterr()
     assert [line.split(":")[0] for line in captured.out.splitlines()] == ["warning", "error"]
     assert captured.err == (
-        "nextquill: source amazon-2023: 1 error; mend what is named above, docs/sources.md says what is promised\n"
+        "nextquill: source amazon-2023: 1 error; fix what is named above; docs/how-to/sources.md has the rules\n"
     )
 
 

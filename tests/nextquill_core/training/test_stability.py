@@ -65,7 +65,7 @@ def test_one_warning_when_nearly_every_step_is_clipped() -> None:
     assert said(20, 100, 0.9) == (
         "90% of the steps so far had a gradient norm above train.max_grad_norm 1 (the last one 41.5) and were scaled "
         "down to it, so every step has the same length; set train.normalization to weight or sample_weight, or raise "
-        "train.max_grad_norm if that is not meant (docs/training.md, Normalisation and clipping)"
+        "train.max_grad_norm if that is not meant (see docs/explanation/training.md)"
     )
     assert "length; raise train.max_grad_norm" in said(5, 5, 1.0, "weight")
 

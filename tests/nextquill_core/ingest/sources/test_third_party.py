@@ -1,4 +1,4 @@
-"""`docs/sources.md`, followed literally: the example package installed, listed, checked, tested and ingested."""
+"""`docs/how-to/sources.md`, followed literally: the example package installed, listed, checked, tested and ingested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPO
 
-GUIDE = (REPO / "docs" / "sources.md").read_text(encoding="utf-8")
+GUIDE = (REPO / "docs" / "how-to" / "sources.md").read_text(encoding="utf-8")
 EXAMPLE = REPO / "docs" / "example-source"
 LEFT_OVER = shutil.ignore_patterns("build", "*.egg-info", "__pycache__", "artifacts", ".*")
 
