@@ -12,7 +12,7 @@ TESTS := $(BIN)/python -m pytest --dist loadfile
 TRIALS ?= 100
 SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: help setup run test test-all chaos lint check format demo-data clean
+.PHONY: help setup run test test-all chaos lint check docs reference format clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,12 @@ lint: setup  ## formatting, lint and types
 
 check: lint  ## lint and the fast tests
 	$(TESTS) -n logical -q -m "not slow and not flow and not ranks and not process and not slurm"
+
+docs: setup  ## the documentation site, in site/
+	$(BIN)/mkdocs build --strict
+
+reference: setup  ## write the pages of docs/reference that follow from the code
+	$(BIN)/python -m scripts.write_reference
 
 format:  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

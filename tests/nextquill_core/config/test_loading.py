@@ -127,11 +127,3 @@ def test_folds_decide_only_where_adapters_score(tmp_path: Path) -> None:
 def test_every_config_in_the_repository_is_valid(path: Path) -> None:
     load_config(path)
     assert path.read_text().startswith("# nextquill run --config")
-
-
-def test_the_documentation_lists_every_key() -> None:
-    from nextquill_core.config.docs import markdown
-
-    assert (REPO / "docs" / "reference" / "configuration.md").read_text() == markdown(), (
-        "python -m nextquill_core.config.docs > docs/reference/configuration.md"
-    )

@@ -1,0 +1,205 @@
+"""Write the pages of docs/reference that follow from the code: `make reference`.
+
+`configuration.md` comes from the classes of the configuration, `artifacts.md` from the schemas of the tables, and
+`commands.md` from the command line. A test compares the pages with what this script makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import typer
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic.fields import FieldInfo
+from typer.cli import get_docs_for_click
+
+from flows.cli.main import app
+from nextquill_core import schemas
+from nextquill_core.config import Config, Section
+from nextquill_core.config.base import section_of
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+
+BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt"), MinLen: ("at least", "min_length")}
+
+
+TABLES = (
+    ("ingest", "sequences/*.parquet", schemas.SEQUENCES, "One row per user. `reviews` is in time order, oldest first."),
+    ("ingest", "items/*.parquet", schemas.ITEMS, "One row per item that a kept review is about."),
+    (
+        "ingest",
+        "examples/*.parquet",
+        schemas.EXAMPLES,
+        "`target` and `history` are positions in `reviews` of the same user; `split` is train, val or test.",
+    ),
+    ("ingest", "quarantine/*.parquet", schemas.QUARANTINE, "One row per input row that could not be read, and why."),
+    (
+        "score",
+        "effects/*.parquet",
+        schemas.EFFECTS,
+        "One value per token of the true review. Log-probabilities are in nats, with and without the history; "
+        "`effect` is the difference of the two probabilities.",
+    ),
+    ("score", "weights/*.parquet", schemas.WEIGHTS, "One preference weight per token of the true review."),
+    ("relevance", "relevance/*.parquet", schemas.RELEVANCE, "One score per earlier review, in the order of `history`."),
+    ("summaries", "summaries/*.parquet", schemas.SUMMARIES, "A summary of the older reviews of the example's user."),
+    (
+        "predictions, evaluate",
+        "predictions/*.parquet",
+        schemas.PREDICTIONS,
+        "One generated review per example, method and decoding preset; `controls/*.parquet` has the same columns.",
+    ),
+    (
+        "likelihood",
+        "likelihoods/*.parquet",
+        schemas.LIKELIHOODS,
+        "Log-probability of each token of the true review under a method's model, in nats.",
+    ),
+    ("evaluate", "metrics.parquet", schemas.METRICS, "One row per method, category, decoding preset and metric."),
+    (
+        "evaluate",
+        "slices.parquet",
+        schemas.SLICES,
+        "The same on parts of the examples. The difference between a method and its control has p-values.",
+    ),
+    (
+        "evaluate",
+        "examples.parquet",
+        schemas.EXAMPLE_SCORES,
+        "The scores of single examples. `bleu` is the sentence score; `bleu_counts` (matching and possible n-grams of "
+        "orders 1 to 4, then both lengths) add up to the corpus score. Log-likelihoods are sums in nats over the "
+        "tokens counted beside them.",
+    ),
+    ("sweep", "metrics.parquet", schemas.SWEEP, "Validation metrics of each point of a sweep; `values` is JSON."),
+)
+"""Stage or step, files, columns, and what a reader must know."""
+
+
+def main() -> None:
+    """Write all pages."""
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
+
+
+def configuration() -> str:
+    """Return the page of all settings: a table for each section, a row for each key."""
+    lines = [
+        "# Configuration",
+        "",
+        "Look up a setting, its default and its unit. A configuration is a YAML file with the sections below. Values",
+        "given as `--set section.key=VALUE` (in YAML) replace those of the file, which replace the defaults. Unknown",
+        "keys are refused. A key marked ○ says how a stage runs, not what it makes: it never makes an artifact stale.",
+        "Defaults are the paper's where the paper states one.",
+    ]
+    sections: list[tuple[str, type[Section], bool]] = [("top level", Config, False), *_sections(Config)]
+    for name, section, operational in sections:
+        lines += ["", f"## {name}", "", *((section.__doc__ or "").splitlines()[:1]), ""]
+        lines += ["| key | default | values | |", "|---|---|---|---|"]
+        fields = section.model_fields.items()
+        lines += [_row(key, field, operational) for key, field in fields if section_of(field) is None]
+    return "\n".join(lines) + "\n"
+
+
+def artifacts() -> str:
+    """Return the page of the tables in artifacts: their files, columns and types."""
+    lines = [
+        "# Artifact columns",
+        "",
+        "Look up which Parquet files an artifact has, and their columns. An artifact is the folder",
+        "`STORE/STAGE/FINGERPRINT/`; `nextquill path STAGE --config FILE` prints it. Times are UTC milliseconds and",
+        "log-probabilities nats.",
+    ]
+    for stage, files, schema, note in TABLES:
+        lines += ["", f"## {stage}: {files}", "", note, "", "| column | type |", "|---|---|"]
+        lines += [f"| `{field.name}` | {_arrow(field.type)} |" for field in schema]
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """Return the page of the command line, as typer documents it."""
+    command = typer.main.get_command(app)
+    page = get_docs_for_click(obj=command, ctx=typer.Context(command), name="nextquill")
+    lines = [
+        "# Command line",
+        "",
+        "Look up a command and its options. Exit codes: 0 done; 1 an internal error; 2 the input is wrong",
+        "(one line says what, where and how to fix it); 3 `promote` did not accept the candidate; 130 interrupted (the",
+        "same command resumes).",
+    ]
+    return "\n".join(lines) + "\n" + unescape(page).partition("\n")[2].rstrip() + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": configuration,
+    "artifacts.md": artifacts,
+    "commands.md": commands,
+}
+
+
+def _arrow(kind: pa.DataType) -> str:
+    if isinstance(kind, pa.StructType):
+        return f"struct of {', '.join(f'{kind[i].name} {_arrow(kind[i].type)}' for i in range(kind.num_fields))}"
+    return f"list of {_arrow(kind.value_type)}" if isinstance(kind, pa.ListType) else str(kind)
+
+
+def _sections(
+    section: type[Section], prefix: str = "", inherited: bool = False
+) -> Iterator[tuple[str, type[Section], bool]]:
+    """Yield name, class and whether all settings are operational for each section below `section`."""
+    for key, field in section.model_fields.items():
+        if inner := section_of(field):
+            operational = inherited or _operational(field)
+            yield prefix + key, inner, operational
+            yield from _sections(inner, f"{prefix}{key}.", operational)
+
+
+def _operational(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("operational"))
+
+
+def _row(key: str, field: FieldInfo, operational: bool) -> str:
+    mark = " ○" if operational or _operational(field) else ""
+    default = field.default
+    shown = "[…]" if isinstance(default, tuple) and any(isinstance(part, Section) for part in default) else default
+    return f"| `{key}`{mark} | `{_yaml(shown)}` | {_values(field)} | {field.description or ''} |"
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(field: FieldInfo) -> str:
+    bounds = [
+        f"{BOUNDS[type(mark)][0]} {getattr(mark, BOUNDS[type(mark)][1])}"
+        for mark in field.metadata
+        if type(mark) in BOUNDS
+    ]
+    return f"{_kind(field.annotation)} {', '.join(bounds)}".strip()
+
+
+def _kind(annotation: Any) -> str:
+    arguments = [part for part in get_args(annotation) if part is not Ellipsis]
+    if annotation is None or annotation is type(None):
+        return "null"
+    if not arguments:
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            return "{" + ", ".join(annotation.model_fields) + "}"
+        return annotation.__name__ if isinstance(annotation, type) else f"`{annotation}`"
+    if getattr(annotation, "__origin__", None) is tuple:
+        return f"list of {_kind(arguments[0])}"
+    return " or ".join(_kind(part) for part in arguments)
+
+
+if __name__ == "__main__":
+    main()
