@@ -29,7 +29,9 @@ MODEL_LIBRARIES = ("nextquill_core.model.tiny", "nextquill_core.evaluation.metri
 UNLIMITED = 100_000
 """Columns of what is no terminal."""
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file; its name alone will do.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The run's YAML file, or `demo` and others that come along.")
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
 PresetOption = Annotated[
     str | None,
@@ -45,10 +47,10 @@ def read_settings(config: Path, overrides: list[str] | None, store: str | None, 
         UserError: The file cannot be read, or a key or value does not fit.
     """
     from nextquill_core.config import load_config
-    from nextquill_core.config.presets import preset_overrides
+    from nextquill_core.config.packaged import config_path, preset_overrides
 
     laid = preset_overrides(preset) if preset else []
-    return load_config(config, [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
+    return load_config(config_path(str(config)), [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
 
 
 def run_flow(name: str, settings: Any, *, about: Iterable[str] = (), **options: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nextquill_core.config import Config, load_config
-from nextquill_core.config.presets import FOLDER, preset_names, preset_overrides
+from nextquill_core.config.packaged import FOLDER, preset_names, preset_overrides
 from storage import UserError
 
 
