@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nextquill_core.config import Config, load_config
-from nextquill_core.config.packaged import FOLDER, preset_names, preset_overrides
+from nextquill_core.config.packaged import FOLDER, PRESETS, config_path, preset_names, preset_overrides
 from storage import UserError
 
 
@@ -21,7 +21,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def keys(name: str) -> dict[str, Any]:
-    return leaves(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    return leaves(yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
 
 
 def at(config: Config, key: str) -> Any:
@@ -48,7 +48,7 @@ def test_every_value_of_a_preset_arrives_and_has_a_source(tmp_path: Path, name: 
     config = load_config(path, preset_overrides(name))
     for key, value in keys(name).items():
         assert at(config, key) == value, key
-    for line in (FOLDER / f"{name}.yaml").read_text().splitlines():
+    for line in (PRESETS / f"{name}.yaml").read_text().splitlines():
         setting, _, source = line.partition("#")
         assert not setting.partition(":")[2].strip() or source.strip(), f"{line!r} names no source"
 
@@ -76,9 +76,19 @@ def test_a_preset_of_one_s_own_by_its_path(tmp_path: Path) -> None:
 def test_faults_name_the_preset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--preset: no preset 'tunde'; did you mean 'tuned'\?"):
         preset_overrides("tunde")
-    with pytest.raises(UserError, match="there are paper, tuned"):
+    with pytest.raises(UserError, match="use one of paper, tuned"):
         preset_overrides("x")
     bad = tmp_path / "bad.yaml"
     bad.write_text("train: {alfa: 1}\n")
     with pytest.raises(UserError, match=r"bad\.yaml: unknown config key `train\.alfa`"):
         preset_overrides(str(bad))
+
+
+def test_a_configuration_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_path("demo") == FOLDER / "demo.yaml"
+    assert config_path("sub/mine") == Path("sub/mine"), "a path that names a folder is a path"
+    Path("demo").write_text("seed: 1\n")
+    assert config_path("demo") == Path("demo"), "a file of that name comes first"
+    with pytest.raises(UserError, match=r"--config: no configuration 'bokks'; did you mean 'books'\?"):
+        config_path("bokks")
