@@ -16,21 +16,21 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed, Failed
 
 from flows import names
 from flows.cli import interruption
 from flows.server.events import stage_finished
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline.run import Outcome
+from tasks.definition import INTERRUPTED_MESSAGE, interrupted
 from tasks.tags import tag_run
 
 P = ParamSpec("P")
 R = TypeVar("R")
-REUSED, INTERRUPTED = "Reused", "Interrupted"
+REUSED = "Reused"
 RUNNER = "PREFECT__FLOW_RUN_ID"
 """Environment variable of a process that a worker started for a flow run; the worker sets the state when it ends it."""
-INTERRUPTED_MESSAGE = "interrupted; start it again with the same settings and it resumes"
 
 _running: list[UUID] = []
 """Flow runs that this process is in, the outermost first."""
@@ -61,8 +61,7 @@ def with_plain_end(body: Callable[P, R]) -> Callable[P, R]:
         except (KeyboardInterrupt, TerminationSignal, Interrupted):
             if RUNNER in os.environ:
                 raise
-            data = Interrupted(INTERRUPTED_MESSAGE)
-            return cast("R", Cancelled(name=INTERRUPTED, message=INTERRUPTED_MESSAGE, data=data))
+            return cast("R", interrupted(Interrupted(INTERRUPTED_MESSAGE)))
         finally:
             if run:
                 _running.remove(run)
@@ -80,7 +79,7 @@ def report_interrupted() -> None:
         return
     with get_client(sync_client=True) as client:
         for run in runs:
-            client.set_flow_run_state(run, Cancelled(name=INTERRUPTED, message=INTERRUPTED_MESSAGE), force=True)
+            client.set_flow_run_state(run, interrupted(), force=True)
 
 
 interruption.report = report_interrupted

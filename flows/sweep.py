@@ -15,6 +15,7 @@ from flows.forms import REQUIRED, SETTINGS
 from flows.pipeline import PipelineSettings, pipeline
 from flows.results import Interrupted, finished
 from flows.runs import open_run
+from flows.server import outage
 from flows.stage import our_flow
 from nextquill_core.errors import UserError
 from nextquill_core.studies.sweep import Point, missing, open_points, sweep_step
@@ -60,6 +61,7 @@ def sweep(
                 api=_api_url(),
                 folder=folder,
                 say=logger.info,
+                may_start=lambda: not outage.away(),  # without a server, each would end only after the same wait
                 environment=held,
             )
         if not failed:
@@ -97,7 +99,7 @@ def _one_by_one(points: Sequence[Point], numbers: Sequence[int]) -> dict[int, Ex
             raise
         except Exception as error:
             failed[number] = error
-            if shared_missing(points):
+            if shared_missing(points) or outage.away():
                 break
     return failed
 

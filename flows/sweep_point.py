@@ -29,6 +29,9 @@ def main() -> int:
         return 2
     except Interrupted:
         return 130
+    except Exception as error:
+        outage.end_if_cause(error)
+        raise
     return 0
 
 

@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.pipeline import Step, evaluate, freshness
 from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact
 from tasks.artifacts import data_key
+from tasks.definition import our_task
 from tasks.gpu_lock import training_place
 from tasks.progress import ShownProgress
-from tasks.retries import RETRIED
 
 MOST_FIGURES_BYTES = 1_000_000
 OPEN_REPORT = (
@@ -26,7 +24,7 @@ OPEN_REPORT = (
 )
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{step.name}", **RETRIED)
+@our_task(task_run_name="{step.name}")
 def make_part(run: Run, step: Step, force: bool) -> Outcome:
     """One thing that the evaluation is made from: texts of a method, a choice on val, likelihoods, ..."""
     trains = step.kind == "personal" and (force or freshness(run.store, step).state != "fresh")
@@ -34,14 +32,14 @@ def make_part(run: Run, step: Step, force: bool) -> Outcome:
         return evaluate.part(run, step, progress, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def measure(run: Run, force: bool) -> Outcome:
     """Metrics with intervals, figures and report, from stored predictions."""
     with ShownProgress("metrics") as progress:
         return evaluate.evaluation(run, progress, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def publish_results(run: Run, outcome: Outcome) -> None:
     """Show methods by metrics, as a table and as the report in short, in the UI."""
     artifact = outcome.artifact

@@ -13,10 +13,12 @@ place is held by a lease that this process renews, so the server takes it back f
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from prefect.client.orchestration import get_client
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
@@ -27,6 +29,9 @@ DEFAULT_LIMIT = "training-gpu"
 HELD = "NEXTQUILL_TRAINING_HELD"
 """Environment variable that tells a process that its parent holds the place; its value is the limit's name."""
 LEASE_S = 60.0
+ASK_EVERY_S = 5.0
+TAKEN = 423
+"""HTTP status with which the server says that all places are taken."""
 
 
 @contextmanager
@@ -45,20 +50,45 @@ def training_place(what: str, *, needed: bool = True) -> Iterator[Mapping[str, s
     name = os.environ.get(LIMIT) or DEFAULT_LIMIT
     # Within a Slurm job, Slurm has given this run machines of its own.
     waits = needed and HELD not in os.environ and "SLURM_JOB_ID" not in os.environ
-    if not waits or (taken := _taken(name)) is None:
+    if not waits or not _limited(name):
         yield {}
         return
-    if taken:
-        get_run_logger().info("%s: waits, another training is running (limit %s)", what, name)
-    with concurrency(name, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False):
+    with ExitStack() as held:
+        said = False
+        # Not within Prefect, which would wait on a thread of its own that outlives a signal for as long as it waits.
+        while not _acquired(name, held):
+            if not said:
+                get_run_logger().info("%s: waits, another training is running (limit %s)", what, name)
+                said = True
+            time.sleep(ASK_EVERY_S)
         yield {HELD: name}
 
 
-def _taken(name: str) -> bool | None:
-    """Whether all places are taken; None where there is no such limit, or it is switched off."""
+def _limited(name: str) -> bool:
+    """Return whether there is such a limit, and it is switched on."""
     with get_client(sync_client=True) as client:
         try:
-            limit = client.read_global_concurrency_limit_by_name(name)
+            return bool(client.read_global_concurrency_limit_by_name(name).active)
         except ObjectNotFound:
-            return None
-    return limit.active_slots >= limit.limit if limit.active else None
+            return False
+
+
+def _acquired(name: str, held: ExitStack) -> bool:
+    """Ask for the place once.
+
+    Args:
+        name: Name of the limit.
+        held: Gives the place back when it is closed.
+
+    Returns:
+        Whether there was one.
+    """
+    asked = concurrency(name, max_retries=0, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False)
+    try:
+        held.enter_context(asked)
+    except ConcurrencySlotAcquisitionError as error:
+        answer = getattr(error.__cause__, "response", None)
+        if getattr(answer, "status_code", 0) != TAKEN:
+            raise
+        return False
+    return True

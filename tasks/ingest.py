@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from nextquill_core.ingest.report import account_rows
@@ -12,32 +10,32 @@ from nextquill_core.pipeline import ingest as prepare
 from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.registry import forget_users as forget
 from tasks.artifacts import data_key
+from tasks.definition import our_task
 from tasks.progress import ShownProgress
-from tasks.retries import RETRIED
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def forget_users(run: Run) -> None:
     """Remove what earlier runs left of users who are to be forgotten."""
     for removed in forget.forget_users(run):
         get_run_logger().info(f"forget: removed {removed}")
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="scan-{category}", **RETRIED)
+@our_task(task_run_name="scan-{category}")
 def scan_raw(run: Run, category: str, force: bool) -> Outcome:
     """A category's raw files as Parquet; the expensive part, independent of every threshold."""
     with ShownProgress("scan") as progress:
         return prepare.scan(run, category, progress, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def make_sequences(run: Run, force: bool) -> Outcome:
     """Sequences, items, examples and quarantine."""
     with ShownProgress("ingest") as progress:
         return prepare.ingest(run, progress, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def publish_account(run: Run, outcome: Outcome) -> None:
     """Publish what became of every row as a table in the UI, and log what a user should know of the data."""
     logger, rows = get_run_logger(), account_rows(outcome.artifact.manifest.stats)

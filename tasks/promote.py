@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.promote import Verdict, decide
 from tasks.artifacts import data_key
-from tasks.retries import RETRIED
+from tasks.definition import our_task
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def decide_promotion(run: Run, method: str, name: str, metric: str) -> Verdict:
     """Compare the candidate with what is accepted, and move the pointer if it is better beyond noise."""
     verdict = decide(run, method, name, metric)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.studies import reproduce
-from tasks.retries import RETRIED
+from tasks.definition import our_task
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def collect_numbers(runs: list[Run], force: bool) -> Outcome:
     """The tables of all categories."""
     outcome = reproduce.collect(runs, force=force)

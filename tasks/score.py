@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.pipeline import score
 from nextquill_core.pipeline.run import Outcome, Run
 from tasks.artifacts import data_key
+from tasks.definition import our_task
 from tasks.progress import ShownProgress
 from tasks.ranks.processes import process_count
 from tasks.ranks.scoring_workers import run_workers
-from tasks.retries import RETRIED
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def score_effects(run: Run, force: bool, launch: score.Launch | None = None) -> Outcome:
     """Forward passes with and without history; the expensive part, independent of δ, λ and ε.
-
-    Call it directly: a submitted task outlives the signal that ends its flow.
 
     Args:
         run: The configuration and its store.
@@ -33,13 +29,13 @@ def score_effects(run: Run, force: bool, launch: score.Launch | None = None) -> 
         return score.effects(run, progress, launch or local, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def derive_weights(run: Run, force: bool, policy: str | None = None) -> Outcome:
     """Weights from stored effects; seconds, without the model."""
     return score.weights(run, policy, force=force)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def publish_effects(run: Run, outcome: Outcome) -> None:
     """In the UI: how many tokens carry preference, and what the effects look like."""
     create_table_artifact(

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.config import LauncherConfig
 from nextquill_core.pipeline.run import Outcome
 from nextquill_core.studies.sweep import SPLIT, Point, collect, missing, sweep_cells
 from tasks.artifacts import data_key
+from tasks.definition import our_task
 from tasks.ranks.logs import bounded
 from tasks.ranks.processes import cuda_devices, end_group, end_groups, failure, process_count, shared_environment, start
-from tasks.retries import RETRIED
 
 WORKER = "flows.sweep_point"
 LOOK_EVERY_S = 1.0
@@ -54,6 +52,7 @@ def run_processes(
     api: str,
     folder: Path,
     say: Callable[[str], None],
+    may_start: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
 ) -> dict[int, Exception]:
     """Run points, each a flow run in a process of its own, no two of which make the same artifact.
@@ -67,10 +66,12 @@ def run_processes(
         api: URL of the Prefect server that all report to.
         folder: Gets their configurations and logs.
         say: Told in one line what starts and ends.
+        may_start: Asked after each failure: whether it is of use to start more points.
         environment: Variables that all of them get besides this process's own.
 
     Returns:
-        What went wrong, by number. The others have been run to their ends, unless what failed is needed by all.
+        What went wrong, by number. The others have been run to their ends, unless what failed is needed by all or no
+        more may start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     common = {**(environment or {}), "PREFECT_API_URL": api}
@@ -94,8 +95,8 @@ def run_processes(
                 say(f"{points[number].label}: {'failed' if code else 'done'}")
                 if code:
                     failed[number] = failure(PointFailed, points[number].label, code, run.log)
-            if failed and shared_missing(points):
-                waiting.clear()
+                    if shared_missing(points) or not may_start():
+                        waiting.clear()
     finally:
         end_groups([run.process for run in running.values()])
     return failed
@@ -116,7 +117,7 @@ def slot_environment(slot: int, parallel: int) -> dict[str, str]:
     return environment
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, **RETRIED)
+@our_task()
 def collect_points(points: Sequence[Point], force: bool) -> Outcome:
     """The table of all points, in the store and in the UI."""
     outcome = collect(points, force=force)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from nextquill_core.pipeline import freshness, train
@@ -13,19 +11,16 @@ from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.pipeline.train import trained_by
 from nextquill_core.training.stability import clipping_warning
 from nextquill_core.training.trackers import progress_note
+from tasks.definition import our_task
 from tasks.gpu_lock import training_place
 from tasks.progress import ShownProgress
 from tasks.ranks.launch import run_ranks
 from tasks.ranks.placement import placement
-from tasks.retries import RETRIED
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train {name}", **RETRIED)
+@our_task(task_run_name="train {name}")
 def train_adapter(run: Run, name: str, force: bool) -> Outcome:
-    """The adapter of a method or fold, by its name in `Plan.adapters`.
-
-    Call it directly: a submitted task outlives the signal that ends its flow.
-    """
+    """The adapter of a method or fold, by its name in `Plan.adapters`."""
     fresh = not force and freshness(run.store, run.plan.adapters[name]).state == "fresh"
     waits = not fresh and run.config.train.launcher.kind != "slurm"  # which has a queue of its own
     with training_place(f"train {name}", needed=waits), ShownProgress(f"train {name}") as progress:

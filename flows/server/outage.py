@@ -34,9 +34,14 @@ def end_if_cause(error: BaseException) -> None:
 
     from tasks.retries import chain
 
+    if any(isinstance(one, httpx.TransportError) for one in chain(error)) and away():
+        _end(server_settings(), "does not answer any more")
+
+
+def away() -> bool:
+    """Return whether a server is set and does not answer."""
     settings = server_settings()
-    if settings.url and any(isinstance(one, httpx.TransportError) for one in chain(error)) and not answers(settings):
-        _end(settings, "does not answer any more")
+    return bool(settings.url) and not answers(settings)
 
 
 def _watch(settings: ServerSettings) -> None:

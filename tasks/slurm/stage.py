@@ -12,8 +12,6 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 import yaml
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, get_current_settings
@@ -23,6 +21,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Run
 from storage import fingerprint
+from tasks.definition import our_task
 from tasks.progress import ShownProgress
 from tasks.slurm.job import Job, Say, file_options, run_job
 from tasks.tags import tag_run
@@ -171,12 +170,9 @@ def job_tag(number: str) -> str:
     return f"slurm-job-{number}"
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="slurm {stage}")
+@our_task(task_run_name="slurm {stage}", retries=0)
 def run_stage_job(run: Run, stage: StageName, job: Job) -> str:
-    """Run a stage's job to its end, or follow the one that is at it; returns its number.
-
-    Call it directly: a submitted task outlives the signal that ends its flow.
-    """
+    """Run a stage's job to its end, or follow the one that is at it; returns its number."""
     slurm, logger = run.config.slurm, get_run_logger()
     numbers: list[str] = []
 

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 
-from prefect import flow, task
+from prefect import flow
 
 from flows.results import with_plain_end
 from nextquill_core.errors import DataError
+from tasks.definition import our_task
 
 
-@task
+@our_task()
 def work(how: str) -> None:
     if how == "wrong":
         raise DataError("no such file", "reviews.jsonl", "name another")

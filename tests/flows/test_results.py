@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,31 @@ def ended(server: Server) -> dict[str, Any]:
     runs = server.post("/flow_runs/filter", json.dumps({"flows": {"name": {"any_": ["whole", "stage"]}}}))
     mine = {"logs": {"flow_run_id": {"any_": [run["id"] for run in runs]}}, "limit": 200}
     logs = server.post("/logs/filter", json.dumps(mine))
-    found: dict[str, Any] = {how: {"caught": kind, "runs": [], "log": ""} for how, kind in caught.items()}
+    found: dict[str, Any] = {how: {"caught": kind, "runs": [], "tasks": [], "log": ""} for how, kind in caught.items()}
     for run in runs:
         one_end = found[run["parameters"]["how"]]
+        one_end["tasks"] += ends_of_tasks(server, run["id"])
         one_end["runs"].append((run["state_type"], run["state_name"], run["state"]["message"]))
         one_end["log"] += "\n".join(one["message"] for one in logs if one["flow_run_id"] == run["id"])
     return found
+
+
+def ends_of_tasks(server: Server, run: str) -> list[tuple[str, str]]:
+    """Type and name of the last states of a flow run's tasks; the server learns of them by events, a little later."""
+    asked = json.dumps({"flow_runs": {"id": {"any_": [run]}}})
+    deadline = time.monotonic() + 20
+    while True:
+        tasks = [(task["state_type"], task["state_name"]) for task in server.post("/task_runs/filter", asked)]
+        if not {"PENDING", "RUNNING"}.intersection(kind for kind, _ in tasks) or time.monotonic() > deadline:
+            return tasks
+        time.sleep(0.2)
 
 
 @pytest.mark.flow
 def test_a_user_s_error_is_one_line_at_every_level_and_no_traceback(ended: dict[str, Any]) -> None:
     wrong = ended["wrong"]
     assert wrong["caught"] == "DataError", "the command line makes exit code 2 of it"
+    assert wrong["tasks"] == 2 * [("FAILED", "Failed")]
     assert wrong["runs"] == 2 * [("FAILED", "Failed", "reviews.jsonl: no such file; name another")]
     assert "reviews.jsonl: no such file; name another" in wrong["log"]
     assert "Traceback" not in wrong["log"]
@@ -48,6 +62,7 @@ def test_a_signal_leaves_interrupted_and_not_failed(ended: dict[str, Any], signa
     assert found["caught"] == "Interrupted"
     assert {(kind, name) for kind, name, _ in found["runs"]} == {("CANCELLED", "Interrupted")}
     assert all("it resumes" in message for _, _, message in found["runs"])
+    assert found["tasks"] == 2 * [("CANCELLED", "Interrupted")], "the stage within the whole, and its own task"
 
 
 @pytest.mark.flow

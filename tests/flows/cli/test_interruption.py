@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import psutil
 import pytest
 import yaml
 
+from flows.cli.interruption import PATIENCE_S
 from nextquill_core.config import load_config
 from nextquill_core.pipeline import ingest as prepare
-from nextquill_core.pipeline import score
+from nextquill_core.pipeline import score, train
 from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import silent
+from tasks.gpu_lock import LIMIT
+from tasks.ranks.launch import run_ranks
 from tasks.ranks.scoring_workers import run_workers
 from tests.flows.conftest import Server
 from tests.terminal import Terminal, in_terminal, kill
@@ -35,7 +38,6 @@ pytestmark = [
 
 PROMISED_S = 10.0
 INTERRUPTED = "nextquill: interrupted; the same command resumes"
-STARTS = "starts a temporary server"
 ANSWERS = "the temporary server answers"
 RANK, WORKER, SERVER = "nextquill_core.training.worker", "nextquill_core.causal.worker", "flows.server.temporary"
 LONG = ("--set", "train.epochs=2000", "--set", "train.checkpoint_every=1", "--set", "train.global_batch=4")
@@ -58,11 +60,25 @@ def scored(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the adapter."""
+    folder = copy_of(scored, tmp_path_factory.mktemp("trained"))
+    run = Run(load_config(folder / "config.yaml"))
+    train.train(run, run.config.train.method, partial(run_ranks, ranks=1, on_step=lambda metrics: None))
+    return folder
+
+
 @pytest.fixture
 def folder(scored: Path, tmp_path: Path) -> Path:
-    """The same store, of this test alone."""
-    folder = tmp_path / "run"
-    shutil.copytree(scored, folder)
+    """The scored store, of this test alone."""
+    return copy_of(scored, tmp_path)
+
+
+def copy_of(made: Path, to: Path) -> Path:
+    """Copy a store and its configuration into a folder, and return where they are."""
+    folder = to / "run"
+    shutil.copytree(made, folder)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     write_config(folder / "config.yaml", settings | {"store": str(folder / "store")})
     return folder
@@ -89,49 +105,126 @@ def assert_interrupted(terminal: Terminal) -> None:
     assert "Traceback" not in terminal.text
 
 
+Moment = Callable[[Terminal, Path], bool]
+"""Whether a command, whose store is in the folder, has come so far."""
+
+
+def shows(text: str) -> Moment:
+    return lambda terminal, folder: text in terminal.text
+
+
+def runs(module: str) -> Moment:
+    """A process of a module runs beside the command."""
+    return lambda terminal, folder: bool(terminal.named(module))
+
+
+def imports_torch(terminal: Terminal, folder: Path) -> bool:
+    return "libtorch_cpu" in Path("/proc", str(terminal.pid), "maps").read_text()
+
+
+def trains(terminal: Terminal, folder: Path) -> bool:
+    """A training has done a step."""
+    return any((folder / "store" / "train").glob(".staging-*/metrics.jsonl"))
+
+
 def ranks_run(terminal: Terminal) -> bool:
     """Whether both ranks and their launcher are there."""
     return len(terminal.named(RANK)) > 2
 
 
-def steps_done(folder: Path) -> Callable[[], bool]:
-    """Whether a training has done a step."""
-    return lambda: any((folder / "store" / "train").glob(".staging-*/metrics.jsonl"))
+def many(moments: Mapping[str, Any], quick: Sequence[str]) -> pytest.MarkDecorator:
+    """Parametrise a test by the names of moments, of which only the quick ones are always tried."""
+    names = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in moments]
+    return pytest.mark.parametrize("moment", names)
 
 
-MOMENTS: dict[str, tuple[tuple[str, ...], Any, float]] = {
-    "announcing": (("run",), "nextquill run:", 0),
-    "server-starts": (("run",), STARTS, 1),
-    "importing": (("train", *LONG), STARTS, 4),
-    "first-flow": (("train", *LONG), ANSWERS, 0),
-    "model": (("model", "--force", "--set", "model.tiny.steps=3000"), "base model: 1 of", 0),
-    "scoring": (("score", "--force"), "score: ", 0),
-    "scoring-workers": (("score", "--force", "--set", "score.workers=2"), WORKER, 0),
-    "ranks-start": (("train", *LONG), RANK, 0),
-    "training": (("train", *LONG), "steps", 0),
-    "evaluating": (("run",), "train nextquill: made in", 3),
-    "sweep": (("sweep", "train.alpha=0.1,0.2", *LONG), RANK, 1),
-    "sweep-parallel": (("sweep", "train.alpha=0.1,0.2", "--parallel", "2", *LONG), RANK, 1),
-    "reproduce": (("reproduce", *LONG), ANSWERS, 2),
+WITH_TEMPORARY_SERVER: dict[str, tuple[tuple[str, ...], Moment]] = {
+    "announcing": (("run",), shows("nextquill run:")),
+    "server-starts": (("run",), runs(SERVER)),
+    "importing": (("train", *LONG), imports_torch),
+    "first-flow": (("train", *LONG), shows(ANSWERS)),
+    "ranks-start": (("train", *LONG), runs(RANK)),
+    "training": (("train", *LONG), trains),
+    "sweep-parallel": (("sweep", "train.alpha=0.1,0.2", "--parallel", "2", *LONG), trains),
 }
-QUICK = ("server-starts", "training")
+WITH_A_SERVER: dict[str, tuple[tuple[str, ...], Moment]] = {
+    "model": (("model", "--force", "--set", "model.tiny.steps=3000"), shows("base model ━")),
+    "scoring": (("score", "--force"), shows("score: loading the model")),
+    "scoring-workers": (("score", "--force", "--set", "score.workers=2"), runs(WORKER)),
+    "training": (("train", *LONG), trains),
+    "sweep": (("sweep", "train.alpha=0.1,0.2", *LONG), trains),
+    "reproduce": (("reproduce", *LONG), trains),
+}
 
 
-@pytest.mark.parametrize(
-    "moment", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MOMENTS]
-)
+@many(WITH_TEMPORARY_SERVER, quick=["server-starts", "training"])
 def test_ctrl_c_ends_a_command_at_every_moment(folder: Path, home: Path, moment: str) -> None:
-    (command, *more), until, after_s = MOMENTS[moment]
-    with in_terminal(command, *more, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
-        if until == "steps":
-            terminal.wait_for(steps_done(folder))
-        elif until in (RANK, WORKER):
-            terminal.wait_for(lambda: bool(terminal.named(until)))
-        else:
-            terminal.wait_for(until)
-        time.sleep(after_s)
+    arguments, reached = WITH_TEMPORARY_SERVER[moment]
+    with in_terminal(*arguments, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
+        terminal.wait_for(lambda: reached(terminal, folder))
         terminal.press_ctrl_c()
         assert_interrupted(terminal)
+
+
+@many(WITH_A_SERVER, quick=[])
+def test_ctrl_c_leaves_interrupted_on_a_server_that_is_set(server: Server, folder: Path, moment: str) -> None:
+    arguments, reached = WITH_A_SERVER[moment]
+    before = {run["id"] for run in flow_runs(server)}
+    with in_terminal(*arguments, "-c", folder / "config.yaml", environment=server.environment) as terminal:
+        terminal.wait_for(lambda: reached(terminal, folder))
+        terminal.press_ctrl_c()
+        assert_interrupted(terminal)
+        ends = [(run["state_type"], run["state_name"]) for run in flow_runs(server) if run["id"] not in before]
+        assert ("CANCELLED", "Interrupted") in ends
+        assert {kind for kind, _ in ends} <= {"CANCELLED", "COMPLETED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["likelihood:qwen: loading the model", "metrics: drawing the report"])
+def test_ctrl_c_ends_an_evaluation(server: Server, trained: Path, tmp_path: Path, phase: str) -> None:
+    folder = copy_of(trained, tmp_path)
+    command = ("evaluate", "-c", folder / "config.yaml", "--set", "evaluate.methods=[qwen]")
+    with in_terminal(*command, environment=server.environment) as terminal:
+        terminal.wait_for(phase)
+        terminal.press_ctrl_c()
+        assert_interrupted(terminal)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_command_that_waits_for_another_training(server: Server, folder: Path) -> None:
+    limit = "training-interrupted"
+    server.post("/v2/concurrency_limits/", json.dumps({"name": limit, "limit": 1}))
+    taken = json.dumps({"names": [limit], "slots": 1, "mode": "concurrency"})
+    server.post("/v2/concurrency_limits/increment", taken)
+    with in_terminal(
+        "train", "-c", folder / "config.yaml", environment=server.environment | {LIMIT: limit}
+    ) as terminal:
+        terminal.wait_for(f"waits, another training is running (limit {limit})")
+        pressed = time.monotonic()
+        terminal.press_ctrl_c()
+        assert_interrupted(terminal)
+        assert time.monotonic() - pressed < PATIENCE_S, "it ends by itself, and not by the watchdog"
+    server.post("/v2/concurrency_limits/decrement", taken)
+    assert server.ask("GET", f"/v2/concurrency_limits/{limit}", "")["active_slots"] == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_interrupted_at_its_second_point_reuses_the_first(server: Server, folder: Path) -> None:
+    command = ("sweep", "train.alpha=0.1,0.2", "--set", "train.launcher.processes=1", "-c", folder / "config.yaml")
+    with in_terminal(*command, environment=server.environment) as terminal:
+        terminal.wait_for("train.alpha=0.2: started")
+        terminal.press_ctrl_c()
+        assert_interrupted(terminal)
+    with in_terminal(*command, environment=server.environment) as terminal:
+        code, _ = terminal.end(240)
+        assert code == 0, terminal.text
+        assert "train.alpha=0.1: reused" in terminal.text
+        assert "train.alpha=0.2: started" in terminal.text
+
+
+def flow_runs(server: Server) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = server.post("/flow_runs/filter", json.dumps({}))
+    return found
 
 
 @pytest.mark.slow
@@ -225,21 +318,6 @@ def test_a_server_that_dies_while_it_starts_ends_the_command_in_one_line(folder:
         assert terminal.none_left()
 
 
-def runs_of(server: Server) -> set[tuple[str, str]]:
-    return {(run["state_type"], run["state_name"]) for run in server.post("/flow_runs/filter", json.dumps({}))}
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_interrupted_on_a_server_that_is_set(server: Server, folder: Path) -> None:
-    with in_terminal("train", *LONG, "-c", folder / "config.yaml", environment=server.environment) as terminal:
-        terminal.wait_for(lambda: ranks_run(terminal))
-        assert ("RUNNING", "Running") in runs_of(server)
-        terminal.press_ctrl_c()
-        assert_interrupted(terminal)
-        assert ("CANCELLED", "Interrupted") in runs_of(server)
-        assert ("RUNNING", "Running") not in runs_of(server)
-
-
 @pytest.fixture
 def own_server(home: Path) -> Iterator[tuple[psutil.Process, str]]:
     """A server to kill; its process and the URL of its API."""
@@ -266,5 +344,24 @@ def test_a_set_server_that_dies_or_hangs_ends_the_command_in_one_line(
         print(f"ended after {seconds:.1f} s")
         assert code == 1
         assert f"nextquill: the Prefect server at {url} " in run.text
+        assert "Traceback" not in run.text
+        assert run.none_left()
+
+
+@pytest.mark.slow
+def test_a_parallel_sweep_whose_server_dies_starts_no_more_points_and_ends_in_one_line(
+    folder: Path, home: Path, own_server: tuple[psutil.Process, str]
+) -> None:
+    process, url = own_server
+    command = ("sweep", "train.alpha=0.1,0.2,0.3", "--parallel", "2", *LONG, "--set", "train.launcher.processes=1")
+    environ = environment(home, PREFECT_API_URL=url)
+    with in_terminal(*command, "-c", folder / "config.yaml", environment=environ) as run:
+        run.wait_for(lambda: len(list((folder / "store" / "train").glob(".staging-*/metrics.jsonl"))) == 2)
+        process.kill()
+        code, seconds = run.end(150)
+        print(f"ended after {seconds:.1f} s")
+        assert code == 1, run.text
+        assert run.text.count(": started, log") == 2
+        assert run.text.splitlines()[-1].startswith(f"nextquill: the Prefect server at {url} ")
         assert "Traceback" not in run.text
         assert run.none_left()
