@@ -138,7 +138,7 @@ def announce(name: str, outcome: Outcome) -> str:
     if outcome.reused:
         message = f"{name}: reused, fresh at {location}"
     else:
-        seconds = outcome.artifact.manifest.provenance["seconds"]
+        seconds = outcome.artifact.manifest.seconds
         message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {location}"
     get_run_logger().info(message)
     return message

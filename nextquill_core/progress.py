@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from storage.files import read_json
+
 WRITE_EVERY_S = 0.5
 
 
@@ -65,7 +67,7 @@ class PhaseFile:
     def show(self, progress: Progress) -> None:
         """Hand the phase on where there is one, and once an empty one after it has ended."""
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = read_json(self.path)
         except OSError:
             if self._shown:
                 self._shown = False

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from storage.cache import CACHE, cache_folder
 from storage.errors import UserError
-from storage.files import atomic_path, write_json
+from storage.files import atomic_path, read_json, write_json
 from storage.fingerprint import fingerprint
 from storage.objects import EXTRAS, REFUSED, endpoint, error_code, shown_error
 from storage.redaction import redact
@@ -101,8 +100,8 @@ def known(address: str) -> tuple[Path, ...]:
     """
     listing = _listing(address)
     try:
-        paths = tuple(Path(path) for path in loads(listing.read_text(encoding="utf-8")))
-    except (OSError, JSONDecodeError):
+        paths = tuple(Path(path) for path in read_json(listing))
+    except (OSError, TypeError, ValueError):
         paths = ()
     if not paths or not all(path.exists() for path in paths):
         raise UserError("it is not fetched yet", _without_secrets(address), "run `nextquill ingest` first")
@@ -124,8 +123,8 @@ class _Copy:
         if not version.keys() - {"size"}:
             return False
         try:
-            return self.path.exists() and bool(loads(self.record.read_text(encoding="utf-8")) == version)
-        except (OSError, JSONDecodeError):
+            return self.path.exists() and bool(read_json(self.record) == version)
+        except (OSError, ValueError):
             return False
 
 

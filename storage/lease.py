@@ -145,6 +145,6 @@ def held_elsewhere(objects: Objects, key: str, place: str) -> bool:
 def _parsed(value: bytes) -> dict[str, Any]:
     try:
         record = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -16,6 +16,8 @@ from storage.fingerprint import fingerprint
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 _NO_OTHER_FIELDS = {"extra": "forbid"}
+MOST_SECONDS = 1e10
+"""A longer time of making is damage: three hundred years."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ class Manifest:
     def bytes(self) -> int:
         """Bytes of all files, the manifest itself left out."""
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took to make, in seconds; 0 where the provenance does not say."""
+        found = self.provenance.get("seconds")
+        return float(found) if isinstance(found, int | float) and 0 <= found < MOST_SECONDS else 0.0
 
     def to_json(self) -> str:
         """Indented JSON, one trailing newline."""

@@ -178,10 +178,26 @@ class Store:
                     yield artifact
 
     def _committed(self, kind: str) -> Iterator[tuple[int, str]]:
-        """When each artifact of this kind was committed, in nanoseconds, and its fingerprint."""
-        for folder in (self.root / kind).glob("[!.]*"):
-            with suppress(OSError):  # no manifest, or one that is a link to nowhere
-                yield (folder / MANIFEST_NAME).lstat().st_mtime_ns, folder.name
+        """When each artifact of this kind was committed, in nanoseconds, and its fingerprint.
+
+        Raises:
+            UserError: The folder of this kind cannot be listed.
+        """
+        folder = self.root / kind
+        try:
+            names = [path.name for path in folder.iterdir() if path.name[0] != "."]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise UserError(f"cannot be listed ({error.strerror})", str(folder), "allow yourself to read it") from None
+        for name in names:
+            path = folder / name / MANIFEST_NAME
+            try:
+                yield path.lstat().st_mtime_ns, name
+            except PermissionError:
+                yield 0, name  # reading it will say so
+            except OSError:
+                continue  # no manifest, or one that is a link to nowhere
 
     @contextmanager
     def write(self, kind: str, fingerprint: str, basis: Basis, *, restart: bool = False) -> Iterator[Staging]:
@@ -236,7 +252,11 @@ class Store:
         if is_held(self._lock_path(kind, fingerprint)):
             return "running", ""
         staging = self.staging_folder(kind, fingerprint)
-        if not staging.is_dir():
+        try:
+            unfinished = staging.is_dir()
+        except PermissionError:  # of the folder above; reading the manifest says so
+            unfinished = False
+        if not unfinished:
             return "absent", ""
         try:
             return "failed", str(read_json(staging / FAILURE)["message"])

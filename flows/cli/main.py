@@ -48,6 +48,11 @@ def exit_code() -> int:
     except UserError as error:
         print(f"nextquill: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        where = str(error.filename or "a file")
+        refused = UserError(f"no access ({error.strerror})", where, "allow yourself to use it, or name another store")
+        print(f"nextquill: {refused}", file=sys.stderr)
+        return 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0

@@ -15,6 +15,7 @@ from nextquill_core.config import Config
 from nextquill_core.ingest.report import account_rows
 from nextquill_core.pipeline import freshness
 from storage import Artifact
+from storage.documents import form_expected
 from storage.garbage import Glance
 
 COLOURS = {
@@ -45,7 +46,7 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
         parts = [freshness(store, part) for part in run.plan.parts(step)]
         if standing.state != "fresh":  # then what holds it up may be one of its parts
             standing = next((part for part in parts if part.state in HELD_UP), standing)
-        seconds = sum(part.artifact.manifest.provenance["seconds"] for part in parts if part.artifact)
+        seconds = sum(part.artifact.manifest.seconds for part in parts if part.artifact)
         rows.append(
             {
                 "stage": step.name,
@@ -54,7 +55,7 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
                 "path": run.store.location(step.kind, step.fingerprint),
                 "rows": manifest.rows if manifest else None,
                 "bytes": manifest.bytes if manifest else None,
-                "seconds": round(manifest.provenance["seconds"] + seconds, 1) if manifest else None,
+                "seconds": round(manifest.seconds + seconds, 1) if manifest else None,
             }
         )
     return rows
@@ -110,7 +111,9 @@ def account_table(sequences: Artifact) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("category", "what", "outcome", "rows", "share"):
         table.add_column(heading, justify="right" if heading in ("rows", "share") else "left")
-    for row in account_rows(sequences.manifest.stats):
+    with form_expected(sequences.location, "run `nextquill ingest --force`"):
+        rows = account_rows(sequences.manifest.stats)
+    for row in rows:
         share = "" if row["share"] is None else f"{row['share']:.2%}"
         table.add_row(row["category"], row["what"], row["outcome"], f"{row['rows']:,}", share)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +87,7 @@ def gc(
     if len({run.store.location("", "") for run in runs}) > 1:
         raise UserError("the configurations name different stores", "gc", "give all of them one by --store")
     place = runs[0].store
-    wanted = current(runs, open_run) | set(accepted(place))
+    wanted = current(runs, partial(open_run, fetch=False)) | set(accepted(place))
     found = inventory(place)
     doomed = removable(found, needed(found, wanted, younger_than_s=older_than * DAY_S))
     if apply:
@@ -113,7 +114,7 @@ def list_store(settings: Any, *, as_json: bool = False) -> None:
     from storage.garbage import by_kind, inventory, total_bytes
 
     run = open_run(settings, fetch=False)
-    wanted, pointed = current([run], open_run), accepted(run.store)
+    wanted, pointed = current([run], partial(open_run, fetch=False)), accepted(run.store)
     found = inventory(run.store)
     rows: list[dict[str, Any]] = []
     for held in found:

@@ -50,7 +50,7 @@ def stage_finished(name: str, outcome: Outcome | None, *, whole: bool = True) ->
         "fingerprint": manifest.fingerprint,
         "location": outcome.artifact.location,
         "reused": outcome.reused,
-        "seconds": manifest.provenance["seconds"],  # of its making, also where it was reused
+        "seconds": manifest.seconds,  # of its making, also where it was reused
         "rows": manifest.rows,
         "bytes": manifest.bytes,
     }

@@ -7,7 +7,6 @@ its parent was killed.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from storage.files import write_json, write_text
+from storage.files import read_json, write_json, write_text
 
 STATE = "state.json"
 MARK = "NEXTQUILL_UP"
@@ -69,7 +68,7 @@ class Home:
         """What is known about a folder; nothing about one that does not exist, or whose record cannot be read."""
         folder = folder.expanduser().resolve()
         try:
-            known = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            known = read_json(folder / STATE)
             processes = [Process(**entry) for entry in known["processes"]]
             return cls(folder, known["url"], processes, known["deployed"])
         except (OSError, ValueError, KeyError, TypeError):

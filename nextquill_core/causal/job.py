@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.training.spec import PromptSpec
+from storage.documents import read_document
 from storage.files import write_json
 
 EXAMPLES_A_SHARD = 256
@@ -40,7 +40,7 @@ class ScoreJob:
     @classmethod
     def load(cls, path: Path) -> ScoreJob:
         """Read an order."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_document(path, "run the same command again")
         values["model"] = ModelSpec(**values["model"])
         values["prompt"] = PromptSpec(**values["prompt"])
         values["adapters"] = tuple(values["adapters"])

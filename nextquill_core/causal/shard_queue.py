@@ -7,7 +7,6 @@ What is finished is told by the staging folder's records; what else has to be kn
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,12 @@ from filelock import FileLock, Timeout
 from nextquill_core.causal.job import EXAMPLES_A_SHARD, ScoreJob
 from nextquill_core.errors import UserError, first_line
 from storage import Staging
+from storage.documents import read_checked
 from storage.errors import space_needed
 from storage.files import write_json
 from storage.tables import read_table
 
+AGAIN = "run the stage with --force"
 ATTEMPTS = 2
 WAIT_S = 0.2
 DIED = "the worker that scored it died"
@@ -153,7 +154,7 @@ class Board:
         """What was left out in all shards together."""
         total: dict[str, int] = {}
         for number in self.shards:
-            for name, count in json.loads(self._note("truncation", number).read_text(encoding="utf-8")).items():
+            for name, count in read_checked(self._note("truncation", number), dict[str, int], AGAIN).items():
                 total[name] = total.get(name, 0) + count
         return dict(sorted(total.items()))
 
@@ -164,7 +165,7 @@ class Board:
     def reports(self) -> list[Report]:
         """The last report of each worker of this run."""
         notes = sorted((self._folder / "reports").glob("*.json"))
-        return [Report(**json.loads(note.read_text(encoding="utf-8"))) for note in notes]
+        return [read_checked(note, Report, AGAIN) for note in notes]
 
     def check(self) -> None:
         """See that every shard is finished.
@@ -184,10 +185,10 @@ class Board:
             )
 
     def _attempt(self, number: str) -> dict[str, int | str]:
-        try:
-            found: dict[str, int | str] = json.loads(self._note("attempts", number).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        note = self._note("attempts", number)
+        if not note.exists():
             return {"attempts": 0, "error": "no worker came to it"}
+        found: dict[str, int | str] = read_checked(note, dict[str, int | str], AGAIN)
         return found
 
     def _note(self, kind: str, name: str) -> Path:

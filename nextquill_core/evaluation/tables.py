@@ -32,7 +32,7 @@ from nextquill_core.evaluation.significance import (
     values_of,
 )
 from nextquill_core.schemas import EXAMPLE_SCORES
-from storage.files import read_json
+from storage import documents
 
 ALL = "all"
 Key = tuple[str, str]  # method, decoding
@@ -204,10 +204,7 @@ def read_document(path: Path) -> Any:
     Raises:
         UserError: The file cannot be read, or it is damaged.
     """
-    try:
-        document = read_json(path)
-    except (OSError, ValueError):
-        raise UserError("the metrics file cannot be read", str(path), "evaluate again") from None
+    document = documents.read_document(path, "evaluate again")
     from_document(document, str(path))
     return document
 
@@ -220,11 +217,13 @@ def from_document(document: Any, where: str = "metrics.json") -> tuple[dict[str,
     """
     try:
         settings, rows = dict(document["settings"]), list(document["rows"])
-        comparisons = list(document["comparisons"])
-    except (TypeError, KeyError, ValueError):
+        comparisons, cautions = list(document["comparisons"]), document.get("cautions", [])
+    except (AttributeError, TypeError, KeyError, ValueError):
         raise UserError(
             "not a metrics file: settings, rows or comparisons are missing", where, "evaluate again"
         ) from None
+    if not isinstance(cautions, list) or not all(isinstance(caution, str) for caution in cautions):
+        raise UserError("not a metrics file: its cautions are not a list of texts", where, "evaluate again")
     for number, row in enumerate(rows):
         if not _is_row(row):
             raise UserError(f"not a metrics file: row {number} is damaged", where, "evaluate again")

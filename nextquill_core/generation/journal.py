@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from nextquill_core.generation.engines import Generation, Request
+from storage.documents import read_lines
+
+
+class _Line(TypedDict):
+    key: str
+    answer: Generation
 
 
 class Journal:
@@ -21,12 +29,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines = text.splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) < len(lines):
-            path.write_text("".join(whole), encoding="utf-8")
-        self._answers = {found["key"]: Generation(**found["answer"]) for found in map(json.loads, whole)}
+        stored: list[_Line] = read_lines(path, _Line, "run the stage with --force") if path.is_file() else []
+        if stored:
+            whole, _, unfinished = path.read_bytes().rpartition(b"\n")
+            if unfinished:
+                path.write_bytes(whole + b"\n")
+        self._answers = {found["key"]: found["answer"] for found in stored}
 
     def missing(self, requests: Sequence[Request]) -> list[Request]:
         """Those that have no answer yet."""

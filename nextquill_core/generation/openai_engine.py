@@ -377,7 +377,7 @@ def _part(data: str) -> _Part:
         text = "".join(choice.get("text") or "" for choice in choices)
         reason = "".join(choice.get("finish_reason") or "" for choice in choices)
         counts = {name: count for name, count in (chunk.get("usage") or {}).items() if isinstance(count, int)}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, RecursionError, TypeError, ValueError):
         raise _Failed(f"no part of an answer: {data[:80]!r}") from None
     return _Part(bool(choices), text, reason, counts)
 
@@ -387,7 +387,7 @@ def _message(said: Any) -> str:
     if isinstance(said, str):
         try:
             said = json.loads(said)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return " ".join(said.split())[:200] or "nothing more"
     while isinstance(said, dict):
         said = next((said[name] for name in ("error", "message", "detail") if said.get(name)), "nothing more")

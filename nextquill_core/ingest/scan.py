@@ -7,7 +7,6 @@ that was killed goes on after it.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, So
 from nextquill_core.ingest.suspects import SUSPECT, suspect_reason
 from nextquill_core.ingest.tally import Tally, described, listed, remedies, too_many_bad
 from nextquill_core.progress import Progress
+from storage.documents import read_checked
 from storage.files import atomic_path, write_json
 from storage.staging import Staging
 
@@ -70,7 +70,7 @@ def scan_category(
     begun = staging.scratch / "begun.json"
     if not begun.exists():
         write_json(begun, datetime.now(UTC).isoformat(timespec="seconds"))
-    scanned_at = datetime.fromisoformat(json.loads(begun.read_text(encoding="utf-8")))
+    scanned_at = datetime.fromisoformat(read_checked(begun, str, "run the stage with --force"))
     meter = _Meter(progress, sum(path.stat().st_size for path in (*raw.items, *raw.reviews)), raw.category)
     stats: dict[str, Any] = {"scanned_at": scanned_at.isoformat(), "empty_files": {}}
     for part in ("items", "reviews"):
@@ -237,7 +237,7 @@ class _File:
     def _finished(self) -> Iterator[dict[str, Any]]:
         part = 0
         while (path := self._record_path(f"{self.number:04d}-{part:06d}")).exists():
-            yield json.loads(path.read_text(encoding="utf-8"))
+            yield read_checked(path, dict[str, Any], "run the stage with --force")
             part += 1
 
     def _record_path(self, name: str) -> Path:

@@ -35,6 +35,7 @@ from nextquill_core.training.batches import TrainExample, micro_batches, step_ex
 from nextquill_core.training.losses import nextquill_loss
 from nextquill_core.training.plain_engine import PlainEngine
 from nextquill_core.training.trainer import learning_rate_at
+from storage.documents import form_expected
 from storage.files import atomic_path
 
 Adapter = Mapping[str, Tensor]
@@ -282,7 +283,8 @@ def load_adapters(path: Path, keys: Collection[str] | None = None) -> tuple[dict
         raise ModelError(reason, str(path), "train them again") from error
     if missing := sorted(key for key, adapter in found.items() if not adapter):
         raise ModelError(f"there is no adapter of {missing[0]}", str(path), "train them again")
-    return found, PersonalSpec(**{**values, "targets": tuple(values["targets"])})
+    with form_expected(str(path), "train them again"):
+        return found, PersonalSpec(**{**values, "targets": tuple(values["targets"])})
 
 
 @contextmanager

@@ -7,7 +7,6 @@ anything is loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from nextquill_core.errors import ModelError
 from nextquill_core.model.template_choice import model_file
+from storage.files import read_json
 
 UNLIMITED = 10**7
 """A tokenizer's `model_max_length` above this means that it names no limit."""
@@ -131,7 +131,7 @@ def _finite(length: Any) -> int | None:
 def _json(path: Path | None) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none, which loading the model will say."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        value = read_json(path) if path else {}
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

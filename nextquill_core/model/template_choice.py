@@ -216,7 +216,7 @@ def _files(model: str, revision: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8", errors="replace")
         try:
             value = json.loads(text) if name.endswith(".json") else text
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue  # loading the model will say so
         if not name.endswith(".json") or isinstance(value, dict):
             found[name] = value

@@ -9,6 +9,7 @@ from nextquill_core.ingest.sources.base import PARTS
 from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.progress import Progress
 from storage import Staging, UserError
+from storage.documents import form_expected
 
 
 def scan(run: Run, category: str, progress: Progress, *, force: bool = False) -> Outcome:
@@ -43,7 +44,8 @@ def ingest(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
         scans = []
         for category, step in run.plan.scans.items():
             artifact = run.artifact(step)
-            scans.append(Scanned.open(category, artifact.folder, artifact.manifest.stats))
+            with form_expected(artifact.location, "run `nextquill ingest --force`"):
+                scans.append(Scanned.open(category, artifact.folder, artifact.manifest.stats))
         return make_sequences(run.config.ingest, run.plan.source, scans, staging, progress)
 
     return run.make(run.plan.ingest, build, force=force)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nextquill_core.errors import UserError
+from nextquill_core.evaluation.forms import Choice
 from nextquill_core.generation.decoding import DECODINGS, Decoding
 from nextquill_core.generation.engines import Engine, Request, Usage
 from nextquill_core.generation.journal import Journal
@@ -23,9 +24,11 @@ from nextquill_core.progress import Progress
 from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS
 from nextquill_core.tokens import PairEncoder
 from storage import Staging, write_json
+from storage.documents import read_checked
 from storage.tables import read_table
 
 CHOICE = "choice.json"
+AGAIN = "run `nextquill evaluate --force`"
 FALLBACK = "rouge1_unicode"
 """The metric that decides where the configured one is 0 for every candidate."""
 PREDICTED, CONTROLS = "predictions", "controls"
@@ -166,7 +169,9 @@ def choose(run: Run, name: str, staging: Staging) -> dict[str, Any]:
 def chosen(run: Run, name: str) -> dict[str, Any]:
     """What `choose` left: the candidate, by which metric, and every candidate's value."""
     path = run.artifact(run.plan.evaluation.choices[name]).folder / CHOICE
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_checked(path, Choice, AGAIN)
+    if found["chosen"] not in run.plan.evaluation.candidates[name]:
+        raise UserError(f"{found['chosen']!r} is none of its candidates", str(path), AGAIN)
     return found
 
 
@@ -215,6 +220,6 @@ def _rows(staging: Staging, name: str) -> int:
 def _total(staging: Staging, names: list[str]) -> Usage:
     """What all shards have cost, those of runs that were killed included; memory at its highest."""
     paths = [staging.scratch / f"usage-{name}.json" for name in names]
-    usages = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    usages = [asdict(read_checked(path, Usage, AGAIN)) for path in paths if path.is_file()]
     summed = {field.name: sum(usage[field.name] for usage in usages) for field in fields(Usage)}
     return Usage(**summed | {"peak_bytes": max((usage["peak_bytes"] for usage in usages), default=0)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,10 @@ from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.schemas import Example, Review
-from storage import Artifact
+from nextquill_core.training.curves import METRICS as CURVE
+from nextquill_core.training.curves import Step as CurveStep
+from storage import Artifact, UserError
+from storage.documents import form_expected, read_lines
 from storage.tables import read_table
 
 CASES = 6
@@ -89,29 +91,35 @@ def report_of(
     """
     config = run.config
     users = Counter(example.category for example in examples)
-    stats = run.artifact(run.plan.ingest).manifest.stats
-    scored = run.artifact(run.plan.score).manifest.stats["per_category"].values()
-    tokens = sum(part["tokens"] for part in scored)
-    above = sum(part["preference_tokens"] for part in scored)
+    sequences, weights = run.artifact(run.plan.ingest), run.artifact(run.plan.score)
+    with form_expected(weights.location, "run `nextquill score --force`"):
+        scored = weights.manifest.stats["per_category"].values()
+        tokens, above = (sum(part[key] for part in scored) for key in ("tokens", "preference_tokens"))
+        preferred = f"{above / tokens:.1%}"
+    with form_expected(sequences.location, "run `nextquill ingest --force`"):
+        stats = sequences.manifest.stats
+        counts = [
+            RowCount(table, stats[table]["read"], stats[table]["kept"], stats[table]["dropped"])
+            for table in ("reviews", "items")
+        ]
+        cohorts = [
+            Cohort(name, part["users"], part["items"]["kept"], part["reviews"]["kept"], part["examples"])
+            for name, part in stats["per_category"].items()
+        ]
+        user_count = f"{stats['users']:,}"
     return Report(
         title=f"NextQuill on {', '.join(raw.category for raw in config.ingest.inputs)}",
         lead="What each method wrote for reviews it had never seen, held against what the users wrote.",
         facts=[
-            ("users", f"{stats['users']:,}"),
+            ("users", user_count),
             (f"{config.evaluate.split} examples", f"{len(examples):,}"),
             ("tokens scored", f"{tokens:,}"),
-            ("preference tokens", f"{above / tokens:.1%}"),
+            ("preference tokens", preferred),
         ],
         config=_settings(run),
         stages=[_stage(run.artifact(step), step.name) for step in run.plan.stages if step.kind != "evaluate"],
-        counts=[
-            RowCount(table, stats[table]["read"], stats[table]["kept"], stats[table]["dropped"])
-            for table in ("reviews", "items")
-        ],
-        cohorts=[
-            Cohort(name, part["users"], part["items"]["kept"], part["reviews"]["kept"], part["examples"])
-            for name, part in stats["per_category"].items()
-        ],
+        counts=counts,
+        cohorts=cohorts,
         rows=rows,
         comparisons=comparisons,
         slices=slices,
@@ -127,7 +135,7 @@ def report_of(
         training_figures=[pictures["training"]] if "training" in pictures else [],
         cases=_cases(run, examples, texts),
         notes=[*_notes(run), *notes],
-        commands=[run.artifact(run.plan.ingest).manifest.provenance["command"]],
+        commands=[str(sequences.manifest.provenance.get("command", ""))],
     )
 
 
@@ -164,7 +172,7 @@ def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
         ]
     for what, step in needed:
         if step:
-            yield what, run.artifact(step).manifest.provenance["seconds"]
+            yield what, run.artifact(step).manifest.seconds
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:
@@ -205,7 +213,7 @@ def _decoding(settings: EvaluateConfig, name: str) -> str:
 
 def _stage(artifact: Artifact, name: str) -> Stage:
     manifest = artifact.manifest
-    seconds = manifest.provenance["seconds"]
+    seconds = manifest.seconds
     return Stage(name, manifest.fingerprint, artifact.location, manifest.rows, manifest.bytes, seconds)
 
 
@@ -221,8 +229,16 @@ def _training(artifact: Artifact, name: str) -> Training:
 
 
 def _curve(artifact: Artifact) -> list[dict[str, Any]]:
-    lines = (artifact.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """Return the lines of a training's metrics.jsonl.
+
+    Raises:
+        UserError: The file is damaged, or has no line.
+    """
+    path, remedy = artifact.folder / CURVE, "run `nextquill train --force`"
+    lines: list[dict[str, Any]] = read_lines(path, CurveStep, remedy)
+    if not lines:
+        raise UserError("the file has no line", str(path), remedy)
+    return lines
 
 
 def _strongest_tokens(run: Run) -> list[TokenEffect]:

@@ -65,12 +65,13 @@ class Run:
         """The artifact of a step that another is made from.
 
         Raises:
-            UserError: It has not been made.
+            UserError: It has not been made, or its manifest cannot be read.
         """
         artifact = self.store.find(step.kind, step.fingerprint)
         if artifact is None:
+            fault = self.store.manifest_fault(step.kind, step.fingerprint)
             raise UserError(
-                f"the {step.name} artifact is missing",
+                f"the {step.name} artifact {f'cannot be used: {fault}' if fault else 'is missing'}",
                 self.store.location(step.kind, step.fingerprint),
                 f"run `nextquill {self.plan.command(step)}` with the same config first",
             )

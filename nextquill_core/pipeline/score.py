@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from nextquill_core.progress import Progress
 from nextquill_core.token_texts import token_texts
 from nextquill_core.training.spec import PromptSpec
 from storage import Artifact, Staging, write_json, write_text
+from storage.documents import form_expected, read_checked
 from storage.tables import read_table
 
 SUMMARY, PAGE, MARKDOWN = "effects.json", "effects.html", "effects.md"
@@ -140,7 +140,8 @@ def effects_source(effects: Step) -> str:
 
 def stored_summary(score: Artifact) -> EffectsSummary:
     """The summary that a score artifact holds."""
-    return EffectsSummary.from_json(json.loads((score.folder / SUMMARY).read_text(encoding="utf-8")))
+    found: EffectsSummary = read_checked(score.folder / SUMMARY, EffectsSummary, "run `nextquill score --force`")
+    return found
 
 
 def categories(sequences: Path) -> dict[str, str]:
@@ -154,12 +155,13 @@ def categories(sequences: Path) -> dict[str, str]:
 
 def effect_summary(score: Artifact) -> list[dict[str, Any]]:
     """A row a category for people: tokens, the share above δ, the mean effect."""
-    return [
-        {
-            "category": name,
-            "tokens": f"{counts['tokens']:,}",
-            "preference tokens": f"{counts['preference_tokens'] / counts['tokens']:.1%}",
-            "mean effect": f"{counts['mean_effect']:+.4f}",
-        }
-        for name, counts in score.manifest.stats["per_category"].items()
-    ]
+    with form_expected(score.location, "run `nextquill score --force`"):
+        return [
+            {
+                "category": name,
+                "tokens": f"{counts['tokens']:,}",
+                "preference tokens": f"{counts['preference_tokens'] / counts['tokens']:.1%}",
+                "mean effect": f"{counts['mean_effect']:+.4f}",
+            }
+            for name, counts in score.manifest.stats["per_category"].items()
+        ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,8 @@ def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcom
         launch(order, staging.path("train.log"))
         for path in sorted(path for pattern in LOGS for path in staging.folder.glob(pattern) if path.is_file()):
             staging.finish(path.relative_to(staging.folder).as_posix(), log=True)
-        curve = (staging.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        last = json.loads(curve[-1])
-        stats = {
+        last: dict[str, Any] = curves.read(staging.folder / curves.METRICS)[-1]
+        stats: dict[str, Any] = {
             "method": run.plan.recipe(name),
             "steps": last["steps"],
             "final": {key: last[key] for key in ("loss", "normal", "causal")},

@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
     Raises:
         UserError: The method trains nothing, is not trained by this configuration or not trained yet, or the folder
             has something in it.
-        ModelError: The base model cannot be read, or merging gives weights that are not finite.
+        ModelError: The base model cannot be read, merging gives weights that are not finite, or the merged model does
+            not come back whole from the files that were written.
     """
     artifact = trained(run, name)
     with _whole_folder(folder) as unfinished:
         if merge:
             _write_merged(run, artifact.folder / "adapter", unfinished)
+            _read_back(run, unfinished)
         else:
             shutil.copytree(artifact.folder / "adapter", unfinished, dirs_exist_ok=True)
         _tokenizer(run).save_pretrained(str(unfinished))
@@ -75,6 +78,23 @@ def _write_merged(run: Run, adapter: Path, folder: Path) -> None:
     except ValueError as error:
         raise ModelError(f"cannot merge it ({error})", str(adapter), "train again with a lower rate") from error
     merged.save_pretrained(str(folder), safe_serialization=True)
+
+
+def _read_back(run: Run, folder: Path) -> None:
+    """Load the merged model from its files, by the function that loads every model: names, shapes, finite values.
+
+    Raises:
+        ModelError: The files are not a whole model.
+    """
+    import torch
+
+    from nextquill_core.model.loading import load_model
+
+    try:
+        load_model(replace(run.model_spec, name_or_path=str(folder), revision="main"), torch.device("cpu"))
+    except ModelError as error:
+        remedy = "check the disk and its free space, then export again"
+        raise ModelError(f"the merged model does not come back whole ({error.what})", str(folder), remedy) from error
 
 
 def _tokenizer(run: Run) -> Any:

@@ -11,6 +11,7 @@ from nextquill_core.pipeline.run import Run
 from nextquill_core.studies.reproduce import reproduction_step, whole_table
 from nextquill_core.studies.sweep import all_steps, open_points, steps_behind, sweep_step
 from storage import Store
+from storage.documents import form_expected
 from storage.garbage import Held, Name
 from storage.pointers import pointer_names, read_pointer
 
@@ -63,7 +64,7 @@ def what(held: Held) -> str:
     if isinstance(recipe, Mapping) and held.manifest:
         words.insert(0, str(held.manifest.stats.get("method", "")))
     if isinstance(fold := identity.get("fold"), Mapping):
-        words.append(f"without fold {fold['leave_out']} of {fold['of']}")
+        words.append(f"without fold {fold.get('leave_out')} of {fold.get('of')}")
     return " ".join(word for word in words if word)
 
 
@@ -84,11 +85,12 @@ def _sweeps(run: Run, open_run: OpenRun) -> Iterator[str]:
     """The sweeps in the store that are over this configuration: their grids laid over it give their fingerprints."""
     for artifact in run.store.newest_first("sweep"):
         grid: dict[str, list[Any]] = {}
-        for point in artifact.manifest.identity["points"]:
-            for key, value in point.items():
-                if value not in (values := grid.setdefault(key, [])):
-                    values.append(value)
         try:
+            with form_expected(artifact.location, "delete it"):
+                for point in artifact.manifest.identity["points"]:
+                    for key, value in point.items():
+                        if value not in (values := grid.setdefault(key, [])):
+                            values.append(value)
             same = sweep_step(open_points(run.config, grid, open_run)).fingerprint
         except UserError:
             continue  # its keys do not fit this configuration, so it is another's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact, Staging, write_json, write_text
+from storage.documents import read_checked
 
 DOCUMENT, TABLES = "published.json", "published.md"
 
@@ -96,5 +96,9 @@ def _own(part: dict[str, Any]) -> str:
 
 def reproduced(artifact: Artifact) -> list[dict[str, Any]]:
     """What `collect` left: for each configuration its categories, joined rows and differences."""
-    parts: list[dict[str, Any]] = json.loads((artifact.folder / DOCUMENT).read_text(encoding="utf-8"))
+    from nextquill_core.evaluation.forms import ReproductionPart
+
+    parts: list[dict[str, Any]] = read_checked(
+        artifact.folder / DOCUMENT, list[ReproductionPart], "run `nextquill reproduce --force`"
+    )
     return parts

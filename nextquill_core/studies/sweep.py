@@ -20,8 +20,10 @@ from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Plan, Step, freshness, outdated
 from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact, Staging, write_json, write_text
+from storage.documents import read_checked
 
 if TYPE_CHECKING:
+    from nextquill_core.evaluation.forms import SweepDocument
     from nextquill_core.evaluation.tables import Cell, Row
 
 SPLIT = "val"
@@ -229,14 +231,27 @@ class SweepTable:
 
 def sweep_tables(artifact: Artifact) -> list[SweepTable]:
     """The tables of a sweep's artifact, for people."""
-    return list(_tables(json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))))
+    return list(_tables(_stored(artifact)))
 
 
 def sweep_cautions(artifact: Artifact) -> list[str]:
     """What a reader must know to read the tables of a sweep right."""
-    document = json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))
-    found: list[str] = document.get("cautions", [])
-    return found
+    return list(_stored(artifact).get("cautions", []))
+
+
+def _stored(artifact: Artifact) -> SweepDocument:
+    """Return metrics.json of a sweep.
+
+    Raises:
+        UserError: It is damaged, or its points do not all have values of the same keys.
+    """
+    from nextquill_core.evaluation.forms import SweepDocument
+
+    path, remedy = artifact.folder / "metrics.json", "run `nextquill sweep --force`"
+    document: SweepDocument = read_checked(path, SweepDocument, remedy)
+    if len({frozenset(point["values"]) for point in document["points"]}) != 1:
+        raise UserError("its points do not have the same keys", str(path), remedy)
+    return document
 
 
 def sweep_cells(artifact: Artifact) -> list[dict[str, str]]:

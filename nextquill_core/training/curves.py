@@ -7,10 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from storage.documents import read_lines
 from storage.files import write_text
 
 METRICS = "metrics.jsonl"
 VALIDATION = "val.jsonl"
+
+
+class Step(TypedDict):
+    """What a report reads of a line of metrics.jsonl: one optimizer step."""
+
+    step: int
+    loss: float
+    normal: float
+    causal: float
+    seconds: float
+    tokens: float
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -21,8 +35,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines; one that a killed run left half written does not count."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_lines(path, dict[str, Any], "run the stage with --force") if path.is_file() else []
 
 
 def cut(path: Path, last: int) -> None:

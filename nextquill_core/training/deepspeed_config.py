@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextquill_core.errors import UserError, first_line
 from nextquill_core.training.spec import TrainSpec
+from storage.files import read_json
 
 if TYPE_CHECKING:
     from nextquill_core.config import TrainConfig
@@ -135,7 +135,7 @@ def own_settings(
         UserError: The file cannot be read, or asks for what cannot be honoured; all such keys are named.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read it: {first_line(error)}", str(path), "check train.deepspeed.config") from None
     if not isinstance(document, dict):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nextquill_core.errors import ModelError
 from nextquill_core.model.weights import file_faults
+from storage.documents import form_expected
 
 STATE = "state.safetensors"
 WEIGHT = "weight"
@@ -74,17 +75,19 @@ def restore(engine: Any, folder: Path) -> None:
         raise ModelError(f"the checkpoint is damaged: it {faults}", str(folder), remedy)
     masters = _masters(engine)
     with safe_open(folder / STATE, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+        with form_expected(str(folder / STATE), "run the stage with --force"):
+            facts = json.loads(file.metadata()["facts"])
+            adam_steps, scaled = int(facts["adam_steps"]), dict(facts["scaler"])
         for name, parameter in trained(engine).items():
             for key in (WEIGHT, *MOMENTS):
                 _overwrite(engine, masters, parameter, key, file.get_tensor(f"{key}/{name}").to(engine.device))
     for state in _adam(engine).state.values():
         if isinstance(state.get("step"), Tensor):
-            state["step"].fill_(facts["adam_steps"])
+            state["step"].fill_(adam_steps)
         elif "step" in state:
-            state["step"] = int(facts["adam_steps"])
+            state["step"] = adam_steps
     scaler = _scaler(engine)
-    for key, value in facts["scaler"].items():
+    for key, value in scaled.items():
         if hasattr(scaler, key):
             setattr(scaler, key, value)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from nextquill_core.model.identity import BaseName, ModelSpec
+from storage.documents import read_document
 from storage.files import write_json
 
 Normalization = Literal["sequence", "weight", "sample_weight"]
@@ -113,7 +113,7 @@ class TrainSpec:
     @classmethod
     def load(cls, path: Path) -> TrainSpec:
         """Read an order."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_document(path, "run the same command again")
         values["model"] = ModelSpec(**values["model"])
         values["base"] = BaseName(**values["base"])
         values["prompt"] = PromptSpec(**values["prompt"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -58,7 +57,7 @@ def run_ranks(
         UserError: DeepSpeed is needed and not installed, or a rank refused its input.
         RanksFailed: A rank failed otherwise.
     """
-    output_folder = Path(json.loads(order.read_text(encoding="utf-8"))["output"])
+    output_folder = Path(TrainSpec.load(order).output)
     metrics, phase = Follower(output_folder / METRICS), PhaseFile(output_folder / PHASE)
     phase.clear()
     starters = _starters(order, ranks)

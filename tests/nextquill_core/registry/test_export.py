@@ -164,6 +164,35 @@ def test_the_merged_model_computes_what_base_and_adapter_compute(run: Run, tmp_p
     assert "merged into its weights" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("fault", ["missing", "not finite", "torn"])
+def test_a_merged_model_that_does_not_come_back_whole_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The disk gives back other bytes than were written."""
+    from safetensors.torch import load_file, save_file
+    from transformers import PreTrainedModel
+
+    write = PreTrainedModel.save_pretrained
+
+    def write_damaged(model: Any, folder: str, **options: Any) -> None:
+        write(model, folder, **options)
+        path = Path(folder, "model.safetensors")
+        tensors = load_file(path)
+        name = next(name for name in tensors if name.endswith("q_proj.weight"))
+        if fault == "missing":
+            del tensors[name]
+        else:
+            tensors[name][0, 0] = float("nan")
+        save_file(tensors, path, metadata={"format": "pt"})
+        if fault == "torn":
+            path.write_bytes(path.read_bytes()[:-100])
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write_damaged)
+    with pytest.raises(UserError, match=r"the merged model does not come back whole .*export again"):
+        export(run, METHOD, tmp_path / "out", merge=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     def refused(name: str, folder: Path) -> str:
         with pytest.raises(UserError) as caught:

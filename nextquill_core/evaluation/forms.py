@@ -1,0 +1,78 @@
+"""The form of the JSON documents of evaluations, sweeps and reproductions, which their readers rely on."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class MetricRow(TypedDict):
+    """One metric of one method, decoding preset and category, with its interval."""
+
+    method: str
+    category: str
+    decoding: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+class SweepRow(MetricRow):
+    """The same at one point of a sweep."""
+
+    point: int
+
+
+class SweepPoint(TypedDict):
+    """One point of a sweep: its values by dotted key, and the fingerprints of its predictions by `METHOD/DECODING`."""
+
+    point: int
+    values: dict[str, Any]
+    predictions: dict[str, str]
+
+
+class SweepDocument(TypedDict):
+    """metrics.json of a sweep."""
+
+    split: str
+    points: list[SweepPoint]
+    rows: list[SweepRow]
+    cautions: NotRequired[list[str]]
+
+
+class PublishedRow(TypedDict):
+    """A published number with ours; None for what was not measured."""
+
+    method: str
+    category: str
+    metric: str
+    published: float
+    source: str
+    ours: float | None
+    ci_low: float | None
+    ci_high: float | None
+    difference: float | None
+    n: int | None
+
+
+class ReproductionPart(TypedDict):
+    """One configuration of a reproduction."""
+
+    categories: list[str]
+    ours: list[MetricRow]
+    rows: list[PublishedRow]
+    differences: list[str]
+    cautions: NotRequired[list[str]]
+
+
+class Choice(TypedDict):
+    """What was chosen on val, by which metric, and every candidate's value."""
+
+    chosen: str
+    by: str
+    asked: str
+    why: str
+    values: dict[str, float]
