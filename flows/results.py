@@ -23,6 +23,7 @@ from flows.cli import interruption
 from flows.server.events import stage_finished
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline.run import Outcome
+from storage.redaction import redact
 from tasks.definition import INTERRUPTED_MESSAGE, interrupted
 from tasks.tags import tag_run
 
@@ -92,7 +93,8 @@ def log_errors_plainly(record: logging.LogRecord) -> bool:
     """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, UserError | ParameterTypeError):
-        record.msg, record.args, record.exc_info = " ".join(str(error).split()), (), None
+        record.msg, record.args = redact(" ".join(str(error).split())), ()
+        record.exc_info = record.exc_text = None
     return True
 
 

@@ -1,15 +1,18 @@
 """Secrets in texts: found where settings are read, and masked in whatever is stored or shown.
 
 Two things count as a secret: what has the form of one (a password in a URL, a signed query, `--password x`, a bearer
-token, a key whose issuer gives it a known prefix), and the value of an environment variable that is known to hold one.
+token, a key whose issuer gives it a known prefix), and the value of an environment variable that holds one, by its name
+(`OPENAI_API_KEY`), because a setting names it, or because it is a URL with a password.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 MASK = "***"
 SHORTEST = 6
@@ -58,23 +61,16 @@ FORMS = (
     _form("a private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?P<secret>.+)", re.DOTALL),
 )
 
+IN_ADDRESS = FORMS[:2]
+"""Forms of what stands before the host of a URL."""
+
 SECRET_NAME = re.compile(rf"(?:.*[-_.])?{NAME}", re.IGNORECASE)
 """Names of options whose values are secrets."""
 
-_variables = {
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SESSION_TOKEN",
-    "GOOGLE_TOKEN",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "PREFECT_API_AUTH_STRING",
-    "PREFECT_API_KEY",
-    "SSHPASS",
-    "WANDB_API_KEY",
-}
+_variables = {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "SSHPASS"}
+"""Environment variables that hold secrets though their names do not end as `SECRET_NAME` does, or are none yet."""
+_PLACES = {"GOOGLE_APPLICATION_CREDENTIALS", "PWD"}
+"""Environment variables that are named like secrets and hold paths."""
 _values: set[str] = set()
 
 
@@ -91,15 +87,54 @@ def secret_in(text: str) -> str | None:
     return next((form.what for form in FORMS if any(_secrets(form, text))), None)
 
 
+def holds_secret(variable: str) -> bool:
+    """Return whether an environment variable holds a secret, by its name or because a setting named it."""
+    return variable in _variables or _named_secret(variable)
+
+
 def redact(text: str) -> str:
     """Return a text with each secret in it replaced by `***`."""
-    known = _values | {os.environ.get(name, "").strip() for name in _variables}
-    for value in sorted((value for value in known if len(value) >= SHORTEST), key=len, reverse=True):
+    for value in sorted(_known_values(), key=len, reverse=True):
         text = text.replace(value, MASK)
     for form in FORMS:
         for start, end in sorted(_secrets(form, text), reverse=True):
             text = text[:start] + MASK + text[end:]
     return text
+
+
+def redact_values(value: Any) -> Any:
+    """Return settings, as JSON has them, with the secrets in all texts masked; a key's name may say that it is one."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {
+            redact(str(name)): MASK
+            if isinstance(inner, str) and name != "key_secret" and SECRET_NAME.fullmatch(str(name))
+            else redact_values(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        words = " ".join(item for item in value if isinstance(item, str))
+        # An option and its value may be two words, neither of which looks like a secret.
+        split = secret_in(words) and not any(isinstance(item, str) and secret_in(item) for item in value)
+        return [MASK if split and isinstance(item, str) else redact_values(item) for item in value]
+    return value
+
+
+@functools.cache
+def _named_secret(variable: str) -> bool:
+    return variable not in _PLACES and SECRET_NAME.fullmatch(variable) is not None
+
+
+def _known_values() -> set[str]:
+    """The secrets in this process's environment and those that were added, as they are and as a URL writes them."""
+    found = set(_values)
+    for name, value in os.environ.items():
+        if holds_secret(name):
+            found.add(value.strip())
+        elif "://" in value and "@" in value:
+            found |= {unquote(value[start:end]) for form in IN_ADDRESS for start, end in _secrets(form, value)}
+    return {form for value in found for form in (value, quote(value, safe="")) if len(value) >= SHORTEST}
 
 
 def _secrets(form: _Form, text: str) -> Iterator[tuple[int, int]]:

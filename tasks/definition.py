@@ -1,4 +1,4 @@
-"""What all our tasks have in common: their results are artifacts, passing faults are retried, and how they end."""
+"""What all our tasks share: no cache, no stored results, retries, errors without secrets, and how they end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
+from storage.masked_output import errors_masked
 from tasks.retries import RETRIED
 
 P = ParamSpec("P")
@@ -27,14 +28,15 @@ def our_task(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     itself would call it crashed. The flow gets the signal's exception.
 
     Args:
-        options: Of `task`, besides those that all have, or in place of them.
+        options: Arguments of `task`, in addition to those that all tasks share or in place of them.
     """
 
     def define(body: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(body)
         def ended(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                return body(*args, **kwargs)
+                with errors_masked():
+                    return body(*args, **kwargs)
             except (KeyboardInterrupt, TerminationSignal) as signal:
                 return cast("R", interrupted(signal))
 

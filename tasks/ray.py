@@ -9,9 +9,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from nextquill_core.causal.job import ScoreJob
+from storage.masked_output import errors_masked
 
 
 @task(name="score-worker", cache_policy=NO_CACHE, persist_result=False, task_run_name="worker {number}")
+@errors_masked()
 def score_worker(job: str, number: int) -> None:
     """One worker's share of the shards, on the device that it sees.
 

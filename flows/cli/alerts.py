@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from flows.server.settings import URL, refuse_credentials
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def _server() -> Iterator[SyncPrefectClient]:
     if not url:
         remedy = "start one with `prefect server start` and export PREFECT_API_URL=http://127.0.0.1:4200/api"
         raise UserError("no Prefect server is named", "PREFECT_API_URL", remedy)
-    parts = urlsplit(str(url))
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    shown = str(url)
+    refuse_credentials(shown, URL)
     try:
         with get_client(sync_client=True) as client:
             yield client

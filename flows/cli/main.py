@@ -18,6 +18,7 @@ from flows.cli.common import read_settings as _settings
 from flows.cli.common import run_flow as _run_flow
 from storage.errors import UserError
 from storage.files import user_path
+from storage.masked_output import mask_output
 
 if TYPE_CHECKING:
     from nextquill_core.config import StageName
@@ -43,8 +44,9 @@ def main() -> None:
 
 def exit_code() -> int:
     """Run a command and return its exit code."""
+    mask_output()
     try:
-        app()
+        typer.main.get_command(app)()  # `app()` would install an excepthook of Typer's own
     except UserError as error:
         print(f"nextquill: {error}", file=sys.stderr)
         return 2

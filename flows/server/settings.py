@@ -26,6 +26,7 @@ KEY = "PREFECT_API_KEY"
 CONNECT_S, ANSWER_S = 5.0, 10.0
 """Seconds for the connection, and for the answer of a server that may be busy."""
 CLOUD = re.compile(r"https?://([\w-]+\.)*prefect\.cloud(/|:|$)")
+CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -49,7 +50,7 @@ class ServerSettings:
     @property
     def shown_url(self) -> str:
         """The URL without a password, for messages."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.url.rstrip("/"))
+        return CREDENTIALS.sub("", self.url.rstrip("/"))
 
     @property
     def where(self) -> str:
@@ -96,6 +97,7 @@ def require_server(settings: ServerSettings) -> None:
             f"{shown!r} is not the URL of a Prefect server", settings.where,
             f"write it with http:// or https:// and /api, for example http://127.0.0.1:4200/api, or {settings.unset}",
         )  # fmt: skip
+    refuse_credentials(url, settings.where)
     cloud = CLOUD.match(url) is not None
     if cloud and not settings.values.get(KEY):
         raise UserError(
@@ -122,6 +124,24 @@ def require_server(settings: ServerSettings) -> None:
         remedy = f"set it to {shown}/api" if _healthy(f"{url}/api", settings) else start_or_unset
         raise UserError(f"no Prefect server answers at {shown} ({said}){_through_proxy(url)}", settings.where, remedy)
     _require_version(url, shown, settings)
+
+
+def refuse_credentials(url: str, where: str) -> None:
+    """Make sure that the server's URL holds no name or password: Prefect stores the pages' addresses, made from it.
+
+    Args:
+        url: The API's URL.
+        where: The setting it comes from, for the message.
+
+    Raises:
+        UserError: It holds one; the message does not repeat it.
+    """
+    if CREDENTIALS.search(url):
+        raise UserError(
+            "the URL holds a name or password, which Prefect would store and show",
+            where,
+            "remove it and set PREFECT_API_AUTH_STRING=NAME:PASSWORD, or PREFECT_API_KEY for Prefect Cloud",
+        )
 
 
 def spare_loopback_the_proxy() -> None:
@@ -215,7 +235,7 @@ def _through_proxy(url: str) -> str:
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or not parts.hostname or proxy_bypass(parts.hostname):
         return ""
-    hidden = re.sub(r"(?<=://)[^/@]*@", "", proxy)
+    hidden = CREDENTIALS.sub("", proxy)
     return f" through the proxy {hidden} ({parts.scheme.upper()}_PROXY; NO_PROXY={parts.hostname} goes around it)"
 
 

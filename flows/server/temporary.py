@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from flows.cli.interruption import end_at_once
+from storage.masked_output import mask_output
 from tasks.ranks.logs import bounded
 from tasks.ranks.processes import end_group, start
 
@@ -142,6 +143,7 @@ class TemporaryServer:
 
 def main() -> None:
     """Serve Prefect's API on the listening socket whose descriptor is the argument."""
+    mask_output()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listener = socket.socket(fileno=int(sys.argv[1]))
     import uvicorn

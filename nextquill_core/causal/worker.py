@@ -30,6 +30,7 @@ from nextquill_core.model.loading import best_device, load_adapter, load_model, 
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair, encoder_for
+from storage.masked_output import mask_output
 
 WRONG_INPUT, DEVICE_LOST = 2, 3
 REPORT_EVERY_S = 0.5
@@ -41,6 +42,7 @@ class DeviceLost(RuntimeError):  # noqa: N818 - says what happened
 
 def main() -> int:
     """Work on the job named on the command line."""
+    mask_output()
     parser = argparse.ArgumentParser(prog="nextquill_core.causal.worker")
     parser.add_argument("job", type=Path)
     parser.add_argument("--device", default=None, help="such as cuda:1; default: the accelerator if there is one")

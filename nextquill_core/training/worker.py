@@ -34,11 +34,13 @@ from nextquill_core.training.spec import PHASE, STARTED_BY, TrainSpec
 from nextquill_core.training.trackers import check_packages
 from nextquill_core.training.trainer import Trainer
 from nextquill_core.training.validation import Phase, chosen, no_phase
+from storage.masked_output import mask_output
 from storage.tables import read_table
 
 
 def main() -> int:
     """Run the order named on the command line."""
+    mask_output()
     end_with_parent()
     keep_freed_memory()
     order = Path(sys.argv[-1])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nextquill_core.errors import UserError
@@ -15,6 +16,7 @@ from nextquill_core.progress import PhaseFile, Progress, silent
 from nextquill_core.training.engine import deepspeed_installed
 from nextquill_core.training.failures import first_failed, logs_by_rank, rank_logs
 from nextquill_core.training.spec import PHASE, TrainSpec
+from storage.masked_output import mask_files
 from tasks.ranks.logs import bounded
 from tasks.ranks.node import WORKER, launcher_command, rank_environment
 from tasks.ranks.placement import Placement, Starter, free_port
@@ -71,6 +73,10 @@ def run_ranks(
         for starter in starters:
             process = start(starter.command, log, environment, orphan_signal=starter.orphan_signal, held=elsewhere)
             running.append(process)  # one by one, so that all that have started are ended
+            if starter.secrets and process.stdin:
+                with suppress(BrokenPipeError):  # a remote shell that has ended is seen below
+                    process.stdin.write(json.dumps(dict(starter.secrets)).encode() + b"\n")
+                    process.stdin.flush()
         while (codes := [process.poll() for process in running]).count(None) and not any(codes):
             time.sleep(0.25)
             metrics.follow(on_step)
@@ -82,6 +88,7 @@ def run_ranks(
         _end(running)
         output.follow(ended=True)
         bounded(log)
+        mask_files([log, *logs_by_rank(order).values()])
     if any(codes):
         raise _failed(order, log, next(code for code in codes if code))
 

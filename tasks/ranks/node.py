@@ -1,6 +1,6 @@
 """One machine's part of a training run: DeepSpeed's launcher for its ranks, ended when the run lets go of this process.
 
-python -m tasks.ranks.node ORDER --port N (--world JSON --node-rank I --address A | --ranks-per-node N)
+python -m tasks.ranks.node ORDER --port N (--world JSON --node-rank I --address A [--read-secrets] | --ranks-per-node N)
 
 The run holds the other end of this process's standard input. However the run ends, and on whichever machine it was,
 that end closes, and the ranks here are ended. Without `--world`, Slurm's environment says which machines there are.
@@ -26,6 +26,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.training.engine import deepspeed_installed
 from nextquill_core.training.failures import rank_logs
 from nextquill_core.training.spec import STARTED_BY
+from storage.masked_output import mask_output
 from tasks.ranks.processes import cuda_devices, end_group, process_count, shared_environment, start
 
 WORKER = "nextquill_core.training.worker"
@@ -33,6 +34,7 @@ WORKER = "nextquill_core.training.worker"
 
 def main() -> int:
     """Run this machine's ranks to their end."""
+    mask_output()
     parser = argparse.ArgumentParser()
     parser.add_argument("order", type=Path)
     parser.add_argument("--port", type=int, required=True)
@@ -40,7 +42,10 @@ def main() -> int:
     parser.add_argument("--world")
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--ranks-per-node", default="auto")
+    parser.add_argument("--read-secrets", action="store_true", help="from the first line of the standard input")
     arguments = parser.parse_args()
+    if arguments.read_secrets:
+        os.environ |= json.loads(sys.stdin.readline())
     let_go = threading.Event()
     signal.signal(signal.SIGTERM, lambda signum, frame: let_go.set())
     threading.Thread(target=_await_end_of_input, args=(let_go,), daemon=True).start()

@@ -12,11 +12,12 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nextquill_core.config import LauncherConfig
 from nextquill_core.errors import UserError
+from storage.redaction import holds_secret, secret_in
 from tasks.ranks.processes import process_count
 
 EXPORTED = ("PYTHON", "NCCL", "GLOO", "TORCH", "HF_", "UCX", "FI_")
@@ -30,10 +31,13 @@ class Starter:
     Attributes:
         command: Program and arguments.
         orphan_signal: What it is to get when this process is killed; srun ends its ranks when told by SIGTERM.
+        secrets: Environment variables that it reads as a line of JSON from its standard input, because other users of
+            both machines see command lines.
     """
 
     command: list[str]
     orphan_signal: signal.Signals = signal.SIGKILL
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,19 @@ class Hosts:
     def starters(self, order: Path) -> list[Starter]:
         """One remote shell a host; hosts that are this machine need none."""
         port = self.port or free_port()
-        exported = [f"{key}={value}" for key, value in os.environ.items() if key.startswith(EXPORTED)]
+        exported = {name: value for name, value in os.environ.items() if name.startswith(EXPORTED)}
+        secrets = {name: value for name, value in exported.items() if holds_secret(name) or secret_in(value)}
+        shown = [f"{name}={value}" for name, value in exported.items() if name not in secrets]
         found = []
         for number, host in enumerate(self.slots):
             world = [f"--world={json.dumps(dict(self.slots))}", f"--node-rank={number}", f"--address={self.address}"]
             command = [sys.executable, "-u", "-m", "tasks.ranks.node", str(order.resolve()), f"--port={port}", *world]
-            if not is_here(host):
-                line = f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join([*exported, *command])}"
-                command = [*self.remote_shell, host, line]
-            found.append(Starter(command))
+            if is_here(host):
+                found.append(Starter(command))
+                continue
+            command += ["--read-secrets"] if secrets else []
+            line = f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join([*shown, *command])}"
+            found.append(Starter([*self.remote_shell, host, line], secrets=secrets))
         return found
 
 

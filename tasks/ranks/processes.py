@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nextquill_core.errors import UserError
+from storage.redaction import redact
 
 TAIL_LINES = 40
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -101,7 +102,7 @@ def failure(kind: type[Exception], what: str, code: int, log: Path, part: Path |
     for line in tail:
         if line.startswith("nextquill: "):
             return UserError(line.removeprefix("nextquill: ").strip())
-    return kind(f"{what} ended with exit code {code}; the log is {log}, its last lines:\n{''.join(tail)}")
+    return kind(f"{what} ended with exit code {code}; the log is {log}, its last lines:\n{redact(''.join(tail))}")
 
 
 def end_group(leader: subprocess.Popen[bytes], *, patience_s: float = 10.0) -> None:

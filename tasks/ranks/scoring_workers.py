@@ -12,6 +12,7 @@ from nextquill_core.causal.job import ScoreJob
 from nextquill_core.causal.shard_queue import Board
 from nextquill_core.causal.tally import Tally
 from nextquill_core.progress import Progress
+from storage.masked_output import mask_files
 from tasks.ranks.logs import bounded
 from tasks.ranks.processes import end_group, end_groups, failure, shared_environment, start
 
@@ -70,6 +71,7 @@ def run_workers(job: Path, progress: Progress, *, workers: int) -> None:
                     raise failure(WorkersFailed, f"worker {number}", code, logs[number])
     finally:
         end_groups(list(running.values()))
+        mask_files(logs.values())
     tally.show(board.reports())
     if lost and not all(board.settled(number) for number in board.shards):
         number, code = next(iter(lost.items()))

@@ -8,7 +8,7 @@ import pytest
 
 from storage.errors import UserError
 from storage.provenance import provenance
-from storage.redaction import keep_secret, redact, secret_in
+from storage.redaction import holds_secret, keep_secret, redact, redact_values, secret_in
 
 S = "pl4nt3d-S3cret.value"
 TEXTS = (
@@ -91,3 +91,32 @@ def test_values_of_variables_are_masked_in_errors_and_commands(monkeypatch: pyte
     assert S not in command
     monkeypatch.setenv("MY_OWN_KEY", "1")
     assert redact("1 of 1") == "1 of 1"
+
+
+def test_variables_are_known_by_their_names_and_passwords_in_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "op3nai/key+x")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:p%40ssw0rd@proxy:3128")
+    assert redact("wrong: op3nai/key+x, op3nai%2Fkey%2Bx") == "wrong: ***, ***"
+    assert redact("the proxy took p@ssw0rd and p%40ssw0rd") == "the proxy took *** and ***"
+    for name in ("AZURE_OPENAI_API_KEY", "GITHUB_TOKEN", "POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        assert holds_secret(name)
+    for name in (
+        "PWD",
+        "HOME",
+        "TOKENIZERS_PARALLELISM",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+    ):
+        assert not holds_secret(name)
+
+
+def test_secrets_in_parameters_are_masked_and_the_rest_stays() -> None:
+    harmless = {
+        "seed": 42,
+        "store": "/x",
+        "privacy": {"key_secret": "block"},
+        "slurm": {"arguments": ["--time=1", "-x"]},
+    }
+    assert redact_values(harmless) == harmless
+    hidden = {"a": f"http://me:{S}@host", "options": {"password": S}, "arguments": ["--password", S], f"hf://{S}@x": 1}
+    assert S not in str(redact_values(hidden))

@@ -107,7 +107,6 @@ def test_what_answers_is_something_else(
     ("url", "message"),
     [
         (NOWHERE, "no Prefect server answers at http://127.0.0.1:9/api"),
-        ("http://me:secret@127.0.0.1:9/api", "no Prefect server answers at http://127.0.0.1:9/api"),
         ("http://nowhere.invalid/api", "no Prefect server answers at http://nowhere.invalid/api"),
         ("127.0.0.1:4200/api", "'127.0.0.1:4200/api' is not the URL of a Prefect server; write it with http://"),
         ("http://[::1/api", "'http://[::1/api' is not the URL of a Prefect server"),
@@ -119,6 +118,14 @@ def test_nothing_answers_or_it_is_no_url(tmp_path: Path, url: str, message: str)
     assert message in said
     assert said.endswith("or unset PREFECT_API_URL")
     assert "secret" not in said
+
+
+@pytest.mark.parametrize("user", ["me:s3cr3tpart", ":s3cr3tpart", "s3cr3tpart"])
+def test_a_password_in_the_url_is_refused(tmp_path: Path, user: str) -> None:
+    said = fault(tmp_path, PREFECT_API_URL=f"http://{user}@127.0.0.1:9/api")
+    assert said.startswith("PREFECT_API_URL: the URL holds a name or password")
+    assert "set PREFECT_API_AUTH_STRING=" in said
+    assert "s3cr3tpart" not in said
 
 
 def test_the_profile_is_named_where_the_url_comes_from_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from nextquill_core.config import DeepSpeedConfig, LauncherConfig
 from nextquill_core.errors import UserError
+from storage.redaction import holds_secret
 from tasks.ranks.placement import Hosts, Slurm, is_here, placement, read_hostfile
 
 
@@ -78,6 +80,8 @@ def test_the_first_host_is_reached_by_a_name_that_all_know(tmp_path: Path) -> No
 
 def test_a_host_gets_one_command_line_whatever_stands_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_IB_HCA", "a b;c")
+    for name in [name for name in os.environ if name.startswith("HF_") and holds_secret(name)]:
+        monkeypatch.delenv(name)
     hosts = Hosts({"worker-0": 1, "worker-1": 3}, ("ssh", "-x"), "worker-0", 29500)
     first, second = (starter.command for starter in hosts.starters(tmp_path / "an order.json"))
     assert first[:3] == ["ssh", "-x", "worker-0"]
@@ -90,6 +94,18 @@ def test_a_host_gets_one_command_line_whatever_stands_in_it(tmp_path: Path, monk
         sys.executable, "-u", "-m", "tasks.ranks.node", str(tmp_path / "an order.json"), "--port=29500",
         '--world={"worker-0": 1, "worker-1": 3}', "--node-rank=1", "--address=worker-0",
     ]  # fmt: skip
+
+
+def test_secrets_go_to_a_host_by_its_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "pl4nt3d-t0ken")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:pl4nt3d-passw0rd@mirror")
+    hosts = Hosts({"localhost": 1, "worker-1": 1}, ("ssh",), "worker-0", 29500)
+    here, there = hosts.starters(tmp_path / "order.json")
+    assert "--read-secrets" in there.command[-1]
+    assert "pl4nt3d" not in " ".join([*here.command, *there.command]) + repr(there)
+    assert not here.secrets
+    assert there.secrets["HF_TOKEN"] == "pl4nt3d-t0ken"
+    assert there.secrets["HF_ENDPOINT"] == "https://me:pl4nt3d-passw0rd@mirror"
 
 
 def test_srun_gets_one_task_a_node_and_what_the_user_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
