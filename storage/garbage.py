@@ -135,6 +135,9 @@ def inventory(store: Store) -> list[Held]:
             measured = _measured(folder) if folder.exists() else (0, 0.0)
             found.append(Held(kind, name, "damaged", *measured, linked=linked or folder.is_symlink()))
         found += (_unfinished(store, ref, linked) for ref in store.unfinished(kind))
+        for name, (size, age) in store.unnamed(kind).items():
+            shown: State = "running" if store.progress(kind, name)[0] == "running" else "interrupted"
+            found.append(Held(kind, name, shown, size, age))
         for leftover in (store.root / kind).glob(f"{ASIDE}*"):
             found.append(Held(kind, leftover.name.removeprefix(ASIDE), "removed", *_measured(leftover), linked=linked))
     return found
@@ -226,7 +229,7 @@ def remove(store: Store, doomed: Iterable[Held]) -> Iterator[tuple[Held, bool]]:
                 if held.state in ("complete", "damaged"):
                     store.remove(held.kind, held.fingerprint)
                 else:
-                    store.set_aside(store.staging_folder(held.kind, held.fingerprint))
+                    store.remove_unfinished(held.kind, held.fingerprint)
         except Busy:
             yield held, False
             continue

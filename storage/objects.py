@@ -28,6 +28,7 @@ MOST_PARTS = 9_000  # S3 takes 10,000
 ATTEMPTS = 7
 PART_ATTEMPTS = 8  # of one request before a whole file is begun again: ten seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds: with seven attempts, a minute of outage is sat out
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0  # a connection that stays open and silent for longer counts as lost
 FOREIGN = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3", "fsspec", "s3fs")
 REFUSED = {
     "AccessDenied",
@@ -169,14 +170,21 @@ class Objects:
         except (FileNotFoundError, NotImplementedError, KeyError):
             return 0.0
 
-    def drop_parts(self, prefix: str) -> None:
-        """Have S3 forget parts of uploads under `prefix` that nobody will complete: they cost and are not listed."""
+    def drop_parts(self, prefix: str, *, older_than_s: float | None = None) -> None:
+        """Have S3 forget parts of uploads under `prefix` that nobody will complete: they cost and are not listed.
+
+        Args:
+            prefix: A folder.
+            older_than_s: Leave uploads that were begun less long ago, by the store's clock and ours; None for all.
+        """
         if EXTRAS.get(self._scheme) != "s3":
             return
         bucket, _, key = self._path(prefix).partition("/")
         try:
             found = self._tried(self._fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
             for upload in found.get("Uploads", ()):
+                if older_than_s is not None and time.time() - upload["Initiated"].timestamp() <= older_than_s:
+                    continue
                 self._tried(
                     self._fs.call_s3,
                     "abort_multipart_upload",
@@ -251,7 +259,11 @@ def _file_system(uri: str, scheme: str) -> tuple[Any, str]:
         # Two attempts by the client itself, the rest with longer pauses by us.
         retries = {"mode": "standard", "max_attempts": 2}
         options["endpoint_url"] = endpoint() or None
-        options["config_kwargs"] = {"retries": retries, "connect_timeout": 10, "read_timeout": 60}
+        options["config_kwargs"] = {
+            "retries": retries,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+        }
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except ImportError as error:

@@ -24,7 +24,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from storage.cache import CACHE, cache_folder
-from storage.errors import DamagedManifest, NewerManifest, UserError
+from storage.errors import Busy, DamagedManifest, NewerManifest, UserError
 from storage.files import atomic_path, sha256_of, write_text
 from storage.fingerprint import fingerprint as digest
 from storage.integrity import Damaged
@@ -60,6 +60,7 @@ class RemoteStore(Store):
         self.objects = objects
         self._seen: dict[Name, tuple[float, Manifest]] = {}
         self._writing: dict[Name, tuple[Manifest | None, Lease]] = {}
+        self._strays: dict[Name, list[str]] = {}
 
     @classmethod
     def at(cls, uri: str) -> RemoteStore:
@@ -103,7 +104,9 @@ class RemoteStore(Store):
     def fault(self, artifact: Artifact) -> str:
         """As in a folder, by what the store lists; nothing is downloaded."""
         manifest = artifact.manifest
-        listed = self.objects.sizes(f"{manifest.kind}/{manifest.fingerprint}")
+        name = (manifest.kind, manifest.fingerprint)
+        listed = self.objects.sizes("/".join(name))
+        self._strays[name] = sorted(listed.keys() - {_manifest_key(*name), *self._keys(*name, manifest)})
         for shard in manifest.shards:
             key = _file_key(manifest.kind, manifest.fingerprint, manifest.generation, shard.path)
             size = listed.get(key)
@@ -128,6 +131,16 @@ class RemoteStore(Store):
                 if sha256_of(copy) != shard.sha256:
                     return f"file {shard.path} is damaged (its SHA-256 is not the manifest's)"
         return ""
+
+    def sweep(self, kind: str, fingerprint: str) -> None:
+        """As in a folder; and what killed writers left in the store long ago, if the last look has listed it."""
+        super().sweep(kind, fingerprint)
+        if not any(self.objects.age(key) > ABANDONED for key in self._strays.pop((kind, fingerprint), ())):
+            return
+        with suppress(Busy), self.alone(kind, fingerprint, patience=0):
+            standing, _ = self._writing[kind, fingerprint]
+            if standing:
+                self._sweep(kind, fingerprint, standing.generation)
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
         """All complete artifacts of this kind that the store lists or this machine knows, the last made first."""
@@ -200,6 +213,24 @@ class RemoteStore(Store):
             [*(self._keys(kind, fingerprint, manifest) if manifest else ()), *self.objects.keys(prefix)]
         )
         self.objects.drop_parts(prefix)
+
+    def unnamed(self, kind: str) -> dict[str, tuple[int, float]]:
+        """Return what interrupted uploads and removals left in the store, as far as it lists them."""
+        staged = {ref.fingerprint for ref in self.unfinished(kind)}
+        found = {}
+        for name in self.objects.children(kind):
+            if name.startswith(".") or name in staged or (kind, name) in self._seen:
+                continue
+            sizes = self.objects.sizes(f"{kind}/{name}")
+            if sizes and self.objects.size(_manifest_key(kind, name)) is None:
+                found[name] = (sum(sizes.values()), min(map(self.objects.age, sizes)))
+        return found
+
+    def remove_unfinished(self, kind: str, fingerprint: str) -> None:
+        """As in a folder; and what is in the store, if no manifest names it."""
+        super().remove_unfinished(kind, fingerprint)
+        if self.objects.size(_manifest_key(kind, fingerprint)) is None:
+            self.remove(kind, fingerprint)
 
     @contextmanager
     def alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
@@ -361,6 +392,7 @@ class RemoteStore(Store):
         keys = self.objects.keys(prefix.rstrip("/"))
         others = [key for key in keys if key != prefix + MANIFEST_NAME and not key.startswith(f"{prefix}{generation}/")]
         self.objects.delete([key for key in others if self.objects.age(key) > ABANDONED])
+        self.objects.drop_parts(prefix.rstrip("/"), older_than_s=ABANDONED)
 
     def _keys(self, kind: str, fingerprint: str, manifest: Manifest) -> list[str]:
         return [_file_key(kind, fingerprint, manifest.generation, shard.path) for shard in manifest.shards]

@@ -323,6 +323,16 @@ class Store:
         folders = (self.root / kind).glob(f"{STAGING}*")
         return [InputRef(kind, path.name.removeprefix(STAGING), "") for path in folders if path.is_dir()]
 
+    def unnamed(self, kind: str) -> dict[str, tuple[int, float]]:
+        """Return the files in the store of which neither a manifest nor a staging folder here tells.
+
+        An interrupted upload or removal leaves them in an object store; a store in a folder has none.
+
+        Returns:
+            Their bytes, and the seconds since the last of them was written, by fingerprint.
+        """
+        return {}
+
     def set_aside(self, folder: Path) -> Path:
         """Take a folder's name away in one step, so that it is never an artifact with a part missing."""
         aside = self._aside(folder)
@@ -341,6 +351,10 @@ class Store:
         if (self.root / kind).is_dir():
             sync(self.root / kind)
         self.verification.forget(kind, fingerprint)
+
+    def remove_unfinished(self, kind: str, fingerprint: str) -> None:
+        """Take unfinished work on an artifact away; the caller is its only writer, and the artifact itself stays."""
+        self.set_aside(self.staging_folder(kind, fingerprint))
 
     def kinds(self) -> set[str]:
         """Names of the kinds of which there is something."""

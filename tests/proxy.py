@@ -33,8 +33,10 @@ class Proxy:
     """`fault` sees each request first and names what shall happen to it.
 
     None: it passes. "503": throttled. "cut": the connection breaks in the middle of the body. "lost": the server does
-    what it was asked, and the answer never arrives. "unlisted": a listing that knows of nothing yet. "stall": the
-    request waits until `gate` is set.
+    what it was asked, and the connection breaks before the answer. "half": it breaks in the middle of the answer.
+    "silent": the server does what it was asked, the connection stays open, and nothing comes until `gate` is set.
+    "deaf": the same, but the request never reaches the server. "unlisted": a listing that knows of nothing yet.
+    "stall": the request waits until `gate` is set, and then passes.
     """
 
     server: str
@@ -48,6 +50,7 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # an answer is sent in two parts, and the second must not wait for the first
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -84,12 +87,26 @@ class Proxy:
                 if fault == "stall":
                     proxy.stalled.set()
                     proxy.gate.wait(60)
+                if fault == "deaf":
+                    self.wait_and_close()
+                    return
                 status, headers, value = self.forward(body)
-                if fault == "lost":
+                if fault == "silent":
+                    self.wait_and_close()
+                elif fault == "lost":
                     self.close_connection = True
                     self.connection.close()
-                    return
-                self.answer(status, value, headers)
+                elif fault == "half":
+                    self.answer(status, value[: len(value) // 2], {"Content-Length": str(len(value))} | headers)
+                    self.close_connection = True
+                    self.connection.close()
+                else:
+                    self.answer(status, value, headers)
+
+            def wait_and_close(self) -> None:
+                proxy.gate.wait(60)
+                self.close_connection = True
+                self.connection.close()
 
             def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
                 there = http.client.HTTPConnection(urlsplit(proxy.server).netloc, timeout=60)

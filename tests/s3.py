@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from storage import Store
+from storage.remote import RemoteStore
 
 NUMBER = itertools.count()
 
@@ -44,3 +48,19 @@ def new_store(server: str) -> str:
     bucket = f"bucket-{next(NUMBER)}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()  # noqa: S310
     return f"s3://{bucket}/a/prefix"
+
+
+def elsewhere(uri: str, cache: Path) -> RemoteStore:
+    """The store as another machine sees it."""
+    before = os.environ["NEXTQUILL_CACHE"]
+    os.environ["NEXTQUILL_CACHE"] = str(cache)
+    try:
+        return opened(uri)
+    finally:
+        os.environ["NEXTQUILL_CACHE"] = before
+
+
+def opened(uri: str) -> RemoteStore:
+    store = Store.open(uri)
+    assert isinstance(store, RemoteStore)
+    return store

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from nextquill_core import schemas
 from nextquill_core.causal.job import ScoreJob
 from nextquill_core.causal.shard_queue import Board
+from nextquill_core.causal.worker import work
 from nextquill_core.model.identity import ModelSpec
 from nextquill_core.training.spec import PromptSpec
 from storage import Basis, Staging
@@ -70,6 +74,33 @@ def open_job(folder: Path, sequences: Path, model: Path, **changes: Any) -> tupl
     board = Board.of(job)
     board.begin()
     return order, board
+
+
+def work_on_one_core(order: Path, name: str) -> None:
+    """One of several workers on a job, in the calling process."""
+    torch.set_num_threads(1)
+    work(ScoreJob.load(order), name, "cpu")
+
+
+def workers_of(folder: Path) -> dict[str, int]:
+    """Scoring workers of this machine on a job below the folder: their processes by name."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "nextquill_core.causal.worker" in words and any(word.startswith(str(folder)) for word in words):
+            found[words[words.index("--name") + 1]] = int(entry.name)
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition holds; fail after these seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def digests(board: Board) -> dict[str, str]:

@@ -33,7 +33,8 @@ def _doomed(run: Run) -> Iterator[InputRef]:
     for scan in run.store.newest_first("scan"):
         if scan.manifest.fingerprint not in wanted and (_holds_users(run, scan) or _may_quote(scan, raw)):
             yield scan.ref
-    yield from (ref for ref in run.store.unfinished("scan") if ref.fingerprint not in wanted)
+    unnamed = [InputRef("scan", name, "") for name in run.store.unnamed("scan")]  # a removal may have been interrupted
+    yield from (ref for ref in [*run.store.unfinished("scan"), *unnamed] if ref.fingerprint not in wanted)
 
 
 def _holds_users(run: Run, scan: Artifact) -> bool:

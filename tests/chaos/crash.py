@@ -7,9 +7,28 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from tests.chaos.operations import Operation, watched
+
+PRELOADED = [
+    "deepspeed",
+    "matplotlib.pyplot",
+    "nextquill_core.analysis.figures",
+    "nextquill_core.causal.worker",
+    "pandas",
+    "peft",
+    "polars",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "s3fs",
+    "tests.chaos.object_store",
+    "tests.chaos.pipeline",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.trainer",
+]
+"""What the work in new processes uses, imported once; none of it starts a thread by being imported."""
 
 
 def killed_before(number: int, root: Path, work: Callable[[], object]) -> bool:
@@ -49,17 +68,25 @@ def killed_in_new_process(number: int, root: Path, work: Callable[..., object], 
         work: A function of a module.
         arguments: Of the function.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.chaos.pipeline", "torch", "transformers", "polars", "pyarrow.parquet"])
-    child = context.Process(target=_until, args=(number, root, work, arguments))
-    child.start()
+    child = started(until, number, root, work, *arguments)
     child.join()
     if child.exitcode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the work ended with {child.exitcode} before it could be killed")
     return child.exitcode != 0
 
 
-def _until(number: int, root: Path, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def started(work: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """Start a function of a module in a process that is forked from one that has only imported libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    child = context.Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def until(number: int, root: Path, work: Callable[..., object], *arguments: object) -> None:
+    """Do the work in this process and kill it before its operation of this number on `root`."""
+
     def before(operation: Operation) -> None:
         if operation.number == number:
             os.kill(os.getpid(), signal.SIGKILL)

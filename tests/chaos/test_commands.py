@@ -26,7 +26,9 @@ from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(3600)]
 COMMANDS = ("ingest", "model", "score", "train", "evaluate")
-LIMIT_S = 300.0
+WORKERS = {"score": ("--set", "score.workers=2")}
+"""Options with which a command that is killed runs; run again, and for comparison, it has one worker."""
+LIMIT_S = 900.0
 
 
 @dataclass
@@ -64,12 +66,12 @@ class Commands:
         """Run a command on a store and return what it printed."""
         return self.server.run("flows", command, "--config", str(store.with_suffix(".yaml")), *options)
 
-    def start(self, command: str, store: Path) -> subprocess.Popen[bytes]:
+    def start(self, command: str, store: Path, *options: str) -> subprocess.Popen[bytes]:
         """Start a command on a store; what it prints is added to a log beside the store."""
         config = write_config(store.with_suffix(".yaml"), self.settings | {"store": str(store)})
         with store.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "flows", command, "--config", str(config)], cwd=REPO,
+                [sys.executable, "-m", "flows", command, "--config", str(config), *options], cwd=REPO,
                 env=self.server.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -87,7 +89,7 @@ def interrupt_and_rerun(commands: Commands, command: str, seed: int, folder: Pat
     """Kill a command, or one of its descendants, at a random moment; run it once more and compare."""
     draw = random.Random(seed)
     store = Path(shutil.copytree(commands.before[command], folder / f"{command}-{seed}"))
-    process = commands.start(command, store)
+    process = commands.start(command, store, *WORKERS.get(command, ()))
     time.sleep(draw.uniform(0.1, commands.seconds[command]))
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     victim = draw.choice(family) if draw.random() < 0.5 else family[0]

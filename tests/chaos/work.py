@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from nextquill_core.model.template_choice import TemplateChoice
 from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Outcome, Run
-from storage import Artifact, Staging, Store
+from storage import Artifact, InputRef, Staging, Store
 from storage.garbage import inventory, needed, removable, remove
 from storage.integrity import FOLDER as VERIFIED
 from storage.pointers import Target, move_pointer, moving, read_pointer
@@ -36,12 +36,12 @@ class Work(Run):
     """A run whose steps are made in milliseconds; `Run.make`, staging, commit and removal are the real ones.
 
     Args:
-        root: The store's folder.
+        root: The store's folder, or its URI.
         journal: Where each build and each shard that is made leaves a line; outside the store.
     """
 
-    def __init__(self, root: Path, journal: Path) -> None:
-        self.store = Store(root)
+    def __init__(self, root: Path | str, journal: Path) -> None:
+        self.store = Store(root) if isinstance(root, Path) else Store.open(root)
         self.config = SimpleNamespace(model_dump=lambda mode: {})  # type: ignore[assignment]
         self.plan = SimpleNamespace(model_identity={}, template=TemplateChoice("plain", "chosen by the test"))  # type: ignore[assignment]
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -55,7 +55,7 @@ class Work(Run):
 
     def do(self) -> None:
         """Do the work; called again after an interruption, it does what is left."""
-        self.store.remove_with_descendants([_find(self, USERS_DATA).ref] if self._has(USERS_DATA) else [])
+        self.store.remove_with_descendants(self._doomed())
         self.make(NUMBERS, self._numbers)
         self.make(SQUARES, self._squares)
         total = self.make(SUM, self._sum).artifact
@@ -72,8 +72,11 @@ class Work(Run):
         """Make the first artifact again although it is up to date; the new one takes its place."""
         return self.make(NUMBERS, self._numbers, force=True)
 
-    def _has(self, step: Step) -> bool:
-        return self.store.find(step.kind, step.fingerprint) is not None
+    def _doomed(self) -> list[InputRef]:
+        """The artifact that is removed for its user, and what an interrupted removal has left of it."""
+        kind, name = USERS_DATA.kind, USERS_DATA.fingerprint
+        found = self.store.find(kind, name)
+        return [found.ref] if found else [InputRef(kind, name, "")] if name in self.store.unnamed(kind) else []
 
     def _numbers(self, staging: Staging) -> Mapping[str, Any]:
         self._log("build numbers")

@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage import Artifact, Basis, InputRef, Manifest, Store, UserError, lease, objects
+from storage import garbage as keeping
 from storage.errors import Busy
-from storage.remote import RemoteStore
+from storage.garbage import inventory, needed, removable, remove
 from tests.conftest import REPO
 from tests.proxy import Proxy, Times
-from tests.s3 import environment, new_store, s3_server
+from tests.s3 import elsewhere, environment, new_store, opened, s3_server
 from tests.world import small_config, small_settings, write_config
 
 BASIS = Basis(tools="b")
@@ -52,22 +53,6 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return str(request.getfixturevalue("s3"))
     monkeypatch.setenv("NEXTQUILL_CACHE", str(tmp_path / "here"))
     return f"memory://store-{next(NUMBER)}/a/prefix"
-
-
-def elsewhere(uri: str, cache: Path) -> RemoteStore:
-    """The store as another machine sees it."""
-    before = os.environ["NEXTQUILL_CACHE"]
-    os.environ["NEXTQUILL_CACHE"] = str(cache)
-    try:
-        return opened(uri)
-    finally:
-        os.environ["NEXTQUILL_CACHE"] = before
-
-
-def opened(uri: str) -> RemoteStore:
-    store = Store.open(uri)
-    assert isinstance(store, RemoteStore)
-    return store
 
 
 def fill(store: Store, name: str = "a", rows: int = 3, files: int = 2, **options: bool) -> Artifact:
@@ -412,6 +397,8 @@ def test_parts_that_a_torn_upload_left_are_dropped_and_nobody_elses(s3: str) -> 
     store.objects.drop_parts("kind/a/data-0")
     left = store.objects._fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]
     assert [upload["Key"] for upload in left] == [f"{prefix}/kind/a/data-01/large.bin"]
+    fill(store)  # moto says of every upload that it was begun in 2010
+    assert "Uploads" not in store.objects._fs.call_s3("list_multipart_uploads", Bucket=bucket)
 
 
 @pytest.mark.process
@@ -424,6 +411,48 @@ def test_what_nobody_took_up_for_a_day_is_swept(s3: str, monkeypatch: pytest.Mon
     fill(store, restart=True)
     assert not store.objects.size("kind/a/data-0/part/0.parquet")
     assert len(store.objects.keys("kind/a")) == 4
+
+
+def test_what_nobody_took_up_is_also_swept_when_the_artifact_is_reused(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between the new manifest and the removal of the files of the old one."""
+    key = "kind/a/data-0/part/0.parquet"
+    fill(opened(uri))
+    there = elsewhere(uri, tmp_path / "there")
+    there.objects.put(key, b"of the artifact that was replaced")
+
+    def reuse() -> None:
+        found = there.find("kind", "a")
+        assert found is not None
+        assert there.fault(found) == ""
+        there.sweep("kind", "a")
+
+    reuse()
+    assert there.objects.size(key)  # its writer may still be at work
+    monkeypatch.setattr("storage.remote.ABANDONED", -1.0)
+    reuse()
+    assert not there.objects.size(key)
+    assert len(there.objects.keys("kind")) == 4
+
+
+def test_what_an_interrupted_removal_left_is_removed_by_gc(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(opened(uri))
+    fill(opened(uri), "b")
+    there = elsewhere(uri, tmp_path / "there")
+    there.objects.delete(["kind/a/manifest.json"])
+    (left,) = [held for held in inventory(there) if held.fingerprint == "a"]
+    assert (left.state, left.bytes) == ("interrupted", sum(there.objects.sizes("kind/a").values()))
+    assert left.name in needed([left], [])  # its writer may come back within a day
+    monkeypatch.setattr(keeping, "DAY_S", -1.0)
+    found = inventory(there)
+    removed = list(remove(there, removable(found, needed(found, [("kind", "b")]))))
+    assert [(held.name, gone) for held, gone in removed] == [(left.name, True)]
+    assert there.objects.keys("kind/a") == []
+    assert there.unnamed("kind") == {}
+    assert there.find("kind", "b")
 
 
 def _upload(uri: str, rows: int) -> None:

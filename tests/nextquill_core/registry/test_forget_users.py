@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.forget_users import forget_users
+from storage.objects import Objects
 from tests.nextquill_core.ingest.test_privacy import everything
 from tests.nextquill_core.pipeline.test_stages import ingest, run_all, whole  # noqa: F401 (a fixture)
 from tests.world import small_config
@@ -71,6 +73,35 @@ def test_others_keep_what_they_have_and_unfinished_work_goes(small_world: Path, 
     assert artifacts(run) == kept
     assert not list(store.glob("*/.staging-*"))
     assert not list(store.glob("*/.aside-*"))
+
+
+def test_a_removal_that_was_interrupted_in_an_object_store_is_finished(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is removed first, so the second run finds files that no manifest names."""
+    monkeypatch.setenv("NEXTQUILL_CACHE", str(tmp_path / "cache"))
+    store = f"memory://{tmp_path.name}/store"
+    mine = Run(small_config(small_world, store))  # type: ignore[arg-type]
+    ingest(mine)
+    user = pl.read_parquet(mine.artifact(mine.plan.ingest).folder / "sequences" / "*.parquet")["user_id"][0]
+    (tmp_path / "forget.txt").write_text(user)
+    config = small_config(small_world, store, privacy={"forget": str(tmp_path / "forget.txt")})  # type: ignore[arg-type]
+    delete = Objects.delete
+
+    def interrupted(objects: Objects, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        if any(key.startswith("scan/") and "/data-" in key for key in keys):
+            raise KeyboardInterrupt
+        delete(objects, keys)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Objects, "delete", interrupted)
+        forget_users(Run(config))
+    left = [key for key in Objects(store).keys("scan") if "/data-" in key]
+    assert left
+    assert "scan" in {name.partition("/")[0] for name in forget_users(Run(config))}
+    assert Objects(store).keys("") == []
+    assert forget_users(Run(config)) == []
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

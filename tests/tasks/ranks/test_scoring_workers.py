@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from nextquill_core.progress import silent
 from tasks.ranks.processes import process_count, shared_environment
 from tasks.ranks.scoring_workers import WorkersFailed, device_of, run_workers, worker_command
 from tests.conftest import REPO
-from tests.scoring import digests, open_job, write_sequences
+from tests.scoring import digests, open_job, wait_for, workers_of, write_sequences
 
 process = pytest.mark.process
 
@@ -34,26 +33,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sequences: Path, tiny_folder
     order, board = open_job(tmp_path_factory.mktemp("whole"), sequences, tiny_folder)
     work_alone(order, silent)
     return board
-
-
-def workers_of(folder: Path) -> dict[str, int]:
-    """Scoring workers of this machine on a job below the folder: their processes by name."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if "nextquill_core.causal.worker" in words and any(word.startswith(str(folder)) for word in words):
-            found[words[words.index("--name") + 1]] = int(entry.name)
-    return found
-
-
-def wait_for(condition: object, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @process
