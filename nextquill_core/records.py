@@ -1,6 +1,6 @@
-"""The records that the code passes around: an item, a review, an example.
+"""The records that the code passes around: an item, a review, an example, its token ids.
 
-They stand apart from the tables' columns, because a plan writes prompts and needs no Arrow for it.
+They are separate from the tables' columns in `schemas`, because they need no Arrow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a product says of itself; empty where the data say nothing."""
+    """The title and description of a product; empty where the data have none."""
 
     title: str
     description: str
@@ -23,8 +23,11 @@ class Review:
     """A review together with the item it is about.
 
     Attributes:
+        item: The item.
         rating: None where the data have none.
         title: Empty where the data have none.
+        text: The cleaned text.
+        timestamp_ms: UTC milliseconds.
     """
 
     item: Item
@@ -36,11 +39,14 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One thing to predict: the user's `target` review, given the reviews written before it.
+    """A review to predict from the same user's earlier reviews.
 
     Attributes:
-        history: The user's past reviews, oldest first; the whole of it, before any limit of the prompt.
-        summary: What the user's reviews are like, in words, to be shown before the history; empty for none.
+        example_id: Unique within an artifact.
+        split: One of `SPLITS`.
+        target: The review to predict.
+        history: All earlier reviews of the user, oldest first, before any limit of the prompt.
+        summary: A summary of the user's reviews, shown before the history; empty for none.
     """
 
     example_id: str
@@ -50,3 +56,30 @@ class Example:
     target: Review
     history: tuple[Review, ...]
     summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """Token ids of one example.
+
+    Attributes:
+        factual: Prompt with history, and with the user's summary if the example has one.
+        counterfactual: Prompt without history; equal to `factual` for a user without history.
+        target: Answer with the stop token at its end, which is missing only if the answer was cut at the limit.
+    """
+
+    example_id: str
+    factual: list[int]
+    counterfactual: list[int]
+    target: list[int]
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the branches differ."""
+        return self.factual != self.counterfactual
+
+    @property
+    def tokens(self) -> int:
+        """Token positions that computing both branches separately takes."""
+        branches = 2 if self.has_history else 1
+        return len(self.factual) + (branches - 1) * len(self.counterfactual) + branches * (len(self.target) - 1)

@@ -1,7 +1,7 @@
-"""The columns of every table an artifact holds.
+"""The columns of every table in an artifact.
 
-Times are UTC milliseconds, log-probabilities nats. `examples` index the reviews of their own user, oldest first, so a
-history text is stored once a user and never once an example.
+Times are UTC milliseconds, log-probabilities are nats. `examples` hold indices into the reviews of their user, oldest
+first, so a history text is stored once a user and never once an example.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ EFFECTS = pa.schema(
     }
 )
 WEIGHTS = pa.schema({"example_id": pa.string(), "weight": pa.list_(pa.float32())})
-# One score a past review, in the order of the example's history; and what an example's older reviews come down to.
+# One score for each review of the example's history, in its order.
 RELEVANCE = pa.schema({"example_id": pa.string(), "score": pa.list_(pa.float32())})
+# A summary of the older reviews of the example's history.
 SUMMARIES = pa.schema({"example_id": pa.string(), "summary": pa.string()})
 PREDICTIONS = pa.schema(
     {
@@ -57,7 +58,7 @@ PREDICTIONS = pa.schema(
         "finish_reason": pa.string(),
     }
 )
-# Log p of each token of the true review under a method's model, nats.
+# Log-probability of each token of the true review under a method's model, in nats.
 LIKELIHOODS = pa.schema({"example_id": pa.string(), "logp": pa.list_(pa.float32())})
 METRICS = pa.schema(
     {
@@ -71,10 +72,10 @@ METRICS = pa.schema(
         "n": pa.int64(),
     }
 )
-# Metrics of every point of a sweep, by its number, with its values as JSON.
+# Metrics of every point of a sweep: its number, and its settings as JSON.
 SWEEP = pa.schema([pa.field("point", pa.int32()), pa.field("values", pa.string()), *METRICS])
-# Results of parts of a split: a bucket of examples by `slice`, or both sides of a control and their difference, which
-# alone has p-values.
+# Results on parts of a split: buckets of examples by `slice`, or both sides of a control and their difference. Only
+# differences have p-values.
 SLICES = pa.schema(
     {
         "slice": pa.string(),
@@ -91,8 +92,8 @@ SLICES = pa.schema(
         "p_adjusted": pa.float64(),
     }
 )
-# `bleu` is the sentence score; `bleu_counts` (matching and all n-grams of order 1 to 4, both lengths) add up to the
-# corpus score. Log-likelihoods are nats, summed over the tokens counted beside them.
+# `bleu` is the sentence score; sums of `bleu_counts` (matching and all n-grams of order 1 to 4, both lengths) give
+# the corpus score. Log-likelihoods are in nats, summed over the tokens that are counted beside them.
 EXAMPLE_SCORES = pa.schema(
     {
         "example_id": pa.string(),

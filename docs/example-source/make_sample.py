@@ -1,4 +1,4 @@
-"""Writes `sample/`: the same 72 reviews of 6 books by 12 members, as JSON lines and as cards."""
+"""Write `sample/`: the same 72 reviews of 6 books by 12 members, as JSON lines and as cards."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def review_card(row: dict) -> str:
-    """A review as a card."""
+    """Return a review as a card."""
     fields = {
         "user_id": row["member"],
         "item_id": row["book_id"],
@@ -49,13 +49,20 @@ def review_card(row: dict) -> str:
 
 
 def book_card(row: dict) -> str:
-    """A book as a card."""
+    """Return a book as a card."""
     shelves = " | ".join(row["shelves"])
     return f"item_id: {row['book_id']}\ntitle: {row['title']}\ndescription: {row['blurb']}\ncategories: {shelves}"
 
 
 def write(name: str, records: list[str], between: str, ending: str) -> None:
-    """Write records with `between` after each."""
+    """Write a file of `sample/`.
+
+    Args:
+        name: Name of the file.
+        records: Texts to write.
+        between: Text after each record.
+        ending: Ending of the file's name.
+    """
     text = "".join(record + between for record in records)
     (FOLDER / f"{name}{ending}").write_text(text, encoding="utf-8")
 

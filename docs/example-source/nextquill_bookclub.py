@@ -13,7 +13,7 @@ from nextquill_core.ingest.sources.options import checked
 
 
 class BookClubJson(JsonLines):
-    """One object a line: which keys hold the canonical columns is all there is to say."""
+    """A review or a book in each line, as a JSON object; `columns` says which key holds what."""
 
     name = "bookclub-json"
     summary = "Book club (JSON lines, plain or .gz): local files"
@@ -37,7 +37,7 @@ class BookClubJson(JsonLines):
 
 
 class CardOptions(Section):
-    """What `bookclub-cards` takes as `ingest.options`."""
+    """The options of `bookclub-cards` (`ingest.options`)."""
 
     encoding: str = "utf-8"
 
@@ -54,7 +54,7 @@ LISTS = ("description", "categories")
 
 
 class BookClubCards(Source):
-    """Text files of cards: lines of `key: value`, an empty line after each card. `line` numbers the cards."""
+    """Text files of cards: lines of `key: value`, then an empty line. The column `line` numbers the cards."""
 
     name = "bookclub-cards"
     summary = "Book club (text files of review cards): local files"
@@ -64,7 +64,13 @@ class BookClubCards(Source):
         self.options = checked(CardOptions, options, self.name)
 
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
-        """Read about `batch_bytes` at a time. `resume` is the offset of the next card and how many lie before it."""
+        """Yield the cards of a file in batches of about `batch_bytes` bytes.
+
+        Args:
+            part: `reviews` or `items`.
+            path: The file.
+            resume: `resume` of an earlier batch: the offset of the next card and the number of cards before it.
+        """
         start, number = resume or (0, 0)
         rows: list[dict[str, Any]] = []
         bad: list[BadRow] = []
@@ -96,7 +102,7 @@ class BookClubCards(Source):
                 card = b""
 
     def _row(self, part: Part, raw: str) -> tuple[dict[str, Any], str | None]:
-        """The canonical values of a card, or why it is no row."""
+        """Return the canonical values of a card, or the reason why it is not a row."""
         if not all(":" in line for line in raw.splitlines()):
             return {}, "not-a-card"
         fields = {key: value.strip() for key, _, value in (line.partition(":") for line in raw.splitlines())}

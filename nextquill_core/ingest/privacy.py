@@ -1,4 +1,4 @@
-"""Whose ids are replaced and who is forgotten, before anything is written.
+"""Replace user ids by pseudonyms and leave out users who are to be forgotten, before anything is written.
 
 Both happen where raw rows come in, so no artifact, not even a part of one, ever holds what is to be hidden. Raw texts
 of lines that cannot be read may hold anything; under either setting they are withheld.
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from nextquill_core.config import PrivacyConfig
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.sources.base import Batch
+from nextquill_core.ingest.batches import Batch
 from storage.fingerprint import fingerprint
-from storage.redaction import keep_secret
+from storage.redaction import register_secret
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,19 +46,19 @@ class Privacy:
 
     @property
     def active(self) -> bool:
-        """Whether anything is hidden at all."""
+        """Whether anything is hidden."""
         return self.pseudonymize or bool(self.forget)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an artifact's fingerprint may know: digests that change with the key and with the list."""
+        """Digests of the key and the list, for an artifact's fingerprint."""
         return {
             "key": self.pseudonym("nextquill: which key is this") if self.pseudonymize else None,
             "forget": fingerprint(sorted(self.forget)) if self.forget else None,
         }
 
     def pseudonym(self, user_id: str) -> str:
-        """A user's pseudonym: BLAKE2b with the key, 128 bits in hexadecimal.
+        """Return a user's pseudonym: BLAKE2b with the key, 128 bits in hexadecimal.
 
         Raises:
             ValueError: There is no key.
@@ -68,7 +68,7 @@ class Privacy:
         return hashlib.blake2b(user_id.encode(), key=self.key[:64], digest_size=HEX_DIGITS // 2).hexdigest()
 
     def forgotten(self, user_ids: pl.Series) -> pl.Series:
-        """Which of these ids (raw, or pseudonyms under the same key) belong to users who are to be forgotten."""
+        """Return which of these ids (raw, or pseudonyms under the same key) belong to users who are to be forgotten."""
         import polars as pl
 
         listed = pl.Series(sorted(self.forget), dtype=pl.String)
@@ -82,7 +82,7 @@ class Privacy:
         )
 
     def apply(self, batch: Batch) -> tuple[Batch, int]:
-        """The batch without what is hidden, and how many rows went because their user is forgotten."""
+        """Return the batch without what is hidden, and the number of rows of users who are to be forgotten."""
         if not self.active:
             return batch, 0
         rows = batch.rows
@@ -99,17 +99,17 @@ class Privacy:
 
 
 def privacy(config: PrivacyConfig, secret: str | None = None) -> Privacy:
-    """The privacy settings with their key and list.
+    """Return the privacy settings with their key and list.
 
     Args:
         config: The settings.
-        secret: The key, where it comes from elsewhere than the environment.
+        secret: The key, where it does not come from the environment.
 
     Raises:
         DataError: There is no key or it is too short, or the list cannot be read.
     """
     text = secret if secret is not None else os.environ.get(config.key_env)
-    keep_secret(value=text)
+    register_secret(value=text)
     key = hashlib.blake2b(text.encode()).digest() if text else None
     if config.pseudonymize:
         if not text:
@@ -120,10 +120,10 @@ def privacy(config: PrivacyConfig, secret: str | None = None) -> Privacy:
                 f"environment variable {config.key_env}" if secret is None else "the Prefect secret",
                 'make one with `python -c "import secrets; print(secrets.token_hex(32))"`',
             )
-    return Privacy(key, config.pseudonymize, _listed(config.forget))
+    return Privacy(key, config.pseudonymize, _user_list(config.forget))
 
 
-def _listed(path: str | None) -> frozenset[str]:
+def _user_list(path: str | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:

@@ -1,4 +1,4 @@
-"""Reading the ingest artifact back. Needs pyarrow and nothing else, so that it works where the GPUs are.
+"""Read the ingest artifact back. Needs only pyarrow, so that it works where the GPUs are.
 
 Sequences and examples come in the order in which they were written: categories as in the config, users by their ids,
 targets oldest first.
@@ -6,17 +6,20 @@ targets oldest first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextquill_core.records import SPLITS
-from nextquill_core.schemas import Example, Item, Review
+from nextquill_core.records import SPLITS, Example, Item, Review
 from storage.tables import read_table
+
+MIN_REPEATED_CHARS = 40
+"""A shorter text occurs in others by chance, so it counts as repeated only where it is the whole of an earlier one."""
 
 
 def read_examples(folder: Path, splits: Sequence[str] | None = None) -> Iterator[Example]:
-    """The examples of an ingest artifact, one shard in memory at a time.
+    """Yield the examples of an ingest artifact, one shard in memory at a time.
 
     Reviews and items are shared: a text that stands in many histories is held once.
 
@@ -47,11 +50,11 @@ def read_examples(folder: Path, splits: Sequence[str] | None = None) -> Iterator
 
 
 def base_profiles(folder: Path, before_ms: int | None = None) -> list[tuple[Review, ...]]:
-    """Each user's base profile, oldest review first: what was written before the first target. It may be empty.
+    """Return each user's base profile, oldest review first: the reviews before the first target. It may be empty.
 
     Args:
         folder: The artifact's folder.
-        before_ms: Leave out what was written at this time (UTC ms) or later.
+        before_ms: Leave out reviews of this time (UTC ms) or later.
     """
     profiles: list[tuple[Review, ...]] = []
     for reviews_of, examples in _shards(folder):
@@ -65,8 +68,42 @@ def base_profiles(folder: Path, before_ms: int | None = None) -> list[tuple[Revi
     return profiles
 
 
+def is_repeated(text: str, earlier: Iterable[str]) -> bool:
+    """Return whether a target's text stands, character by character, in an earlier review of the same user.
+
+    The protocol keeps one of several equal texts, but a review that is quoted inside a longer, earlier one stays. A
+    method that copies from the history gets such a target right without knowing anything about the user.
+
+    Args:
+        text: The cleaned text of the target.
+        earlier: The cleaned texts of the user's earlier reviews.
+    """
+    long_enough = len(text) >= MIN_REPEATED_CHARS
+    return any(text == other or (long_enough and text in other) for other in earlier)
+
+
+def repeated_targets(sequences: Sequence[Path], examples: Sequence[Path]) -> Counter[str]:
+    """Count the repeated targets of each split.
+
+    Args:
+        sequences: Shards of user sequences.
+        examples: The shards of examples of the same users, in the same order.
+    """
+    found: Counter[str] = Counter()
+    for sequence_shard, example_shard in zip(sequences, examples, strict=True):
+        users = read_table(sequence_shard, columns=["user_id", "reviews"])
+        texts = {
+            user: [review["text"] for review in reviews]
+            for user, reviews in zip(users["user_id"].to_pylist(), users["reviews"].to_pylist(), strict=True)
+        }
+        for row in read_table(example_shard, columns=["user_id", "split", "target", "history"]).to_pylist():
+            mine = texts[row["user_id"]]
+            found[row["split"]] += is_repeated(mine[row["target"]], (mine[index] for index in row["history"]))
+    return found
+
+
 def _shards(folder: Path) -> Iterator[tuple[dict[tuple[str, str], list[Review]], list[dict[str, Any]]]]:
-    """Shard by shard, each user's reviews and the rows of the examples; both tables are cut at the same users."""
+    """Yield each user's reviews and the rows of the examples, by shard; both tables are cut at the same users."""
     items = _items(folder)
     for path in sorted((folder / "sequences").glob("*.parquet")):
         reviews_of = {}

@@ -1,8 +1,8 @@
-"""One category's raw files as Parquet: every row that can be read, whatever the protocol will think of it.
+"""Scan one category's raw files into Parquet: every row that can be read, whatever the protocol will make of it.
 
-This is the expensive pass, and the only one that sees raw files, so it knows no threshold: a change of the protocol
-never repeats it. A batch becomes a part; a part is finished once its record stands in the scratch folder, so a scan
-that was killed goes on after it.
+This is the expensive pass, and the only one that reads raw files, so it knows no threshold: a change of the protocol
+never repeats it. Each batch becomes a part. A part is finished once its record stands in the scratch folder, so a scan
+that was killed resumes after it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ import xxhash
 
 from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
+from nextquill_core.ingest.account import RowCounts, describe, first_by_reason, too_many_bad_rows
+from nextquill_core.ingest.batches import PARTS, BadRow, Batch, Part
 from nextquill_core.ingest.canonical import CANONICAL
-from nextquill_core.ingest.clean import joined
-from nextquill_core.ingest.empty import holds_nothing
+from nextquill_core.ingest.formats.text_files import is_empty_file
 from nextquill_core.ingest.privacy import Privacy
-from nextquill_core.ingest.sources.base import BadRow, Batch, Part, RawFiles, Source
-from nextquill_core.ingest.suspects import SUSPECT, suspect_reason
-from nextquill_core.ingest.tally import Tally, described, listed, remedies, too_many_bad
+from nextquill_core.ingest.selection import SUSPECT, quarantine_table, suspect_reason
+from nextquill_core.ingest.sources.base import RawFiles, Source
 from nextquill_core.progress import Progress
-from storage.documents import read_checked
 from storage.files import atomic_path, write_json
 from storage.staging import Staging
+from storage.stored_json import read_checked
 
-HOPELESS_ROWS = 10_000  # a file without one readable row among so many is not read to its end
-TELLING_ROWS = 100_000  # from so many rows on, the share of bad ones in a file is known well enough to stop
+UNREADABLE_ROWS = 10_000  # a file without one readable row among so many is not read to its end
+TELLING_ROWS = 100_000  # from so many rows on, the share of bad rows in a file is known well enough to stop
 LISTED = 1_000  # suspect rows of one reason that are listed a batch; all are counted
 DIGEST_BYTES = 64 << 10  # small enough to stay in the processor's cache
 WRITERS = 4  # most of them wait for the disk
 MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
+HEADING = "Product Description"  # the first part of many descriptions
 
 
 def scan_category(
@@ -57,11 +58,11 @@ def scan_category(
         source: How to read.
         raw: The files.
         privacy: What is hidden.
-        staging: Where the tables go; an interrupted scan is taken up. The caller seals it.
-        progress: Told of the bytes on disk that were read.
+        staging: Where the tables go; an interrupted scan is resumed. The caller seals it.
+        progress: Receives the number of bytes on disk that were read.
 
     Returns:
-        The stats, as JSON values: a `Tally` for `reviews` and one for `items`, under `empty_files` the names of the
+        The stats, as JSON values: the `RowCounts` of `reviews` and of `items`, under `empty_files` the names of the
         files of either part that hold no row, and `scanned_at`.
 
     Raises:
@@ -73,37 +74,61 @@ def scan_category(
     scanned_at = datetime.fromisoformat(read_checked(begun, str, "run the stage with --force"))
     meter = _Meter(progress, sum(path.stat().st_size for path in (*raw.items, *raw.reviews)), raw.category)
     stats: dict[str, Any] = {"scanned_at": scanned_at.isoformat(), "empty_files": {}}
-    for part in ("items", "reviews"):
-        tally, last_row, empty = Tally(), 0, list[str]()
+    for part in reversed(PARTS):
+        counts, last_row, empty = RowCounts(), 0, list[str]()
         for number, path in enumerate(raw.of(part)):
             name = path.name if [file.name for file in raw.of(part)].count(path.name) == 1 else str(path)
-            file = _File(config, source, privacy, staging, part, number, path, name, last_row, scanned_at)
-            before, first_row = tally.read, last_row
-            last_row = file.scan(tally, meter)
-            if tally.read == before:
+            file = _FileScan(config, source, privacy, staging, part, number, path, name, last_row, scanned_at)
+            before, first_row = counts.read, last_row
+            last_row = file.run(counts, meter)
+            if counts.read == before:
                 empty.append(name)
             else:
-                tally.files.append((name, first_row))
-        if not tally.read:
+                counts.files.append((name, first_row))
+        if not counts.read:
             raise _no_rows(raw.of(part))
-        stats[part], stats["empty_files"][part] = tally.to_json(), empty
+        stats[part], stats["empty_files"][part] = counts.model_dump(mode="json"), empty
     progress(meter.total, meter.total, "done")
     return stats
 
 
+def join_description(description: pl.Expr) -> pl.Expr:
+    """Join the parts of an item's description (list of str) by blanks, without a leading "Product Description".
+
+    Nulls in the list are left out.
+    """
+    parts = description.fill_null([])
+    headed = parts.list.first().eq(HEADING).fill_null(False)
+    return pl.when(headed).then(parts.list.slice(1)).otherwise(parts).list.join(" ").alias("description")
+
+
 @dataclass
 class _Meter:
+    """Reports the progress over all files of a category.
+
+    Attributes:
+        before: Bytes of the files that are done.
+    """
+
     progress: Progress
     total: int
     category: str
-    before: int = 0  # bytes of the files that are done
+    before: int = 0
 
     def __call__(self, position: int, part: Part) -> None:
         self.progress(min(self.before + position, self.total), self.total, f"{self.category}: reading {part}")
 
 
 @dataclass(frozen=True)
-class _File:
+class _FileScan:
+    """The scan of one file.
+
+    Attributes:
+        number: The file's place among those of its part.
+        name: How tables and messages name the file.
+        first_row: The `row` before its first.
+    """
+
     config: IngestConfig
     source: Source
     privacy: Privacy
@@ -115,18 +140,18 @@ class _File:
     first_row: int
     scanned_at: datetime
 
-    def scan(self, tally: Tally, meter: _Meter) -> int:
-        """Scan the file and count it into `tally`; returns the last `row`."""
-        mine, done, resume, last_line = Tally(), 0, None, 0
-        if holds_nothing(self.path):
-            tally.digests.append(_BytesRead(self.path).whole())
+    def run(self, counts: RowCounts, meter: _Meter) -> int:
+        """Scan the file, add its rows to `counts` and return the last `row`."""
+        mine, done, resume, last_line = RowCounts(), 0, None, 0
+        if is_empty_file(self.path):
+            counts.digests.append(_Digest(self.path).whole())
             return self.first_row
         for record in self._finished():
             mine.add(record)
             done, resume, last_line = done + 1, record["resume"], record["last_line"]
         batches = self.source.read(self.part, self.path, resume)
         batches = batches if resume is not None else islice(batches, done, None)
-        before, bytes_read = self.path.stat(), _BytesRead(self.path)
+        before, digest = self.path.stat(), _Digest(self.path)
         size = before.st_size
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="ingest-writer") as writers:
             writing: deque[Future[None]] = deque()
@@ -137,24 +162,24 @@ class _File:
                 record = self._record(batch, table, suspects, forgotten)
                 mine.add(record)
                 last_line = batch.last_line
-                self._stop_if_asked_to(batch.bad)
-                self._stop_if_hopeless(mine, batch.position / size)
+                self._stop_if_configured(batch.bad)
+                self._stop_if_unreadable(mine, batch.position / size)
                 if len(writing) == WRITERS:
                     writing.popleft().result()
                 name = f"{self.number:04d}-{number:06d}"
                 writing.append(writers.submit(self._write, name, table, batch.bad, suspects, record))
                 meter(batch.position, self.part)
-                bytes_read.up_to(batch.position)
+                digest.read_to(batch.position)
             for future in writing:
                 future.result()
-        self._stop_if_hopeless(mine, 1.0, at_end=True)
-        bytes_read.up_to(size)
+        self._stop_if_unreadable(mine, 1.0, at_end=True)
+        digest.read_to(size)
         after = self.path.stat()
         if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
             raise DataError("the file changed while it was read", str(self.path), "run the command again")
         meter.before += size
-        tally.add(mine.to_json())
-        tally.digests.append(bytes_read.digest)
+        counts.add(mine.model_dump(mode="json"))
+        counts.digests.append(digest.hexadecimal)
         return self.first_row + last_line
 
     def _table(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -165,7 +190,7 @@ class _File:
                 pl.col("item_id").hash().alias("item"),
                 "item_id",
                 "title",
-                joined(pl.col("description")),
+                join_description(pl.col("description")),
                 pl.col("categories").list.len().fill_null(0),
                 "rating_number",
             )
@@ -178,21 +203,26 @@ class _File:
             pl.col("user_id").hash().alias("user"),
             pl.col("item_id").hash().alias("item"),
             pl.col("text").hash().alias("text_hash"),
-            _mixed(columns).alias("twin"),
+            _hash_of(columns).alias("twin"),
             pl.col("text").str.len_chars().fill_null(0).alias("chars"),
             (pl.col("title").fill_null("") != "").alias("titled"),
         )
 
     def _record(self, batch: Batch, table: pl.DataFrame, suspects: Sequence[BadRow], forgotten: int) -> dict[str, Any]:
-        """What is known of a part once it is written."""
+        """Return the counts of a part and where reading resumes after it."""
         return {
             "read": table.height + len(batch.bad) + forgotten,
             "blank": batch.blank,
             "bad": dict(Counter(row.reason for row in batch.bad)),
             "suspect": dict(table[SUSPECT].drop_nulls().value_counts().iter_rows()) if SUSPECT in table else {},
             "forgotten": forgotten,
-            "examples": self._examples([*batch.bad, *suspects]),
-            "remedies": remedies(batch.bad),
+            "examples": {
+                reason: f"{self.name}:{row.line}: {describe(row)}"
+                for reason, row in first_by_reason([*batch.bad, *suspects]).items()
+            },
+            "remedies": {
+                reason: row.remedy for reason, row in first_by_reason(row for row in batch.bad if row.remedy).items()
+            },
             "resume": batch.resume,
             "last_line": batch.last_line,
         }
@@ -206,17 +236,15 @@ class _File:
         record: Mapping[str, Any],
     ) -> None:
         self._write_table(f"{self.part}/{name}.parquet", table)
-        self._write_listed(f"bad/{self.part}-{name}.parquet", bad)
-        self._write_listed(f"suspect/{self.part}-{name}.parquet", suspects)
+        for folder, rows in (("bad", bad), ("suspect", suspects)):
+            if rows:
+                listed = quarantine_table((self.name, row) for row in rows)
+                self._write_table(f"{folder}/{self.part}-{name}.parquet", listed)
         write_json(self._record_path(name), record)
-
-    def _write_listed(self, name: str, rows: Sequence[BadRow]) -> None:
-        if rows:
-            self._write_table(name, listed((self.name, row) for row in rows))
 
     def _write_table(self, name: str, table: pl.DataFrame) -> None:
         with atomic_path(self.staging.path(name)) as temporary:
-            # packed, texts would take a third less room, but the whole ingest a fifth more time
+            # compressed, texts would take a third less room, but the whole ingest a fifth more time
             table.write_parquet(temporary, compression="uncompressed", statistics=False)
         self.staging.finish(name, rows=table.height)
 
@@ -228,12 +256,6 @@ class _File:
         lines = ((row - self.first_row, reason) for reason, row in found.sort("row").iter_rows())
         return [BadRow(line, reason, raw(line)) for line, reason in lines]
 
-    def _examples(self, rows: Sequence[BadRow]) -> dict[str, str]:
-        first: dict[str, str] = {}
-        for row in rows:
-            first.setdefault(row.reason, f"{self.name}:{row.line}: {described(row)}")
-        return first
-
     def _finished(self) -> Iterator[dict[str, Any]]:
         part = 0
         while (path := self._record_path(f"{self.number:04d}-{part:06d}")).exists():
@@ -243,18 +265,18 @@ class _File:
     def _record_path(self, name: str) -> Path:
         return self.staging.scratch / self.part / f"{name}.json"
 
-    def _stop_if_asked_to(self, bad: Sequence[BadRow]) -> None:
+    def _stop_if_configured(self, bad: Sequence[BadRow]) -> None:
         if bad and self.config.bad_rows == "fail":
             raise DataError(
-                f"{bad[0].reason}: {described(bad[0])}",
+                f"{bad[0].reason}: {describe(bad[0])}",
                 f"{self.path}, line {bad[0].line}",
                 f"{bad[0].remedy or 'fix the line'}, or set ingest.bad_rows to quarantine",
             )
 
-    def _stop_if_hopeless(self, mine: Tally, share_read: float, *, at_end: bool = False) -> None:
+    def _stop_if_unreadable(self, mine: RowCounts, share_read: float, *, at_end: bool = False) -> None:
         """Stop where nothing in the file can be read, or where too much cannot and the rest will not change that."""
-        bad = sum(mine.bad.values())
-        if mine.read and mine.read == bad and (at_end or mine.read >= HOPELESS_ROWS):
+        bad = mine.bad.total()
+        if mine.read and mine.read == bad and (at_end or mine.read >= UNREADABLE_ROWS):
             reason, example = next(each for each in mine.examples.items() if each[0] in mine.bad)
             raise DataError(
                 f"none of {mine.read:,} rows can be read, the first is {reason} ({example})",
@@ -262,10 +284,10 @@ class _File:
                 mine.remedies.get(reason) or f"give a file as ingest.source {self.source.name} reads it",
             )
         if mine.read >= TELLING_ROWS and bad > self.config.max_bad_share * mine.read / share_read:
-            raise too_many_bad(mine, self.part, self.config.max_bad_share)
+            raise too_many_bad_rows(mine, self.part, self.config.max_bad_share)
 
 
-class _BytesRead:
+class _Digest:
     """Digests a file's bytes soon after the source has read them, when they are still in memory."""
 
     def __init__(self, path: Path) -> None:
@@ -273,8 +295,8 @@ class _BytesRead:
         self._done = 0
         self._state = xxhash.xxh3_128()
 
-    def up_to(self, position: int) -> None:
-        """Take in what lies before `position`."""
+    def read_to(self, position: int) -> None:
+        """Digest the bytes before `position`."""
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._done)
             while self._done < position and (piece := file.read(min(DIGEST_BYTES, position - self._done))):
@@ -282,12 +304,12 @@ class _BytesRead:
                 self._done += len(piece)
 
     def whole(self) -> str:
-        """The digest of all bytes of a small file."""
-        self.up_to(self._path.stat().st_size)
-        return self.digest
+        """Return the digest of all bytes of a small file."""
+        self.read_to(self._path.stat().st_size)
+        return self.hexadecimal
 
     @property
-    def digest(self) -> str:
+    def hexadecimal(self) -> str:
         return self._state.hexdigest()
 
 
@@ -297,8 +319,8 @@ def _no_rows(paths: Sequence[Path]) -> DataError:
     return DataError(f"none of {len(paths):,} files holds a row", f"{paths[0]}, …", "fetch them again")
 
 
-def _mixed(columns: Sequence[str]) -> pl.Expr:
-    """One hash (u64) of several columns; hashing them as a struct is ten times slower."""
+def _hash_of(columns: Sequence[str]) -> pl.Expr:
+    """Return one hash (u64) of several columns; hashing them as a struct is ten times slower."""
     mixed = pl.lit(0, dtype=pl.UInt64)
     for column in columns:
         mixed = mixed * MIXER + pl.col(column).hash()

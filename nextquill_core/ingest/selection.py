@@ -1,10 +1,13 @@
-"""Which of a scanned category's rows the protocol looks at: the rules for single rows, on ids and lengths alone."""
+"""Select the rows of a scanned category that the protocol looks at, by rules for single rows on ids and lengths.
+
+A rule says what the protocol drops and which setting would accept it. Which values are suspect is decided here too.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,36 @@ import polars as pl
 
 from nextquill_core.config import IngestConfig, ProtocolConfig
 from nextquill_core.errors import DataError
+from nextquill_core.ingest.account import (
+    DUPLICATE,
+    ITEM_DROPPED,
+    REASON,
+    UNKNOWN_ITEM,
+    Account,
+    RowCounts,
+    count_reasons,
+    shorten,
+    too_many_bad_rows,
+)
+from nextquill_core.ingest.batches import PARTS, RAW_CHARS, BadRow, Part
 from nextquill_core.ingest.canonical import CANONICAL
-from nextquill_core.ingest.formats.fields import RAW_CHARS
-from nextquill_core.ingest.joining import no_item_matches
-from nextquill_core.ingest.report import DUPLICATE, ITEM_DROPPED, UNKNOWN_ITEM, Account
-from nextquill_core.ingest.rules import REASON, Rule, counts, first_broken, item_rules, review_rules
-from nextquill_core.ingest.sources.base import BadRow, Part, Source
-from nextquill_core.ingest.suspects import SUSPECT
-from nextquill_core.ingest.tally import Tally, listed, shortened, too_many_bad
+from nextquill_core.ingest.cohort import KEY
+from nextquill_core.ingest.diagnosis import no_item_matches
+from nextquill_core.ingest.sources.base import Source
 
-SAMPLED = 1000  # item ids of either side that are compared where no review's item is known
+SAMPLED = 1000  # item ids of each side that are compared where no review's item is known
+SUSPECT = "suspect"
+# The same number is a date before 3 March 1973 in milliseconds and one before the year 5138 in seconds. There were no
+# online reviews before 1973.
+SECONDS_BELOW = 100_000_000_000
+# The settings of the protocol by which a column may be empty.
+REQUIRE: Mapping[str, str] = {
+    "reviews.rating": "require_rating",
+    "reviews.title": "require_review_title",
+    "items.title": "require_item_title",
+    "items.categories": "require_categories",
+    "items.rating_number": "require_rating_number",
+}
 
 
 @dataclass(frozen=True)
@@ -30,31 +53,49 @@ class Scanned:
     """A finished scan.
 
     Attributes:
+        category: The category's name.
         folder: Where its tables are.
-        reviews: What was found in the files of reviews.
-        items: What was found in those of items.
+        reviews: The row counts of the files of reviews.
+        items: The row counts of the files of items.
         empty_files: Names of files without a row, by part; others of the same part have rows.
     """
 
     category: str
     folder: Path
-    reviews: Tally
-    items: Tally
+    reviews: RowCounts
+    items: RowCounts
     empty_files: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, category: str, folder: Path, stats: Mapping[str, Any]) -> Scanned:
-        """A scan with the stats that `scan_category` returned."""
-        reviews, items = Tally.from_json(stats["reviews"]), Tally.from_json(stats["items"])
+        """Open a scan.
+
+        Args:
+            category: The category's name.
+            folder: Where its tables are.
+            stats: The stats that `scan_category` returned.
+        """
+        reviews, items = (RowCounts.model_validate(stats[part]) for part in PARTS)
         return cls(category, folder, reviews, items, stats.get("empty_files", {}))
 
+    def counts(self, part: Part) -> RowCounts:
+        """Return the row counts of a part."""
+        return self.reviews if part == "reviews" else self.items
+
     def parts(self, table: str) -> list[Path]:
-        """The Parquet files of a table, in the order of their rows."""
+        """Return the Parquet files of a table, in the order of their rows."""
         return sorted((self.folder / table).glob("*.parquet"))
 
     def table(self, name: str) -> pl.LazyFrame:
-        """A table, in the order of its rows."""
+        """Return a table, in the order of its rows."""
         return pl.scan_parquet(self.parts(name))
+
+    def item_ids(self, part: Part, rows: pl.Series | None = None) -> list[str]:
+        """Return the item ids of the first rows of a part, or of `rows`: each once, at most `SAMPLED` of them."""
+        ids = self.table(part).select("row", "item_id")
+        if rows is not None:
+            ids = ids.filter(pl.col("row").is_in(rows.head(SAMPLED).implode()))
+        return ids.head(SAMPLED).collect()["item_id"].unique(maintain_order=True).to_list()
 
 
 @dataclass(frozen=True)
@@ -72,7 +113,7 @@ class Items:
     account: Account
 
     def describe(self, scanned: Scanned, chosen: pl.Series) -> pl.DataFrame:
-        """The items with these hashes: item, item_id, title, description, sorted by item_id."""
+        """Return the items with these hashes: item, item_id, title, description, sorted by item_id."""
         rows = self.kept.filter(pl.col("item").is_in(chosen.unique().implode())).select("row")
         columns = ("item", "item_id", pl.col("title").fill_null(""), "description")
         found = scanned.table("items").join(rows.lazy(), on="row", how="semi").select(columns)
@@ -84,7 +125,7 @@ class Selection:
     """The reviews that pass the rules for single rows.
 
     Attributes:
-        rows: As `cohort` wants them, in file order: `row`, `user`, `item`, `text` (hash of the raw text), `time`.
+        rows: In file order, as `cohort` takes them: `row`, `user`, `item`, `text` (hash of the raw text), `time`.
         duplicates: The `row` of each review that repeats an earlier row in every column.
         account: Where the others went.
     """
@@ -94,30 +135,56 @@ class Selection:
     account: Account
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A rule that a single row can break.
+
+    Attributes:
+        reason: The name under which rows that break it are counted.
+        column: The canonical column that it is about, as `items.title`.
+        broken: Whether a row of a scan breaks it.
+        value: What the row has instead, as text.
+        remedy: The setting that would accept the row, in a few words.
+        applies: Whether the protocol asks for it.
+    """
+
+    reason: str
+    column: str
+    broken: pl.Expr
+    value: pl.Expr
+    remedy: str
+    applies: bool = True
+
+
 def check_bad_rows(scanned: Scanned, config: IngestConfig) -> None:
-    """Hold a finished scan to `bad_rows` and `max_bad_share`: it may have been made under other ones.
+    """Apply `bad_rows` and `max_bad_share` to a finished scan, which may have been made under other values.
 
     Raises:
-        DataError: There are bad rows though none may be, or too many.
+        DataError: There are bad rows though none are allowed, or too many.
     """
-    parts: tuple[tuple[Part, Tally], ...] = (("items", scanned.items), ("reviews", scanned.reviews))
-    for part, tally in parts:
-        suspect = tally.suspect if config.suspect_rows == "bad" else Counter[str]()
-        whole = Tally(tally.read, bad=tally.bad + suspect, examples=tally.examples, remedies=tally.remedies)
+    for part in reversed(PARTS):
+        counts = scanned.counts(part)
+        suspect = counts.suspect if config.suspect_rows == "bad" else Counter[str]()
+        whole = counts.model_copy(update={"bad": counts.bad + suspect})
         bad = whole.bad.total()
         if bad and config.bad_rows == "fail":
             reason = next(iter(whole.bad))
             raise DataError(
-                f"{reason}: {shortened(tally.examples[reason])}",
+                f"{reason}: {shorten(counts.examples[reason])}",
                 f"{part} of {scanned.category}",
-                f"{tally.remedies.get(reason) or 'fix the line'}, or set ingest.bad_rows to quarantine",
+                f"{counts.remedies.get(reason) or 'fix the line'}, or set ingest.bad_rows to quarantine",
             )
-        if bad > config.max_bad_share * tally.read:
-            raise too_many_bad(whole, part, config.max_bad_share)
+        if bad > config.max_bad_share * counts.read:
+            raise too_many_bad_rows(whole, part, config.max_bad_share)
 
 
 def select_items(scanned: Scanned, protocol: ProtocolConfig, source: Source) -> Items:
     """Apply the rules for items.
+
+    Args:
+        scanned: The category.
+        protocol: The thresholds.
+        source: What read the raw files.
 
     Raises:
         RuntimeError: Two item ids share a hash; among five million ids, the chance is about one in a million.
@@ -126,8 +193,7 @@ def select_items(scanned: Scanned, protocol: ProtocolConfig, source: Source) -> 
     rows = scanned.table("items").select("row", "item", "item_id", first_broken(rules)).collect()
     if rows["item_id"].n_unique() != rows["item"].n_unique():
         raise RuntimeError("two item ids share a 64-bit hash")
-    account = _account(scanned, "items", rows[REASON])
-    account.examples |= _examples(scanned, "items", rules, rows[REASON])
+    account = _account(scanned, "items", rules, rows[REASON])
     passed = rows.filter(pl.col(REASON).is_null())
     kept = passed.group_by("item").agg(pl.col("row").max())
     account.dropped["repeat_item"] = passed.height - kept.height
@@ -136,10 +202,16 @@ def select_items(scanned: Scanned, protocol: ProtocolConfig, source: Source) -> 
 
 
 def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source: Source) -> Selection:
-    """Apply the rules for single reviews: those of their own, then their item has to be one that stays.
+    """Apply the rules for single reviews, then drop those whose item was dropped.
+
+    Args:
+        scanned: The category.
+        config: The protocol, and whether suspect rows are bad.
+        items: The items that stay.
+        source: What read the raw files.
 
     Raises:
-        DataError: The items of the reviews are none of the category's.
+        DataError: No review is of an item in the category.
     """
     rules = review_rules(config.protocol, source)
     reason = first_broken(rules)
@@ -147,8 +219,7 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
         reason = pl.coalesce(SUSPECT, reason.cast(pl.String)).alias(REASON)
     columns = ("row", "user", "item", "text_hash", "timestamp_ms", "twin")
     judged = scanned.table("reviews").select(*columns, reason).collect()
-    account = _account(scanned, "reviews", judged[REASON])
-    account.examples |= _examples(scanned, "reviews", rules, judged[REASON])
+    account = _account(scanned, "reviews", rules, judged[REASON])
     if config.suspect_rows == "list":
         account.suspect = Counter(scanned.reviews.suspect)
     passed = judged.filter(pl.col(REASON).is_null()).drop(REASON)
@@ -161,8 +232,8 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
     if len(unknown) and len(unknown) == passed.height:
         raise no_item_matches(
             passed.height,
-            item_ids(scanned, "reviews", passed["row"]),
-            item_ids(scanned, "items"),
+            scanned.item_ids("reviews", passed["row"]),
+            scanned.item_ids("items"),
             ", ".join(name for name, _ in scanned.items.files),
             scanned.category,
         )
@@ -171,10 +242,10 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
         (UNKNOWN_ITEM, unknown, "which the items do not have; give its metadata in ingest.inputs[].items"),
     ):
         if len(rows):
-            (item,) = item_ids(scanned, "reviews", rows.head(1))
+            (item,) = scanned.item_ids("reviews", rows.head(1))
             file, line = scanned.reviews.place(rows[0])
-            account.examples[name] = f"{file}:{line}: item {shortened(item)!r}, {why}"
-    twins = kept["twin"].sort()  # sorting finds them ten times sooner than hashing
+            account.examples[name] = f"{file}:{line}: item {shorten(item)!r}, {why}"
+    twins = kept["twin"].sort()  # sorting finds them ten times faster than hashing
     alike = kept.filter(pl.col("twin").is_in(twins.filter(twins == twins.shift(1)).implode()))
     spare = alike.filter(~pl.struct(pl.exclude("row")).is_first_distinct())["row"]
     account.dropped[DUPLICATE] = len(spare)
@@ -183,46 +254,176 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
 
 
 def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:
-    """The rows that repeat an earlier one, for the quarantine: file, line, reason, raw (the row's columns as JSON)."""
+    """Return the rows that repeat an earlier one, for the quarantine; `raw` is the row's columns as JSON."""
     columns = tuple(CANONICAL["reviews"])
     rows = scanned.table("reviews").join(selection.duplicates.to_frame().lazy(), on="row", how="semi")
     found = rows.select("row", *columns).collect().sort("row")
     places = (scanned.reviews.place(row) for row in found["row"])
     raw = (json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True))
-    return listed(
+    return quarantine_table(
         (file, BadRow(line, DUPLICATE, text[:RAW_CHARS])) for (file, line), text in zip(places, raw, strict=True)
     )
 
 
-def item_ids(scanned: Scanned, part: Part, rows: pl.Series | None = None) -> list[str]:
-    """The item ids of the first rows of a part, each once, at most `SAMPLED` of them; of `rows` if they are given."""
-    ids = scanned.table(part).select("row", "item_id")
-    if rows is not None:
-        ids = ids.filter(pl.col("row").is_in(rows.head(SAMPLED).implode()))
-    return ids.head(SAMPLED).collect()["item_id"].unique(maintain_order=True).to_list()
+def quarantine_table(rows: Iterable[tuple[str, BadRow]]) -> pl.DataFrame:
+    """Return rows for the quarantine, each given with its file's name: file, line, reason, raw."""
+    values = [(file, row.line, row.reason, row.raw) for file, row in rows]
+    types = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "raw": pl.String}
+    return pl.DataFrame(values, schema=types, orient="row")
 
 
-def _account(scanned: Scanned, part: Part, reasons: pl.Series) -> Account:
-    tally = scanned.reviews if part == "reviews" else scanned.items
-    dropped = Counter(tally.bad)
-    dropped["forgotten_user"] = tally.forgotten
-    dropped.update(counts(reasons))
-    empty = list(scanned.empty_files.get(part, []))
-    return Account(read=tally.read, dropped=dropped, examples=dict(tally.examples), empty_files=empty)
+def item_rules(protocol: ProtocolConfig, source: Source) -> list[Rule]:
+    """Return the rules for items in the order in which they apply.
+
+    Lengths are code points of the joined description.
+    """
+    chars = pl.col("description").str.len_chars()
+    length = pl.format("the description has {} characters", chars)
+    rules = [
+        Rule(
+            "short_description",
+            "items.description",
+            chars < protocol.min_description_chars,
+            length,
+            f"lower {KEY}.min_description_chars (now {protocol.min_description_chars:,})",
+        ),
+        Rule(
+            "long_description",
+            "items.description",
+            chars > protocol.max_description_chars,
+            length,
+            f"raise {KEY}.max_description_chars (now {protocol.max_description_chars:,})",
+        ),
+        _required("no_title", "items.title", pl.col("title").fill_null("") == "", pl.lit("title is empty"), protocol),
+        _required(
+            "no_categories", "items.categories", pl.col("categories") == 0, pl.lit("categories is empty"), protocol
+        ),
+        _required(
+            "no_rating_number",
+            "items.rating_number",
+            _missing("rating_number", zero="items.rating_number" in source.zero_is_missing),
+            _shown("rating_number"),
+            protocol,
+        ),
+    ]
+    return _applying(rules, source)
+
+
+def review_rules(protocol: ProtocolConfig, source: Source) -> list[Rule]:
+    """Return the rules for reviews in the order in which they apply. Lengths are code points of the raw text."""
+    lowest, highest = source.ratings
+    rules = [
+        Rule(
+            "no_text",
+            "reviews.text",
+            pl.col("chars") == 0,
+            pl.lit("text is empty"),
+            "no setting accepts a review without a text",
+        ),
+        Rule(
+            "short_text",
+            "reviews.text",
+            pl.col("chars") < protocol.min_text_chars,
+            pl.format("the text has {} characters", pl.col("chars")),
+            f"lower {KEY}.min_text_chars (now {protocol.min_text_chars:,})",
+        ),
+        _required(
+            "no_rating",
+            "reviews.rating",
+            _missing("rating", zero=not lowest <= 0 <= highest),
+            _shown("rating"),
+            protocol,
+            ", or have ingest.options.ratings include 0" * (source.name == "table"),
+        ),
+        _required("no_title", "reviews.title", ~pl.col("titled"), pl.lit("title is empty"), protocol),
+        Rule(
+            "no_timestamp",
+            "reviews.timestamp_ms",
+            _missing("timestamp_ms", zero="reviews.timestamp_ms" in source.zero_is_missing),
+            _shown("timestamp_ms"),
+            "no setting accepts a review without a time: times order a user's reviews",
+        ),
+    ]
+    return _applying(rules, source)
+
+
+def first_broken(rules: Sequence[Rule]) -> pl.Expr:
+    """Return the reason of the first rule that a row breaks (enum), null for a row that stays."""
+    reasons = pl.Enum([rule.reason for rule in rules])  # a byte a row, where a string takes sixteen
+    broken = [pl.when(rule.broken).then(pl.lit(rule.reason, dtype=reasons)) for rule in rules]
+    return pl.coalesce(pl.lit(None, dtype=reasons), *broken).alias(REASON)
+
+
+def suspect_reason(source: Source, now_ms: int) -> pl.Expr:
+    """Return why a review can be read but is hardly true (str), null for one that is plausible.
+
+    The configuration decides what becomes of suspect reviews. A missing value is not suspect: the protocol drops it.
+
+    Args:
+        source: Declares the lowest and highest rating, and whether timestamps are dates.
+        now_ms: When the files were read, in UTC milliseconds; reviews cannot be later.
+    """
+    lowest, highest = source.ratings
+    time, rating = pl.col("timestamp_ms"), pl.col("rating")
+    dated = pl.lit(source.dated)
+    # 0 is how many systems write an unknown time. Where it counts as missing, the protocol drops it.
+    from_time = 1 if "reviews.timestamp_ms" in source.zero_is_missing else 0
+    return (
+        pl.when(dated & (time < 0))
+        .then(pl.lit("negative-timestamp"))
+        .when(dated & (time >= from_time) & (time < SECONDS_BELOW))
+        .then(pl.lit("timestamp-in-seconds"))
+        .when(dated & (time > now_ms))
+        .then(pl.lit("future-timestamp"))
+        .when(~rating.is_between(lowest, highest))
+        .then(pl.lit("rating-out-of-range"))
+        .alias(SUSPECT)
+    )
+
+
+def _account(scanned: Scanned, part: Part, rules: Sequence[Rule], reasons: pl.Series) -> Account:
+    """Return the account of a part after the rules for single rows."""
+    counts = scanned.counts(part)
+    dropped = Counter(counts.bad)
+    dropped["forgotten_user"] = counts.forgotten
+    dropped.update(count_reasons(reasons))
+    examples = counts.examples | _examples(scanned, part, rules, reasons)
+    return Account(counts.read, dropped=dropped, examples=examples, empty_files=scanned.empty_files.get(part, []))
 
 
 def _examples(scanned: Scanned, part: Part, rules: Sequence[Rule], reasons: pl.Series) -> dict[str, str]:
-    """For each reason its first row: where it is, what it has, and which setting would accept it."""
+    """Return for each reason its first row: where it is, what it has, and which setting would accept it."""
     first = (
         reasons.cast(pl.String).to_frame().with_row_index("place").drop_nulls().group_by(REASON).agg(pl.min("place"))
     )
     places = dict(first.iter_rows())
-    tally = scanned.reviews if part == "reviews" else scanned.items
     found = {}
     for rule in rules:
         if rule.reason in places:
             one = scanned.table(part).slice(places[rule.reason], 1)
             row, item, value = one.select("row", "item_id", value=rule.value).collect().row(0)
-            file, line = tally.place(row)
-            found[rule.reason] = f"{file}:{line}: item {shortened(item)!r}, {value}; {rule.remedy}"
+            file, line = scanned.counts(part).place(row)
+            found[rule.reason] = f"{file}:{line}: item {shorten(item)!r}, {value}; {rule.remedy}"
     return found
+
+
+def _applying(rules: Sequence[Rule], source: Source) -> list[Rule]:
+    return [rule for rule in rules if rule.applies and rule.column not in source.absent]
+
+
+def _required(
+    reason: str, column: str, broken: pl.Expr, value: pl.Expr, protocol: ProtocolConfig, other_remedy: str = ""
+) -> Rule:
+    """Return the rule that a value is there, which the protocol can switch off."""
+    key = REQUIRE[column]
+    return Rule(
+        reason, column, broken, value, f"set {KEY}.{key} to false{other_remedy}", applies=getattr(protocol, key)
+    )
+
+
+def _missing(name: str, *, zero: bool) -> pl.Expr:
+    return pl.col(name).fill_null(0) == 0 if zero else pl.col(name).is_null()
+
+
+def _shown(name: str) -> pl.Expr:
+    return pl.format(f"{name} is {{}}", pl.col(name).cast(pl.String).fill_null("missing"))

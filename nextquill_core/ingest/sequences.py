@@ -1,29 +1,146 @@
-"""The artifact's tables: user sequences, their items, the examples, and the rows that could not be read.
+"""The ingest stage: scans in, user sequences, items, examples and quarantine out, every row accounted for.
 
-Users stand in the order of their ids, a fixed number of them to a shard. Texts wait in Parquet parts sorted by user,
-so that a shard is gathered without holding the others in memory.
+Users are sorted by id, a fixed number of them to a shard. Texts wait in Parquet parts sorted by user, so that a shard
+is gathered without holding the others in memory.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from nextquill_core.ingest.clean import cleaned
-from nextquill_core.ingest.cohort import TARGET
-from nextquill_core.ingest.splits import SPLIT
-from nextquill_core.schemas import EXAMPLES, ITEMS, QUARANTINE, REVIEW, SEQUENCES
+from nextquill_core.config import IngestConfig
+from nextquill_core.ingest.account import CategoryAccount, stats
+from nextquill_core.ingest.batches import Part
+from nextquill_core.ingest.cohort import (
+    DPL_REVIEWS,
+    KEY,
+    SPLIT,
+    TARGET,
+    Cuts,
+    assign_splits,
+    find_cuts,
+    first_core,
+    second_core,
+)
+from nextquill_core.ingest.diagnosis import Trial, no_row_passes, no_user_passes, nothing_to_train
+from nextquill_core.ingest.reader import repeated_targets
+from nextquill_core.ingest.selection import (
+    Items,
+    Scanned,
+    Selection,
+    check_bad_rows,
+    duplicates,
+    select_items,
+    select_reviews,
+)
+from nextquill_core.ingest.sources.base import Source
+from nextquill_core.progress import Progress
+from nextquill_core.schemas import EXAMPLES, ITEMS, QUARANTINE, SEQUENCES
 from storage.files import atomic_path
 from storage.staging import Staging
 
 USERS_PER_SHARD = 1000
 ROWS_PER_SHARD = 100_000  # of items and of quarantined rows
-GATHER_PARTS = 16  # of a scan, whose texts are in memory at a time: 400 MB if everybody stays
-ROW_GROUP = 20_000  # small enough that a shard skips most of what is not its own
+GATHER_PARTS = 16  # of a scan, whose texts are in memory at a time: 400 MB if all users stay
+ROW_GROUP = 20_000  # small enough that a shard skips most rows of other shards
+# Python's white space is that of Unicode and four control characters more, which `\s` lacks here. Runs of one plain
+# blank stay as they are, so that the expression matches only where there is work to do.
+_SPACE = r"\s\x1c-\x1f"
+_RUN = rf"[{_SPACE}]{{2,}}|[{_SPACE}--[ ]]"
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The users and reviews of a category that stay.
+
+    Attributes:
+        rows: `row`, `user` (place among the sorted ids), `item` (hash), `time`, `target`; by user, oldest first.
+        users: `user` and `user_id`.
+        texts: The files that `gather` wrote.
+        trial: The category under other thresholds.
+    """
+
+    scanned: Scanned
+    items: Items
+    selection: Selection
+    rows: pl.DataFrame
+    users: pl.DataFrame
+    texts: list[Path]
+    trial: Trial
+
+    @property
+    def training_users(self) -> int:
+        """Number of users with a target for training under `dpl`."""
+        return int((self.rows.group_by("user").len()["len"] >= DPL_REVIEWS).sum())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the data, in sentences."""
+        name, found = self.scanned.category, []
+        for part, files in self.scanned.empty_files.items():
+            if files:
+                some = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+                found.append(f"{name}: {len(files):,} files of {part} hold no row and are passed over ({some})")
+        users, training = self.users.height, self.training_users
+        if self.trial.protocol.name == "dpl" and 0 < training < users:
+            found.append(
+                f"{name}: only {training:,} of {users:,} users have a target to train on; the others have fewer than "
+                f"{DPL_REVIEWS} reviews, and {KEY}.min_user_reviews of {DPL_REVIEWS} leaves most of them out"
+            )
+        return found
+
+
+def make_sequences(
+    config: IngestConfig, source: Source, scans: Sequence[Scanned], staging: Staging, progress: Progress
+) -> dict[str, Any]:
+    """Apply the protocol to scanned categories and write the tables of the ingest artifact.
+
+    Args:
+        config: The protocol, and what happens to bad and suspect rows.
+        source: What read the raw files.
+        scans: Each category's scan, in the order in which the categories are to appear.
+        staging: Where the tables go; the caller seals it.
+        progress: Receives the name of the current category.
+
+    Returns:
+        The stats, as JSON values: see `account.stats`. Where points in time separate the splits, they are under `cuts`.
+        What a user should know about the data, in sentences, is under `notes`.
+
+    Raises:
+        DataError: Too many rows are bad, no user passes the thresholds, or a split is empty.
+    """
+    shutil.rmtree(staging.scratch, ignore_errors=True)
+    chosen: list[_Chosen] = []
+    for number, scanned in enumerate(scans):
+        check_bad_rows(scanned, config)
+        progress(number, 2 * len(scans), f"{scanned.category}: choosing users")
+        chosen.append(_choose(config, source, scanned, staging.scratch / f"{number:03d}"))
+    cuts = find_cuts([one.rows.filter(TARGET)["time"] for one in chosen], config.protocol)
+    notes = [note for one in chosen for note in one.notes]
+    if config.protocol.name == "dpl" and not any(one.training_users for one in chosen):
+        users = sum(one.users.height for one in chosen)
+        raise nothing_to_train(users, {one.scanned.category: one.trial for one in chosen})
+    accounts: dict[str, CategoryAccount] = {}
+    for number, one in enumerate(chosen):
+        progress(len(scans) + number, 2 * len(scans), f"{one.scanned.category}: writing")
+        accounts[one.scanned.category] = _write(config, one, cuts, staging, number)
+    progress(2 * len(scans), 2 * len(scans), "done")
+    return stats(accounts) | ({"cuts": asdict(cuts)} if cuts else {}) | ({"notes": notes} if notes else {})
+
+
+def clean_text(text: pl.Expr) -> pl.Expr:
+    r"""Strip, and turn runs of white space into one blank: Python's `re.sub(r"\s+", " ", text.strip())`."""
+    return text.str.replace_all(_RUN, " ").str.strip_chars(" ")
 
 
 def gather(parts: list[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[Path], pl.DataFrame]:
@@ -42,32 +159,12 @@ def gather(parts: list[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[
     files: list[Path] = []
     hashes = [pl.DataFrame(schema={"row": pl.Int64, "text": pl.UInt64})]
     for batch in _batches(parts, chosen):
-        texts = batch.with_columns(cleaned(pl.col("text"))).sort("user", "row")
+        texts = batch.with_columns(clean_text(pl.col("text"))).sort("user", "row")
         hashes.append(texts.select("row", pl.col("text").hash()))
         files.append(folder / f"{len(files):05d}.parquet")
         with atomic_path(files[-1]) as temporary:
             texts.write_parquet(temporary, compression="lz4", row_group_size=ROW_GROUP)
     return files, pl.concat(hashes)
-
-
-def _batches(parts: list[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """The chosen reviews with their texts, in file order, `GATHER_PARTS` parts at a time."""
-    chosen = chosen.sort("row")
-    for start in range(0, len(parts), GATHER_PARTS):
-        some = pl.scan_parquet(parts[start : start + GATHER_PARTS])
-        mine = _between(chosen, "row", some.select("row").collect()["row"])
-        if mine.height:
-            texts = some.select("row", "rating", pl.col("title").fill_null(""), "text")
-            yield texts.filter(pl.col("row").is_in(mine["row"].implode())).collect().join(mine, on="row")
-
-
-def _between(rows: pl.DataFrame, column: str, values: pl.Series) -> pl.DataFrame:
-    """The part of `rows`, which is sorted by `column`, that stands between the first and the last of `values`."""
-    if values.is_empty():
-        return rows.clear()
-    first = rows[column].search_sorted(values[0], side="left")
-    last = rows[column].search_sorted(values[-1], side="right")
-    return rows.slice(first, last - first)
 
 
 def write_sequences(
@@ -81,7 +178,7 @@ def write_sequences(
         category: Its name.
         users: `user` (place among the sorted ids) and `user_id` of all users, sorted.
         rows: `row`, `user`, `item_id`, `time`, `target` and `split` of all reviews, sorted by user, oldest first.
-        texts: What `gather` wrote.
+        texts: The files that `gather` wrote.
 
     Returns:
         The number of examples by split.
@@ -102,58 +199,30 @@ def write_sequences(
     return splits
 
 
-def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
-    reviews = pa.StructArray.from_arrays(
-        [
-            rows["item_id"].to_arrow().cast(pa.string()),
-            rows["rating"].to_arrow().cast(pa.float32()),
-            rows["title"].to_arrow().cast(pa.string()),
-            rows["text"].to_arrow().cast(pa.string()),
-            rows["time"].to_arrow(),
-        ],
-        fields=list(REVIEW),
-    )
-    sizes = rows.group_by("user", maintain_order=True).len()["len"].cast(pl.Int32)
-    offsets = pl.concat([pl.Series([0], dtype=pl.Int32), sizes.cum_sum().cast(pl.Int32)]).to_arrow()
-    return pa.Table.from_arrays(
-        [
-            user_ids.to_arrow().cast(pa.string()),
-            pl.repeat(category, len(user_ids), eager=True).to_arrow().cast(pa.string()),  # pa.repeat imports pandas
-            pa.ListArray.from_arrays(offsets, reviews),
-        ],
-        schema=SEQUENCES,
-    )
-
-
-def _examples(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
-    """One example a target; its history is all that the user wrote before."""
-    named = pl.DataFrame({"user": rows["user"].unique(maintain_order=True), "user_id": user_ids})
-    place = pl.int_range(pl.len(), dtype=pl.Int32).over("user").alias("target")
-    targets = rows.select("user", SPLIT, place, wanted=TARGET).filter("wanted").join(named, on="user", how="left")
-    examples = targets.select(
-        pl.concat_str(pl.lit(f"{category}:"), "user_id", pl.lit(":"), "target").alias("example_id"),
-        "user_id",
-        pl.lit(category).alias("category"),
-        SPLIT,
-        "target",
-        pl.int_ranges(0, "target", dtype=pl.Int32).alias("history"),
-    )
-    return examples.to_arrow().cast(EXAMPLES)
-
-
 def write_items(staging: Staging, number: int, category: str, items: pl.DataFrame) -> None:
-    """Write a category's items (item_id, title, description; sorted)."""
+    """Write a category's items.
+
+    Args:
+        staging: The artifact.
+        number: The category's place in the config.
+        category: Its name.
+        items: `item_id`, `title` and `description`, sorted.
+    """
     table = items.select("item_id", pl.lit(category).alias("category"), "title", "description").to_arrow().cast(ITEMS)
-    _write_shards(staging, f"items/{number:03d}", table)
+    for shard, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_SHARD)):
+        name = f"items/{number:03d}-{shard:05d}.parquet"
+        if not staging.has(name):
+            staging.write_table(name, table.slice(start, ROWS_PER_SHARD))
 
 
-def write_quarantine(staging: Staging, number: int, listed: Iterable[pl.DataFrame]) -> None:
+def write_quarantine(staging: Staging, number: int, tables: Iterable[pl.DataFrame]) -> None:
     """Write a category's bad, suspect and repeated rows; an empty table where there are none.
 
     Args:
-        staging: Where to.
-        number: The category's.
-        listed: At least one table; each is read when its turn comes, so that few are in memory together.
+        staging: The artifact.
+        number: The category's place in the config.
+        tables: At least one table, as `selection.quarantine_table` makes them; each is read when its turn comes, so
+            that few are in memory together.
     """
     held: list[pl.DataFrame] = []
     rows, shard = 0, 0
@@ -166,7 +235,7 @@ def write_quarantine(staging: Staging, number: int, listed: Iterable[pl.DataFram
             staging.write_table(name, whole.head(count).to_arrow().cast(QUARANTINE))
         held, rows, shard = [whole.slice(count)], rows - count, shard + 1
 
-    for table in listed:
+    for table in tables:
         held.append(table)
         rows += table.height
         while rows >= ROWS_PER_SHARD:
@@ -175,8 +244,112 @@ def write_quarantine(staging: Staging, number: int, listed: Iterable[pl.DataFram
         write(rows)
 
 
-def _write_shards(staging: Staging, prefix: str, table: pa.Table) -> None:
-    for shard, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_SHARD)):
-        name = f"{prefix}-{shard:05d}.parquet"
-        if not staging.has(name):
-            staging.write_table(name, table.slice(start, ROWS_PER_SHARD))
+def _choose(config: IngestConfig, source: Source, scanned: Scanned, folder: Path) -> _Chosen:
+    protocol, name = config.protocol, scanned.category
+    items = select_items(scanned, protocol, source)
+    selection = select_reviews(scanned, config, items, source)
+    reviews = selection.account
+    if selection.rows.is_empty():
+        raise no_row_passes(name, reviews, items.account, partial(_lengths, scanned))
+    trial = Trial(selection.rows, partial(_cleaned_hashes, scanned, selection.rows), protocol)
+    first = first_core(selection.rows, protocol)
+    reviews.dropped.update(first.dropped)
+    if first.rows.is_empty():
+        raise no_user_passes(name, reviews, first, None, trial)
+    users = _users(scanned, first.rows)
+    ranked = first.rows.rename({"user": "user_hash"}).join(users, on="user_hash", maintain_order="left")
+    texts, hashes = gather(scanned.parts("reviews"), ranked.select("row", "user"), folder)
+    second = second_core(ranked.drop("text").join(hashes, on="row"), protocol)
+    reviews.dropped.update(second.dropped)
+    if second.rows.is_empty():
+        raise no_user_passes(name, reviews, first, second, trial)
+    rows = second.rows.select("row", "user", "item", "time", TARGET)
+    users = users.join(rows, on="user", how="semi").sort("user").select("user", "user_id")
+    return _Chosen(scanned, items, selection, rows, users, texts, trial)
+
+
+def _lengths(scanned: Scanned, part: Part) -> pl.Series:
+    """Return the number of characters of each review's text, or of each item's description."""
+    chars = pl.col("chars") if part == "reviews" else pl.col("description").str.len_chars()
+    return scanned.table(part).select(chars.alias("chars")).collect()["chars"]
+
+
+def _cleaned_hashes(scanned: Scanned, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return `row` and the hash of the cleaned `text` of these reviews."""
+    texts = scanned.table("reviews").select("row", clean_text(pl.col("text")).hash().alias("text"))
+    return texts.join(rows.select("row").lazy(), on="row", how="semi").collect(engine="streaming")
+
+
+def _users(scanned: Scanned, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the users of `rows`: `user_hash` (u64), `user_id`, and `user` (u32), their place among the sorted ids."""
+    wanted = rows.select("user").unique()
+    ids = scanned.table("reviews").select("user", "user_id")
+    found = ids.join(wanted.lazy(), on="user", how="semi").unique().collect(engine="streaming")
+    if found.height != wanted.height:
+        raise RuntimeError("two user ids share a 64-bit hash")
+    return found.rename({"user": "user_hash"}).sort("user_id").with_row_index("user")
+
+
+def _write(config: IngestConfig, chosen: _Chosen, cuts: Cuts | None, staging: Staging, number: int) -> CategoryAccount:
+    """Write a category's tables and return its account."""
+    scanned, name = chosen.scanned, chosen.scanned.category
+    items = chosen.items.describe(scanned, chosen.rows["item"])
+    rows = assign_splits(chosen.rows, cuts).join(items.select("item", "item_id"), on="item", maintain_order="left")
+    examples = write_sequences(staging, number, name, chosen.users, rows, chosen.texts)
+    write_items(staging, number, name, items)
+    bad = scanned.parts("bad") if config.bad_rows == "quarantine" else []
+    suspect = scanned.parts("suspect") if config.suspect_rows != "ignore" else []
+    twins = duplicates(scanned, chosen.selection)
+    write_quarantine(staging, number, chain((pl.read_parquet(path) for path in (*bad, *suspect)), [twins]))
+    reviews, account = chosen.selection.account, chosen.items.account
+    reviews.kept = rows.height
+    account.kept = items.height
+    account.dropped["in_no_sequence"] = chosen.items.kept.height - items.height
+    repeated = repeated_targets(
+        *(sorted(staging.path(table).glob(f"{number:03d}-*.parquet")) for table in ("sequences", "examples"))
+    )
+    return CategoryAccount(reviews, account, chosen.users.height, examples, repeated)
+
+
+def _batches(parts: list[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield the chosen reviews with their texts, in file order, `GATHER_PARTS` parts at a time."""
+    chosen = chosen.sort("row")
+    for start in range(0, len(parts), GATHER_PARTS):
+        some = pl.scan_parquet(parts[start : start + GATHER_PARTS])
+        mine = _between(chosen, "row", some.select("row").collect()["row"])
+        if mine.height:
+            texts = some.select("row", "rating", pl.col("title").fill_null(""), "text")
+            yield texts.filter(pl.col("row").is_in(mine["row"].implode())).collect().join(mine, on="row")
+
+
+def _between(rows: pl.DataFrame, column: str, values: pl.Series) -> pl.DataFrame:
+    """Return the part of `rows`, which is sorted by `column`, between the first and the last of `values`."""
+    if values.is_empty():
+        return rows.clear()
+    first = rows[column].search_sorted(values[0], side="left")
+    last = rows[column].search_sorted(values[-1], side="right")
+    return rows.slice(first, last - first)
+
+
+def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
+    """Return one row a user, with all reviews."""
+    review = pl.struct("item_id", pl.col("rating").cast(pl.Float32), "title", "text", timestamp_ms="time")
+    reviews = rows.group_by("user", maintain_order=True).agg(review.alias("reviews"))["reviews"]
+    users = pl.DataFrame({"user_id": user_ids, "reviews": reviews})
+    return users.select("user_id", pl.lit(category).alias("category"), "reviews").to_arrow().cast(SEQUENCES)
+
+
+def _examples(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
+    """Return one example a target; its history is all earlier reviews of the user."""
+    named = pl.DataFrame({"user": rows["user"].unique(maintain_order=True), "user_id": user_ids})
+    place = pl.int_range(pl.len(), dtype=pl.Int32).over("user").alias("target")
+    targets = rows.select("user", SPLIT, place, wanted=TARGET).filter("wanted").join(named, on="user", how="left")
+    examples = targets.select(
+        pl.concat_str(pl.lit(f"{category}:"), "user_id", pl.lit(":"), "target").alias("example_id"),
+        "user_id",
+        pl.lit(category).alias("category"),
+        SPLIT,
+        "target",
+        pl.int_ranges(0, "target", dtype=pl.Int32).alias("history"),
+    )
+    return examples.to_arrow().cast(EXAMPLES)

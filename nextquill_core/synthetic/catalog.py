@@ -1,4 +1,4 @@
-"""The items of the synthetic world: books whose title and description show what reviews may take up."""
+"""The items of the synthetic world: books whose title and description show what reviews may mention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CatalogItem:
     """A book.
 
     Attributes:
-        words: Its own word of every kind in `lexicon.ITEM_WORDS`; title and description show them.
+        words: The book's word of every kind in `lexicon.ITEM_WORDS`; title and description show them.
         description: Two paragraphs, together 100 to 300 characters.
         quality: Mean of its ratings before the reviewer's leniency, in stars.
     """
@@ -52,7 +52,15 @@ def make_catalog(count: int, rng: np.random.Generator) -> list[CatalogItem]:
 
 
 def item_row(item: CatalogItem, ratings: int, rng: np.random.Generator) -> dict[str, Any]:
-    """The item as a line of the raw metadata, whose `price`, `images`, `videos` and `details` change type by row."""
+    """Return the item as a row of the raw metadata.
+
+    As in the published data, `price`, `images`, `videos` and `details` change type from row to row.
+
+    Args:
+        item: The item.
+        ratings: Number of its ratings.
+        rng: Source of randomness.
+    """
     description = list(item.description) if rng.random() < 0.7 else [" ".join(item.description)]
     if rng.random() < 0.1:
         description.insert(0, "Product Description")
@@ -77,7 +85,14 @@ def item_row(item: CatalogItem, ratings: int, rng: np.random.Generator) -> dict[
 
 
 def unique_codes(count: int, prefix: str, letters: int, rng: np.random.Generator) -> list[str]:
-    """`count` different identifiers of `prefix` and then `letters` random digits and capitals."""
+    """Draw different identifiers.
+
+    Args:
+        count: How many.
+        prefix: What each begins with.
+        letters: Number of random digits and capitals that follow.
+        rng: Source of randomness.
+    """
     codes: dict[str, None] = {}
     while len(codes) < count:
         drawn = rng.integers(len(ASIN_LETTERS), size=letters)
@@ -86,7 +101,7 @@ def unique_codes(count: int, prefix: str, letters: int, rng: np.random.Generator
 
 
 def _new_title(words: dict[str, str], taken: set[str], rng: np.random.Generator) -> str:
-    """A title not in `taken`, which it joins. Once the names run out, books become series."""
+    """Draw a title that is not in `taken`, and add it there. Once the names run out, books become series."""
     capital = {kind: word.capitalize() for kind, word in words.items()}
     for _ in range(20):
         title = pick(lexicon.TITLE_FRAMES, rng).format(adjective=pick(lexicon.TITLE_WORDS, rng), **capital)

@@ -1,6 +1,6 @@
-"""What real dumps hold besides usable reviews: rows that a careful reader must drop, and count.
+"""Dirty rows, as real dumps hold them: a careful reader must drop and count them.
 
-Dirt comes on top of the usable rows, so that it never costs a regular user a review.
+Dirty rows are added to the usable ones, so that no regular user loses a review.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nextquill_core.synthetic.catalog import CatalogItem, item_row
-from nextquill_core.synthetic.people import DAY_MS, Person, WrittenReview, write_review
+from nextquill_core.synthetic.reviewers import DAY_MS, Reviewer, WrittenReview, write_review
 from nextquill_core.synthetic.world import World, pick
 
 Row = dict[str, Any]
@@ -25,7 +25,7 @@ UNKNOWN_ITEM = 0.006
 UNUSABLE_ITEM = 0.03
 EXACT_COPY = 0.02
 MALFORMED = 0.003
-# Usable all the same: a second review of the same item replaces the first, HTML stands behind the last drawn word.
+# These stay usable: a second review of the same item replaces the first, HTML follows the last drawn word.
 SECOND_REVIEW = 0.01
 HTML = 0.012
 
@@ -41,7 +41,7 @@ GATEWAY_ERROR = b"<html><body>502 Bad Gateway</body></html>"
 
 
 def unusable_items(items: list[CatalogItem], rng: np.random.Generator) -> Iterator[tuple[str, Row]]:
-    """Turn every item into one that no protocol can use, the reasons in turn; yields (reason, raw row)."""
+    """Make every item unusable, for one reason after the other; yields (reason, raw row)."""
     faults: tuple[tuple[str, Row], ...] = (
         ("item_no_description", {"description": []}),
         ("item_empty_heading", {"description": ["Product Description"]}),
@@ -57,17 +57,25 @@ def unusable_items(items: list[CatalogItem], rng: np.random.Generator) -> Iterat
 def dirty_reviews(
     world: World,
     written: list[WrittenReview],
-    people: list[Person],
+    reviewers: list[Reviewer],
     unusable: list[CatalogItem],
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, Row]]:
-    """Rows that every reader drops for what they say; yields (reason, raw row)."""
+    """Yield reviews that every reader drops because of a value, as (reason, raw row).
+
+    Args:
+        world: The generative model.
+        written: The usable reviews.
+        reviewers: Who may write them.
+        unusable: Items that the protocol drops.
+        rng: Source of randomness.
+    """
 
     def stray(item: CatalogItem | None = None) -> Row:
-        """A full review at a time of its own: by anyone, of any item or of the one given."""
-        person = pick(people, rng)
+        """Return a full review at a time when there is no other: by any reviewer, of any item or of the one given."""
+        reviewer = pick(reviewers, rng)
         time = pick(written, rng).timestamp_ms + int(rng.integers(1, DAY_MS))
-        return write_review(world, person, item or pick(written, rng).item, time, rng).row(rng)
+        return write_review(world, reviewer, item or pick(written, rng).item, time, rng).row(rng)
 
     for _ in range(_count(SHORT_TEXT, written)):
         yield "short_text", stray() | {"text": pick(SHORT_TEXTS, rng)}
@@ -82,7 +90,7 @@ def dirty_reviews(
 
 
 def add_html(rows: list[Row], rng: np.random.Generator) -> int:
-    """Put HTML line breaks into a few texts, behind the last drawn word; returns into how many."""
+    """Append HTML line breaks to a few texts, after the last drawn word, and return the number of these texts."""
     touched = rng.choice(len(rows), size=_count(HTML, rows), replace=False)
     for index in touched:
         rows[int(index)]["text"] += HTML_TAIL
@@ -90,21 +98,27 @@ def add_html(rows: list[Row], rng: np.random.Generator) -> int:
 
 
 def exact_copies(rows: list[Row], rng: np.random.Generator) -> Iterator[tuple[str, Row]]:
-    """Rows that are there already."""
+    """Yield copies of some rows."""
     for index in rng.choice(len(rows), size=_count(EXACT_COPY, rows), replace=False):
         yield "exact_copy", rows[int(index)]
 
 
 def second_reviews(world: World, written: list[WrittenReview], rng: np.random.Generator) -> Iterator[WrittenReview]:
-    """Later reviews of items that their writers had reviewed before."""
+    """Yield later reviews of items that their reviewers had reviewed before.
+
+    Args:
+        world: The generative model.
+        written: The first reviews.
+        rng: Source of randomness.
+    """
     for index in rng.choice(len(written), size=_count(SECOND_REVIEW, written), replace=False):
         first = written[int(index)]
         time = first.timestamp_ms + int(rng.integers(2, 60)) * DAY_MS + 1
-        yield write_review(world, first.person, first.item, time, rng)
+        yield write_review(world, first.reviewer, first.item, time, rng)
 
 
 def malformed_lines(lines: list[bytes], rng: np.random.Generator) -> list[bytes]:
-    """Lines that are not JSON, by turns cut off in the middle and no record at all."""
+    """Return lines that are not JSON, alternately cut off and no record at all."""
     cut = [pick(lines, rng)[:-40] for _ in range(int(MALFORMED * len(lines)))]
     return [line if number % 2 == 0 else GATEWAY_ERROR for number, line in enumerate(cut)]
 

@@ -1,7 +1,7 @@
-"""The words of the synthetic book world: what a taste, an item and a rating each have to say.
+"""The words of the synthetic book world: those of tastes, of items and of ratings.
 
-Every word is one common English word, and no word serves two drivers or two styles, so a word of a review says by
-itself what drove it. Frames and words are kept few: a transformer of a million weights learns them within minutes.
+Every word is one common English word, and no word belongs to two drivers or two styles, so a word of a review shows
+what caused it. There are few frames and words, so that a transformer of a million weights learns them within minutes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """One way of judging an aspect: the words a reader of this taste praises with, and those of a complaint."""
+    """One way of judging an aspect: the words of praise and of complaint that a reader of this taste uses."""
 
     name: str
     praise: tuple[str, ...]
@@ -20,12 +20,11 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Aspect:
-    """What a sentence is about.
+    """A subject of a sentence, such as the plot.
 
     Attributes:
-        frames: Sentences with one `{word}`; the same for every taste and both polarities, so that a frame gives away
-            neither.
-        styles: The tastes a user can have; one user has one, for every aspect.
+        frames: Sentences with one `{word}`; the same for every taste and both polarities, so a frame shows neither.
+        styles: The tastes that a user can have; one user has the same for every aspect.
     """
 
     name: str
@@ -37,8 +36,8 @@ def _style(name: str, praise: str, complaint: str) -> Style:
     return Style(name, tuple(praise.split()), tuple(complaint.split()))
 
 
-# One lexicon for all aspects: any word of a style, wherever it was read, tells how its writer will put things next. A
-# model of a million parameters learns that within its two minutes; a lexicon an aspect it does not.
+# One lexicon for all aspects: any word of a style predicts the next words of its writer. A model of a million
+# parameters learns that within two minutes; it does not learn a separate lexicon for each aspect.
 STYLES: tuple[Style, ...] = (
     _style("bold", "daring fierce thrilling vivid", "reckless noisy frantic violent"),
     _style("warm", "tender lovable gentle sweet", "sappy sugary childish easy"),
@@ -60,7 +59,7 @@ ASPECTS: tuple[Aspect, ...] = tuple(
     _judged(noun) for noun in ("plot", "cast", "pacing", "prose", "dialogue", "ending", "mood")
 )
 
-# What an item shows in its title and description, and a review may take up.
+# Words that an item shows in its title and description, and that a review may mention.
 ITEM_WORDS: dict[str, tuple[str, ...]] = {
     "genre": ("mystery", "romance", "fantasy", "western", "horror", "war", "crime", "history"),
     "setting": (
@@ -90,7 +89,7 @@ DESCRIPTION_CLOSINGS = (
     "The first book of a new writer.",
 )
 
-# What a rating from 1 to 5 says, whoever writes.
+# Words of the ratings 1 to 5, the same for every writer.
 RATING_WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "verb": (
         ("hated", "regretted"),
@@ -115,7 +114,7 @@ REMARKS = (
     "It is all about the {hero} and the {quest}.",
 )
 CLOSINGS = ("All in all a {verdict} read.", "In short it is a {verdict} book.", "For me a {verdict} novel.")
-# Said to reach the length a review needs; they come after every word that a taste drives.
+# Added until a review is long enough; they come after every word that a taste drives.
 PADDING = (
     "It goes back on my shelf now.",
     "My copy came on time and without a scratch.",

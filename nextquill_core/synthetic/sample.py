@@ -1,27 +1,36 @@
-"""Write a synthetic category to disk: raw files in the Amazon Reviews 2023 layout, and the truth beside them."""
+"""Write a synthetic category: raw files in the Amazon Reviews 2023 layout, with their ground truth beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
 from nextquill_core.errors import UserError
-from nextquill_core.synthetic import dirt
+from nextquill_core.synthetic import dirt, lexicon
 from nextquill_core.synthetic.catalog import item_row, make_catalog
-from nextquill_core.synthetic.people import REGULAR_REVIEWS, make_people, write_reviews
-from nextquill_core.synthetic.truth import review_truth, user_truth, world_truth
+from nextquill_core.synthetic.reviewers import (
+    REGULAR_REVIEWS,
+    Reviewer,
+    WrittenReview,
+    make_reviewers,
+    write_reviews,
+)
 from nextquill_core.synthetic.world import World
 from storage.files import atomic_path, write_json
 
-# An item is to have 17 reviewers on average: enough for 8 in all and for 5 among the older reviews.
+# On average: enough for 8 reviewers of an item in all, and for 5 among the older reviews.
 REVIEWERS_PER_ITEM = 17
 COLD_PER_REGULAR = 0.25
 UNUSABLE_PER_ITEM = 0.1
+# The columns of drawn words in `truth/tokens.jsonl`.
+TASTE_WORD = ("start", "end", "word", "aspect", "style", "p_factual", "p_counterfactual", "effect")
+CONTROL_WORD = ("start", "end", "word", "driver", "source", "effect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +38,14 @@ class SampleSummary:
     """What `write_sample` wrote.
 
     Attributes:
-        users: Regular users; cold ones come on top.
-        items: Usable items; unusable ones come on top.
+        users: Number of regular users.
+        cold_users: Number of further users with few reviews.
+        items: Number of usable items; there are unusable ones besides.
         review_rows: Lines of `reviews.jsonl`, the malformed ones included.
         item_rows: Lines of `items.jsonl`.
+        malformed_lines: Lines of `reviews.jsonl` that are not JSON.
         taste_words: Taste-driven words in `truth/tokens.jsonl`.
-        dirt: How many rows have each kind of dirt, malformed lines apart.
+        dirt: Number of rows with each kind of dirt, without malformed lines.
     """
 
     folder: Path
@@ -51,7 +62,7 @@ class SampleSummary:
 def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary:
     """Write a category of `users` regular users; the same arguments give the same bytes.
 
-    Nearly all regular users pass the default protocol from 20 users on; below, items have too few reviewers.
+    From 20 users on, nearly all regular users pass the default protocol; with fewer, items have too few reviewers.
 
     - `reviews.jsonl`, `items.jsonl`: the raw files.
     - `truth/users.jsonl`: each user's style for every aspect.
@@ -59,6 +70,11 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
       with characters [start, end) of the cleaned text and the exact effect; `controls` are the words that item or
       rating drive, whose effect is 0.
     - `truth/world.json`: the parameters of the generative model, the lexicons and the seed.
+
+    Args:
+        folder: Where the files go.
+        users: Number of regular users, at least 1.
+        seed: Of the random numbers, at least 0.
 
     Raises:
         UserError: `users` is below 1, or `seed` below 0.
@@ -68,17 +84,19 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     if seed < 0:
         raise UserError(f"a seed is 0 or more, got {seed}", remedy="try --seed 42")
     world = World()
-    # One stream a subject: what is drawn for one never shifts another.
-    items_rng, people_rng, reviews_rng, dirt_rng = np.random.default_rng(seed).spawn(4)
+    # One stream a subject: drawing more for one never changes another.
+    items_rng, reviewers_rng, reviews_rng, dirt_rng = np.random.default_rng(seed).spawn(4)
     counts: Counter[str] = Counter()
 
     usable = _item_count(users)
     catalog = make_catalog(usable + max(5, round(UNUSABLE_PER_ITEM * usable)), items_rng)
     catalog, unusable = catalog[:usable], catalog[usable:]
-    people = make_people(world, users, round(COLD_PER_REGULAR * users), people_rng)
+    reviewers = make_reviewers(world, users, round(COLD_PER_REGULAR * users), reviewers_rng)
     popularity = reviews_rng.lognormal(0, 0.2, size=usable)
     popularity /= popularity.sum()
-    written = [review for person in people for review in write_reviews(world, person, catalog, popularity, reviews_rng)]
+    written = [
+        review for reviewer in reviewers for review in write_reviews(world, reviewer, catalog, popularity, reviews_rng)
+    ]
     repeated = list(dirt.second_reviews(world, written, dirt_rng))
     counts["second_review"] = len(repeated)
     written += repeated
@@ -88,7 +106,7 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     reviews_of = Counter(row["parent_asin"] for row in reviews)
     for reason, row in (
         *dirt.exact_copies(reviews, dirt_rng),
-        *dirt.dirty_reviews(world, written, people, unusable, dirt_rng),
+        *dirt.dirty_reviews(world, written, reviewers, unusable, dirt_rng),
     ):
         reviews.append(row)
         counts[reason] += 1
@@ -101,13 +119,15 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     malformed = dirt.malformed_lines(review_lines, dirt_rng)
     _write_shuffled(folder / "reviews.jsonl", review_lines + malformed, dirt_rng)
     _write_shuffled(folder / "items.jsonl", [orjson.dumps(row) for row in items], dirt_rng)
-    _write_lines(folder / "truth" / "users.jsonl", (orjson.dumps(user_truth(world, person)) for person in people))
-    _write_lines(folder / "truth" / "tokens.jsonl", (orjson.dumps(review_truth(review)) for review in written))
-    write_json(folder / "truth" / "world.json", world_truth(world, users, seed))
+    _write_lines(
+        folder / "truth" / "users.jsonl", (orjson.dumps(_user_truth(world, reviewer)) for reviewer in reviewers)
+    )
+    _write_lines(folder / "truth" / "tokens.jsonl", (orjson.dumps(_review_truth(review)) for review in written))
+    write_json(folder / "truth" / "world.json", _world_truth(world, users, seed))
     return SampleSummary(
         folder=folder,
         users=users,
-        cold_users=len(people) - users,
+        cold_users=len(reviewers) - users,
         items=usable,
         review_rows=len(review_lines) + len(malformed),
         item_rows=len(items),
@@ -118,7 +138,7 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
 
 
 def _item_count(users: int) -> int:
-    """Items for `users` regular users; never fewer than a single one of them may review."""
+    """Return the number of items for `users` regular users; never fewer than one of them may review."""
     low, high = REGULAR_REVIEWS
     return max(high + 4, round(users * (low + high) / 2 / REVIEWERS_PER_ITEM))
 
@@ -130,3 +150,33 @@ def _write_shuffled(path: Path, lines: list[bytes], rng: np.random.Generator) ->
 def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
+
+
+def _user_truth(world: World, reviewer: Reviewer) -> dict[str, Any]:
+    """Return a user's kind, and the style that the user holds in all reviews."""
+    style = world.aspects[0].styles[reviewer.style].name
+    return {"user_id": reviewer.user_id, "kind": reviewer.kind, "style": style}
+
+
+def _review_truth(review: WrittenReview) -> dict[str, Any]:
+    """Return the drawn words of one review: those of taste with their exact effects, and those of item and rating."""
+    spans = [asdict(span) | {"aspect": span.source, "effect": span.effect} for span in review.body.spans]
+    return {
+        "user_id": review.reviewer.user_id,
+        "parent_asin": review.item.asin,
+        "timestamp": review.timestamp_ms,
+        "spans": [{name: span[name] for name in TASTE_WORD} for span in spans if span["driver"] == "taste"],
+        "controls": [{name: span[name] for name in CONTROL_WORD} for span in spans if span["driver"] != "taste"],
+    }
+
+
+def _world_truth(world: World, users: int, seed: int) -> dict[str, Any]:
+    """Return the parameters from which the category was made."""
+    return {
+        "seed": seed,
+        "users": users,
+        **asdict(world),
+        "item_words": lexicon.ITEM_WORDS,
+        "rating_words": lexicon.RATING_WORDS,
+        "effect": "P(word | style, x, words before) - P(word | x, words before)",
+    }

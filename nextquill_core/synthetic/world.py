@@ -1,8 +1,8 @@
-"""How a synthetic review comes to be, and the exact causal effect of the writer's tastes on each word of it.
+"""The generative model of synthetic reviews, and the exact causal effect of the writer's tastes on each word.
 
-Every user holds one style k in everything they write, drawn from the population shares π. The style touches neither
-which items a user reviews, nor the rating r, nor the review title, nor which aspects a review takes up: the query x
-says nothing about it. A sentence on an aspect draws its word w in three steps:
+Every user holds one style k in all reviews, drawn from the population shares π. The style influences neither which
+items a user reviews, nor the rating r, nor the review title, nor which aspects a review mentions: the query x says
+nothing about it. A sentence on an aspect draws its word w in three steps:
 
     s ~ P(s | r)                           polarity: praise or complaint
     own ~ Bernoulli(p)                     p = p_style
@@ -15,15 +15,15 @@ so that, for a reader who knows the words before in the same review,
     P(w | x, y_<t)    = Σ_k P(k | y_<t) · P(w | k, r),  P(k | y_<t) ∝ π_k · Π_{w' in y_<t} P(w' | k, r)       (B)
     effect(w)         = P(w | k, x, y_<t) − P(w | x, y_<t)                                                  (C)
 
-The first taste word of a review has the largest effects; later ones have less left for the history to tell. Words
-drawn from the item or from the rating have effect 0, whoever writes.
+The first taste word of a review has the largest effects; for later ones the history adds less. Words drawn from the
+item or from the rating have effect 0 for every writer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -43,8 +43,8 @@ class World:
         shares: π, the share of the population that holds each style.
         p_style: p, the probability that a taste word comes from the writer's own style.
         p_praise: P(praise | r) for ratings 1 to 5.
-        p_item: Probability that an item word is the item's own and not any word of its kind.
-        aspects_per_review: How many aspects a review takes up, each once.
+        p_item: Probability that an item word is the item's and not any word of its kind.
+        aspects_per_review: Number of aspects that a review mentions, each once.
         min_chars: Padding is added until a review has this many characters.
     """
 
@@ -63,7 +63,7 @@ class Span:
 
     Attributes:
         source: The aspect, or the kind of item or rating word.
-        style: The writer's style of that aspect; none where no taste is at work.
+        style: The writer's style; None for a word that no taste drives.
         p_factual: P(word | k, x, y_<t), Eq. A.
         p_counterfactual: P(word | x, y_<t), Eq. B.
     """
@@ -103,26 +103,29 @@ class _Draft:
         return sum(map(len, self.sentences)) + max(len(self.sentences) - 1, 0)
 
     def add(self, frame: str, draw: Callable[[str], Span]) -> None:
-        """Append `frame` with every `{name}` filled by `draw(name)`."""
+        """Append `frame` with every `{name}` replaced by `draw(name)`."""
         start = self.length + 1 if self.sentences else 0
         sentence, used = "", 0
         for blank in _BLANK.finditer(frame):
             sentence += frame[used : blank.start()]
             span = draw(blank.group(1))
             at = start + len(sentence)
-            self.spans.append(
-                Span(
-                    at, at + len(span.word), span.word, span.driver, span.source, span.style,
-                    span.p_factual, span.p_counterfactual,
-                )
-            )  # fmt: skip
+            self.spans.append(replace(span, start=at, end=at + len(span.word)))
             sentence += span.word
             used = blank.end()
         self.sentences.append(sentence + frame[used:])
 
 
 def word_probability(world: World, aspect: Aspect, word: str, style: int, rating: int) -> float:
-    """P(w | k, r), Eq. A, for a writer of style `style` and a rating from 1 to 5."""
+    """Return P(w | k, r), Eq. A.
+
+    Args:
+        world: The generative model.
+        aspect: What the sentence is about.
+        word: w.
+        style: k, the index of the writer's style.
+        rating: r, from 1 to 5.
+    """
     praise = world.p_praise[rating - 1]
     own = aspect.styles[style]
     total = 0.0
@@ -137,7 +140,7 @@ def word_probability(world: World, aspect: Aspect, word: str, style: int, rating
 
 
 def style_posterior(world: World, seen: Sequence[tuple[Aspect, str, int]]) -> tuple[float, ...]:
-    """P(k | seen) ∝ π_k · Π_i P(w_i | k, r_i): what (aspect, word, rating) triples tell of the writer's style."""
+    """Return P(k | seen) ∝ π_k · Π_i P(w_i | k, r_i), given (aspect, word, rating) triples of the writer."""
     weights = np.array(world.shares, dtype=np.float64)
     for aspect, word, rating in seen:
         weights *= [word_probability(world, aspect, word, k, rating) for k in range(len(world.shares))]
@@ -147,18 +150,34 @@ def style_posterior(world: World, seen: Sequence[tuple[Aspect, str, int]]) -> tu
 def marginal_probability(
     world: World, aspect: Aspect, word: str, rating: int, seen: Sequence[tuple[Aspect, str, int]] = ()
 ) -> float:
-    """P(w | x, y_<t), Eq. B: for a writer of whom only the taste words in `seen` are known."""
+    """Return P(w | x, y_<t), Eq. B: for a writer of whom only the taste words in `seen` are known.
+
+    Args:
+        world: The generative model.
+        aspect: What the sentence is about.
+        word: w.
+        rating: r, from 1 to 5.
+        seen: (aspect, word, rating) triples.
+    """
     posterior = style_posterior(world, seen)
     return sum(share * word_probability(world, aspect, word, k, rating) for k, share in enumerate(posterior))
 
 
 def polarity_words(aspect: Aspect, *, praise: bool) -> tuple[str, ...]:
-    """L(s): the words of every style with one polarity."""
+    """Return L(s): the words of every style with one polarity."""
     return tuple(word for style in aspect.styles for word in (style.praise if praise else style.complaint))
 
 
 def draw_taste_word(world: World, aspect: Aspect, style: int, rating: int, rng: np.random.Generator) -> str:
-    """One draw from Eq. A."""
+    """Draw a word from Eq. A.
+
+    Args:
+        world: The generative model.
+        aspect: What the sentence is about.
+        style: The index of the writer's style.
+        rating: From 1 to 5.
+        rng: Source of randomness.
+    """
     praise = bool(rng.random() < world.p_praise[rating - 1])
     if rng.random() < world.p_style:
         own = aspect.styles[style]
@@ -173,12 +192,11 @@ def compose_review(
 
     Args:
         world: The generative model.
-        style: The writer's.
-        item_words: The item's own word of every kind in `lexicon.ITEM_WORDS`.
+        style: The index of the writer's style.
+        item_words: The item's word of every kind in `lexicon.ITEM_WORDS`.
         rating: Whole stars, 1 to 5.
-        rng: Where chance comes from.
+        rng: Source of randomness.
     """
-
     seen: list[tuple[Aspect, str, int]] = []
 
     def taste(_: str) -> Span:
@@ -203,21 +221,27 @@ def compose_review(
     draft.add(pick(lexicon.CLOSINGS, rng), control)
     padding = [lexicon.PADDING[int(i)] for i in rng.permutation(len(lexicon.PADDING))]
     while draft.length < world.min_chars:
-        # The length is looked at after the last drawn word only: a condition on it would bend (A).
+        # The length is checked after the last drawn word only: a condition on it would change (A).
         padding.append(padding[0])
         draft.add(padding.pop(0), control)
     return ReviewText(" ".join(draft.sentences), tuple(draft.spans))
 
 
 def compose_title(item_words: dict[str, str], rating: int, rng: np.random.Generator) -> str:
-    """A review title. It is part of the query, so it draws on the rating and the item alone."""
+    """Write a review title. It is part of the query, so it depends on the rating and the item only.
+
+    Args:
+        item_words: The item's word of every kind.
+        rating: Whole stars, 1 to 5.
+        rng: Source of randomness.
+    """
     words = {kind: pick(of_rating[rating - 1], rng) for kind, of_rating in lexicon.RATING_WORDS.items()}
     title = pick(lexicon.REVIEW_TITLES, rng).format(stars=lexicon.STAR_WORDS[rating - 1], **words, **item_words)
     return title[0].upper() + title[1:]
 
 
 def _control_word(world: World, kind: str, item_words: dict[str, str], rating: int, rng: np.random.Generator) -> Span:
-    """A word that the item or the rating drives: both branches give it the same probability."""
+    """Draw a word that the item or the rating drives; both branches give it the same probability."""
     if kind in lexicon.RATING_WORDS:
         words = lexicon.RATING_WORDS[kind][rating - 1]
         word = pick(words, rng)
@@ -230,5 +254,5 @@ def _control_word(world: World, kind: str, item_words: dict[str, str], rating: i
 
 
 def pick(values: Sequence[T], rng: np.random.Generator) -> T:
-    """One of `values`, all equally likely."""
+    """Return one of `values`, all equally likely."""
     return values[int(rng.integers(len(values)))]

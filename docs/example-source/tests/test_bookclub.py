@@ -1,4 +1,4 @@
-"""Both sources keep the contract, and bad cards are named."""
+"""Both sources keep the contract, and bad cards are reported."""
 
 # ruff: noqa: S101
 
@@ -16,13 +16,13 @@ SAMPLE = Path(__file__).parent.parent / "sample"
 
 @pytest.mark.parametrize(("name", "ending"), [("bookclub-json", "jsonl"), ("bookclub-cards", "cards")])
 def test_it_conforms(name: str, ending: str) -> None:
-    """Whatever `docs/how-to/sources.md` promises of a source holds."""
+    """Each source keeps the contract in docs/reference/sources.md."""
     files = {part: str(SAMPLE / f"{part}.{ending}") for part in ("reviews", "items")}
     assert_conforms(source(name), RawInput(category="BookClub", **files))
 
 
 def test_bad_cards_are_named(tmp_path: Path) -> None:
-    """A card without an id is no row."""
+    """A card without an id is a bad row."""
     path = tmp_path / "items.cards"
     path.write_text("title: Nameless\n\nitem_id: b1\ntitle: The Ferry")
     (batch,) = BookClubCards().read("items", path)

@@ -1,1 +1,1 @@
-"""How raw files are read, format by format: rows, and what is none."""
+"""Readers of file formats: each converts raw files into batches of canonical rows. They know no source."""

@@ -1,7 +1,7 @@
-"""Raw values into canonical ones, each by its own type: the rules are the same for JSON lines, CSV and Parquet.
+"""Convert raw values into canonical ones, each by its type: the rules are the same for JSON lines, CSV and Parquet.
 
-`Rules` decides one value. `convert` applies it to a column: usual spellings are converted by Polars expressions, and
-every value that these leave open goes to `Rules`, so both ways give the same result.
+`ValueRules` converts one value. `convert` applies it to a column: usual spellings are converted by Polars expressions,
+and every value that these leave open goes to `ValueRules`, so both ways give the same result.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ TYPES: Mapping[Role, pl.DataType] = {
     "list": pl.List(pl.String),
     "time": pl.Int64(),
 }
-# What writers put where they have no value. A person or a book may be called "None" or "NA", so these are not taken
-# for missing where a name can stand; and texts keep all their words.
+# What writers put where they have no value. A person or a book may be called "None" or "NA", so these do not count as
+# missing where a name can stand; and texts keep all their words.
 NULLS = frozenset({"", r"\N", "NULL", "null", "NaN", "nan", "<NA>"})
 NULL_NUMBERS = NULLS | {"None", "none", "NA", "N/A", "n/a", "NaT", "#N/A", "Null"}
 NULL_TEXTS = frozenset({r"\N"})
-UNITS: Mapping[str, int] = {"s": -3, "ms": 0, "us": 3, "ns": 6}  # tens by which the unit is finer than a millisecond
-EXACT = 2**53  # from here on a float does not tell neighbouring whole numbers apart
+UNITS: Mapping[str, int] = {"s": -3, "ms": 0, "us": 3, "ns": 6}  # powers of ten by which a unit divides a millisecond
+EXACT = 2**53  # from here on a float cannot hold every whole number
 LAST_MS = 253_402_300_799_999  # the end of the year 9999
 FIRST_MS = -62_135_596_800_000  # the beginning of the year 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,13 +74,13 @@ _ISO_LONG = (
 )
 
 
-class UnfitError(Exception):
-    """A value cannot become what it should; the message names the setting that would accept it, if there is one."""
+class InvalidValueError(Exception):
+    """A value cannot be converted; the message names the setting that would accept it, if there is one."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How single values become canonical. Each method returns None for a missing value.
+class ValueRules:
+    """How single values become canonical; a missing value becomes None.
 
     Attributes:
         times: Unit of numbers that are times (s, ms, us, ns), `iso`, or a strftime pattern.
@@ -97,10 +97,10 @@ class Rules:
     options: bool = True
 
     def value(self, role: Role, value: Any) -> Any:
-        """The canonical value of `value` in a column of this role.
+        """Return the canonical value of `value` in a column of this role.
 
         Raises:
-            UnfitError: It has none.
+            InvalidValueError: It has none.
         """
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
@@ -108,31 +108,23 @@ class Rules:
             return None
         if isinstance(value, str) and self.is_null(role, value):
             return None
-        found: dict[Role, Callable[[Any], Any]] = {
-            "id": self._id,
-            "rating": self._rating,
-            "count": self._count,
-            "text": self._text,
-            "list": self._list,
-            "time": self._time,
-        }
-        return found[role](value)
+        return getattr(self, f"_{role}")(value)
 
     def is_null(self, role: Role, text: str) -> bool:
-        """Whether a text stands for a missing value."""
+        """Return whether a text stands for a missing value."""
         if role in ("rating", "count", "time"):
             text = text.strip()
         return text in self.nulls or text in self.null_texts(role)
 
     def null_texts(self, role: Role) -> frozenset[str]:
-        """Texts that stand for a missing value without being asked for."""
+        """Return the texts that always stand for a missing value in a column of this role."""
         if role in ("rating", "count", "time"):
             return NULL_NUMBERS
         return NULL_TEXTS if role == "text" else NULLS
 
     def _id(self, value: Any) -> str:
         if isinstance(value, bool):
-            raise UnfitError
+            raise InvalidValueError
         if isinstance(value, str):
             return value
         if isinstance(value, int | UUID):
@@ -141,26 +133,26 @@ class Rules:
             return str(UUID(bytes=value))
         if isinstance(value, float) and value.is_integer():
             if abs(value) >= EXACT:
-                raise UnfitError("floats of this size have lost digits: write ids as integers or as text")
+                raise InvalidValueError("floats of this size have lost digits: write ids as integers or as text")
             return str(int(value))
         if isinstance(value, Decimal) and value == value.to_integral_value():
             return str(int(value))
-        raise UnfitError
+        raise InvalidValueError
 
     def _text(self, value: Any) -> str:
         if isinstance(value, str):
             return value
         if isinstance(value, bool):
-            raise UnfitError
+            raise InvalidValueError
         if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
             return str(int(value))
         if isinstance(value, int | float | Decimal | UUID):
             return str(value)
-        raise UnfitError
+        raise InvalidValueError
 
     def _list(self, value: Any) -> list[str]:
         if isinstance(value, str):
-            return self._listed(value)
+            return self._list_in_text(value)
         if isinstance(value, list | tuple):
             texts: list[str] = []
             for each in value:
@@ -171,8 +163,8 @@ class Rules:
             return texts
         return [self._text(value)]
 
-    def _listed(self, text: str) -> list[str]:
-        """A list that was written as text, in JSON or by Python; any other text is a list of one."""
+    def _list_in_text(self, text: str) -> list[str]:
+        """Parse a list that was written as text, in JSON or by Python; any other text is a list of one."""
         inner = text.strip()
         if not (inner.startswith("[") and inner.endswith("]")):
             return [text]
@@ -180,12 +172,12 @@ class Rules:
             found = json.loads(inner)
         except (ValueError, RecursionError):
             try:
-                found = _literal(inner)
+                found = _python_list(inner)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 return [text]
         try:
             return self._list(found) if isinstance(found, list) else [text]
-        except UnfitError:
+        except InvalidValueError:
             return [text]
 
     def _number(self, value: Any) -> float | None:
@@ -208,7 +200,7 @@ class Rules:
             value = value.replace(",", "")
         number = None if isinstance(value, bool) else self._number(value)
         if number is None:
-            raise UnfitError
+            raise InvalidValueError
         return number
 
     def _rating(self, value: Any) -> float:
@@ -220,7 +212,7 @@ class Rules:
         if number is not None:
             return number
         if not isinstance(value, str):
-            raise UnfitError
+            raise InvalidValueError
         if value.casefold() in ("true", "false"):
             return float(value.casefold() == "true")
         if match := _DECIMAL_COMMA.fullmatch(value):
@@ -234,11 +226,13 @@ class Rules:
             empty = len(match["empty"] or match["none"] or "")
             return self._out_of(str(stars), math.ceil(stars) + empty) if empty else stars
         word = json.dumps(value[:40], ensure_ascii=False)
-        raise UnfitError(self._option("rating_words", f"{{{word}: NUMBER}}") if re.search(r"[^\W\d_]", value) else "")
+        raise InvalidValueError(
+            self._option("rating_words", f"{{{word}: NUMBER}}") if re.search(r"[^\W\d_]", value) else ""
+        )
 
     def _out_of(self, text: str, most: float) -> float:
         if most != self.ratings[1]:
-            raise UnfitError(self._option("ratings", f"[{self.ratings[0]:g}, {most:g}]"))
+            raise InvalidValueError(self._option("ratings", f"[{self.ratings[0]:g}, {most:g}]"))
         return float(text.replace(",", "."))
 
     def _time(self, value: Any) -> int:
@@ -251,19 +245,19 @@ class Rules:
         if self.times not in UNITS:
             found = _iso(text) if text is not None and self.times == "iso" else None
             if found is None:
-                raise UnfitError(self._times_that_fit(value))
+                raise InvalidValueError(self._times_that_fit(value))
             return found
         if text is not None:
             value = int(text) if _ANY_INTEGER_RE.fullmatch(text[:40]) and len(text) <= 40 else self._number(text)
         if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-            raise UnfitError(self._times_that_fit(text))
+            raise InvalidValueError(self._times_that_fit(text))
         found = _in_ms(value, UNITS[self.times])
         if found is None:
-            raise UnfitError(self._times_that_fit(value))
+            raise InvalidValueError(self._times_that_fit(value))
         return found
 
     def _times_that_fit(self, value: Any) -> str:
-        """The setting of `timestamp` under which a value would be a time between 1973 and 2100."""
+        """Return the setting of `timestamp` under which a value would be a time between 1973 and 2100."""
         if isinstance(value, str) and _iso(value) is not None and self.times != "iso":
             return self._option("timestamp", "iso")
         if isinstance(value, str):
@@ -284,7 +278,7 @@ class Rules:
 
 
 def _in_ms(value: float | Decimal, tens: int) -> int | None:
-    """A number of units as whole milliseconds, the nearest where there is a fraction; None for no possible date."""
+    """Return a number of units as whole milliseconds, rounded; None if it is no possible date."""
     if isinstance(value, int):
         found = value * 1000 if tens < 0 else value // 10**tens
     else:
@@ -314,8 +308,8 @@ def _iso(text: str) -> int | None:
     return found - ahead * 60_000
 
 
-def _literal(text: str) -> Any:
-    """A list as Python writes it, also one of NumPy, which has no commas between texts."""
+def _python_list(text: str) -> Any:
+    """Parse a list as Python writes it, or as NumPy does, without commas between texts."""
     tree = ast.parse(text, mode="eval").body
     found = ast.literal_eval(tree)
     if isinstance(found, list) and re.search(r"""['"]\s+['"]""", text):
@@ -327,10 +321,10 @@ def _literal(text: str) -> Any:
 
 
 def check_times(times: str) -> None:
-    """Check that a pattern reads what it writes.
+    """Check that a strftime pattern can be read back as a date.
 
     Raises:
-        DataError: It does not, for example because it lacks the day.
+        DataError: It cannot, for example because it lacks the day.
     """
     if times in UNITS or times == "iso":
         return
@@ -347,68 +341,72 @@ def check_times(times: str) -> None:
         )
 
 
-def convert(values: pl.Series | Sequence[Any], role: Role, rules: Rules) -> tuple[pl.Series, dict[int, UnfitError]]:
-    """A raw column as a canonical one.
+def convert(
+    values: pl.Series | Sequence[Any], role: Role, rules: ValueRules
+) -> tuple[pl.Series, dict[int, InvalidValueError]]:
+    """Convert a raw column into a canonical one.
 
     Args:
         values: The raw values: a column of one type, or a list of values of any types.
         role: What they mean.
-        rules: How single values become canonical.
+        rules: How values become canonical.
 
     Returns:
-        The canonical column, and by the place of each value that does not fit why it does not; it is null.
+        The canonical column, and the error of each value that does not fit, by its place; such values are null.
     """
     if not isinstance(values, pl.Series):
-        return _mixed(values, role, rules)
-    quick = _quick(role, values.dtype, rules)
-    if quick is None:
-        return _mixed(values.to_list(), role, rules)
-    made = values.to_frame("value").select(quick(pl.col("value")).cast(TYPES[role])).to_series()
+        return _convert_mixed(values, role, rules)
+    expression = _expression(role, values.dtype, rules)
+    if expression is None:
+        return _convert_mixed(values.to_list(), role, rules)
+    made = values.to_frame("value").select(expression(pl.col("value")).cast(TYPES[role])).to_series()
     rest = (made.is_null() & values.is_not_null()).arg_true()
     if not len(rest):
         return made, {}
     places = rest.to_list()
-    slow, unfit = _one_by_one(values.gather(rest).to_list(), role, rules)
+    slow, invalid = _one_by_one(values.gather(rest).to_list(), role, rules)
     patch: list[Any] = [None] * len(values)
     for place, value in zip(places, slow, strict=True):
         patch[place] = value
     made = pl.select(pl.coalesce(made, pl.Series(patch, dtype=TYPES[role]))).to_series()
-    return made, {places[i]: error for i, error in unfit.items()}
+    return made, {places[i]: error for i, error in invalid.items()}
 
 
-def _mixed(values: Sequence[Any], role: Role, rules: Rules) -> tuple[pl.Series, dict[int, UnfitError]]:
+def _convert_mixed(
+    values: Sequence[Any], role: Role, rules: ValueRules
+) -> tuple[pl.Series, dict[int, InvalidValueError]]:
     if role == "time" and rules.times not in UNITS and rules.times != "iso":  # a pattern is read by Polars alone
         texts = pl.Series([each if isinstance(each, str) else None for each in values], dtype=pl.String)
-        made, unfit = convert(texts, role, rules)
+        made, invalid = convert(texts, role, rules)
         others = [None if isinstance(each, str) else each for each in values]
-        slow, also_unfit = _one_by_one(others, role, rules)
-        return pl.select(pl.coalesce(made, pl.Series(slow, dtype=TYPES[role]))).to_series(), unfit | also_unfit
-    found, unfit = _one_by_one(values, role, rules)
-    return pl.Series(found, dtype=TYPES[role]), unfit
+        slow, also_invalid = _one_by_one(others, role, rules)
+        return pl.select(pl.coalesce(made, pl.Series(slow, dtype=TYPES[role]))).to_series(), invalid | also_invalid
+    found, invalid = _one_by_one(values, role, rules)
+    return pl.Series(found, dtype=TYPES[role]), invalid
 
 
-def _one_by_one(values: Sequence[Any], role: Role, rules: Rules) -> tuple[list[Any], dict[int, UnfitError]]:
+def _one_by_one(values: Sequence[Any], role: Role, rules: ValueRules) -> tuple[list[Any], dict[int, InvalidValueError]]:
     known: dict[str, Any] = {}  # texts often repeat, as ratings do
     found: list[Any] = []
-    unfit: dict[int, UnfitError] = {}
+    invalid: dict[int, InvalidValueError] = {}
     for place, value in enumerate(values):
         made = known.get(value, known) if isinstance(value, str) else known
         if made is known:
             try:
                 made = rules.value(role, value)
-            except UnfitError as error:
+            except InvalidValueError as error:
                 made = error
             if isinstance(value, str) and role != "text":
                 known[value] = made
-        if isinstance(made, UnfitError):
-            unfit[place] = made
+        if isinstance(made, InvalidValueError):
+            invalid[place] = made
             made = None
         found.append(made)
-    return found, unfit
+    return found, invalid
 
 
-def _quick(role: Role, kind: pl.DataType, rules: Rules) -> Convert | None:
-    """An expression for the usual spellings, null for all others; None where there is none."""
+def _expression(role: Role, kind: pl.DataType, rules: ValueRules) -> Convert | None:
+    """Return an expression that converts the usual spellings, and makes all others null; None if there is none."""
     if isinstance(kind, pl.String):
         nulls = list(rules.null_texts(role) | rules.nulls)
 
@@ -423,7 +421,7 @@ def _quick(role: Role, kind: pl.DataType, rules: Rules) -> Convert | None:
             "list": lambda value: pl.when(given(value).is_not_null() & ~value.str.contains(r"^\s*\[")).then(
                 pl.concat_list(value)
             ),
-            "time": lambda value: _quick_time(value, rules.times),
+            "time": lambda value: _time_expression(value, rules.times),
         }
         if role == "rating" and rules.rating_words:
             return None
@@ -437,9 +435,9 @@ def _quick(role: Role, kind: pl.DataType, rules: Rules) -> Convert | None:
     if role == "time" and rules.times in UNITS:
         tens = UNITS[rules.times]
         if kind.is_integer():
-            return lambda value: _possible(_finer(value.cast(pl.Int64, strict=False), tens))
+            return lambda value: _possible(_whole_ms(value.cast(pl.Int64, strict=False), tens))
         if isinstance(kind, pl.Float64):
-            return lambda value: _nearest(value, tens)
+            return lambda value: _nearest_ms(value, tens)
     if role == "time" and isinstance(kind, pl.Datetime | pl.Date):
         return lambda value: value.cast(pl.Datetime("ms")).dt.epoch("ms")
     return None
@@ -458,22 +456,22 @@ def _possible(value: pl.Expr) -> pl.Expr:
     return pl.when(value.is_between(FIRST_MS, LAST_MS)).then(value)
 
 
-def _finer(value: pl.Expr, tens: int) -> pl.Expr:
-    """Whole milliseconds of whole units."""
+def _whole_ms(value: pl.Expr, tens: int) -> pl.Expr:
+    """Convert whole units to whole milliseconds."""
     if tens < 0:
         return pl.when(value.is_between(FIRST_MS // 1000, LAST_MS // 1000)).then(value * 1000)
     return value // 10**tens if tens else value
 
 
-def _nearest(value: pl.Expr, tens: int) -> pl.Expr:
+def _nearest_ms(value: pl.Expr, tens: int) -> pl.Expr:
     number = value * 1000 if tens < 0 else value / 10**tens
     return _possible(pl.when(number.abs() < EXACT).then((number + 0.5).floor()).cast(pl.Int64, strict=False))
 
 
-def _quick_time(value: pl.Expr, times: str) -> pl.Expr:
+def _time_expression(value: pl.Expr, times: str) -> pl.Expr:
     if times in UNITS:
         whole = pl.when(value.str.contains(_INTEGER)).then(value).cast(pl.Int64, strict=False)
-        return _possible(_finer(whole, UNITS[times]))
+        return _possible(_whole_ms(whole, UNITS[times]))
     if times != "iso":
         return _by_pattern(value, times)
     day, minute, second, zone = (value.str.extract(_ISO_LONG, group) for group in range(1, 5))

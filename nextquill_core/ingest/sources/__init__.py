@@ -1,4 +1,4 @@
-"""The sources there are: those that come with NextQuill, and those of other packages.
+"""The table of sources: those that come with NextQuill, and those of other packages.
 
 Another package adds one by an entry point of the group `nextquill.sources`: `NAME = "package.module:ClassName"`.
 """
@@ -10,10 +10,9 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from nextquill_core.errors import DataError
+from nextquill_core.ingest.batches import PARTS, BadRow, Batch, Column, Kind, Part
 from nextquill_core.ingest.sources.amazon import Amazon2014, Amazon2018, Amazon2023
-from nextquill_core.ingest.sources.base import PARTS, BadRow, Batch, Part, RawFiles, Source, local_files
-from nextquill_core.ingest.sources.columns import Column, Kind
-from nextquill_core.ingest.sources.jsonlines import JsonLines
+from nextquill_core.ingest.sources.base import JsonLines, RawFiles, Source, local_files
 from nextquill_core.ingest.sources.lamp import Lamp
 from nextquill_core.ingest.sources.table import Table
 from nextquill_core.plugins import Plugins
@@ -43,7 +42,7 @@ SOURCES = Plugins[type[Source]]("source", "nextquill.sources", "ingest.source", 
 
 
 def source(name: str, options: Mapping[str, Any] | None = None) -> Source:
-    """The source called `name`, with its `ingest.options`.
+    """Return the source called `name`, with its `ingest.options`.
 
     Raises:
         DataError: There is none (the nearest name is suggested), its package cannot be loaded, or an option does not
@@ -53,12 +52,12 @@ def source(name: str, options: Mapping[str, Any] | None = None) -> Source:
 
 
 def added() -> dict[str, EntryPoint]:
-    """The sources of other packages, by name; nothing of theirs is imported yet."""
+    """Return the entry points of the sources of other packages, by name; none is imported yet."""
     return SOURCES.added()
 
 
 def load(name: str) -> type[Source]:
-    """The class of the source called `name`.
+    """Return the class of the source called `name`.
 
     Raises:
         DataError: There is none, or its package cannot be loaded.

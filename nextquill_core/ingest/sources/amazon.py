@@ -1,4 +1,4 @@
-"""The three Amazon review collections of the McAuley lab, each in the layout in which it is published."""
+"""The three Amazon review collections of the McAuley lab, each in its published layout."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from nextquill_core.errors import DataError, HubUnreachableError
-from nextquill_core.ingest.sources.base import Part
-from nextquill_core.ingest.sources.columns import Column
-from nextquill_core.ingest.sources.jsonlines import JsonLines
+from nextquill_core.ingest.batches import Column, Part
+from nextquill_core.ingest.sources.base import JsonLines
 
 # The published procedure drops every false value of these columns, so 0 counts as missing.
 _ZERO_IS_MISSING = frozenset({"reviews.timestamp_ms", "items.rating_number"})
@@ -42,7 +41,16 @@ class Amazon2023(JsonLines):
     repository: ClassVar[str] = "McAuley-Lab/Amazon-Reviews-2023"
 
     def fetched(self, category: str, part: Part, fetch: bool) -> tuple[Path, ...]:
-        """The category's file of the hub data set, in the hub's own cache; a broken download goes on where it broke."""
+        """Return the category's file of the hub data set, in the hub client's cache; a broken download is resumed.
+
+        Args:
+            category: The category, as the data set names it.
+            part: Reviews or items.
+            fetch: Whether to download; otherwise only an earlier copy counts.
+
+        Raises:
+            DataError: There is no such category, no copy, or the download failed.
+        """
         folder, prefix = ("review_categories", "") if part == "reviews" else ("meta_categories", "meta_")
         file = f"raw/{folder}/{prefix}{category}.jsonl"
         local = f"name local files in ingest.inputs[].{part}"
@@ -62,7 +70,7 @@ class Amazon2023(JsonLines):
             ) from None
         except Exception as error:  # the hub client raises many kinds; each of them means that there is no file
             what = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
-            remedy = f"check the network and run the command again, which goes on where it broke, or {local}"
+            remedy = f"check the network and run the command again, which resumes the download, or {local}"
         raise DataError(f"cannot fetch {file}: {what}", f"hub data set {self.repository}", remedy)
 
 
@@ -75,8 +83,6 @@ _OLD_REVIEWS = {
     "text": Column("string", ("reviewText",), required=False),
     "timestamp_ms": Column("seconds", ("unixReviewTime",)),
 }
-
-
 _OLD_ITEMS = {
     "item_id": Column("string", ("asin",), identifies=True),
     "title": Column("string", ("title",), required=False),
@@ -106,7 +112,7 @@ class Amazon2018(_OlderAmazon):
 
 
 class Amazon2014(_OlderAmazon):
-    """Amazon product data (2014): times in seconds; metadata as Python literals, description a single text."""
+    """Amazon product data (2014): times in seconds; metadata as Python literals, a description is a single text."""
 
     name = "amazon-2014"
     summary = "Amazon product data 2014 (JSON lines or Python literals, plain or .gz): local files"

@@ -1,4 +1,4 @@
-"""What a source is: where the raw files of a category are, and how they become canonical rows.
+"""What a source is: it finds the raw files of a category, and converts them into canonical rows.
 
 Imports nothing heavy, because `nextquill status` and `nextquill sources` load it.
 """
@@ -6,21 +6,18 @@ Imports nothing heavy, because `nextquill status` and `nextquill sources` load i
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from nextquill_core.config import RawInput
+from nextquill_core.config.data import RawInput, SyntheticInput
 from nextquill_core.errors import DataError, UserError
+from nextquill_core.ingest.batches import BATCH_BYTES, Batch, Column, Part
 from storage.download import is_remote
 
-if TYPE_CHECKING:
-    import polars as pl
-
-Part = Literal["reviews", "items"]
-PARTS: tuple[Part, ...] = ("reviews", "items")
-BATCH_BYTES = 24 << 20  # below 32 MB, from where on malloc has the kernel clear new memory each time
+SYNTHETIC_LAYOUT = "amazon-2023"
+"""The source that reads what `nextquill_core.synthetic` writes."""
 
 
 @dataclass(frozen=True)
@@ -32,54 +29,12 @@ class RawFiles:
     items: tuple[Path, ...]
 
     def of(self, part: Part) -> tuple[Path, ...]:
-        """The files of one part."""
+        """Return the files of one part."""
         return self.reviews if part == "reviews" else self.items
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """Something in a raw file that is not a row.
-
-    Attributes:
-        line: Its place in the file, from 1: a line's number, or a record's where a row is no line.
-        reason: Why it cannot be read, as a short name like `wrong-type-rating`.
-        raw: The beginning of its text.
-        detail: What is wrong, for a message: which column holds which value. Empty where `raw` says it.
-        remedy: The setting that would accept it, or another way to fix it; empty where there is none.
-    """
-
-    line: int
-    reason: str
-    raw: str
-    detail: str = ""
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some consecutive rows of a raw file.
-
-    Attributes:
-        rows: The columns of `canonical.CANONICAL` and `line` (i64, as in `BadRow`), in file order.
-        bad: What could not be read, in file order.
-        blank: How many lines hold nothing; these are no rows.
-        last_line: Number of the last line (or record) that this batch accounts for.
-        position: How far the file has been read, in bytes on disk.
-        resume: What `Source.read` needs to go on after this batch, as a JSON value; None if it cannot.
-        raw: The text of a row by its line, for the quarantine; None where rows have no text of their own.
-    """
-
-    rows: pl.DataFrame
-    bad: list[BadRow] = field(default_factory=list)
-    blank: int = 0
-    last_line: int = 0
-    position: int = 0
-    resume: Any = None
-    raw: Callable[[int], str] | None = None
-
-
 class Source:
-    """One layout of raw data. A subclass says how to `read` a file, and, if files can be fetched, how.
+    """One layout of raw data. A subclass implements `read`, and, if files can be downloaded, `fetched`.
 
     Attributes:
         name: What `ingest.source` calls it.
@@ -87,8 +42,7 @@ class Source:
         revision: Raised when the same files are read differently; artifacts of an earlier revision are then stale.
         absent: Canonical columns that the layout does not have, as `items.title`. Their values are null, and the
             protocol's rule that such a value must be there does not apply.
-        ratings: The lowest and the highest rating there is; a row outside is suspect. A rating of 0 is a missing one
-            where 0 is outside.
+        ratings: Lowest and highest rating; a row outside is suspect. A rating of 0 is a missing one where 0 is outside.
         zero_is_missing: Canonical columns in which 0 means that there is no value, as `items.rating_number`.
         dated: Whether timestamps are dates; otherwise they only order a user's reviews and are never suspect.
         items_in_reviews: Whether the items are read from the files of reviews where a category has no files of items.
@@ -119,12 +73,12 @@ class Source:
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
         """Read a raw file, batch by batch, in bounded memory.
 
-        What is not a row comes as a `BadRow`; nothing is left out in silence. The same file gives the same batches.
+        What is not a row is returned as a `BadRow`; nothing is left out silently. The same file gives the same batches.
 
         Args:
             part: Whether the file holds reviews or items.
             path: The file.
-            resume: `Batch.resume` of the last batch that is done with; None to begin at the beginning.
+            resume: `Batch.resume` of the last batch that was processed; None to begin at the beginning.
 
         Raises:
             DataError: The file as a whole cannot be read, or is not what its name says.
@@ -132,11 +86,13 @@ class Source:
         raise NotImplementedError
 
     def find(self, raw: RawInput, *, fetch: bool) -> RawFiles:
-        """The raw files of a category; a path or glob that is not given is fetched by `fetched`.
+        """Return the raw files of a category; a path or glob that is not given is fetched by `fetched`.
 
         Raises:
             DataError: A file is missing or empty, a glob matches nothing, or fetching failed.
         """
+        if raw.synthetic:
+            return self._synthetic(raw.category, raw.synthetic, fetch)
         if self.items_in_reviews and not raw.items:
             raw = raw.model_copy(update={"items": raw.reviews})
 
@@ -149,13 +105,64 @@ class Source:
 
         return RawFiles(raw.category, files("reviews", raw.reviews), files("items", raw.items))
 
+    def _synthetic(self, category: str, wanted: SyntheticInput, fetch: bool) -> RawFiles:
+        """Return the files of a synthetic category; write them if they are missing and may be fetched."""
+        folder = Path(wanted.folder).expanduser()
+        files = RawFiles(category, (folder / "reviews.jsonl",), (folder / "items.jsonl",))
+        if self.name != SYNTHETIC_LAYOUT:
+            where = f"category {category}"
+            raise DataError(
+                "a synthetic category has another layout", where, f"set ingest.source to {SYNTHETIC_LAYOUT}"
+            )
+        if not all(path.is_file() for path in (*files.reviews, *files.items)):
+            if not fetch:
+                raise DataError(
+                    "the synthetic category is not written yet", str(folder), "run `nextquill ingest` first"
+                )
+            from nextquill_core.synthetic.sample import write_sample
+
+            write_sample(folder, wanted.users, wanted.seed)
+        return files
+
     def fetched(self, category: str, part: Part, fetch: bool) -> tuple[Path, ...]:
-        """Fetch a category's raw files and return the local copies; without `fetch`, only look for earlier copies.
+        """Download a category's raw files and return the local copies.
+
+        Args:
+            category: The category's name.
+            part: Reviews or items.
+            fetch: Whether to download; otherwise only earlier copies count.
 
         Raises:
-            DataError: The source has no place to fetch from, or it failed.
+            DataError: The source has no place to download from, or the download failed.
         """
         raise DataError(f"no path to the {part}", category, f"set ingest.inputs[].{part}: {self.name} fetches nothing")
+
+
+class JsonLines(Source):
+    """A source of JSON lines, plain or gzip. A subclass only says which raw keys hold the canonical columns.
+
+    Attributes:
+        columns: Where raw rows hold the canonical columns; those that are left out have to be `absent`.
+        literals: Whether lines may be Python literals instead of JSON.
+    """
+
+    columns: Mapping[Part, Mapping[str, Column]]
+    literals: ClassVar[bool] = False
+
+    def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
+        """Read a file in blocks of whole lines; a block that was processed is never read again.
+
+        Args:
+            part: Reviews or items.
+            path: The file.
+            resume: As in `Source.read`.
+        """
+        from nextquill_core.ingest.canonical import layout_fields
+        from nextquill_core.ingest.formats.json_files import read_lines
+        from nextquill_core.ingest.formats.json_parser import Parser
+
+        parser = Parser(layout_fields(self.columns[part], part), part, literals=self.literals)
+        yield from read_lines(path, parser, self.batch_bytes, resume)
 
 
 def remote_files(address: str, *, fetch: bool) -> tuple[Path, ...]:
@@ -163,15 +170,19 @@ def remote_files(address: str, *, fetch: bool) -> tuple[Path, ...]:
 
     Args:
         address: A file, or, where the server lists files, a folder or a glob.
-        fetch: Whether to fetch what is missing or has changed; otherwise only earlier copies count.
+        fetch: Whether to download what is missing or has changed; otherwise only earlier copies count.
 
     Raises:
-        DataError: There is none, all of them are empty, or they cannot be fetched.
+        DataError: There is none, all of them are empty, or they cannot be downloaded.
     """
     from storage import download
 
     try:
-        paths = download.fetched(address, is_data) if fetch else download.known(address)
+        paths = (
+            download.fetch(address, is_data)
+            if fetch
+            else download.local_copies(address, "run `nextquill ingest` first")
+        )
     except UserError as error:
         raise DataError(error.what, error.where, error.remedy) from None
     return _with_content(paths, address)
@@ -196,15 +207,15 @@ def local_files(pattern: str, remedy: str) -> tuple[Path, ...]:
     anchor = Path(path.anchor) if path.is_absolute() else Path()
     wanted = path.relative_to(anchor)
     matches = [match for match in anchor.glob(str(wanted)) if match.is_file()]
-    shown = [match for match in matches if is_data(match.relative_to(anchor).parts, wanted.parts)]
-    if not shown:
+    data = [match for match in matches if is_data(match.relative_to(anchor).parts, wanted.parts)]
+    if not data:
         hidden = f" but {len(matches):,} whose names begin with . or _" if matches else ""
         raise DataError(f"no file matches{hidden}", pattern, remedy)
-    return _with_content(sorted(shown), pattern)
+    return _with_content(sorted(data), pattern)
 
 
 def is_data(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a file that matches a glob is data, and no marker or hidden file of the program that wrote it.
+    """Return whether a file that matches a glob is data, and not a marker or hidden file of the program that wrote it.
 
     Args:
         names: The folders of the file's path and its name.
@@ -216,7 +227,7 @@ def is_data(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _with_content(paths: Sequence[Path], pattern: str) -> tuple[Path, ...]:
-    """The files, if at least one of them has bytes."""
+    """Return the files, if at least one of them has bytes."""
     sizes = []
     for path in paths:
         try:

@@ -1,8 +1,8 @@
-"""A file of a hub data set in the hub's own cache; a download goes on where it broke, in this process or a later one.
+"""Download a file of a hub data set into the hub client's cache, and resume a broken download.
 
-The hub client throws away what it has of a file once its process ends or a connection is reset. Raw categories have up
-to 30 GB, so here the part that has come stays beside the cache's blobs until the rest is there. This is plain HTTP: the
-client's Xet downloads, where they are used, cannot be taken up.
+The hub client deletes a partial download when its process ends or a connection is reset. Raw categories have up to
+30 GB, so here the part that was received stays beside the cache's blobs until the rest is there. This is plain HTTP:
+the client's Xet downloads, where they are used, cannot be resumed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class UnreachableError(Exception):
 
 
 class NotDownloadedError(Exception):
-    """There is no local copy, and nothing may be fetched."""
+    """There is no local copy, and downloads are not allowed."""
 
 
 def hub_file(repository: str, file: str, *, fetch: bool) -> Path:
-    """The local copy of a data set's file, as of the newest commit.
+    """Return the local copy of a data set's file, as of the newest commit.
 
-    Without the network an earlier copy serves. On a terminal a bar shows the progress.
+    Without a network an earlier copy is used. On a terminal a bar shows the progress.
 
     Args:
         repository: The data set, as OWNER/NAME.
@@ -50,27 +50,25 @@ def hub_file(repository: str, file: str, *, fetch: bool) -> Path:
         NotInDataSetError: The hub says that there is no such file.
         NotDownloadedError: There is no copy, and `fetch` is False.
         UnreachableError: There is no copy, and the hub cannot be reached.
-        Exception: Whatever the hub client raises: no network, no permission, no space.
+        Exception: Whatever the hub client raises, such as no permission or no space.
     """
+
+    def earlier_copy(error: Exception) -> Path:
+        try:
+            return Path(hf_hub_download(repository, file, repo_type="dataset", local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise error from None
+
     if not fetch:
-        copy = _copy(repository, file)
-        if copy is None:
-            raise NotDownloadedError(file)
-        return copy
+        return earlier_copy(NotDownloadedError(file))
     if away := hub.unreachable():
-        copy = _copy(repository, file)
-        if copy is None:
-            raise UnreachableError(f"the hub at {hub.endpoint()} cannot be reached ({away})")
-        return copy
+        return earlier_copy(UnreachableError(f"the hub at {hub.endpoint()} cannot be reached ({away})"))
     try:
         metadata = get_hf_file_metadata(hf_hub_url(repository, file, repo_type="dataset"))
     except EntryNotFoundError:
         raise NotInDataSetError(file) from None
-    except Exception:
-        copy = _copy(repository, file)
-        if copy is None:
-            raise
-        return copy
+    except Exception as error:
+        return earlier_copy(error)
     if metadata.etag and metadata.size and metadata.commit_hash:
         blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="dataset"), "blobs")
         url = hf_hub_url(repository, file, repo_type="dataset", revision=metadata.commit_hash)
@@ -78,15 +76,8 @@ def hub_file(repository: str, file: str, *, fetch: bool) -> Path:
     return Path(hf_hub_download(repository, file, repo_type="dataset"))  # finds the blob and names it
 
 
-def _copy(repository: str, file: str) -> Path | None:
-    try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset", local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
 def _complete(blob: Path, url: str, size: int, shown: str) -> None:
-    """Download what is missing of a blob, then give it its name."""
+    """Download what is missing of a blob, then rename it to its final name."""
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f"{blob.name}.nextquill-partial")
     with FileLock(f"{partial}.lock"):
@@ -109,23 +100,23 @@ def _complete(blob: Path, url: str, size: int, shown: str) -> None:
             except HfHubHTTPError as error:
                 if error.response is not None and error.response.status_code < 500:
                     raise
-                tries = _again(error, tries, _size(partial) > before)
+                tries = _wait_for_retry(error, tries, _size(partial) > before)
             except Exception as error:  # of the client's transport, which changes with its version
-                tries = _again(error, tries, _size(partial) > before)
+                tries = _wait_for_retry(error, tries, _size(partial) > before)
             resumed = resumed or before > 0
         if resumed and not _is_whole(partial, blob.name):
             partial.unlink()
-            raise OSError("the download was damaged and is thrown away: run the command again")
+            raise OSError("the download was damaged and was deleted: run the command again")
         partial.replace(blob)
 
 
-def _again(error: Exception, tries: int, came_on: bool) -> int:
-    """Wait before another try and return how many there were without a new byte; raise what is no use to repeat."""
-    if isinstance(error, ValueError):  # a file that this way of downloading does not take
+def _wait_for_retry(error: Exception, tries: int, progressed: bool) -> int:
+    """Wait before the next try and return the number of tries without a new byte; raise an error that would recur."""
+    if isinstance(error, ValueError):  # the client cannot download this file over plain HTTP
         raise error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise error
-    if came_on:
+    if progressed:
         tries = 0
     if tries == len(PAUSES):
         raise error
@@ -138,7 +129,7 @@ def _size(path: Path) -> int:
 
 
 def _is_whole(path: Path, etag: str) -> bool:
-    """Whether the bytes are those of the etag, where that is their SHA-256: of all large files of the hub."""
+    """Return whether the bytes match the etag, which is the SHA-256 of all large files of the hub."""
     if len(etag) != 64:
         return True
     with path.open("rb") as file:

@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nextquill_core.config import RawInput, Section
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.sources.base import Batch, Part, RawFiles, Source
+from nextquill_core.ingest.batches import Batch, Part
+from nextquill_core.ingest.sources.base import RawFiles, Source
 from nextquill_core.ingest.sources.options import checked
 
 Format = Literal["json", "csv", "parquet"]
@@ -27,14 +28,14 @@ ENDINGS: Mapping[str, Format] = {
 
 
 def _as_name(value: Any) -> Any:
-    """A column's name; the columns of a file without a header may be named by their number."""
+    """Return a column's name; the columns of a file without a header may be named by their number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else value
 
 
 Name = Annotated[str, BeforeValidator(_as_name), Field(min_length=1)]
 
 
-OF_ITEMS = ("item_title", "item_description")  # columns of reviews that say something of their item
+OF_ITEMS = ("item_title", "item_description")  # columns of reviews that describe their item
 
 
 class ReviewColumns(Section):
@@ -46,9 +47,11 @@ class ReviewColumns(Section):
     title: Name | None = None
     text: Name
     timestamp: Name
-    item_title: Annotated[Name | None, Field(description="title of the item, where there is no file of items")] = None
+    item_title: Annotated[
+        Name | None, Field(description="column of the item's title, where there is no file of items")
+    ] = None
     item_description: Annotated[
-        Name | None, Field(description="description of the item, where there is no file of items")
+        Name | None, Field(description="column of the item's description, where there is no file of items")
     ] = None
 
 
@@ -63,31 +66,30 @@ class ItemColumns(Section):
 
 
 class FileOptions(Section):
-    """How the files of one part are written, where it differs from the other part's."""
+    """How the files of a part are written."""
 
     encoding: Annotated[
         str | None,
-        Field(description="encoding of text files, such as cp1252, gb18030, cp932 or utf-16; by default UTF-8"),
+        Field(description="encoding of text files, such as cp1252, gb18030, cp932 or utf-16; UTF-8 by default"),
     ] = None
     delimiter: Annotated[
         str | None,
-        Field(description="one character between the fields of CSV; by default a comma, in .tsv a tab, or the one "
-              "by which the header has all mapped columns"),
+        Field(description="character between the fields of CSV; by default a comma, in .tsv a tab, or the character by "
+              "which the header has all mapped columns"),
     ] = None  # fmt: skip
     quote: Annotated[
         str | None,
-        Field(description="one character around fields of CSV that hold delimiters, or `none`; by default a double "
-              "quote"),
+        Field(description="character around fields of CSV that hold delimiters, or `none`; a double quote by default"),
     ] = None  # fmt: skip
     escape: Annotated[
         str | None,
-        Field(description="one character before a quote, a delimiter or a line end that belongs to the field, as "
-              "Spark, Athena and MySQL write a backslash; by default none, quotes are doubled"),
+        Field(description="character before a quote, a delimiter or a line end that belongs to a field of CSV, such as "
+              "the backslash of Spark, Athena and MySQL; by default there is none, and quotes are doubled"),
     ] = None  # fmt: skip
     header: Annotated[
         bool | tuple[Name, ...] | None,
-        Field(description="whether the first record of CSV names the columns (true), columns are named by their "
-              "number from 1 (false), or the names of the columns of a file that has no header; by default true"),
+        Field(description="true (the default) if the first record of CSV names the columns, false to name columns by "
+              "their number from 1, or the list of the columns of a file without a header"),
     ] = None  # fmt: skip
 
     @field_validator("encoding")
@@ -144,14 +146,15 @@ class TableOptions(FileOptions):
     items: ItemColumns | None = None
     timestamp: Annotated[
         str,
-        Field(description="s, ms, us or ns since 1970, iso, or a strftime pattern; times without a zone are UTC"),
-    ] = "ms"
-    ratings: Annotated[tuple[float, float], Field(description="lowest and highest rating there is")] = (1.0, 5.0)
+        Field(description="unit of timestamps since 1970 (s, ms, us, ns), iso, or a strftime pattern; times without a "
+              "zone are UTC"),
+    ] = "ms"  # fmt: skip
+    ratings: Annotated[tuple[float, float], Field(description="lowest and highest rating")] = (1.0, 5.0)
     rating_words: Annotated[
         dict[str, float], Field(description="ratings that are words, such as {poor: 1, excellent: 5}")
     ] = {}
     null_values: Annotated[
-        tuple[str, ...], Field(description="further texts that stand for a missing value, in every column")
+        tuple[str, ...], Field(description="further texts that mean a missing value, in every column")
     ] = ()
     files: Annotated[Files, Field(description="encoding, delimiter, quote, escape and header of one part only")] = (
         Files()
@@ -179,7 +182,7 @@ class TableOptions(FileOptions):
 
     @property
     def item_columns(self) -> ItemColumns:
-        """The raw columns of items, where the files of reviews hold them too."""
+        """The raw columns of items, which may be columns of the files of reviews."""
         reviews = self.reviews
         return self.items or ItemColumns(
             item_id=reviews.item_id, title=reviews.item_title, description=reviews.item_description
@@ -207,7 +210,7 @@ class TableOptions(FileOptions):
         return value
 
     def of(self, part: Part, name: str) -> Any:
-        """An option of files, as it is for this part."""
+        """Return an option of files, as it is for this part."""
         own = getattr(self.files.reviews if part == "reviews" else self.files.items, name)
         return getattr(self, name) if own is None else own
 
@@ -215,8 +218,8 @@ class TableOptions(FileOptions):
 class Table(Source):
     """JSON, CSV or Parquet, distinguished by the file's name, with the columns that `ingest.options` names.
 
-    Each value is converted by its own type, so a column may hold numbers in some rows and text in others; the page
-    docs/how-to/sources.md lists what is taken for what. A description or categories may be one text or a list.
+    Each value is converted by its type, so a column may hold numbers in some rows and text in others; the page
+    docs/how-to/sources.md lists the spellings that are read. A description or categories may be one text or a list.
     `line` is the line of JSON lines, the element of a JSON array, the record of CSV (the header is the first; blank
     lines count), the row of Parquet.
 
@@ -246,7 +249,7 @@ class Table(Source):
         self._files: dict[Part, tuple[Path, ...]] = {}
 
     def find(self, raw: RawInput, *, fetch: bool) -> RawFiles:
-        """The raw files, each of a format that can be read.
+        """Return the raw files, each of a format that can be read.
 
         Raises:
             DataError: Also where a category has a file of items whose columns are not named, or the other way round.
@@ -267,43 +270,47 @@ class Table(Source):
         return files
 
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
-        """Read a table. JSON lines are resumed where they were left; of other formats the batches are read again.
+        """Read a table. JSON lines are resumed; files of other formats are read again from the beginning.
+
+        Args:
+            part: Reviews or items.
+            path: The file.
+            resume: As in `Source.read`.
 
         Raises:
-            DataError: Also where a mapped column is not there or has a type that does not fit.
+            DataError: Also where a mapped column is missing or has a type that does not fit.
         """
-        from nextquill_core.ingest.formats.values import Rules
+        from nextquill_core.ingest.formats.values import ValueRules
 
         kind, options, keys = table_format(path), self.options, self.keys[part]
         words = {word.casefold().strip(): rating for word, rating in options.rating_words.items()}
-        rules = Rules(options.timestamp, options.ratings, words, frozenset(options.null_values))
+        rules = ValueRules(options.timestamp, options.ratings, words, frozenset(options.null_values))
         encoding = codecs.lookup(options.of(part, "encoding") or "utf-8").name
         if kind == "json":
-            from nextquill_core.ingest.formats.json_tables import read_json
+            from nextquill_core.ingest.formats.json_files import read_json
 
             siblings = self._files.get(part, ())
             return read_json(path, keys, rules, part, self.batch_bytes, resume, encoding=encoding, siblings=siblings)
         if kind == "csv":
-            from nextquill_core.ingest.formats.csv_tables import Layout, read_csv
-            from nextquill_core.ingest.formats.records import Dialect
+            from nextquill_core.ingest.formats.csv_files import Dialect, read_csv
 
-            delimiter = options.of(part, "delimiter")
-            quote, header = options.of(part, "quote") or '"', options.of(part, "header")
+            given = {name: options.of(part, name) for name in ("delimiter", "quote", "escape", "header")}
             dialect = Dialect(
-                delimiter=delimiter or ("\t" if ".tsv" in path.name.lower() else ","),
-                quote=None if quote == "none" else quote,
-                escape=options.of(part, "escape"),
+                delimiter=given["delimiter"] or ("\t" if ".tsv" in path.name.lower() else ","),
+                quote=None if given["quote"] == "none" else given["quote"] or '"',
+                escape=given["escape"],
                 encoding=encoding,
+                header=True if given["header"] is None else given["header"],
+                fixed=given["delimiter"] is not None,
             )
-            layout = Layout(dialect, delimiter is not None, True if header is None else header)
-            return read_csv(path, keys, rules, part, layout, self.batch_bytes)
-        from nextquill_core.ingest.formats.parquet import read_parquet
+            return read_csv(path, keys, rules, part, dialect, self.batch_bytes)
+        from nextquill_core.ingest.formats.parquet_files import read_parquet
 
         return read_parquet(path, keys, rules, part)
 
 
 def table_format(path: Path) -> Format:
-    """The format that a file's name shows.
+    """Return the format that a file's name shows.
 
     Raises:
         DataError: The name shows none.
@@ -321,6 +328,6 @@ def table_format(path: Path) -> Format:
 
 
 def _mapped(section: ReviewColumns | ItemColumns) -> dict[str, str]:
-    """Canonical column to raw column."""
+    """Return the raw column of each canonical column that is mapped."""
     named = ((name, key) for name, key in section if key is not None and name not in OF_ITEMS)
     return {"timestamp_ms" if name == "timestamp" else name: key for name, key in named}

@@ -1,4 +1,4 @@
-"""The published data procedure once more, slowly and in plain Python: lists, dicts, sets, and one review at a time."""
+"""The published data procedure in slow, plain Python: lists, dicts, sets, and one review at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 class Outcome(NamedTuple):
-    """For each user the base profile and the targets, oldest first; and who each item's row is."""
+    """The base profile and the targets of each user, oldest first, and the title and description of each item."""
 
     sequences: dict[str, tuple[list[Row], list[Row]]]
     items: dict[str, tuple[str, str]]
@@ -40,7 +40,13 @@ def by_user(reviews: list[Row]) -> dict[str, list[Row]]:
 
 
 def procedure(reviews: list[Row], items: list[Row], p: Any) -> Outcome:
-    """Run it on readable rows with the thresholds `p`; nobody at all is fine."""
+    """Run the procedure on readable rows; no user may be left.
+
+    Args:
+        reviews: Rows of reviews.
+        items: Rows of items.
+        p: The thresholds.
+    """
     described = {}
     for item in items:
         text = describe(item)

@@ -1,4 +1,4 @@
-"""Rows read = rows kept + rows dropped by reason; and what is said when nobody is left."""
+"""Rows read = rows kept + rows dropped, by reason."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from nextquill_core.config import IngestConfig, ProtocolConfig, RawInput
-from nextquill_core.errors import DataError
-from nextquill_core.ingest.report import Account, CategoryAccount, account_rows, stats
+from nextquill_core.config import IngestConfig, ProtocolConfig
+from nextquill_core.ingest.account import Account, CategoryAccount, stats
 from tests.nextquill_core.ingest.world import SMALL, World, item, plain_category, review, trained, trained_items
 
 
@@ -64,81 +63,10 @@ def test_lengths_are_code_points_of_the_raw_text(tmp_path: Path) -> None:
     assert stats["reviews"]["dropped"] == {"short_text": 1}
 
 
-def test_categories_are_processed_on_their_own_and_added_up(tmp_path: Path) -> None:
-    reviews, items = plain_category()
-    world = World(tmp_path)
-    first = world.config(world.write("r.jsonl", reviews), world.write("i.jsonl", items), category="Zebra")
-    second = RawInput(
-        category="Ant", reviews=str(world.write("r2.jsonl", reviews[:12])), items=str(tmp_path / "i.jsonl")
-    )
-    both = first.model_copy(update={"inputs": (*first.inputs, second)})
-    stats = world.run(both)
-    assert [row["category"] for row in world.table("sequences")] == ["Zebra"] * 4 + ["Ant"] * 2
-    assert [user for user, *_ in world.examples()] == [f"u{u}" for u in (0, 1, 2, 3, 0, 1) for _ in range(3)]
-    assert stats["reviews"] == {"read": 36, "kept": 36, "dropped": {}}
-    assert stats["users"] == 6
-    assert stats["per_category"]["Ant"]["reviews"]["kept"] == 12
-    rows = account_rows(stats)
-    assert {"category": "Ant", "what": "reviews", "outcome": "read", "rows": 12, "share": 1.0, "example": ""} in rows
-    assert {"category": "Zebra", "what": "examples", "outcome": "val", "rows": 4, "share": None, "example": ""} in rows
-
-
 def test_a_row_that_vanished_is_an_error_of_the_program() -> None:
     account = CategoryAccount(Account(3, 1, Counter(a=1)), Account(), 1, Counter())
     with pytest.raises(RuntimeError, match="reviews of C: 3 rows read, but 1 kept and 1 dropped"):
         stats({"C": account})
-
-
-@pytest.mark.parametrize(
-    ("protocol", "message"),
-    [
-        (
-            {"min_user_reviews": 18},
-            r"no user of C passes: 24 reviews read, 24 of 4 users .*min_user_reviews 18 leaves 0 users \(the most is 6 "
-            r"reviews\).*set ingest\.protocol\.min_user_reviews to 6, which leaves 4 users$",
-        ),
-        ({"max_user_reviews": 3}, r"max_user_reviews 3 leaves 0; .*set ingest\.protocol\.max_user_reviews to 6, which"),
-        (
-            {"min_item_users": 5},
-            r"min_item_users 5 leaves 0 of 6 items \(the most is 4 users\); set ingest\.protocol\.min_item_users to 4,",
-        ),
-        (
-            {"min_profile_reviews": 4},
-            r"profiles without their 3 targets hold up to 3 reviews .* 4 are needed .*set "
-            r"ingest\.protocol\.min_profile_reviews to 3, which leaves 4 users$",
-        ),
-        ({"min_profile_item_users": 5, "min_profile_reviews": 1}, r"hold up to 0 reviews of items with 5 users"),
-        (
-            {"min_text_chars": 99},
-            r"no review of C passes: 24 read; short_text 24; for example r\.jsonl:1: item 'i0', the text has 11 "
-            r"characters; lower ingest\.protocol\.min_text_chars \(now 99\); half of them have 11 characters or more, "
-            r"the longest has 11$",
-        ),
-        (
-            {"min_description_chars": 9},
-            r"no item of C passes: 6 read; short_description 6; for example i\.jsonl:1: item 'i0', the description has "
-            r"1 characters; lower ingest\.protocol\.min_description_chars \(now 9\); half of them have 1 characters "
-            r"or more, the longest has 1$",
-        ),
-    ],
-)
-def test_when_nobody_is_left_the_threshold_is_named(tmp_path: Path, protocol: dict[str, int], message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        World(tmp_path).ingest(*plain_category(), **protocol)
-    assert "\n" not in str(caught.value)
-
-
-def test_thresholds_that_only_together_leave_nobody(tmp_path: Path) -> None:
-    reviews = [review("u1", f"i{i}", i, str(i)) for i in (1, 2, 3)] + [review("u2", "i1", 1, "x")]
-    with pytest.raises(DataError, match=r"together they leave no user; set ingest\.protocol\.min_item_users to 1, "):
-        World(tmp_path).ingest(reviews, [item(f"i{i}") for i in (1, 2, 3)], min_user_reviews=2, min_item_users=2)
-
-
-def test_metadata_of_another_category_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"the metadata matches no review: none of the items of 24 reviews is in .*i\.jsonl"
-    ):
-        World(tmp_path).ingest(plain_category()[0], [item("other")])
 
 
 def test_the_published_thresholds_are_the_defaults() -> None:

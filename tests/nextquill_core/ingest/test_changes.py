@@ -10,10 +10,8 @@ import pytest
 
 from nextquill_core.errors import DataError
 from nextquill_core.ingest import scan
-from nextquill_core.ingest.formats.parse import Parser
-from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.ingest.formats.json_parser import Parser
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
 from storage import UserError
 from storage import source_digests as digests
 from tests.nextquill_core.ingest.world import World, plain_category
@@ -22,8 +20,8 @@ from tests.world import small_config
 
 def ingest(run: Run) -> dict[str, bool]:
     """Whether each artifact was reused."""
-    made = {category: prepare.scan(run, category, silent).reused for category in run.plan.scans}
-    return made | {"ingest": prepare.ingest(run, silent).reused}
+    made = {category: run.make(step).reused for category, step in run.plan.scans.items()}
+    return made | {"ingest": run.make(run.plan.ingest).reused}
 
 
 @pytest.fixture
@@ -88,14 +86,14 @@ def test_a_file_that_changes_under_the_scan_is_refused(
 ) -> None:
     run = run_of(tmp_path, settings)
     path = tmp_path / "r.jsonl"
-    original = scan._BytesRead.up_to
+    original = scan._Digest.read_to
 
     def meanwhile(self: Any, position: int) -> None:
         original(self, position)
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan._BytesRead, "up_to", meanwhile)
+        patch.setattr(scan._Digest, "read_to", meanwhile)
         with pytest.raises(DataError, match=r"r\.jsonl: the file changed while it was read; run the command again"):
             ingest(run)
     path.write_bytes(path.read_bytes() * 2)

@@ -93,7 +93,7 @@ BROKEN: Mapping[str, tuple[Change, str]] = {
     "raw": (bad(raw="x" * 5000), "has 5000 characters; cut it at 2000"),
     "text": (lambda b, n: swap(b, raw=lambda line: line), "raw(1) is no text"),
     "resume is no JSON": (lambda b, n: swap(b, resume={1, 2}), "resume of batch 0 is no JSON value"),
-    "resume is wrong": (lambda b, n: swap(b, resume=[0, 1]), "taken up after batch 0 it gives"),
+    "resume is wrong": (lambda b, n: swap(b, resume=[0, 1]), "resumed after batch 0 it gives"),
     "not the same": (lambda b, n: swap(b, rows=b.rows.with_columns(title=pl.lit(str(n)))), "read twice it gives other"),
     "seconds": (rows(lambda t: t.with_columns(pl.col("timestamp_ms") // 1000)), "12 of 12 reviews are suspect, time"),
     "ratings": (
@@ -157,7 +157,7 @@ def test_errors_while_reading_are_findings(tmp_path: Path, error: Exception, mes
     assert any(message in what for what in findings(Broken(), raw_category(tmp_path)))
 
 
-def test_what_a_source_says_of_itself_is_checked(tmp_path: Path) -> None:
+def test_the_attributes_of_a_source_are_checked(tmp_path: Path) -> None:
     class Broken(Amazon2023):
         name = ""
         summary = "two\nlines"
@@ -189,7 +189,7 @@ def test_empty_columns_and_absent_ones_with_values_are_warned_of(tmp_path: Path)
     ]
 
 
-def test_a_missing_file_of_the_users_own_is_an_error_of_his(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_and_no_finding(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         check_source(Amazon2023(), RawInput(category="C", reviews=str(tmp_path / "r"), items=str(tmp_path / "i")))
 
@@ -223,7 +223,13 @@ def test_table_conforms(tmp_path: Path, ending: str) -> None:
 
 
 def table_findings(tmp_path: Path, rows: list[str], level: str = "error", **options: Any) -> list[str]:
-    """What is found in a table of reviews, with `COLUMNS` that are all mapped."""
+    """Return the findings for a table of reviews whose columns are all mapped.
+
+    Args:
+        tmp_path: Where the files go.
+        rows: Lines of CSV.
+        level: Which findings to return.
+    """
     world = World(tmp_path)
     columns = {**COLUMNS, "reviews": COLUMNS["reviews"] | {"title": "head"}} | options
     reviews = world.write("r.csv", ("user,item,stars,head,said,at\n" + "\n".join(rows) + "\n").encode())
@@ -231,7 +237,7 @@ def table_findings(tmp_path: Path, rows: list[str], level: str = "error", **opti
     return findings(source("table", columns), RawInput(category="C", reviews=str(reviews), items=str(items)), level)
 
 
-def test_reasons_come_with_the_offending_row_and_a_way_out(tmp_path: Path) -> None:
+def test_reasons_come_with_the_first_row_and_a_remedy(tmp_path: Path) -> None:
     bad = ["ann,100,five,h,text,1600000000000", "bob,100,great,h,text,1600000000000"]
     (found,) = table_findings(tmp_path, bad)
     shown = "(line 2: stars is 'five'; set ingest.options.rating_words: {\"five\": NUMBER})"
@@ -295,7 +301,7 @@ def test_the_command_prints_findings_and_exits_with_2_on_errors(tmp_path: Path, 
     )
 
 
-def test_the_command_says_where_all_is_well(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_command_says_that_the_contract_is_kept(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     world = World(tmp_path)
     reviews = world.write("r.jsonl", [review(f"u{n}", "i1", YEAR_2020 + n) for n in range(9)])
     inputs = f"ingest.inputs=[{{category: C, reviews: {reviews}, items: {world.write('i.jsonl', [item()])}}}]"

@@ -107,7 +107,7 @@ def test_a_forgotten_user_is_in_no_byte(tmp_path: Path, monkeypatch: pytest.Monk
         assert secret not in shown
 
 
-def test_what_is_said_of_a_bad_row_holds_no_value_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_about_a_bad_row_hold_none_of_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
     row = BadRow(1, "wrong-type-user_id", "USERu", "user_id is USERu", 'set rating_words: {"USERu": NUMBER}')
     batch = Batch(pl.DataFrame(), [row])
     hidden, _ = keyed(monkeypatch, pseudonymize=True).apply(batch)

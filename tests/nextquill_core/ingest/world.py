@@ -1,4 +1,4 @@
-"""Small raw categories on disk, and the stage run on them."""
+"""Small raw categories on disk, and the ingest stage on them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from nextquill_core.config import IngestConfig, ProtocolConfig, RawInput
+from nextquill_core.ingest.batches import BATCH_BYTES
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.ingest.scan import scan_category
 from nextquill_core.ingest.selection import Scanned
+from nextquill_core.ingest.sequences import make_sequences
 from nextquill_core.ingest.sources import source
-from nextquill_core.ingest.sources.base import BATCH_BYTES
-from nextquill_core.ingest.stage import make_sequences
 from nextquill_core.progress import silent
 from storage.staging import Basis, Staging
 
@@ -51,7 +51,7 @@ def plain_category() -> tuple[list[Row], list[Row]]:
 
 
 class World:
-    """A folder with raw files, and another one for what comes out."""
+    """A folder with raw files, and another one for the artifact."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or Path(tempfile.mkdtemp())
@@ -72,7 +72,14 @@ class World:
     def scan(
         self, config: IngestConfig, batch_bytes: int = BATCH_BYTES, out: Path | None = None, privacy: Privacy = OPEN
     ) -> list[Scanned]:
-        """Scan every category into a folder of its own below `out`."""
+        """Scan every category into a separate folder below `out`.
+
+        Args:
+            config: The categories.
+            batch_bytes: About how much text a batch holds.
+            out: Where the folder `scan` goes; the world's folder by default.
+            privacy: What is hidden.
+        """
         reader = source(config.source, config.options)
         reader.batch_bytes = batch_bytes
         scans = []
@@ -91,7 +98,14 @@ class World:
         return make_sequences(config, reader, scans, Staging(out or self.out, Basis()), silent)
 
     def ingest(self, reviews: Any, items: Any, batch_bytes: int = BATCH_BYTES, **settings: Any) -> dict[str, Any]:
-        """Write both files and run the stage on them."""
+        """Write both files and run the stage on them.
+
+        Args:
+            reviews: The content of the file of reviews.
+            items: The content of the file of items.
+            batch_bytes: About how much text a batch holds.
+            settings: Of `ingest` and of its protocol.
+        """
         config = self.config(self.write("r.jsonl", reviews), self.write("i.jsonl", items), **settings)
         return self.run(config, batch_bytes)
 
@@ -106,7 +120,7 @@ class World:
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
     def parts(self, out: Path | None = None) -> dict[str, bytes]:
-        """The bytes of every part of every scan; unlike the tables they depend on the size of batches."""
+        """The bytes of every part of every scan, which depend on the size of batches."""
         root = (out or self.out) / "scan"
         found = [path for name in ("reviews", "items", "bad", "suspect") for path in root.glob(f"*/{name}/*.parquet")]
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
@@ -114,7 +128,8 @@ class World:
     def examples(self) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:
         """User, split, target and history, each review as (item title, title, text, time, rating)."""
         return [
-            (e.user_id, e.split, seen(e.target), [seen(past) for past in e.history]) for e in read_examples(self.out)
+            (e.user_id, e.split, seen(e.target), [seen(earlier) for earlier in e.history])
+            for e in read_examples(self.out)
         ]
 
 

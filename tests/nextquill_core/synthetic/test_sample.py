@@ -17,11 +17,6 @@ Row = dict[str, Any]
 FILES = ("reviews.jsonl", "items.jsonl", "truth/users.jsonl", "truth/tokens.jsonl", "truth/world.json")
 
 
-@pytest.fixture(scope="module", params=[20, 60, 300])
-def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
-    return write_sample(tmp_path_factory.mktemp("sample"), users=request.param)
-
-
 def read(path: Path) -> tuple[list[Row], int]:
     """The rows of a file, and how many lines are not JSON."""
     rows, bad = [], 0
@@ -122,26 +117,6 @@ def test_nearly_all_regular_users_pass_and_spans_hold_after_cleaning(sample: Sam
                 assert row["text"][span["start"] : span["end"]] == span["word"]
             for span in of_row["spans"]:
                 assert span["effect"] == pytest.approx(span["p_factual"] - span["p_counterfactual"])
-
-
-def test_dirt_is_there_and_malformed_lines_are_few(sample: SampleSummary) -> None:
-    reviews, bad = read(sample.folder / "reviews.jsonl")
-    items, bad_items = read(sample.folder / "items.jsonl")
-    assert bad_items == 0
-    assert bad == sample.malformed_lines
-    assert 0 < bad < 0.005 * sample.review_rows
-    assert len(reviews) + bad == sample.review_rows
-    assert len(items) == sample.item_rows
-    assert all(count > 0 for count in sample.dirt.values())
-    assert any(row["rating"] == 0 for row in reviews)
-    assert any(len(row["text"]) < 200 for row in reviews)
-    assert any("<br />" in row["text"] for row in reviews)
-    assert len({orjson.dumps(row) for row in reviews}) < len(reviews)
-    assert any(item["description"] == [] for item in items)
-    assert any(item["description"][:1] == ["Product Description"] for item in items)
-    usable = [item for item in items if len(description_of(item)) >= 100]
-    assert len(usable) >= sample.items
-    assert max(len(description_of(item)) for item in usable) <= 300
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextquill_core.ingest.formats.values import NULL_NUMBERS, NULLS, Role, Rules, UnfitError, convert
+from nextquill_core.ingest.formats.values import NULL_NUMBERS, NULLS, InvalidValueError, Role, ValueRules, convert
 
 NOON = 1530964800000  # 2018-07-07 12:00 UTC: 17,719 days and a half
 UNFIT = object()
@@ -20,8 +20,8 @@ UNFIT = object()
 
 def value(role: Role, raw: Any, **rules: Any) -> Any:
     try:
-        return Rules(**rules).value(role, raw)
-    except UnfitError:
+        return ValueRules(**rules).value(role, raw)
+    except InvalidValueError:
         return UNFIT
 
 
@@ -47,8 +47,8 @@ def test_ratings_that_are_words_are_named_in_the_options() -> None:
     assert value("rating", "5", **words) == 2.0  # a word counts before a number
     assert value("rating", "13/20", ratings=(0.0, 20.0)) == 13.0
     for raw, remedy in (("good", 'rating_words: {"good": NUMBER}'), ("8/10", "ratings: [1, 10]"), ("1,234", "")):
-        with pytest.raises(UnfitError) as caught:
-            Rules().value("rating", raw)
+        with pytest.raises(InvalidValueError) as caught:
+            ValueRules().value("rating", raw)
         assert str(caught.value) == (f"set ingest.options.{remedy}" if remedy else "")
 
 
@@ -142,8 +142,8 @@ def test_times(times: str, raw: Any, expected: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_time_that_does_not_fit_names_the_setting_under_which_it_would(times: str, raw: Any, setting: str) -> None:
-    with pytest.raises(UnfitError) as caught:
-        Rules(times).value("time", raw)
+    with pytest.raises(InvalidValueError) as caught:
+        ValueRules(times).value("time", raw)
     assert str(caught.value) == f"set ingest.options.timestamp: {setting}"
     if times != "iso" or setting == "s":
         assert value("time", raw, times=setting) is not UNFIT or "%" in setting
@@ -179,13 +179,13 @@ def test_a_column_becomes_what_each_of_its_values_becomes(
     column: tuple[pl.DataType, list[Any]], role: Role, times: str, words: dict[str, float]
 ) -> None:
     kind, raw = column
-    rules = Rules(times, rating_words=words, nulls=frozenset({"[x]"}))
+    rules = ValueRules(times, rating_words=words, nulls=frozenset({"[x]"}))
     made, unfit = convert(pl.Series(raw, dtype=kind), role, rules)
     expected: list[Any] = []
     for each in raw:
         try:
             expected.append(rules.value(role, each))
-        except UnfitError:
+        except InvalidValueError:
             expected.append(UNFIT)
     found = [UNFIT if place in unfit else each for place, each in enumerate(made.to_list())]
     assert [repr(each) for each in found] == [repr(each) for each in expected]

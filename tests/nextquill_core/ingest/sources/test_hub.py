@@ -175,7 +175,7 @@ def test_a_connection_that_breaks_is_resumed(hub: Hub, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*partial"))
 
 
-def test_a_process_that_dies_leaves_what_it_has(hub: Hub, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_its_partial_download(hub: Hub, tmp_path: Path) -> None:
     hub.cuts, hub.stall = [15 * MIB], True
     process = subprocess.Popen(
         command("Big", "reviews", "fetch"), env=surroundings(hub, tmp_path), stderr=subprocess.DEVNULL
@@ -191,11 +191,11 @@ def test_a_process_that_dies_leaves_what_it_has(hub: Hub, tmp_path: Path) -> Non
     assert hub.ranges[-1] == f"bytes={10 * MIB}-"
 
 
-def test_a_damaged_download_is_thrown_away(hub: Hub, tmp_path: Path) -> None:
+def test_a_damaged_download_is_deleted(hub: Hub, tmp_path: Path) -> None:
     blobs = tmp_path / "hub" / "datasets--McAuley-Lab--Amazon-Reviews-2023" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{hashlib.sha256(BIG).hexdigest()}.nextquill-partial").write_bytes(bytes(20 * MIB))
-    with pytest.raises(RuntimeError, match="the download was damaged and is thrown away: run the command again"):
+    with pytest.raises(RuntimeError, match="the download was damaged and was deleted: run the command again"):
         fetched(hub, tmp_path, "Big")
     assert fetched(hub, tmp_path, "Big").read_bytes() == BIG
 
@@ -209,7 +209,7 @@ def test_an_unknown_category_is_one_line(hub: Hub, tmp_path: Path) -> None:
     )
 
 
-def test_nothing_is_fetched_where_it_may_not_be(hub: Hub, tmp_path: Path) -> None:
+def test_nothing_is_downloaded_where_it_is_not_allowed(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"^DataError .*it is not downloaded yet; run `nextquill ingest`[^\n]*$"):
         fetched(hub, tmp_path, "Small", fetch=False)
     assert not hub.ranges

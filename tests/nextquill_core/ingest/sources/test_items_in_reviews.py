@@ -55,7 +55,7 @@ def test_items_without_any_title_pass(tmp_path: Path) -> None:
     assert {(row["title"], row["description"]) for row in world.table("items")} == {("", "")}
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+def test_options_and_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     world = World(tmp_path)
     both = {"reviews": TITLED["reviews"], "items": {"item_id": "item"}}
     with pytest.raises(DataError, match=r"leave out `items` or reviews\.item_title"):

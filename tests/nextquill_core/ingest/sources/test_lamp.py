@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.formats.arrays import elements
+from nextquill_core.ingest.batches import Batch, Part
 from nextquill_core.ingest.sources import source
-from nextquill_core.ingest.sources.base import Batch, Part
 from tests.nextquill_core.ingest.world import World
 
 REVIEW = {"task": "longlamp-product-review"}
@@ -209,7 +208,7 @@ def test_a_bad_entry_leaves_the_others(tmp_path: Path, entry: Any, reason: str) 
         ({"output": 5}, "wrong-type-output"),
     ],
 )
-def test_a_row_whose_own_review_cannot_be_told_is_named(tmp_path: Path, change: Any, reason: str) -> None:
+def test_a_row_whose_own_review_cannot_be_read_is_named(tmp_path: Path, change: Any, reason: str) -> None:
     found = batches(write(tmp_path, [person() | change]), REVIEW)
     assert bad(found) == [(3, reason)]
     assert len(rows(found)) == 2
@@ -247,13 +246,6 @@ def test_a_damaged_or_misnamed_gzip_is_one_line(tmp_path: Path) -> None:
     path.write_bytes(b"[]")
     with pytest.raises(DataError, match=r"its name ends in \.gz, but it is not gzip"):
         batches(path, REVIEW)
-
-
-def test_elements_do_not_depend_on_where_reading_stops(tmp_path: Path) -> None:
-    parts = [b'{"a": "x,]}\\\\\\"[", "b": [1, {"c": []}]}', b" 7", b'"\\\\"', b"[[],[]]", '"é😀"'.encode()]
-    path = write(tmp_path, b"\xef\xbb\xbf\n [" + b",".join(parts) + b"] \n")
-    for size in (3, 4, 7, 1000):
-        assert [element for element, _, _ in elements(path, size)] == parts
 
 
 @pytest.mark.parametrize(

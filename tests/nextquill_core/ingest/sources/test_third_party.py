@@ -1,4 +1,4 @@
-"""`docs/how-to/sources.md`, followed literally: the example package installed, listed, checked, tested and ingested."""
+"""The pages docs/tutorials/write-a-source.md and docs/how-to/sources.md, followed on the example package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import pytest
 
 from tests.conftest import REPO
 
-GUIDE = (REPO / "docs" / "how-to" / "sources.md").read_text(encoding="utf-8")
+DOCS = REPO / "docs"
+GUIDE = "".join(
+    (DOCS / page).read_text(encoding="utf-8") for page in ("tutorials/write-a-source.md", "how-to/sources.md")
+)
+REFERENCE = (DOCS / "reference" / "sources.md").read_text(encoding="utf-8")
 EXAMPLE = REPO / "docs" / "example-source"
 LEFT_OVER = shutil.ignore_patterns("build", "*.egg-info", "__pycache__", "artifacts", ".*")
 
@@ -56,15 +60,14 @@ def test_the_guide_shows_the_example_as_it_is() -> None:
             assert any(snippet in text for text in texts), f"not in the example:\n{snippet}"
 
 
-def test_the_guide_names_every_source_and_option() -> None:
+def test_the_reference_names_every_source_and_option() -> None:
     from nextquill_core.ingest.sources import BUILT_IN
-    from nextquill_core.ingest.sources.lamp import LampOptions
-    from nextquill_core.ingest.sources.lamp_tasks import TASKS
+    from nextquill_core.ingest.sources.lamp import TASKS, LampOptions
     from nextquill_core.ingest.sources.table import ItemColumns, ReviewColumns, TableOptions
 
     models = (TableOptions, ReviewColumns, ItemColumns, LampOptions)
     for name in (*BUILT_IN, *TASKS, *(name for model in models for name in model.model_fields)):
-        assert f"`{name}`" in GUIDE
+        assert f"`{name}`" in REFERENCE
 
 
 @pytest.mark.flow
@@ -103,5 +106,5 @@ def test_a_package_that_cannot_be_loaded_is_one_line(tmp_path: Path, surrounding
     assert "broken" not in done.stdout
     assert done.stderr == (
         "nextquill: nowhere_at_all:Source: source `broken-one` cannot be loaded: No module named 'nowhere_at_all'; "
-        "mend its package [broken 2.0]\n"
+        "fix or reinstall its package [broken 2.0]\n"
     )
