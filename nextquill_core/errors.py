@@ -1,4 +1,4 @@
-"""The domain's faults. All are `UserError`s: one line, exit code 2."""
+"""Errors caused by the user's data or models; they end a command with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ __all__ = ["DataError", "HubUnreachableError", "ModelError", "UserError", "first
 
 
 class DataError(UserError):
-    """Raw data that cannot be used: a missing or empty file, no matching items, nobody who passes the thresholds."""
+    """Raw data cannot be used: a file is missing or empty, no item matches, or no user passes the thresholds."""
 
 
 class ModelError(UserError):
-    """A model, tokenizer or adapter that cannot be found or does not do what is asked of it."""
+    """A model, tokenizer or adapter is missing, invalid or unsupported."""
 
 
 class HubUnreachableError(DataError, ModelError):
-    """The Hugging Face hub cannot be reached and there is no local copy. It is not retried."""
+    """The Hugging Face hub cannot be reached and there is no local copy; such an error is not retried."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, as part of one line; its type's name where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

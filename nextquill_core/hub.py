@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, asked once before its client retries each file for half a minute."""
+"""Checks whether the Hugging Face hub can be reached, before its client retries each file for half a minute."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nextquill_core.errors import HubUnreachableError, first_line
 from nextquill_core.model.identity import is_hub_name
 
 TIMEOUT_S = 5.0
-REMEMBERED_S = 60.0
-_asked: dict[str, tuple[float, str]] = {}
+CACHED_S = 60.0
+_checked: dict[str, tuple[float, str]] = {}
 
 
 def endpoint() -> str:
@@ -22,27 +22,24 @@ def endpoint() -> str:
 
 
 def unreachable() -> str:
-    """Return why the hub cannot be reached, or "" if it answers, whatever the answer is.
+    """Return why the hub cannot be reached, or "" if it answers anything.
 
     A name that cannot be resolved, a refused connection, a proxy that does not answer and HF_HUB_OFFLINE all count. The
-    answer is remembered for a minute.
+    result is cached for a minute.
     """
     url = endpoint()
-    when, reason = _asked.get(url, (0.0, ""))
-    if url not in _asked or time.monotonic() - when > REMEMBERED_S:
-        reason = _ask(url)
-        _asked[url] = (time.monotonic(), reason)
+    when, reason = _checked.get(url, (0.0, ""))
+    if url not in _checked or time.monotonic() - when > CACHED_S:
+        reason = _reason(url)
+        _checked[url] = (time.monotonic(), reason)
     return reason
 
 
 @contextmanager
 def offline_if_unreachable(name: str) -> Iterator[None]:
-    """Put the hub's client into its offline mode for a block if a model is on the hub and the hub does not answer.
+    """Set the hub's client to offline mode for a block if `name` is a hub name and the hub cannot be reached.
 
-    The client then looks into its cache alone, at once.
-
-    Args:
-        name: A model's name or folder.
+    The client then uses its cache only, without retries.
     """
     if not is_hub_name(name) or not unreachable():
         yield
@@ -57,10 +54,15 @@ def offline_if_unreachable(name: str) -> Iterator[None]:
 
 
 def require_model(name: str, revision: str, remedy: str) -> None:
-    """Make sure that a model of the hub is in the cache on this machine, or that the hub can be reached.
+    """Check that a hub model is in the cache of this machine, or that the hub can be reached.
+
+    Args:
+        name: Name or folder of the model.
+        revision: Branch, tag or commit on the hub.
+        remedy: Another way to fix a failure, for the error message.
 
     Raises:
-        HubUnreachableError: Neither holds.
+        HubUnreachableError: Neither is the case.
     """
     if is_hub_name(name) and not is_cached(name, revision) and (reason := unreachable()):
         raise HubUnreachableError(
@@ -71,17 +73,17 @@ def require_model(name: str, revision: str, remedy: str) -> None:
 
 
 def is_cached(name: str, revision: str) -> bool:
-    """Return whether the cache on this machine has a model's configuration, and so most likely the model."""
+    """Return whether the cache of this machine has a model's configuration, and so most likely the model."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
 
 
-def _ask(url: str) -> str:
+def _reason(url: str) -> str:
     from huggingface_hub import get_session
 
     try:
         get_session().head(url, timeout=TIMEOUT_S)
-    except Exception as error:  # of the client's HTTP library, which changes with its version
+    except Exception as error:  # of the client's HTTP library, which depends on its version
         return first_line(error)
     return ""

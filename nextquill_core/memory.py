@@ -1,4 +1,4 @@
-"""How much memory is free, on the device and within the limits that this process runs under."""
+"""Free memory of a device, within the limits of containers and batch jobs, and errors that say it ran out."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device; on a CPU also within what a container or a batch job may have."""
+    """Return the bytes that can still be allocated on a device; on a CPU also within the limit of a container."""
     if device.type in ("cpu", "mps"):
         available: int = psutil.virtual_memory().available
         return min([available, *_left_in_cgroups()])
     free, _ = torch.accelerator.get_memory_info(device)
-    kept = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
-    return int(free + kept)  # what torch keeps for later is free as well
+    cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    return int(free + cached)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; the CPU's allocator says so only in its message."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
 
 
 def _left_in_cgroups() -> list[int]:
-    """What each limit above this process leaves (Linux, cgroup v2); pages that only mirror files count as free."""
+    """Return what each memory limit above this process leaves, in bytes (Linux, cgroup v2)."""
     try:
         own = next(line[3:] for line in OWN_CGROUP.read_text("utf-8").splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
@@ -34,9 +40,9 @@ def _left_in_cgroups() -> list[int]:
 
 def _left_in(group: Path) -> int | None:
     try:
-        limit = int((group / "memory.max").read_text("ascii"))  # "max" where there is none
+        limit = int((group / "memory.max").read_text("ascii"))  # the text "max" means no limit
         used = int((group / "memory.current").read_text("ascii"))
         counts = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
     except (OSError, ValueError):
         return None
-    return max(0, limit - used + int(counts.get("inactive_file", 0)))
+    return max(0, limit - used + int(counts.get("inactive_file", 0)))  # pages that only cache files count as free

@@ -1,9 +1,10 @@
-"""How long-running work reports how far it is, without knowing who listens."""
+"""Progress reports of long-running work, within a process and from a child process to its parent."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -14,31 +15,55 @@ WRITE_EVERY_S = 0.5
 
 
 class Progress(Protocol):
-    """Called from inside loops, as often as convenient; the listener decides what it shows and how often."""
+    """Receives progress from inside loops at any rate; the listener decides what it shows and how often."""
 
     def __call__(self, done: float, total: float, note: str = "", *, phase: str = "") -> None:
         """Report `done` of `total` units.
 
         Args:
             done: Units that are done.
-            total: Units in all; 0 where their number is not known.
+            total: Units in all; 0 if their number is not known.
             note: A few words such as "3,120 tokens/s".
-            phase: What is being done where it is not the stage's main work, such as "validating" or "loading the
-                model"; the units are then those of the phase.
+            phase: Name of work other than the stage's main work, such as "validating" or "loading the model"; the units
+                are then those of the phase.
         """
 
 
 def silent(done: float, total: float, note: str = "", *, phase: str = "") -> None:
-    """A listener that shows nothing."""
+    """Show nothing; a `Progress` that ignores all its arguments.
+
+    Args:
+        done: Units that are done.
+        total: Units in all.
+        note: A few words.
+        phase: Name of work other than the main work.
+    """
+
+
+def advancing(progress: Progress, total: float, done: float = 0) -> Callable[[int], None]:
+    """Return a function that receives how many more units are done, and reports how many are done in all.
+
+    Args:
+        progress: Receives the reports.
+        total: Units in all.
+        done: Units that are done already.
+    """
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return advance
 
 
 class PhaseFile:
-    """Carries the phase of another process: it writes a small file, and its parent reads it now and then.
+    """A `Progress` that passes the phase of a child process to its parent through a small file, which the parent polls.
 
-    What cannot be written is left out: a full disk is reported by what matters.
+    Errors of the file system are ignored, because the child's real output reports them.
 
     Args:
-        path: The file; it is there while a phase lasts.
+        path: The file, which exists while a phase lasts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +72,20 @@ class PhaseFile:
         self._written = 0.0
         self._shown = False
 
-    def write(self, phase: str, done: float = 0, total: float = 0) -> None:
-        """Say what is being done and how far it is; cheap enough for inner loops."""
+    def __call__(self, done: float, total: float, note: str = "", *, phase: str = "") -> None:
+        """Write the phase and its progress, or remove the file when the main work continues.
+
+        Args:
+            done: Units of the phase that are done.
+            total: Units of the phase in all; 0 if their number is not known.
+            note: Not passed to the parent.
+            phase: Name of the phase; empty for the main work.
+        """
+        if not phase:
+            self.clear()
+            return
         now = time.monotonic()
-        if phase == self._phase and now - self._written < WRITE_EVERY_S:
+        if phase == self._phase and now - self._written < WRITE_EVERY_S:  # cheap enough for inner loops
             return
         self._phase, self._written = phase, now
         unfinished = self.path.with_name(f".{self.path.name}.tmp")
@@ -59,13 +94,13 @@ class PhaseFile:
             unfinished.replace(self.path)
 
     def clear(self) -> None:
-        """Go back to the main work."""
+        """Remove the file: the main work continues."""
         self._phase = ""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
     def show(self, progress: Progress) -> None:
-        """Hand the phase on where there is one, and once an empty one after it has ended."""
+        """Pass the current phase to `progress`, and once an empty phase after it has ended."""
         try:
             found = read_json(self.path)
         except OSError:

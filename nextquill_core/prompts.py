@@ -1,8 +1,8 @@
-"""The text that the model reads before it writes a review, and the template around it.
+"""Prompts: the text that the model reads before it writes a review, and the template around it.
 
-The field order puts what both branches share first (task, item), then what is known of the user (a summary, past
-reviews), then what the review must match. The prompt without history leaves those sections out and does not mention
-one. A field that the data do not have (a rating, a title, anything about the item) is left out with its label.
+First comes what both branches share (task, item), then the user's history (a summary, past reviews), then what the
+review must match. The prompt without history has no history section and does not mention one. A field that the data do
+not have (a rating, a title, anything about the item) is left out with its label.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUMMARY_HEADING = "What this user's reviews are like:"
 HISTORY_HEADING = "Past reviews by the same user, oldest first:"
 TEXT_LABEL = "Review:\n"
 TEMPLATE_DATE = date(2024, 7, 26)
-"""The date that chat templates print, whatever the clock says; Llama 3's templates print it where there is no clock."""
+"""The date that chat templates print instead of today's; Llama 3's templates print it when they have no clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,10 @@ class Template:
     """Text around a prompt: none for base models, the chat markup for instruct models.
 
     Attributes:
-        stop: Text of the token with which an answer ends; empty for the tokenizer's end-of-sequence token.
+        name: `plain` or `chat`.
+        opening: Text before the prompt.
+        closing: Text after the prompt.
+        stop: Text of the token that ends an answer; empty for the tokenizer's end-of-sequence token.
     """
 
     name: Literal["plain", "chat"]
@@ -54,7 +57,7 @@ _PARTIAL_PROBES = (Review(Item("", ""), None, "", "text"), Review(Item("", "desc
 
 
 def chat_template(tokenizer: Any) -> Template:
-    """Return the tokenizer's chat markup around one user turn, up to where the answer starts.
+    """Return the tokenizer's chat markup around one user turn, up to the start of the answer.
 
     Raises:
         ValueError: The tokenizer has no chat template, or one that rewrites the user's text.
@@ -73,9 +76,9 @@ def chat_template(tokenizer: Any) -> Template:
 
 
 def _without_clock(source: str) -> str:
-    """The template with `strftime_now` replaced by a macro that prints `TEMPLATE_DATE` at midnight.
+    """Return the template with `strftime_now` replaced by a macro that prints `TEMPLATE_DATE` at midnight.
 
-    transformers gives templates this function and takes no other one in its place; a macro of that name hides it.
+    transformers provides this function to templates and accepts no replacement; a macro of the same name hides it.
     """
     if "strftime_now" not in source:
         return source
@@ -83,7 +86,7 @@ def _without_clock(source: str) -> str:
     for code in "YymdBbhAaHIMSpjeFDTR":
         text += f" | replace('%{code}', '{_dated(code)}')"
         text += f" | replace('%-{code}', '{_dated(code).lstrip('0') or '0'}')"
-    # The line break is the one that trim_blocks takes away, so the template itself begins on a line of its own.
+    # trim_blocks removes the line break, so the template itself begins on a separate line.
     return "{% macro strftime_now(format) %}{{ " + text + " }}{% endmacro %}\n" + source
 
 
@@ -92,7 +95,7 @@ def _dated(code: str) -> str:
 
 
 def _stop_token(tokenizer: Any, user: dict[str, str], answer: str, options: dict[str, Any]) -> str:
-    """The added token that a chat template writes behind an answer; empty where it writes text or nothing there."""
+    """Return the added token that a chat template writes after an answer, or "" if it writes text or nothing there."""
     from jinja2 import TemplateError
 
     try:
@@ -113,15 +116,15 @@ def build_prompt(
     summary: str = "",
     template: Template | Literal["plain"] = PLAIN,
 ) -> str:
-    """The prompt for one review; `history=()` and no summary give the prompt without history.
+    """Return the prompt for one review; `history=()` and no summary give the prompt without history.
 
     Args:
         item: The item to review.
-        rating: The rating that the review gives; None where it is unknown.
-        review_title: The title of the review to write; empty where it is unknown.
+        rating: Rating of the review to write; None if it is unknown.
+        review_title: Title of the review to write; empty if it is unknown.
         history: The user's past reviews to show, oldest first.
-        summary: What the user's reviews are like, in words; empty for none.
-        template: What stands around the text; "plain" for nothing.
+        summary: Summary of the user's reviews; empty for none.
+        template: Text around the prompt; "plain" for none.
     """
     shown_item = _item_lines(item)
     sections = [TASK, shown_item] if shown_item else [TASK_WITHOUT_ITEM]
@@ -129,7 +132,7 @@ def build_prompt(
         sections.append(f"{SUMMARY_HEADING}\n{summary}")
     if history:
         sections += [HISTORY_HEADING, *map(review_section, history)]
-    # The line break before the text is a token boundary for every BPE, so prompt and answer can be encoded apart.
+    # The line break before the text is a token boundary for every BPE, so prompt and answer can be encoded separately.
     sections.append(_lines(_review_lines(rating, review_title), TEXT_LABEL))
     text = "\n\n".join(sections)
     around = PLAIN if template == "plain" else template
@@ -137,12 +140,18 @@ def build_prompt(
 
 
 def query_section(item: Item, rating: float | None, review_title: str) -> str:
-    """Return what is known of a review before it is written, as the prompt names it."""
+    """Return the section of a prompt that describes the review to write.
+
+    Args:
+        item: The item to review.
+        rating: Rating of the review; None if it is unknown.
+        review_title: Title of the review; empty if it is unknown.
+    """
     return _lines(_item_lines(item), _review_lines(rating, review_title))
 
 
 def review_section(review: Review) -> str:
-    """Return a past review with its item, as the prompt shows it."""
+    """Return the section of a prompt that shows a past review with its item."""
     return _lines(query_section(review.item, review.rating, review.title), f"{TEXT_LABEL}{review.text}")
 
 
@@ -169,4 +178,4 @@ def _summary_revision() -> str:
 
 
 SUMMARY_REVISION = _summary_revision()
-"""Changes whenever the text of a prompt with a summary would, for what shows one."""
+"""Fingerprint of the text of prompts with a summary, for methods that show one."""

@@ -1,79 +1,65 @@
-"""Aligned pairs of token sequences: one answer behind a prompt with history and behind one without.
+"""Aligned token pairs: one answer after a prompt with history and after a prompt without.
 
-Prompt and answer are encoded apart, so the answer's tokens are the same in both branches by construction. The item is
-fitted first, by a rule that knows nothing of the history: so an example shows the same item in both branches and under
-every method. The history then gets the rest of the room: whole past reviews are dropped, oldest first, and then the
-longest text of the newest one, or the user's summary, is cut at its end. The end of a prompt is never cut.
+Prompt and answer are encoded separately, so the answer has the same tokens in both branches by construction. The item
+is fitted first, by a rule that does not depend on the history, so an example shows the same item in both branches and
+under every method. The history gets the remaining tokens: whole reviews are dropped, oldest first, and then the longest
+text of the newest review, or the user's summary, is cut at its end. The end of a prompt is never cut.
+
+User text yields no control tokens. A tokenizer reads `</s>` or `<|im_end|>` inside a review as the control token of
+that name, so a review could end an answer or forge a turn of a chat. Here only the markup of a prompt template is read
+that way. Text without such a string keeps exactly the ids that the tokenizer gives it.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.control_tokens import UserTextTokenizer
-from nextquill_core.model.identity import ModelSpec
 from nextquill_core.prompts import PLAIN, Template, build_prompt
 from nextquill_core.records import Example, Item, Review
+from nextquill_core.records import TokenPair as TokenPair
 
 HISTORY_SHARE = 0.5
-"""Share of the prompt's tokens that a long item leaves to the history, whether there is one or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPair:
-    """One example as the model sees it.
-
-    Attributes:
-        factual: Prompt ids with history, and with the user's summary where the example has one.
-        counterfactual: Prompt ids without; equal to `factual` for a user without history.
-        target: Answer ids, the stop token last (missing only where the answer was cut at the limit).
-    """
-
-    example_id: str
-    factual: list[int]
-    counterfactual: list[int]
-    target: list[int]
-
-    @property
-    def has_history(self) -> bool:
-        """Whether the branches differ at all."""
-        return self.factual != self.counterfactual
-
-    @property
-    def tokens(self) -> int:
-        """Token positions that a forward pass over both branches computes."""
-        branches = 2 if self.has_history else 1
-        return len(self.factual) + (branches - 1) * len(self.counterfactual) + branches * (len(self.target) - 1)
+"""Share of the prompt's tokens that a long item leaves to the history, even for a prompt without history."""
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What a prompt shows beside what to write."""
+    """The item, history and summary that a prompt shows."""
 
     item: Item
-    past: tuple[Review, ...] = ()
+    history: tuple[Review, ...] = ()
     summary: str = ""
 
 
+_Cut = tuple[int, Callable[[int], _Shown]]
+"""Length of a text that a prompt shows, and what cuts characters from its end."""
+
+
 class PairEncoder:
-    """Turns examples into token pairs under fixed limits, and counts what had to be left out.
+    """Encodes examples as token pairs within fixed limits, and counts what was left out.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer with an end-of-sequence token.
-        max_history: Most recent past reviews shown.
-        max_prompt_tokens: Limit of each prompt.
-        max_target_tokens: Limit of the answer, stop token included.
-        template: The text around a prompt, and the token with which an answer ends.
+        max_history: Maximum number of reviews in the shown history, the newest ones.
+        max_prompt_tokens: Maximum number of tokens in a prompt.
+        max_target_tokens: Maximum number of tokens in an answer, stop token included.
+        template: Text around a prompt, and the token that ends an answer.
 
     Attributes:
-        stop_id: The token with which an answer ends.
+        stop_id: Token that ends an answer.
+        truncation: Counts of what was left out; the keys stand in the score artifact's stats.
 
     Raises:
-        ModelError: The tokenizer names no end-of-sequence token, so no answer could ever end.
+        ModelError: The tokenizer names no end-of-sequence token, so no answer could end.
     """
 
     def __init__(
@@ -96,14 +82,14 @@ class PairEncoder:
         self._opening = opening_ids(tokenizer, template)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenPair]:
-        """The pairs of `examples`, in order."""
+        """Return the token pairs of examples, in their order."""
         shown = [_Shown(example.target.item) for example in examples]
         counterfactual = self._prompts(examples, shown)
         for row, example in enumerate(examples):
             if len(counterfactual[row]) > self._item_limit:
                 shown[row], counterfactual[row] = self._fit_item(example, shown[row], counterfactual[row])
         shown = [
-            replace(item, past=self._newest(example), summary=example.summary)
+            replace(item, history=self._newest(example), summary=example.summary)
             for example, item in zip(examples, shown, strict=True)
         ]
         factual = self._prompts(examples, shown)
@@ -121,7 +107,7 @@ class PairEncoder:
 
     def _prompts(self, examples: Sequence[Example], shown: Sequence[_Shown]) -> list[list[int]]:
         texts = [
-            build_prompt(what.item, example.target.rating, example.target.title, what.past, summary=what.summary)
+            build_prompt(what.item, example.target.rating, example.target.title, what.history, summary=what.summary)
             for example, what in zip(examples, shown, strict=True)
         ]
         return [self._opening + ids for ids in self._text.encode_prompts(texts)]
@@ -134,7 +120,7 @@ class PairEncoder:
 
     @property
     def _item_limit(self) -> int:
-        """The longest prompt without history; the same for methods that show none, so that all see the same item."""
+        """Maximum length of a prompt without history; the same under every method, so that all show the same item."""
         return self.max_prompt_tokens - int(HISTORY_SHARE * self.max_prompt_tokens)
 
     def _fit_item(self, example: Example, shown: _Shown, ids: list[int]) -> tuple[_Shown, list[int]]:
@@ -145,7 +131,7 @@ class PairEncoder:
         """
         kept = shown
         while (over := len(ids) - self._item_limit) > 0:
-            clipped = _clip_longest(kept, over, _item_lengths(kept))
+            clipped = _cut_longest(_item_cuts(kept), over)
             if clipped is None:
                 break
             kept, ids = clipped, self._prompts([example], [clipped])[0]
@@ -159,27 +145,27 @@ class PairEncoder:
         return kept, ids
 
     def _fit_history(self, example: Example, shown: _Shown) -> list[int]:
-        """Drop past reviews, oldest first, all but the newest; then cut the longest text of the history."""
+        """Drop reviews of the history, oldest first, except the newest; then cut the longest text of the history."""
         kept = shown
         while (over := len(ids := self._prompts([example], [kept])[0]) - self.max_prompt_tokens) > 0:
-            if len(kept.past) > 1:
-                kept = replace(kept, past=kept.past[1:])
+            if len(kept.history) > 1:
+                kept = replace(kept, history=kept.history[1:])
                 continue
-            # Where nothing is left to cut, not even the titles of the newest review fit beside the rest.
-            kept = _clip_longest(kept, over, _history_lengths(kept)) or replace(kept, past=())
-        self.truncation["past_reviews_dropped"] += len(shown.past) - len(kept.past)
-        self.truncation["prompts_with_dropped_reviews"] += len(kept.past) < len(shown.past)
-        self.truncation["prompts_with_clipped_text"] += replace(kept, past=kept.past[-1:]) != replace(
-            shown, past=shown.past[-1:]
+            # If no text is left to cut, not even the titles of the newest review fit.
+            kept = _cut_longest(_history_cuts(kept), over) or replace(kept, history=())
+        self.truncation["past_reviews_dropped"] += len(shown.history) - len(kept.history)
+        self.truncation["prompts_with_dropped_reviews"] += len(kept.history) < len(shown.history)
+        self.truncation["prompts_with_clipped_text"] += replace(kept, history=kept.history[-1:]) != replace(
+            shown, history=shown.history[-1:]
         )
         return ids
 
 
 def stop_id(tokenizer: Any, template: Template) -> int:
-    """Return the token with which an answer ends: the one that ends a turn of the template, else end-of-sequence.
+    """Return the token that ends an answer: the one that ends a turn of the template, else end-of-sequence.
 
     Raises:
-        ModelError: There is neither, so no answer could ever end.
+        ModelError: There is neither, so no answer could end.
     """
     token = tokenizer.convert_tokens_to_ids(template.stop) if template.stop else tokenizer.eos_token_id
     if token is None:
@@ -188,69 +174,245 @@ def stop_id(tokenizer: Any, template: Template) -> int:
 
 
 def opening_ids(tokenizer: Any, template: Template) -> list[int]:
-    """What stands before every prompt: the marker with which some tokenizers (Llama, Gemma) open every text.
+    """Return the ids before every prompt: the marker with which some tokenizers (Llama, Gemma) begin every text.
 
-    Chat markup already brings its own.
+    Chat markup already contains it.
     """
     opens = template.name == "plain" and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id] if opens else []
 
 
 def prompt_lengths(prompt: int, target: int) -> dict[str, int]:
-    """Tokens of a prompt and its answer, by the settings that allow them."""
+    """Return the tokens of a prompt and its answer, by the text that names their settings in error messages."""
     return {f"prompt.max_prompt_tokens {prompt} and prompt.max_target_tokens {target}": prompt + target}
 
 
-def encoder_for(spec: ModelSpec, tokenizer: Any, *, template: str, **limits: int) -> PairEncoder:
-    """Return the encoder that the `prompt` settings ask for, with the template of this model.
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token of an answer adds; joined, they are the decoded answer.
 
-    Raises:
-        ModelError: Model, tokenizer and limits do not fit each other.
+    A token that is decoded by itself may lose its leading blank, so each text is the difference of two decodings. Where
+    a character takes several tokens, as an emoji does in byte-level BPE, its last token has the text and the others
+    have none. Bytes at the end that never become a character show as the replacement character.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        ids: Ids of one answer from its beginning, stop token included.
+
+    Returns:
+        One text per token.
     """
-    from nextquill_core.model.limits import check_limits
-    from nextquill_core.model.loading import load_template
-
-    # Once more, because a hub model's files are on this machine only now.
-    check_limits(
-        spec.name_or_path, spec.revision, prompt_lengths(limits["max_prompt_tokens"], limits["max_target_tokens"])
-    )
-    return PairEncoder(tokenizer, template=load_template(template, spec, tokenizer), **limits)
-
-
-def _item_lengths(shown: _Shown) -> dict[str, int]:
-    # A title says more a character than a description does.
-    return {"description": len(shown.item.description), "title": len(shown.item.title) // 2}
+    texts: list[str] = []
+    # Decoding restarts at the piece before last, so the time grows linearly. The piece before it keeps a tokenizer of
+    # the SentencePiece kind from treating a blank as the beginning of the text.
+    before, start = 0, 0
+    for end in range(1, len(ids) + 1):
+        known, text = _decoded(tokenizer, ids[before:start]), _decoded(tokenizer, ids[before:end])
+        whole = text.startswith(known) and len(text) > len(known) and not text.endswith(UNFINISHED)
+        if whole or end == len(ids):
+            texts += [""] * (end - start - 1) + [text[len(known) :]]
+            before, start = start, end
+    return texts
 
 
-def _history_lengths(shown: _Shown) -> dict[str, int]:
-    lengths = {"summary": len(shown.summary)}
-    if shown.past:
-        past = shown.past[-1]
-        lengths |= {"past_text": len(past.text), "past_description": len(past.item.description)}
-    return lengths
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
-def _clip_longest(shown: _Shown, over: int, lengths: dict[str, int]) -> _Shown | None:
-    """Shorten the longest of these texts by about `over` tokens; None when nothing is left to clip.
-
-    A token is one character at least, so cutting `over` characters never cuts more than is needed; the caller repeats.
-    """
-    longest = max(lengths, key=lambda name: lengths[name])
-    if lengths[longest] == 0:
-        return None
+def _item_cuts(shown: _Shown) -> list[_Cut]:
     item = shown.item
-    if longest == "summary":
-        return replace(shown, summary=_without_end(shown.summary, over))
-    if longest == "description":
-        return replace(shown, item=replace(item, description=_without_end(item.description, over)))
-    if longest == "title":
-        return replace(shown, item=replace(item, title=_without_end(item.title, over)))
-    past = shown.past[-1]
-    if longest == "past_text":
-        return replace(shown, past=(replace(past, text=_without_end(past.text, over)),))
-    shorter = replace(past.item, description=_without_end(past.item.description, over))
-    return replace(shown, past=(replace(past, item=shorter),))
+    return [
+        (len(item.description), lambda over: replace(shown, item=_without_end_of_description(item, over))),
+        # A character of a title says more than one of a description.
+        (len(item.title) // 2, lambda over: replace(shown, item=replace(item, title=_without_end(item.title, over)))),
+    ]
+
+
+def _history_cuts(shown: _Shown) -> list[_Cut]:
+    summary: _Cut = (len(shown.summary), lambda over: replace(shown, summary=_without_end(shown.summary, over)))
+    if not shown.history:
+        return [summary]
+    newest = shown.history[-1]
+
+    def cut_text(over: int) -> _Shown:
+        return replace(shown, history=(replace(newest, text=_without_end(newest.text, over)),))
+
+    def cut_description(over: int) -> _Shown:
+        return replace(shown, history=(replace(newest, item=_without_end_of_description(newest.item, over)),))
+
+    return [summary, (len(newest.text), cut_text), (len(newest.item.description), cut_description)]
+
+
+def _cut_longest(cuts: Sequence[_Cut], over: int) -> _Shown | None:
+    """Cut the longest of these texts by up to `over` tokens; return None if no text is left.
+
+    A token has at least one character, so cutting `over` characters never cuts too much; the caller repeats this.
+    """
+    length, cut = max(cuts, key=lambda one: one[0])
+    return cut(over) if length else None
+
+
+def _without_end_of_description(item: Item, over: int) -> Item:
+    return replace(item, description=_without_end(item.description, over))
 
 
 def _without_end(text: str, over: int) -> str:
     return text[:-over].rstrip()
+
+
+MARKUP_FORM = re.compile(r"<[|｜][^\s<>]+[|｜]>")
+BYTE_FORM = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""Tokens of single bytes, with which SentencePiece tokenizers encode characters outside their vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids of one text.
+
+    Attributes:
+        ids: Token ids.
+        markers: Whether each token is one that the tokenizer put around the text, such as [CLS] and [SEP].
+    """
+
+    ids: list[int]
+    markers: list[bool]
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the control tokens of a tokenizer by their text.
+
+    These are its special tokens, and those other added tokens that its chat template writes (`<tool_call>`, `<think>`)
+    or that have the form `<|name|>`. Further added tokens, such as runs of blanks, stand for ordinary text.
+    """
+    template = tokenizer.chat_template or ""
+    written = template if isinstance(template, str) else "\0".join(template.values())
+    found = {str(text): int(tokenizer.convert_tokens_to_ids(text)) for text in tokenizer.all_special_tokens}
+    for token, added in tokenizer.added_tokens_decoder.items():
+        text = added.content
+        in_markup = MARKUP_FORM.fullmatch(text) is not None or (text in written and not text.isspace())
+        if added.special or in_markup:
+            found[text] = int(token)
+    return {text: token for text, token in found.items() if text and not BYTE_FORM.fullmatch(text)}
+
+
+class UserTextTokenizer:
+    """Encodes user text, alone or inside a prompt template, so that the text yields no control token.
+
+    Texts are first encoded by the tokenizer itself. If that yields a control token that the template did not write, the
+    text is encoded again by a copy of the tokenizer whose control tokens have random names. No user text can match
+    them, and every other rule of the tokenizer is the same.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        template: Markup around a prompt's text.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template = PLAIN) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.controls = control_tokens(tokenizer)
+        self._control_ids = frozenset(self.controls.values())
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of user texts without markers."""
+        return [encoded.ids for encoded in self._encoded(texts, "", "", {"add_special_tokens": False})]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of prompts: each text between the template's opening and closing."""
+        around = self.template.opening, self.template.closing
+        return [encoded.ids for encoded in self._encoded(texts, *around, {"add_special_tokens": False})]
+
+    def encode_marked(self, texts: Sequence[str], longest: int) -> list[EncodedText]:
+        """Return texts between the tokenizer's markers, cut at `longest` tokens, as encoder models read them."""
+        options = {"add_special_tokens": True, "truncation": True, "max_length": longest, "verbose": False}
+        return self._encoded(texts, "", "", options)
+
+    def _encoded(self, texts: Sequence[str], opening: str, closing: str, options: dict[str, Any]) -> list[EncodedText]:
+        if not texts:
+            return []
+        found = self.tokenizer(
+            [f"{opening}{text}{closing}" for text in texts], return_special_tokens_mask=True, **options
+        )
+        marked = options["add_special_tokens"]
+        encoded = [
+            EncodedText(ids, [bool(marker) and marked for marker in mask])
+            for ids, mask in zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+        ]
+        allowed = Counter(token for token in self._markup_ids(opening, closing) if token in self._control_ids)
+        for row, one in enumerate(encoded):
+            pairs = zip(one.ids, one.markers, strict=True)
+            if Counter(token for token, marker in pairs if token in self._control_ids and not marker) != allowed:
+                encoded[row] = self._encoded_by_copy(texts[row], opening, closing, options)
+        return encoded
+
+    def _markup_ids(self, opening: str, closing: str) -> list[int]:
+        if not opening and not closing:
+            return []
+        ids: list[int] = self.tokenizer(f"{opening}x{closing}", add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _encoded_by_copy(self, text: str, opening: str, closing: str, options: dict[str, Any]) -> EncodedText:
+        backend, names = self._copy
+        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+        before, after = (pattern.sub(lambda match: names[match[0]], markup) for markup in (opening, closing))
+        if "max_length" in options:
+            direction = getattr(self.tokenizer, "truncation_side", "right")
+            backend.enable_truncation(options["max_length"], direction=direction)
+        else:
+            backend.no_truncation()
+        encoded = backend.encode(f"{before}{text}{after}", add_special_tokens=options["add_special_tokens"])
+        marked = options["add_special_tokens"]
+        return EncodedText(encoded.ids, [bool(marker) and marked for marker in encoded.special_tokens_mask])
+
+    @cached_property
+    def _copy(self) -> tuple[Any, dict[str, str]]:
+        """Return the tokenizer with renamed control tokens, and their new names by the old ones.
+
+        Raises:
+            ModelError: The tokenizer is not a fast one, or its control tokens cannot be renamed.
+        """
+        from tokenizers import Tokenizer
+
+        original = getattr(self.tokenizer, "backend_tokenizer", None)
+        if original is None:
+            raise ModelError(
+                "a text spells a control token, and only a fast tokenizer (tokenizer.json) can read that as text",
+                str(self.tokenizer.name_or_path),
+                "save the tokenizer as a fast one: AutoTokenizer.from_pretrained(NAME, use_fast=True).save_pretrained",
+            )
+        names = {text: f"<{secrets.token_hex(12)}>" for text in self.controls}
+        copy = Tokenizer.from_str(json.dumps(_renamed(json.loads(original.to_str()), names)))
+        copy.no_padding()
+        copy.encode_special_tokens = False
+        if any(copy.token_to_id(name) != self.controls[text] for text, name in names.items()):
+            raise ModelError(
+                "the control tokens of the tokenizer cannot be kept out of text",
+                str(self.tokenizer.name_or_path),
+                "use the tokenizer files that the model was published with",
+            )
+        return copy, names
+
+
+def _renamed(description: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return a tokenizer.json with other names for its control tokens, in the added tokens and in the vocabulary.
+
+    Otherwise a Unigram model, or a merge of BPE, would build a control token from its characters.
+    """
+    for token in description["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = description["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(text, text): token for text, token in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if model.get("merges"):
+        model["merges"] = [merge for merge in model["merges"] if not _builds_one_of(merge, names)]
+    return description
+
+
+def _builds_one_of(merge: str | list[str], names: dict[str, str]) -> bool:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    return "".join(parts) in names or any(part in names for part in parts)

@@ -1,28 +1,30 @@
-"""The shards of one scoring, shared out among any number of workers that see the same folder.
+"""The shard queue of one scoring run: any number of workers that see the same folder claim shards from it.
 
-Nobody deals them out. A worker goes over all shards and takes each that is neither finished nor held: holding is a lock
-on a file, which the kernel lets go of when a process dies however it dies, so that another worker takes the shard over.
-What is finished is told by the staging folder's records; what else has to be known of a shard stands in its scratch.
+No process hands shards out. A worker goes over all shards and claims each that is neither finished nor claimed. A claim
+is a lock on a file, which the kernel releases when the process ends in any way, so another worker takes the shard over.
+The staging folder's records say which shards are finished; everything else about a shard stands in its scratch folder.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from nextquill_core.causal.job import EXAMPLES_A_SHARD, ScoreJob
 from nextquill_core.errors import UserError, first_line
+from nextquill_core.orders import EXAMPLES_PER_SHARD, ScoreOrder
+from nextquill_core.progress import Progress
 from storage import Staging
-from storage.documents import read_checked
-from storage.errors import space_needed
+from storage.errors import explain_full_disk
 from storage.files import write_json
+from storage.stored_json import read_checked
 from storage.tables import read_table
 
 AGAIN = "run the stage with --force"
@@ -35,29 +37,29 @@ logger = logging.getLogger(__name__)
 
 
 class ShardsFailed(RuntimeError):  # noqa: N818 - says what happened
-    """Some shards could not be scored; the message names each, the finished ones stay for the next run."""
+    """Some shards could not be scored; the message names each, and the finished ones stay for the next run."""
 
 
-def in_shards(rows: Sequence[T], size: int = EXAMPLES_A_SHARD) -> Iterator[tuple[str, Sequence[T]]]:
-    """(`00000`, rows), ...: boundaries depend on the rows alone."""
+def split_into_shards(rows: Sequence[T], size: int = EXAMPLES_PER_SHARD) -> Iterator[tuple[str, Sequence[T]]]:
+    """Yield (`00000`, rows), (`00001`, rows), ...; the boundaries depend on the rows alone."""
     for start in range(0, len(rows), size):
         yield f"{start // size:05d}", rows[start : start + size]
 
 
 def example_ids(sequences: Path) -> list[str]:
-    """The ids of an ingest artifact's examples, in the order in which `read_examples` yields them."""
+    """Return the ids of an ingest artifact's examples in the order in which `read_examples` yields them."""
     paths = sorted((sequences / "examples").glob("*.parquet"))
     return [name for path in paths for name in read_table(path, columns=["example_id"])["example_id"].to_pylist()]
 
 
 @dataclass(frozen=True)
 class Report:
-    """How far one worker is.
+    """Progress of one worker.
 
     Attributes:
-        tokens: Token positions it has computed since it began.
-        shard: The shard in its hand.
-        share: How much of that shard is done, 0 to 1.
+        tokens: Token positions that it has computed since it began.
+        shard: Number of the shard that it scores now.
+        share: Share of that shard that is done, 0 to 1.
     """
 
     tokens: int
@@ -65,12 +67,12 @@ class Report:
     share: float
 
 
-class Board:
-    """What all workers and their parent know of the shards; every entry is a file, written whole.
+class ShardQueue:
+    """What all workers and their parent know of the shards; every entry is a file that is written whole.
 
     Args:
-        staging: The staging folder of the effects artifact.
-        shards: The examples' ids of each shard, by its number.
+        staging: Staging folder of the effects artifact.
+        shards: Example ids of each shard, by its number.
     """
 
     def __init__(self, staging: Staging, shards: Mapping[str, Sequence[str]]) -> None:
@@ -79,37 +81,41 @@ class Board:
         self._folder = staging.scratch
 
     @classmethod
-    def of(cls, job: ScoreJob) -> Board:
-        """The board of a job whose staging folder somebody has opened."""
-        ids = example_ids(Path(job.sequences))
-        return cls(Staging.attach(Path(job.staging)), dict(in_shards(ids, job.shard_examples)))
+    def of(cls, order: ScoreOrder) -> ShardQueue:
+        """Return the queue of an order whose staging folder is open."""
+        ids = example_ids(order.sequences)
+        return cls(Staging.attach(order.staging), dict(split_into_shards(ids, order.shard_examples)))
 
     def begin(self) -> None:
-        """Forget what earlier runs tried and reported; what they finished stays."""
+        """Forget the attempts and reports of earlier runs; finished shards stay."""
         for kind in ("attempts", "reports"):
             for note in (self._folder / kind).glob("*.json"):
                 note.unlink()
 
     @staticmethod
     def file(number: str) -> str:
-        """The name of a shard's file in the artifact."""
+        """Return the name of a shard's file in the artifact."""
         return f"effects/{number}.parquet"
 
     def finished(self, number: str) -> bool:
-        """Whether a shard is scored, and what was cut in it is known."""
+        """Return whether a shard is scored and its truncation is known."""
         return self.staging.has(self.file(number)) and self._note("truncation", number).is_file()
 
     def settled(self, number: str) -> bool:
-        """Whether no worker is to begin this shard any more: it is finished, or it was tried often enough."""
+        """Return whether no worker should begin this shard again: it is finished, or was tried often enough."""
         return self.finished(number) or self.attempts(number) >= ATTEMPTS
 
+    def all_settled(self) -> bool:
+        """Return whether every shard is settled."""
+        return all(map(self.settled, self.shards))
+
     def attempts(self, number: str) -> int:
-        """How often this run has begun the shard."""
+        """Return how often this run has begun the shard."""
         return int(self._attempt(number)["attempts"])
 
     @contextmanager
     def claim(self, number: str) -> Iterator[bool]:
-        """Hold a shard for the length of the block; False, at once, where another worker holds it."""
+        """Claim a shard for the length of the block; yields False at once if another worker has claimed it."""
         path = self._folder / "claims" / f"{number}.lock"
         path.parent.mkdir(exist_ok=True)
         lock = FileLock(path)
@@ -124,34 +130,41 @@ class Board:
             lock.release()
 
     def attempt(self, number: str, score: Callable[[str], None]) -> bool:
-        """Score a shard that is held; an error is noted, and True says that there was none.
+        """Score a claimed shard and record an error, if there is one.
 
-        The note is written before the work, so that a shard that ends its worker's process counts as tried as well.
+        The attempt is recorded before the work, so a shard that ends its worker's process counts as tried.
+
+        Args:
+            number: The claimed shard.
+            score: Scores and finishes the shard of this number.
+
+        Returns:
+            Whether there was no error.
 
         Raises:
-            UserError: The input is wrong, or the disk is full; no other shard would fare better.
+            UserError: The input is invalid or the disk is full, so other shards would fail as well.
         """
         count = self.attempts(number) + 1
-        with space_needed(self.staging.folder):
+        with explain_full_disk(self.staging.folder):
             write_json(self._note("attempts", number), {"attempts": count, "error": DIED})
         try:
-            with space_needed(self.staging.folder):
+            with explain_full_disk(self.staging.folder):
                 score(number)
         except UserError:
             raise
         except Exception as error:
             logger.warning("shard %s failed, attempt %d of %d", number, count, ATTEMPTS, exc_info=True)
-            said = f"{type(error).__name__}: {first_line(error)}"
-            write_json(self._note("attempts", number), {"attempts": count, "error": said})
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            write_json(self._note("attempts", number), {"attempts": count, "error": reason})
             return False
         return True
 
     def keep_truncation(self, number: str, counts: Mapping[str, int]) -> None:
-        """Store what the encoder left out in a shard; written before the shard itself is finished."""
+        """Store what the encoder left out in a shard; called before the shard is finished."""
         write_json(self._note("truncation", number), dict(counts))
 
     def truncation(self) -> dict[str, int]:
-        """What was left out in all shards together."""
+        """Return what the encoder left out, summed over all shards."""
         total: dict[str, int] = {}
         for number in self.shards:
             for name, count in read_checked(self._note("truncation", number), dict[str, int], AGAIN).items():
@@ -159,16 +172,16 @@ class Board:
         return dict(sorted(total.items()))
 
     def report(self, worker: str, report: Report) -> None:
-        """Let the parent see how far a worker is."""
+        """Publish the progress of a worker for the parent."""
         write_json(self._note("reports", worker), asdict(report))
 
     def reports(self) -> list[Report]:
-        """The last report of each worker of this run."""
+        """Return the last report of each worker of this run."""
         notes = sorted((self._folder / "reports").glob("*.json"))
         return [read_checked(note, Report, AGAIN) for note in notes]
 
     def check(self) -> None:
-        """See that every shard is finished.
+        """Check that every shard is finished.
 
         Raises:
             ShardsFailed: Some are not.
@@ -187,7 +200,7 @@ class Board:
     def _attempt(self, number: str) -> dict[str, int | str]:
         note = self._note("attempts", number)
         if not note.exists():
-            return {"attempts": 0, "error": "no worker came to it"}
+            return {"attempts": 0, "error": "no worker began it"}
         found: dict[str, int | str] = read_checked(note, dict[str, int | str], AGAIN)
         return found
 
@@ -195,26 +208,68 @@ class Board:
         return self._folder / kind / f"{name}.json"
 
 
-def take_shares(board: Board, score: Callable[[str], None], check_device: Callable[[], None]) -> None:
-    """One worker's loop: score what nobody else does, until every shard is settled.
+def score_shards(queue: ShardQueue, score: Callable[[str], None], check_device: Callable[[], None]) -> None:
+    """Run one worker's loop: claim and score shards until every shard is settled.
 
-    A shard that failed, or whose worker died, is tried again after all that have not been tried. While others hold
-    the last shards this worker waits, ready to take over.
+    A shard that failed, or whose worker died, is tried again after all shards that have not been tried. While other
+    workers score the last shards, this one waits, ready to take them over.
 
     Args:
-        board: The shards.
+        queue: The shards.
         score: Scores and finishes the shard of this number.
-        check_device: Called after a failure; raises if this worker had better not go on.
+        check_device: Called after a failure; raises if this worker should not continue.
     """
-    while waiting := [number for number in board.shards if not board.settled(number)]:
-        tried = {number: board.attempts(number) for number in waiting}
-        taken = 0
+    while waiting := [number for number in queue.shards if not queue.settled(number)]:
+        tried = {number: queue.attempts(number) for number in waiting}
+        scored = 0
         for number in sorted(waiting, key=lambda number: tried[number]):
-            with board.claim(number) as ours:
-                if not ours or board.finished(number) or board.attempts(number) != tried[number]:
+            with queue.claim(number) as claimed:
+                if not claimed or queue.finished(number) or queue.attempts(number) != tried[number]:
                     continue
-                taken += 1
-                if not board.attempt(number, score):
+                scored += 1
+                if not queue.attempt(number, score):
                     check_device()
-        if not taken:
+        if not scored:
             time.sleep(WAIT_S)
+
+
+class ScoringProgress:
+    """Turns the workers' reports into examples done, tokens per second and the remaining time.
+
+    The clock starts with the first report, so that the time for loading a model does not count as slow scoring.
+
+    Args:
+        queue: The shards.
+        progress: Receives the numbers.
+        clock: Returns seconds that never decrease.
+    """
+
+    def __init__(self, queue: ShardQueue, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue = queue
+        self._progress = progress
+        self._clock = clock
+        self._open = {number: len(ids) for number, ids in queue.shards.items()}
+        self._total = sum(self._open.values())
+        self._start: tuple[float, float, int] | None = None  # seconds, examples, tokens at the first report
+
+    def show(self, reports: Iterable[Report]) -> None:
+        """Report the progress of all workers together."""
+        reports = list(reports)
+        if not reports:
+            return
+        for number in [number for number in self._open if self._queue.finished(number)]:
+            del self._open[number]
+        claimed: dict[str, float] = {}  # a shard whose worker died may be in two reports
+        for report in reports:
+            claimed[report.shard] = max(report.share, claimed.get(report.shard, 0.0))
+        begun = sum(self._open.get(number, 0) * share for number, share in claimed.items())
+        done = self._total - sum(self._open.values()) + begun
+        tokens = sum(report.tokens for report in reports)
+        now = self._clock()
+        self._start = self._start or (now, done, tokens)
+        seconds, examples = now - self._start[0], done - self._start[1]
+        note = ""
+        if seconds > 0 and examples > 0:
+            left = timedelta(seconds=round(seconds * (self._total - done) / examples))
+            note = f"{(tokens - self._start[2]) / seconds:,.0f} tokens/s, {left} left"
+        self._progress(int(done), self._total, note)

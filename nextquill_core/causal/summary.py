@@ -1,7 +1,7 @@
-"""What the stored effects say: by category, by token and in ten answers. No model is asked again.
+"""Summary of the stored effects: by category, by token, and in ten answers; no model is needed.
 
-Shards are read one batch of rows at a time, and what is kept grows with the vocabulary and the categories alone. Every
-sum goes on from the one before, token by token, so it does not depend on where a shard ends.
+Shards are read one batch of rows at a time, so memory grows with the vocabulary and the categories only. Sums are added
+token by token, so they do not depend on shard boundaries.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ ROWS_AT_ONCE = 1024
 ANSWERS = 10
 TOP_TOKENS = 30
 MIN_COUNT = 20
-# Six a decade: most effects are tiny, and bins of equal width would put nearly all of them into one.
+# Six edges in a factor of ten: most effects are tiny, and bins of equal width would put nearly all into one.
 MAGNITUDES = (0.001, 0.0015, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 EDGES = (-1.0, -0.7, *(-edge for edge in reversed(MAGNITUDES)), *MAGNITUDES, 0.7, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class CategoryEffects:
-    """The effects of one category's tokens; means are 0 where there is no token.
+    """Effects of one category's tokens; means are 0 if there is no token.
 
     Attributes:
-        preference_tokens: Those with an effect above δ.
-        mean_effect: A difference of probabilities.
-        mean_logp_gain: log p with history − log p without, nats a token.
-        histogram: Tokens by bin; bin i holds edges[i] < effect ≤ edges[i + 1], the first one −1 too.
+        category: Name of the category, or `all`.
+        tokens: Number of tokens.
+        preference_tokens: Number of tokens with an effect above δ.
+        mean_effect: Mean difference of probabilities.
+        mean_logp_gain: Mean of log p with history − log p without, nats per token.
+        histogram: Number of tokens by bin; bin i holds edges[i] < effect ≤ edges[i + 1], and the first bin also −1.
     """
 
     category: str
@@ -48,13 +50,13 @@ class CategoryEffects:
 
     @property
     def preference_share(self) -> float:
-        """The part of the tokens that are preference tokens, in [0, 1]."""
+        """Share of preference tokens, in [0, 1]."""
         return self.preference_tokens / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TopToken:
-    """A token of the vocabulary, how often it was scored, and its mean effect."""
+    """A token of the vocabulary with the number of times it was scored and its mean effect."""
 
     token_id: int
     count: int
@@ -63,7 +65,7 @@ class TopToken:
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One answer with what was stored of each of its T tokens; log-probabilities in nats."""
+    """One answer with the stored values of each of its T tokens; log-probabilities in nats."""
 
     example_id: str
     category: str
@@ -75,16 +77,16 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EffectsSummary:
-    """Effects, summed up.
+    """Summary of all effects.
 
     Attributes:
-        delta: δ of Eq. 3; one of the edges.
-        edges: Of the histograms' bins, ascending, from −1 to 1.
+        delta: δ of Eq. 3, which is one of the edges.
+        edges: Edges of the histograms' bins, ascending, from −1 to 1.
         overall: All categories together.
-        categories: Those that have tokens, in the order of the mapping that was given.
-        min_count: How often a token had to be scored to be one of `top_tokens`.
-        top_tokens: Those with the highest mean effect above 0, highest first.
-        answers: Ten that show much, by the rule of `summarise`; not a fair sample.
+        categories: Categories with tokens, in the order of the mapping passed to `summarise`.
+        min_count: Number of times a token must be scored to be one of `top_tokens`.
+        top_tokens: Tokens with the highest mean effect above 0, highest first.
+        answers: Ten answers with strong effects, by the rule of `summarise`; not a fair sample.
     """
 
     delta: float
@@ -96,33 +98,11 @@ class EffectsSummary:
     answers: tuple[ScoredAnswer, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the summary as JSON values."""
         plain = asdict(self)
         for part, row in zip((self.overall, *self.categories), (plain["overall"], *plain["categories"]), strict=True):
             row["preference_share"] = part.preference_share
         return plain
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> EffectsSummary:
-        """What `to_json` gave, also after a detour over a file."""
-        return cls(
-            values["delta"],
-            tuple(values["edges"]),
-            _category(values["overall"]),
-            tuple(_category(part) for part in values["categories"]),
-            values["min_count"],
-            tuple(TopToken(**token) for token in values["top_tokens"]),
-            tuple(ScoredAnswer(**{name: _tupled(value) for name, value in one.items()}) for one in values["answers"]),
-        )
-
-
-def _category(values: Mapping[str, Any]) -> CategoryEffects:
-    fields = {name: _tupled(value) for name, value in values.items() if name != "preference_share"}  # derived
-    return CategoryEffects(**fields)
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def summarise(
@@ -134,25 +114,25 @@ def summarise(
     top: int = TOP_TOKENS,
     answers: int = ANSWERS,
 ) -> EffectsSummary:
-    """Read the shards once and sum them up.
+    """Read the shards once and return their summary.
 
-    The answers shown are those in which history carries most. An answer's score is the sum of its positive effects
-    divided by the square root of its tokens: the sum alone would choose the longest answers, the mean the shortest.
-    Only an answer with a positive effect has one, so each has a history. The categories choose in turn, each the
-    highest score among the users who have been shown least; equal scores go by example id. Two answers of one user are
-    therefore shown only where there are too few users.
+    The shown answers are those with the strongest effect of history. An answer's score is the sum of its positive
+    effects divided by the square root of its number of tokens: the sum would choose the longest answers, the mean the
+    shortest. An answer without a positive effect is never shown. The categories choose in turn, each the highest score
+    among the users with the fewest shown answers; of equal scores the smaller example id comes first. So two answers of
+    one user are shown only if there are too few users.
 
     Args:
         effects_paths: Parquet files of schema `EFFECTS`, in the order of their numbers.
-        categories: The category of each example; an example's id without what follows its last colon is its user.
-        delta: δ of Eq. 3, in [−1, 1]. It is compared in single precision, as the weights compare it.
-        min_count: How often a token must have been scored to be a top token; None for 20, or less in small data: one
-            token in 500, and never less than 2.
-        top: How many tokens.
-        answers: How many answers.
+        categories: Category of each example by its id, which is `CATEGORY:USER:NUMBER`.
+        delta: δ of Eq. 3, in [−1, 1]; compared in single precision, as for the weights.
+        min_count: Number of times a token must be scored to be a top token; None for 20, or for one token in 500 in
+            small data, but at least 2.
+        top: Number of top tokens.
+        answers: Number of shown answers.
 
     Raises:
-        DataError: A shard holds an example without a category, or lists of different lengths.
+        DataError: A shard has an example without a category, or lists of different lengths.
     """
     sums = _Sums(list(dict.fromkeys(categories.values())), delta)
     shown: dict[str, _Candidates] = {name: _Candidates(answers) for name in sums.names}
@@ -177,7 +157,7 @@ def summarise(
 def _add(
     batch: pa.RecordBatch, path: Path, categories: Mapping[str, str], sums: _Sums, shown: Mapping[str, _Candidates]
 ) -> None:
-    """Take in one batch of rows of a shard."""
+    """Add one batch of rows of a shard."""
     lengths_N = [batch[name].value_lengths().to_numpy(zero_copy_only=False) for name in EFFECTS.names[1:]]
     if any(not np.array_equal(lengths_N[0], other) for other in lengths_N[1:]):
         raise DataError("lists of different lengths in one row", str(path), "score again")
@@ -185,7 +165,7 @@ def _add(
     example_ids = batch["example_id"].to_pylist()
     lost = next((example_id for example_id in example_ids if example_id not in categories), None)
     if lost is not None:
-        raise DataError(f"example {lost} is of no category", str(path), "score again on the present examples")
+        raise DataError(f"example {lost} has no category", str(path), "score again on the present examples")
     names = [categories[example_id] for example_id in example_ids]
     row_of = {name: row for row, name in enumerate(sums.names)}
     lengths = lengths_N[0]
@@ -198,7 +178,7 @@ def _add(
     ends = np.cumsum(lengths)
     for index in np.flatnonzero(scores > 0).tolist():
         key = (-float(scores[index]), example_ids[index])
-        if shown[names[index]].welcome(key):
+        if shown[names[index]].accepts(key):
             part = slice(int(ends[index] - lengths[index]), int(ends[index]))
             columns = [tuple(column[part].tolist()) for column in (ids_T, factual_T, counterfactual_T, effect_T)]
             shown[names[index]].add(key, ScoredAnswer(example_ids[index], names[index], *columns))
@@ -210,8 +190,8 @@ class _Sums:
     def __init__(self, names: list[str], delta: float) -> None:
         self.names = names
         self.edges = np.unique([*EDGES, delta])
-        # Effects are stored in single precision and weights compare δ in it: so do the bins, so that the same tokens
-        # lie above δ. δ is an edge and a bin holds its upper edge, as an effect of exactly δ is not above it.
+        # Weights compare stored effects with δ in single precision. The bins do so too, so the same tokens are above δ.
+        # δ is an edge, and a bin holds its upper edge, because an effect of exactly δ is not above it.
         self.delta = np.float32(delta)
         self._inner = self.edges[1:-1].astype(np.float32)
         self.tokens = np.zeros(len(names), dtype=np.int64)
@@ -235,8 +215,8 @@ class _Sums:
         effect64_T = effect_T.astype(np.float64)
         self.tokens += np.bincount(rows_T, minlength=len(self.names))
         self._above += np.bincount(rows_T[effect_T > self.delta], minlength=len(self.names))
-        # `add.at` goes on from the running sum, one addend after the other; `bincount` would start from 0 each time
-        # and its result would depend on where the batches end.
+        # `add.at` adds to the running sum one value at a time; `bincount` would start from 0 in each batch, so its
+        # result would depend on the batch boundaries.
         np.add.at(self._effect, rows_T, effect64_T)
         np.add.at(self._gain, rows_T, factual_T.astype(np.float64) - counterfactual_T)
         bins_T = np.searchsorted(self._inner, effect_T, side="left")
@@ -250,7 +230,7 @@ class _Sums:
         np.add.at(self._effect_V, ids_T, effect64_T)
 
     def part(self, name: str, rows: slice) -> CategoryEffects:
-        """Those categories together, under a name."""
+        """Return the effects of the categories at these positions, under a name."""
         tokens = int(self.tokens[rows].sum())
         return CategoryEffects(
             category=name,
@@ -262,33 +242,34 @@ class _Sums:
         )
 
     def top_tokens(self, min_count: int, top: int) -> tuple[TopToken, ...]:
-        """Highest mean first, lowest id first among equals."""
+        """Return the tokens with the highest mean effect, the lowest id first among equals."""
         mean_V = self._effect_V / np.maximum(1, self._count_V)
         ids = np.flatnonzero((self._count_V >= min_count) & (mean_V > 0))
         best = ids[np.argsort(-mean_V[ids], kind="stable")][:top].tolist()
         return tuple(TopToken(token, int(self._count_V[token]), float(mean_V[token])) for token in best)
 
 
-Key = tuple[float, str]  # −score, example id: the least comes first
+Key = tuple[float, str]
+"""(−score, example id): the smallest comes first."""
 
 
 class _Candidates:
-    """The answers of one category that may still be shown.
+    """Answers of one category that may be shown.
 
-    As many users as answers are enough: while fewer have been shown, one of them has not been.
+    As many users as shown answers are enough, because until the last answer is chosen, one of them has none.
     """
 
     def __init__(self, size: int) -> None:
         self.of_user: dict[str, list[tuple[Key, ScoredAnswer]]] = {}
         self._size = size
-        self._worst: Key | None = None  # of the users' best answers, once there are users enough
+        self._worst: Key | None = None  # of the users' best answers, once there are enough users
 
-    def welcome(self, key: Key) -> bool:
-        """Whether an answer can matter at all; asked before its tokens are copied."""
+    def accepts(self, key: Key) -> bool:
+        """Return whether an answer may be shown, before its tokens are copied."""
         return self._size > 0 and (self._worst is None or key < self._worst)
 
     def add(self, key: Key, answer: ScoredAnswer) -> None:
-        """Keep the answer, and drop what can no longer be shown."""
+        """Add an answer, and remove answers that can no longer be shown."""
         own = self.of_user.setdefault(user_of(answer.example_id), [])
         own.append((key, answer))
         own.sort(key=lambda candidate: candidate[0])
@@ -300,12 +281,12 @@ class _Candidates:
 
 
 def user_of(example_id: str) -> str:
-    """An example's id is its category, its user and a number, with colons between."""
+    """Return the category and user in an example's id, which is `CATEGORY:USER:NUMBER`."""
     return example_id.rpartition(":")[0]
 
 
 def _in_turn(candidates: Iterable[_Candidates], answers: int) -> tuple[ScoredAnswer, ...]:
-    """The categories choose in turn, by the rule of `summarise`."""
+    """Return the answers to show, which the categories choose in turn by the rule of `summarise`."""
     left = [{user: list(own) for user, own in category.of_user.items()} for category in candidates]
     times: dict[str, int] = {}
     chosen: list[ScoredAnswer] = []

@@ -1,28 +1,48 @@
-"""Preference weights: how much each ground-truth token counts in the losses.
+"""Causal effects (Eq. 4) and preference weights (Eq. 3): how much each ground-truth token counts in the losses.
 
-A policy is one plain function: stored effects in, a weight a token out, its settings keyword-only and with defaults.
-torch is not imported here: a plan reads the policies' names and settings, and tensors bring their own methods.
+A weight policy is a function from effects to one weight per token; its settings are keyword-only and have defaults.
+`BUILT_IN` registers a policy by name. Another package adds one by an entry point of the group `nextquill.weights`:
+`NAME = "package.module:function"`. torch and Arrow are imported only where weights are derived, because a plan reads
+the policies' names and settings without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nextquill_core.errors import UserError
+from nextquill_core.plugins import Plugins, suggestion
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
+
+
+def token_effects(logp_factual: Tensor, logp_counterfactual: Tensor) -> Tensor:
+    """Return effect_t = p(y_t | x, h, y_<t) − p(y_t | x, ∅, y_<t).
+
+    Args:
+        logp_factual: Log-probabilities with history, nats, any shape.
+        logp_counterfactual: Log-probabilities without history, nats, same shape.
+
+    Returns:
+        A difference of **probabilities** in [−1, 1], same shape.
+    """
+    return logp_factual.exp() - logp_counterfactual.exp()
+
 
 Policy: TypeAlias = "Callable[..., Tensor]"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenEffects:
-    """Effects of N ground-truth tokens, those of many examples one after another; fp32, shape (N,).
+    """Effects of N ground-truth tokens of any number of examples; fp32, shape (N,) each.
 
-    They are stored ones on the CPU, or, where weights come from the model in training, on its device.
+    Stored effects are on the CPU, those of the model in training on its device.
 
     Attributes:
         logp_factual: log p(y_t | x, h, y_<t), nats.
@@ -36,22 +56,25 @@ class TokenEffects:
 
 
 def preference_weights(effect: Tensor, *, delta: float, high: float, low: float) -> Tensor:
-    """Eq. 3: ω_t = λ where effect_t > δ, else ε; same shape and dtype as `effect`.
+    """Return the weights of Eq. 3: ω_t = λ where effect_t > δ, else ε.
 
     Args:
-        effect: Differences of probabilities.
-        delta: δ; an effect of exactly δ is not above it.
-        high: λ.
-        low: ε.
+        effect: Differences of probabilities, any shape.
+        delta: δ, a difference of probabilities; an effect of exactly δ is not above it.
+        high: λ, the weight of tokens with an effect above δ.
+        low: ε, the weight of the others.
+
+    Returns:
+        ω with the shape and dtype of `effect`.
     """
     return effect.new_full(effect.shape, low).masked_fill(effect > delta, high)
 
 
 def threshold(effects: TokenEffects, *, delta: float = 0.05, high: float = 0.9, low: float = 0.1) -> Tensor:
-    """The paper's (Eq. 3): two weights, and a step between them.
+    """Return the paper's weights (Eq. 3): two values with a step between them.
 
     Args:
-        effects: Of N tokens.
+        effects: Effects of N tokens.
         delta: δ, a difference of probabilities.
         high: λ, the weight of tokens with an effect above δ.
         low: ε, the weight of the others.
@@ -63,18 +86,18 @@ def threshold(effects: TokenEffects, *, delta: float = 0.05, high: float = 0.9, 
 
 
 def perce(effects: TokenEffects, *, floor: float = 0.8, ceiling: float = 5.0) -> Tensor:
-    """PerCE: ω_t = clip(log p(y_t | x, h, y_<t) − log p(y_t | x, ∅, y_<t), floor, ceiling).
+    """Return PerCE's weights: ω_t = clip(log p(y_t | x, h, y_<t) − log p(y_t | x, ∅, y_<t), floor, ceiling).
 
     Args:
-        effects: Of N tokens.
-        floor: The least weight; that of every token which history makes less likely, or hardly more.
-        ceiling: The greatest weight.
+        effects: Effects of N tokens.
+        floor: Smallest weight, which tokens have that history makes less likely or hardly more likely.
+        ceiling: Largest weight.
 
     Returns:
         ω, shape (N,).
 
     Raises:
-        UserError: The floor lies above the ceiling.
+        UserError: The floor is above the ceiling.
     """
     if floor > ceiling:
         raise UserError(f"floor {floor:g} is above ceiling {ceiling:g}", "weights.options", "exchange them")
@@ -84,17 +107,17 @@ def perce(effects: TokenEffects, *, floor: float = 0.8, ceiling: float = 5.0) ->
 def soft(
     effects: TokenEffects, *, delta: float = 0.05, high: float = 0.9, low: float = 0.1, temperature: float = 0.02
 ) -> Tensor:
-    """Eq. 3 without the step: ω_t = ε + (λ − ε) · sigmoid((effect_t − δ) / temperature).
+    """Return smooth weights: ω_t = ε + (λ − ε) · sigmoid((effect_t − δ) / temperature), Eq. 3 without the step.
 
-    Two tokens whose effects hardly differ then weigh nearly the same. The default temperature keeps what Eq. 3 means:
-    with δ = 0.05 a token without effect has gone 8 % of the way from ε to λ, one with an effect of 2δ 92 %.
+    Two tokens whose effects hardly differ have nearly the same weight. The default temperature keeps the meaning of
+    Eq. 3: with δ = 0.05, a token without effect is 8 % of the way from ε to λ, one with an effect of 2δ is 92 %.
 
     Args:
-        effects: Of N tokens.
-        delta: δ, the effect at which ω lies halfway.
-        high: λ, which ω nears far above δ.
-        low: ε, which ω nears far below δ.
-        temperature: The width of the transition, a difference of probabilities; towards 0 it becomes Eq. 3.
+        effects: Effects of N tokens.
+        delta: δ, the effect at which ω is halfway between ε and λ.
+        high: λ, the limit of ω far above δ.
+        low: ε, the limit of ω far below δ.
+        temperature: Width of the transition, a difference of probabilities; towards 0 it becomes Eq. 3.
 
     Returns:
         ω, shape (N,).
@@ -104,9 +127,121 @@ def soft(
     """
     if temperature <= 0:
         raise UserError(f"temperature {temperature:g} is not positive", "weights.options", "0.02 is the default")
-    # In double precision, so that rounding to fp32 at the end cannot lead beyond `low` and `high`.
+    # In double precision, so that rounding to fp32 at the end cannot exceed `low` and `high`.
     share = ((effects.effect.double() - delta) / temperature).sigmoid()
     return (low + (high - low) * share).float()
 
 
 BUILT_IN: dict[str, Policy] = {"threshold": threshold, "perce": perce, "soft": soft}
+
+
+POLICY, OPTIONS = "weights.policy", "weights.options"
+POLICIES = Plugins[Policy]("weight policy", "nextquill.weights", POLICY, BUILT_IN)
+
+
+def parameters(name: str) -> dict[str, float]:
+    """Return the settings of a policy with their defaults, from its signature.
+
+    Raises:
+        UserError: There is no such policy, or it is not a function of effects and settings with numeric defaults.
+    """
+    policy = POLICIES.load(name)
+    try:
+        first, *settings = inspect.signature(policy).parameters.values()
+    except (TypeError, ValueError):  # not a function, no known signature, or no parameters
+        raise _misshapen(name) from None
+    if first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) or not all(
+        setting.kind is setting.KEYWORD_ONLY and isinstance(setting.default, int | float) for setting in settings
+    ):
+        raise _misshapen(name)
+    return {setting.name: float(setting.default) for setting in settings}
+
+
+def weight_settings(policy: str, options: Mapping[str, float], **shared: float) -> dict[str, Any]:
+    """Return what decides the weights: the policy's name and its settings, as arguments of `weights_table`.
+
+    Args:
+        policy: Name of the policy.
+        options: `weights.options`: settings that only some policies have. Missing ones keep the policy's defaults.
+        shared: Settings that the configuration always has (delta, high, low). A policy gets those that are among its
+            parameters; a change of the others makes no artifact stale.
+
+    Raises:
+        UserError: The policy is unknown or cannot be used, it does not know an option, or a value is not finite.
+    """
+    defaults = parameters(policy)
+    known = [name for name in defaults if name not in shared]
+    for name in options:
+        if name in shared:
+            raise UserError(f"`{name}` is not an option", OPTIONS, f"set `weights.{name}`")
+        if name not in known:
+            remedy = suggestion(name, known) if known else f"`{policy}` takes none"
+            raise UserError(f"unknown option `{name}`", OPTIONS, remedy)
+    settings = {name: float({**shared, **options}.get(name, default)) for name, default in defaults.items()}
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            where = f"weights.{name}" if name in shared else f"{OPTIONS}.{name}"
+            raise UserError("not a finite number", where, f"got {value!r}")
+    return {"policy": policy, **settings}
+
+
+def token_weights(effects: TokenEffects, *, policy: str, **settings: float) -> Tensor:
+    """Return the weights of N tokens under a policy, in fp32, shape (N,).
+
+    Args:
+        effects: Effects of the tokens, stored ones or those of the model in training.
+        policy: Name of the policy.
+        settings: Settings of the policy; missing ones have its defaults.
+
+    Raises:
+        UserError: The policy is unknown, or does not give every token a finite weight of 0 or more.
+    """
+    return _checked(policy, POLICIES.load(policy)(effects, **settings), len(effects.effect))
+
+
+def weights_table(effects: pa.Table, *, policy: str = "threshold", **settings: float) -> pa.Table:
+    """Return a table of schema WEIGHTS from one of schema EFFECTS; no model is needed.
+
+    Args:
+        effects: Effects of any number of examples, also a slice of a table.
+        policy: Name of the policy.
+        settings: Settings of the policy; missing ones have its defaults.
+
+    Raises:
+        UserError: The policy is unknown, or does not give every token a finite weight of 0 or more.
+    """
+    import pyarrow as pa
+    import torch
+
+    from nextquill_core.schemas import WEIGHTS
+
+    def flat(name: str) -> Tensor:
+        return torch.tensor(effects[name].combine_chunks().flatten().to_numpy())
+
+    stored = TokenEffects(flat("logp_factual"), flat("logp_counterfactual"), flat("effect"))
+    weight = token_weights(stored, policy=policy, **settings)
+    lengths = effects["effect"].combine_chunks().value_lengths().to_numpy()
+    offsets = pa.array([0, *lengths.cumsum()], type=pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, pa.array(weight.numpy()))
+    return pa.table({"example_id": effects["example_id"], "weight": lists}, schema=WEIGHTS)
+
+
+def _checked(name: str, weight: Any, tokens: int) -> Tensor:
+    """Return the weights in fp32 if they are valid, since another package's policy may return anything."""
+    from torch import Tensor
+
+    if not isinstance(weight, Tensor) or weight.shape != (tokens,):
+        given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        remedy = "return a tensor with one weight per token"
+        raise UserError(f"policy `{name}` gave {given} for {tokens} tokens", POLICY, remedy)
+    checked = weight.float()
+    bad = checked[~(checked.isfinite() & (checked >= 0))]
+    if len(bad):
+        remedy = "weights must be finite and not negative: check the settings of the policy"
+        raise UserError(f"policy `{name}` gave {len(bad)} of {tokens} tokens a weight like {bad[0]:g}", POLICY, remedy)
+    return checked
+
+
+def _misshapen(name: str) -> UserError:
+    remedy = "give a function of stored effects whose settings are keyword-only and have numbers as defaults"
+    return UserError(f"`{name}` is not a weight policy", POLICY, remedy)

@@ -1,4 +1,4 @@
-"""The last step from hidden state to logits, as data, so that it can be run where and how it is cheapest."""
+"""The output head of a model as data, so that log-probabilities can be computed in blocks of the vocabulary."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ import torch
 from torch import Tensor
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.cpu.half import linear
+from nextquill_core.model.cpu import linear
 
 EVERYTHING = slice(None)
-# Rows and columns of logits that are held at a time: what stays in a processor's cache (8 MB; twice as fast as 16), or
-# keeps an accelerator busy (512 MB).
 BLOCK = {"cpu": (1024, 2048), "accelerator": (4096, 32768)}
+"""Rows and columns of the fp32 logits that exist at a time.
+
+On a CPU 8 MB, which stay in the cache (16 MB take twice as long); on an accelerator 512 MB, which keep it busy.
+"""
 
 
 @dataclass(frozen=True)
 class Head:
-    """logits = softcap(scale · (W·h + b)).
+    """The head logits = softcap(scale · (W·h + b)) with softcap(z) = c·tanh(z / c).
 
     Attributes:
-        weight_VD: W, as the model holds it.
-        softcap: c in c·tanh(z / c), as Gemma 2 has it; None for none.
+        weight_VD: W, shape (V, D), in the model's dtype.
+        bias_V: b, shape (V,), or None.
+        softcap: c, as in Gemma 2, or None for no soft cap.
+        scale: Factor of the logits.
     """
 
     weight_VD: Tensor
@@ -33,11 +37,11 @@ class Head:
 
     @property
     def is_linear(self) -> bool:
-        """Whether z_h − z_∅ = W(h_h − h_∅) holds and W alone gives the logits."""
+        """Whether the logits are W·h, so that z_h − z_∅ = W(h_h − h_∅) holds."""
         return self.bias_V is None and self.softcap is None and self.scale == 1.0
 
     def logits(self, hidden_ND: Tensor, vocabulary: slice = EVERYTHING) -> Tensor:
-        """Logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
+        """Return the logits of a slice of the vocabulary in fp32, shape (N, size of the slice)."""
         weight, bias = self.weight_VD[vocabulary], None if self.bias_V is None else self.bias_V[vocabulary]
         logits = linear(hidden_ND.to(weight.dtype), weight, bias).float()
         if self.scale != 1.0:
@@ -48,7 +52,7 @@ class Head:
 
 
 def head_of(model: Any) -> Head:
-    """The head of a Hugging Face causal language model.
+    """Return the head of a Hugging Face causal language model.
 
     Raises:
         ModelError: The output layer is not linear.
@@ -65,10 +69,18 @@ def head_of(model: Any) -> Head:
 
 
 def target_logprobs(head: Head, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
-    """log p(target) at each position, in nats, fp32, shape (N,), for inference.
+    """Return log p(target) at each position, without gradient.
 
-    Goes through the vocabulary in blocks, so that the largest tensor has `BLOCK` elements whatever the vocabulary, and
-    puts the blocks' log-sums of exponentials together.
+    The vocabulary is processed in blocks, whose log-sums of exponentials are combined, so the largest tensor has
+    `BLOCK` elements for any size of the vocabulary.
+
+    Args:
+        head: Head of the model.
+        hidden_ND: Final hidden states.
+        target_N: Token ids.
+
+    Returns:
+        Log-probabilities in nats, fp32, shape (N,).
     """
     rows, columns = BLOCK["cpu" if hidden_ND.device.type == "cpu" else "accelerator"]
     chunks = zip(hidden_ND.split(rows), target_N.split(rows), strict=True)
@@ -81,9 +93,9 @@ def _chunk_logprobs(head: Head, hidden_ND: Tensor, target_N: Tensor, columns: in
     sums = []
     for start in range(0, len(head.weight_VD), columns):
         logits = head.logits(hidden_ND, slice(start, start + columns))
-        place = target_N - start
-        inside = (place >= 0) & (place < logits.shape[1])
-        here = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+        column = target_N - start
+        inside = (column >= 0) & (column < logits.shape[1])
+        here = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
         of_target = torch.where(inside, here, of_target)
         sums.append(logits.logsumexp(dim=1))
     return of_target - torch.stack(sums).logsumexp(dim=0)

@@ -1,7 +1,7 @@
-"""Models, adapters and tokenizers from a folder or the hub: safetensors only, and every tensor that belongs to them.
+"""Loading of models, adapters and tokenizers from a folder or the hub, with a check of every tensor.
 
-All weights are loaded here. Weights that are missing would otherwise be drawn at random without an error, and weights
-with other names would be ignored. No remote code runs unless the settings ask for it.
+All weights are loaded here, from safetensors only. transformers would draw missing weights at random without an error
+and ignore weights with other names. No remote code runs unless the settings ask for it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,25 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from nextquill_core import hub
+from nextquill_core.config.data import PromptConfig
+from nextquill_core.config.model import ModelConfig
 from nextquill_core.errors import ModelError, UserError, first_line
-from nextquill_core.model.cpu.half import spare_half_products
-from nextquill_core.model.identity import REMEDY, ModelSpec
-from nextquill_core.model.weights import describe, file_faults, model_faults
+from nextquill_core.model.cpu import make_fast
+from nextquill_core.model.identity import REMEDY, check_limits
 from nextquill_core.prompts import PLAIN, Template, chat_template
+from nextquill_core.tokens import PairEncoder, prompt_lengths
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WEIGHTS_REMEDY = "copy or download the model again, all of its files"
@@ -31,43 +35,40 @@ TOKENIZER_REMEDY = "add the tokenizer's files (tokenizer.json, tokenizer_config.
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """Return the accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def load_model(spec: ModelSpec, device: torch.device | None = None) -> Any:
-    """The model in evaluation mode on `device` (default: the accelerator if there is one).
+def load_model(config: ModelConfig, device: torch.device | None = None) -> Any:
+    """Return the model in evaluation mode on `device`, by default the accelerator if there is one.
 
     Raises:
-        ModelError: It cannot be found or read, or its weights are not complete and finite.
+        ModelError: The model cannot be found or read, or its weights are not complete and finite.
     """
-    options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
-    options |= {"dtype": getattr(torch, spec.dtype), "use_safetensors": True}
-    model = _load_weights(AutoModelForCausalLM, spec, **options)
-    device = device or best_device()
-    if device.type == "cpu":
-        spare_half_products(model)
-    return model.to(device).eval()
+    options: dict[str, Any] = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    options |= {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
+    model = _load_weights(AutoModelForCausalLM, config, **options)
+    return make_fast(model.to(device or best_device()).eval())
 
 
-def load_encoder_model(spec: ModelSpec, *, remedy: str = REMEDY) -> Any:
+def load_encoder_model(config: ModelConfig, *, remedy: str = REMEDY) -> Any:
     """Return an encoder without a head in fp32 and evaluation mode, on the accelerator if there is one.
 
-    Its last hidden states are what is used, so a pooler above them is neither built nor required.
+    Only its last hidden states are used, so a pooler above them is neither built nor required.
 
     Args:
-        spec: Which; its `dtype` and `attention` are not used.
-        remedy: What to do where it cannot be loaded.
+        config: The encoder; its `dtype` and `attention` are not used.
+        remedy: How to fix a failure, for the error message.
 
     Raises:
-        ModelError: It cannot be found or read, or its weights are not complete and finite.
+        ModelError: The encoder cannot be found or read, or its weights are not complete and finite.
     """
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
-    known = MODEL_MAPPING.get(type(load_pretrained(AutoConfig, spec, remedy=remedy)), None)
+    known = MODEL_MAPPING.get(type(load_pretrained(AutoConfig, config, remedy=remedy)), None)
     if isinstance(known, type) and "add_pooling_layer" in inspect.signature(known).parameters:
         options["add_pooling_layer"] = False
-    return _load_weights(AutoModel, spec, remedy=remedy, **options).to(best_device()).eval()
+    return _load_weights(AutoModel, config, remedy=remedy, **options).to(best_device()).eval()
 
 
 def load_adapter(
@@ -78,26 +79,26 @@ def load_adapter(
     autocast_dtype: bool = True,
     remedy: str = "train the adapter again on this base model",
 ) -> Any:
-    """Put an adapter on a model: exactly the tensors that its configuration makes on this base.
+    """Load an adapter onto a model; its file must have exactly the tensors that its configuration creates there.
 
     Args:
         model: The base model, or a PEFT model, which gets a further adapter.
         folder: A PEFT folder with `adapter_config.json` and `adapter_model.safetensors`.
-        name: What PEFT calls the adapter; the model has none of this name yet.
-        autocast_dtype: Hold an adapter in half precision in single precision, as PEFT does by default.
-        remedy: What to do where the adapter cannot be used.
+        name: Name of the adapter in the PEFT model, which must not have one of this name yet.
+        autocast_dtype: Hold a half-precision adapter in single precision, as PEFT does by default.
+        remedy: How to fix a failure, for the error message.
 
     Returns:
-        The PEFT model in evaluation mode. A model that had no adapter is as before where this raises.
+        The PEFT model in evaluation mode. If this raises, a model without adapter is unchanged.
 
     Raises:
-        ModelError: A file is missing or cannot be read, the adapter is for another model, or it lacks tensors, has
-            others, other shapes or values that are not finite.
+        ModelError: A file is missing or cannot be read, the adapter is for another model, or its tensors are
+            incomplete, of another shape or not finite.
     """
     from peft import PeftConfig, PeftModel, get_peft_model
 
     for file in (ADAPTER_FILE, ADAPTER_CONFIG):
-        if not (folder / file).is_file():  # PEFT would look for a pickle, or on the hub, next
+        if not (folder / file).is_file():  # otherwise PEFT looks for a pickle, or on the hub
             raise ModelError(f"there is no {file}", str(folder), remedy)
     further = isinstance(model, PeftModel)
     adapted = None
@@ -108,15 +109,15 @@ def load_adapter(
             adapted = model
             model.add_adapter(name, config, autocast_adapter_dtype=autocast_dtype)
         else:
-            config.base_model_name_or_path = None  # the name on another machine, of which PEFT would warn
+            config.base_model_name_or_path = None  # a name of another machine, about which PEFT would warn
             adapted = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=autocast_dtype)
         if faults := file_faults(folder / ADAPTER_FILE, adapter_shapes(adapted, name)):
             raise ModelError(f"the adapter is damaged or for another base model: it {faults}", str(folder), remedy)
         adapted.load_adapter(
             str(folder), name, torch_device=str(model.device), autocast_adapter_dtype=autocast_dtype
-        )  # the name is known, so this reads the weights alone
+        )  # the adapter exists, so this reads its weights only
         return adapted.eval()
-    except Exception as error:  # whatever PEFT raises for files that it did not write
+    except Exception as error:  # PEFT may raise anything for files that it did not write
         if adapted is not None and not further:
             adapted.unload()
         if isinstance(error, ModelError):
@@ -137,24 +138,29 @@ def adapter_shapes(model: Any, name: str = "default") -> dict[str, tuple[int, ..
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
-def load_tokenizer(spec: ModelSpec, *, remedy: str = REMEDY) -> Any:
+def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY) -> Any:
     """Return the model's tokenizer.
 
     Raises:
-        ModelError: It cannot be found or read, or has no vocabulary.
+        ModelError: The tokenizer cannot be found or read, or has no vocabulary.
     """
-    tokenizer = load_pretrained(AutoTokenizer, spec, remedy=remedy)
-    # Without the tokenizer's files transformers makes one that knows the special tokens alone.
+    tokenizer = load_pretrained(AutoTokenizer, config, remedy=remedy)
+    # Without the tokenizer's files, transformers creates a tokenizer with the special tokens only.
     if len(tokenizer) <= len({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}):
-        raise ModelError("there is no tokenizer with a vocabulary", spec.name_or_path, TOKENIZER_REMEDY)
+        raise ModelError("there is no tokenizer with a vocabulary", config.name_or_path, TOKENIZER_REMEDY)
     return tokenizer
 
 
-def load_template(name: str, spec: ModelSpec, tokenizer: Any) -> Template:
-    """The prompt template `plain` or `chat`.
+def load_template(name: str, config: ModelConfig, tokenizer: Any) -> Template:
+    """Return the prompt template `plain` or `chat`.
+
+    Args:
+        name: `plain` or `chat`.
+        config: The model, for the error message.
+        tokenizer: The model's tokenizer, which has the chat template.
 
     Raises:
-        ModelError: A chat template is asked for and the tokenizer has none that can be used.
+        ModelError: The tokenizer has no chat template that can be used.
     """
     if name == "plain":
         return PLAIN
@@ -163,28 +169,46 @@ def load_template(name: str, spec: ModelSpec, tokenizer: Any) -> Template:
     try:
         return chat_template(tokenizer)
     except (ValueError, TemplateError) as error:
-        raise ModelError(first_line(error), spec.name_or_path, "set prompt.template to plain") from None
+        raise ModelError(first_line(error), config.name_or_path, "set prompt.template to plain") from None
+
+
+def encoder_for(model: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> PairEncoder:
+    """Return the encoder for the `prompt` settings of a run.
+
+    Args:
+        model: The base model.
+        prompt: Settings with `template` resolved to plain or chat.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        ModelError: Model, tokenizer and limits do not fit each other.
+    """
+    # Checked again, because a hub model's files may be on this machine only now.
+    lengths = prompt_lengths(prompt.max_prompt_tokens, prompt.max_target_tokens)
+    check_limits(model.name_or_path, model.revision, lengths)
+    limits = prompt.model_dump(exclude={"template"})
+    return PairEncoder(tokenizer, template=load_template(prompt.template, model, tokenizer), **limits)
 
 
 def quiet_libraries() -> None:
-    """Keep the terminal for what the user asked for: our own bars tell more, and the absent GPU is no news."""
+    """Turn off progress bars and warnings of other libraries that say less than our own output."""
     transformers_logging.disable_progress_bar()
     if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by others in passing, would warn
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed, which other libraries import, warns
 
 
-def _load_weights(kind: Any, spec: ModelSpec, *, remedy: str = REMEDY, **options: Any) -> Any:
+def _load_weights(kind: Any, config: ModelConfig, *, remedy: str = REMEDY, **options: Any) -> Any:
     """Return a model with all of its weights.
 
-    What may be missing or left over (tied weights, buffers that are computed, a rotary embedding's frequencies) is for
-    transformers to say. A model without a head may leave the tensors of heads.
+    transformers decides which tensors may be missing or unused (tied weights, computed buffers, the frequencies of
+    rotary embeddings). A model without a head may leave the tensors of heads unused.
 
     Raises:
-        ModelError: It cannot be found or read, or its weights are not complete and finite.
+        ModelError: The model cannot be found or read, or its weights are not complete and finite.
     """
-    with _report_in_our_words():
+    with _without_loading_report():
         model, info = load_pretrained(
-            kind, spec, remedy=remedy, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            kind, config, remedy=remedy, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     unexpected = set(info["unexpected_keys"])
     if kind is AutoModel:
@@ -193,13 +217,13 @@ def _load_weights(kind: Any, spec: ModelSpec, *, remedy: str = REMEDY, **options
     shapes = {name: (found, wanted) for name, found, wanted in info["mismatched_keys"]}
     faults = describe(set(info["missing_keys"]), unexpected, shapes) or model_faults(model)
     if faults:
-        raise ModelError(f"the weights are not complete: the model {faults}", spec.name_or_path, WEIGHTS_REMEDY)
+        raise ModelError(f"the weights are not complete: the model {faults}", config.name_or_path, WEIGHTS_REMEDY)
     return model
 
 
 @contextmanager
-def _report_in_our_words() -> Iterator[None]:
-    """Keep the table that transformers prints of missing weights away: an error or nothing says it."""
+def _without_loading_report() -> Iterator[None]:
+    """Suppress transformers' table of missing weights; an error reports them instead."""
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -209,28 +233,116 @@ def _report_in_our_words() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def load_pretrained(kind: Any, spec: ModelSpec, *, remedy: str = REMEDY, **options: Any) -> Any:
-    """What `kind`, an Auto class of transformers, makes of a folder or hub name.
+def load_pretrained(kind: Any, config: ModelConfig, *, remedy: str = REMEDY, **options: Any) -> Any:
+    """Return what an Auto class of transformers loads from a folder or hub name.
 
     Args:
-        kind: Has `from_pretrained`.
-        spec: Which, and whether its own code may run; dtype and attention are the caller's to pass on.
-        remedy: What to do where it cannot be loaded.
+        kind: Class with `from_pretrained`.
+        config: The model, and whether its own code may run; the caller passes dtype and attention as options.
+        remedy: How to fix a failure, for the error message.
         options: Further arguments of `from_pretrained`.
 
     Raises:
-        HubUnreachableError: It is on the hub, which cannot be reached, and not in the cache.
-        ModelError: It cannot be found or read.
+        HubUnreachableError: The hub cannot be reached and the model is not in the cache.
+        ModelError: The model cannot be found or read.
     """
     quiet_libraries()
-    hub.require_model(spec.name_or_path, spec.revision, remedy)
+    hub.require_model(config.name_or_path, config.revision, remedy)
     try:
-        with hub.offline_if_unreachable(spec.name_or_path):
+        with hub.offline_if_unreachable(config.name_or_path):
             return kind.from_pretrained(
-                spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
+                config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
             )
     except UserError:
         raise
-    except Exception as error:  # the files are the user's, and transformers raises whatever it comes upon in them
+    except Exception as error:  # transformers may raise anything for a user's files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load it ({reason})", spec.name_or_path, remedy) from error
+        raise ModelError(f"cannot load it ({reason})", config.name_or_path, remedy) from error
+
+
+SHOWN = 3
+"""Number of tensors that a message names for each kind of fault; the rest is counted."""
+
+
+def describe(
+    missing: Collection[str] = (),
+    unexpected: Collection[str] = (),
+    shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]] | None = None,
+    not_finite: Collection[str] = (),
+) -> str:
+    """Return a description with one clause for each kind of fault, or "" if there is none.
+
+    Args:
+        missing: Names of tensors that the file lacks.
+        unexpected: Names of tensors in the file that the model does not have.
+        shapes: By name, the shape in the file and the shape in the model.
+        not_finite: Names of tensors with NaN or infinite values.
+    """
+    differing = [f"{name} {list(found)} instead of {list(wanted)}" for name, (found, wanted) in (shapes or {}).items()]
+    parts = (
+        ("lacks {}", missing),
+        ("has {} that the model does not have", unexpected),
+        ("has {} of another shape", differing),
+        ("has {} with values that are not finite", not_finite),
+    )
+    return ", ".join(sentence.format(_listed(names)) for sentence, names in parts if names)
+
+
+def _listed(names: Collection[str]) -> str:
+    count = f"{len(names):,} tensor{'s' if len(names) > 1 else ''}"
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{count} ({', '.join(sorted(names)[:SHOWN])}{more})"
+
+
+def file_faults(path: Path, expected: Mapping[str, Sequence[int]]) -> str:
+    """Compare a safetensors file with the tensors that it must hold: the same names and shapes, finite values.
+
+    Args:
+        path: The file.
+        expected: The shape of each tensor by its name.
+
+    Returns:
+        A description of the faults, or "".
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if faults := _named_faults(found, expected):
+                return faults
+            return describe(not_finite=[name for name in found if not is_finite(file.get_tensor(name))])
+    except (OSError, SafetensorError) as error:
+        return f"cannot be read as safetensors ({first_line(error)})"
+
+
+def tensor_faults(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]]) -> str:
+    """Compare tensors in memory with the tensors that there must be; returns what `file_faults` does."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    return _named_faults(shapes, expected) or describe(
+        not_finite=[name for name, tensor in found.items() if not is_finite(tensor)]
+    )
+
+
+def _named_faults(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> str:
+    return describe(
+        expected.keys() - found.keys(),
+        found.keys() - expected.keys(),
+        {
+            name: (shape, expected[name])
+            for name, shape in found.items()
+            if name in expected and tuple(shape) != tuple(expected[name])
+        },
+    )
+
+
+def model_faults(model: nn.Module) -> str:
+    """Return a description of a model's parameters that are empty or not finite, or ""."""
+    named = dict(model.named_parameters())
+    return describe(not_finite=[name for name, value in named.items() if not value.numel() or not is_finite(value)])
+
+
+@torch.no_grad()
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite, in one pass over the memory and without a copy of the tensor's size."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta or tensor.element_size() < 2:
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())

@@ -1,8 +1,8 @@
-"""Whether a model gets plain prompts or its chat template, and why.
+"""Choice between plain prompts and a model's chat template, with the reason.
 
-A base model's tokenizer may carry a chat template whose tokens the model never learned (Qwen2.5 does), so that a
-template exists proves nothing. `auto` looks at the names that the model goes by and at what its files say of the token
-at which it stops. Nothing is loaded and nothing is downloaded.
+A base model's tokenizer may have a chat template whose tokens the model never learned (Qwen2.5's has), so the existence
+of a template proves nothing. `auto` uses the model's names and the token at which its files say that it stops. Nothing
+is loaded or downloaded.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.identity import HUB_CACHE, is_hub_name
+from nextquill_core.model.identity import HUB_CACHE, is_hub_name, model_file
 
 Name = Literal["plain", "chat"]
 
 BASE_WORDS = frozenset(("base", "pt", "pretrained", "pretrain", "foundation"))
 CHAT_WORDS = frozenset(("chat", "instruct", "instruction", "instructions", "rlhf", "dpo", "assistant"))
 CHAT_SUFFIXES = frozenset(("it",))
-"""As in gemma-2-2b-it; a folder that is called just that says nothing."""
+"""As in gemma-2-2b-it; a folder with only this name says nothing."""
 CHAT_FAMILIES = re.compile(
     r"\b(qwen-?3|qwq|zephyr|vicuna|tulu|hermes|openhermes|openchat|starling|dolphin|wizardlm|alpaca|phi-?4|smollm3|"
     r"gpt-oss|deepseek-r1|mistral-nemo|mistral-small|ministral|magistral)"
 )
-"""Models that follow instructions without saying so in their name, unless it has one of `BASE_WORDS`."""
+"""Families whose models follow instructions unless their name has one of `BASE_WORDS`."""
 BASE_FAMILIES = re.compile(
     r"\b(qwen-?(1\.5|2|2\.5)|qwen|llama|tinyllama|gemma|mistral|mixtral|smollm|olmo|pythia|gpt-?2|gpt-?neo|gpt-?j|opt|"
     r"phi|falcon|bloom|mpt|yi|deepseek)(?=\b|[-_\d])"
 )
-"""Models whose instruct version says so in its name, so that a name without such a word is the base model's."""
+"""Families whose instruct models say so in their name, so a name without such a word is a base model's."""
 DOCUMENT_ENDS = frozenset(
     ("</s>", "<s>", "<eos>", "<bos>", "<pad>", "<unk>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
 )
-"""Tokens that end a document, in base models too; all others end a turn."""
+"""Tokens that end a document, also in base models; all other stop tokens end a turn."""
 TECHNICAL = re.compile(
     r"checkpoint[-_]?\d*|global_?step[-_]?\d*|step[-_]?\d+|epoch[-_]?\d+|final|last|best|latest|snapshots?|main|model|"
     r"models|merged|adapter|weights|outputs?|export|hf|v?\d+([._]\d+)*|[0-9a-f]{7,64}|\.|\.\.|/"
 )
-"""Parts of a path that say nothing of the model; the part above them does."""
+"""Parts of a path that do not name the model; the part above them does."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class TemplateChoice:
     """The template of a model's prompts.
 
     Attributes:
+        name: `plain` or `chat`.
         reason: What decided, as the rest of a sentence after "because".
     """
 
@@ -62,17 +63,17 @@ class TemplateChoice:
 def choose_template(setting: str, model: str, revision: str = "main", *, strict: bool = False) -> TemplateChoice:
     """Decide between the plain and the chat template.
 
-    In this order: the setting; a word in the model's own name; a token in its files that ends turns and at which it
-    stops; a word in the names that its files mention; what such a name usually means in its family; a word in the
-    folders above it, where the name alone is not that of a published model.
+    The first of these decides: the setting; a word in the model's name; a stop token in its files that ends turns; a
+    word in the names that its files mention; the naming habit of its family; for a folder whose name is not that of a
+    published model, a word in the folders above it.
 
     Args:
         setting: `prompt.template`.
-        model: A hub name, a folder or `tiny`. Of a path only the parts that are written count, so that the decision
-            does not depend on where the command is typed.
-        revision: On the hub; which files of the local hub cache are read.
-        strict: Refuse to guess for a hub model whose name says nothing and whose files are not here. They will be once
-            it has been loaded, and a guess could then turn out otherwise.
+        model: A hub name, a folder or `tiny`. A relative path is not resolved, so the choice does not depend on the
+            working directory.
+        revision: Branch, tag or commit on the hub, which selects the files in the local hub cache.
+        strict: Refuse to guess for a hub model whose name says nothing and whose files are not on this machine. Once
+            the model has been loaded, its files might decide otherwise.
 
     Raises:
         ModelError: See `strict`.
@@ -105,7 +106,7 @@ def choose_template(setting: str, model: str, revision: str = "main", *, strict:
 
 
 def _own_name(model: str) -> str:
-    """The last part of the name that is about the model: of a hub cache folder the hub name, without its owner."""
+    """Return the last part of a path that names the model; in the hub cache, the hub name without its owner."""
     if cached := HUB_CACHE.search(model):
         return cached["name"]
     parts = [part for part in Path(model).parts if not TECHNICAL.fullmatch(part.lower())]
@@ -128,7 +129,7 @@ def _by_word(name: str, reason: str) -> TemplateChoice | None:
 
 
 def _by_folders(model: str, own: str) -> TemplateChoice | None:
-    """A word at the end of a folder's name above the model, the nearest first."""
+    """Decide by the last word of the name of a folder above the model, the nearest folder first."""
     for part in reversed(Path(model).parts):
         words = _words(part)[-1:]
         if part == own or (words == ["it"]):
@@ -140,7 +141,7 @@ def _by_folders(model: str, own: str) -> TemplateChoice | None:
 
 
 def _by_stop_token(files: dict[str, Any]) -> TemplateChoice | None:
-    """Chat, where the model stops at a token that ends turns and not documents, and its chat template writes it."""
+    """Choose chat if the model stops at a token that its chat template writes and that does not end documents."""
     written = _chat_template(files)
     settings = files.get("tokenizer_config.json", {})
     end = settings.get("eos_token")
@@ -153,7 +154,7 @@ def _by_stop_token(files: dict[str, Any]) -> TemplateChoice | None:
 
 
 def _generation_stops(files: dict[str, Any]) -> Iterator[str]:
-    """The texts of the tokens at which generation stops."""
+    """Yield the texts of the tokens at which generation stops."""
     configured = files.get("generation_config.json", {}).get("eos_token_id")
     if configured is None:
         configured = files.get("config.json", {}).get("eos_token_id")
@@ -165,7 +166,7 @@ def _generation_stops(files: dict[str, Any]) -> Iterator[str]:
 
 
 def _chat_template(files: dict[str, Any]) -> str:
-    """The source of the chat template, or of all there are."""
+    """Return the source of all chat templates of a model."""
     inline = files.get("tokenizer_config.json", {}).get("chat_template") or ""
     if isinstance(inline, list):
         inline = "\0".join(str(named.get("template", "")) for named in inline)
@@ -175,7 +176,7 @@ def _chat_template(files: dict[str, Any]) -> str:
 
 
 def _by_names(files: dict[str, Any]) -> TemplateChoice | None:
-    """Chat, where a name in the model's own files says so; a base model's name there may be what it was made from."""
+    """Choose chat if a name in the model's files says so; a base model's name may be that of the model it came from."""
     for file, name in _names(files):
         found = _by_word(_own_name(name), f"its {file} names {name}")
         if found and found.name == "chat":
@@ -205,7 +206,7 @@ READ = ("config.json", "generation_config.json", "tokenizer_config.json", "adapt
 
 
 def _files(model: str, revision: str) -> dict[str, Any]:
-    """The small files of a folder, or of a hub model as far as they are in the local cache, by name."""
+    """Return the small files of a folder, or of a hub model as far as they are in the local cache, by name."""
     found: dict[str, Any] = {}
     for name in READ:
         path = model_file(model, name, revision)
@@ -221,20 +222,3 @@ def _files(model: str, revision: str) -> dict[str, Any]:
         if not name.endswith(".json") or isinstance(value, dict):
             found[name] = value
     return found
-
-
-def model_file(model: str, name: str, revision: str = "main") -> Path | None:
-    """Return where a file of a model is on this machine: in its folder, or in the local hub cache."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    if not is_hub_name(model):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(model, name, revision=revision)
-    except HFValidationError:
-        return None
-    return Path(path) if isinstance(path, str) else None

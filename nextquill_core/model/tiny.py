@@ -1,89 +1,86 @@
 """The offline base model: a byte-level BPE tokenizer and a small Qwen2, trained in about two minutes on two cores.
 
-It learns from base profiles alone, that is, from reviews older than every target of any split: each is written again
-as the answer to a prompt, with the user's earlier reviews as history or without, so the model meets both kinds of
-prompt and has seen nothing that it will be scored, trained or tested on. What it leaves is an ordinary Hugging Face
-folder.
+It is trained on base profiles alone, that is, on reviews older than every target of any split: each review is the
+answer to a prompt, with the user's earlier reviews as history or without. So the model has seen both kinds of prompt,
+and nothing that it is later scored, trained or tested on. The result is an ordinary Hugging Face folder. Training
+writes its checkpoints to one file, which is replaced atomically.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from nextquill_core.errors import DataError
-from nextquill_core.model.checkpoint import Checkpoint
-from nextquill_core.model.control_tokens import UserTextTokenizer
-from nextquill_core.model.loading import quiet_libraries
+from nextquill_core.config.model import TinyModelConfig
+from nextquill_core.errors import DataError, UserError
+from nextquill_core.model.loading import quiet_libraries, tensor_faults
 from nextquill_core.progress import Progress, silent
 from nextquill_core.prompts import build_prompt
 from nextquill_core.schemas import Review
+from nextquill_core.tokens import UserTextTokenizer
+from storage.files import atomic_path
 
 STOP, PAD = "<|endoftext|>", "<|pad|>"
 IGNORED = -100
 
 
-@dataclass(frozen=True)
-class TinySpec:
-    """Shape and training of the model; see `TinyModelConfig` for the meaning and default of each field."""
-
-    vocab_size: int
-    hidden_size: int
-    layers: int
-    heads: int
-    steps: int
-    batch_tokens: int
-    learning_rate: float
-    max_history: int
-    max_tokens: int
-    seed: int
-
-
 def train_tiny_model(
     profiles: Sequence[Sequence[Review]],
-    spec: TinySpec,
+    config: TinyModelConfig,
     folder: Path,
+    *,
+    max_history: int,
+    max_tokens: int,
+    seed: int,
     progress: Progress = silent,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, float]:
     """Train tokenizer and model on base profiles and save them to `folder`.
 
-    Training that was interrupted resumes at its checkpoint and ends in the same bytes. Tokenizer and token sequences
-    are computed again: they depend on the profiles and the settings alone.
+    Interrupted training resumes at its checkpoint and ends with the same bytes. Tokenizer and token sequences are
+    computed again, because they depend on the profiles and the settings alone.
 
     Args:
-        profiles: Each user's base profile, oldest first.
-        spec: Shape and training.
-        folder: Becomes a Hugging Face model folder.
+        profiles: Each user's base profile, oldest review first.
+        config: Shape of the model and settings of its training.
+        folder: Folder that becomes a Hugging Face model folder.
+        max_history: Maximum number of earlier reviews in a prompt.
+        max_tokens: Tokens of a document that are used, the last ones of a longer document.
+        seed: Seed of the weights, the histories and the batches.
         progress: Receives each optimizer step.
-        checkpoint: Where training resumes and what it writes; None writes no checkpoint.
+        checkpoint: Checkpoint to resume from and to write; None writes no checkpoint.
 
     Returns:
-        Facts for the manifest: parameters, documents, the loss of the last tenth of the steps (nats a token).
+        Facts for the manifest: `parameters`, `documents`, and `final_loss`, the mean loss of the last tenth of the
+        steps in nats per token.
 
     Raises:
-        DataError: There is no text to learn from.
+        DataError: No profile has a review.
     """
     quiet_libraries()
-    progress(0, spec.steps, "training the tokenizer")
-    documents = list(pretraining_documents(profiles, spec.max_history, spec.seed))
+    progress(0, config.steps, "training the tokenizer")
+    documents = list(pretraining_documents(profiles, max_history, seed))
     if not documents:
         raise DataError("no base profile has a review to learn from", "model.name_or_path: tiny", "ingest more users")
     progress(0, 0, phase="training the tokenizer")
-    tokenizer = train_tokenizer([prompt + answer for prompt, answer in documents], spec.vocab_size)
-    rows = _encode(tokenizer, documents, spec.max_tokens)
-    torch.manual_seed(spec.seed)
-    model = tiny_qwen2(spec, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    losses = _pretrain(model, rows, spec, progress, checkpoint)
+    tokenizer = train_tokenizer([prompt + answer for prompt, answer in documents], config.vocab_size)
+    rows = _encode(tokenizer, documents, max_tokens)
+    torch.manual_seed(seed)
+    model = tiny_qwen2(config, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    losses = _pretrain(model, rows, config, seed, progress, checkpoint)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
@@ -98,7 +95,13 @@ def train_tiny_model(
 def pretraining_documents(
     profiles: Sequence[Sequence[Review]], max_history: int, seed: int
 ) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) for each review of each profile: once without history, and once with, if there is one."""
+    """Yield (prompt, answer) for each review: once without history, and once with history, if there is any.
+
+    Args:
+        profiles: Each user's reviews, oldest first.
+        max_history: Maximum number of earlier reviews in a prompt.
+        seed: Seed of how many are shown.
+    """
     choice = random.Random(seed)  # noqa: S311 - a seeded draw, not a secret
     for profile in profiles:
         for position, review in enumerate(profile):
@@ -110,7 +113,7 @@ def pretraining_documents(
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text can be encoded and comes back byte for byte."""
+    """Return a byte-level BPE tokenizer, which encodes any text and decodes it to the same bytes."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -124,21 +127,28 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=STOP, pad_token=PAD)
 
 
-def tiny_qwen2(spec: TinySpec, vocabulary: int, stop_id: int, pad_id: int) -> Qwen2ForCausalLM:
-    """A randomly initialised Qwen2 of the given shape, embeddings tied."""
+def tiny_qwen2(config: TinyModelConfig, vocabulary: int, stop_id: int, pad_id: int) -> Qwen2ForCausalLM:
+    """Return a randomly initialised Qwen2 with tied embeddings.
+
+    Args:
+        config: Shape of the model.
+        vocabulary: Number of embedding rows.
+        stop_id: Token that ends a document.
+        pad_id: Token that pads a batch.
+    """
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
-            hidden_size=spec.hidden_size,
-            intermediate_size=spec.hidden_size * 11 // 4 // 8 * 8,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=max(1, spec.heads // 2),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.hidden_size * 11 // 4 // 8 * 8,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=max(1, config.heads // 2),
             max_position_embeddings=32768,
             tie_word_embeddings=True,
-            # About 1/√hidden: with the usual 0.02, attention starts so flat at this width that no recipe within the
-            # budget learned to look at the history: it then gains 0.00 nats on the demo's taste words, with this 0.37.
-            initializer_range=0.9 / math.sqrt(spec.hidden_size),
+            # About 1/√hidden: with the usual 0.02, attention starts so flat at this width that the model does not learn
+            # to use the history within the budget. It then gains 0.00 nats on the demo's taste words, with this 0.37.
+            initializer_range=0.9 / math.sqrt(config.hidden_size),
             bos_token_id=None,
             eos_token_id=stop_id,
             pad_token_id=pad_id,
@@ -147,7 +157,7 @@ def tiny_qwen2(spec: TinySpec, vocabulary: int, stop_id: int, pad_id: int) -> Qw
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, str]], limit: int) -> list[list[int]]:
-    """Prompt, answer and stop token of each document as ids; of a longer one its last `limit`."""
+    """Return prompt, answer and stop token of each document as ids, of a longer document the last `limit` ids."""
     text = UserTextTokenizer(tokenizer)
     prompts, answers = (text.encode(texts) for texts in zip(*documents, strict=True))
     return [
@@ -158,23 +168,24 @@ def _encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, s
 def _pretrain(
     model: Qwen2ForCausalLM,
     rows: Sequence[list[int]],
-    spec: TinySpec,
+    config: TinyModelConfig,
+    seed: int,
     progress: Progress,
     checkpoint: Checkpoint | None,
 ) -> list[float]:
-    """Train the model in place and return the loss of each step in nats a token."""
+    """Train the model in place and return the loss of each step in nats per token."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     losses = checkpoint.restore(model, optimizer) if checkpoint else []
     resumed = f", resumed at step {len(losses)}" if losses else ""
     # The order of the batches follows from the seed, so the number of steps is also the position in it.
-    batches = islice(_batches(rows, spec.batch_tokens, spec.seed), len(losses), None)
+    batches = islice(_batches(rows, config.batch_tokens, seed), len(losses), None)
     model.train()
-    for step in range(len(losses), spec.steps):
+    for step in range(len(losses), config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = spec.learning_rate * _warmup_then_cosine(step, spec.steps)
+            group["lr"] = config.learning_rate * _warmup_then_cosine(step, config.steps)
         ids_BT, labels_BT = _padded(next(batches))
         loss = model(input_ids=ids_BT, attention_mask=(labels_BT != IGNORED).long(), labels=labels_BT).loss
         loss.backward()
@@ -184,7 +195,7 @@ def _pretrain(
         losses.append(loss.item())
         if checkpoint:
             checkpoint.write_if_due(model, optimizer, losses)
-        progress(step + 1, spec.steps, f"loss {losses[-1]:.3f}{resumed}")
+        progress(step + 1, config.steps, f"loss {losses[-1]:.3f}{resumed}")
     return losses
 
 
@@ -196,7 +207,7 @@ def _warmup_then_cosine(step: int, steps: int) -> float:
 
 
 def _batches(rows: Sequence[list[int]], batch_tokens: int, seed: int) -> Iterator[list[list[int]]]:
-    """Endless batches of rows, each about `batch_tokens` tokens with padding; rows of like length go together."""
+    """Yield batches of rows of similar length without end, each of about `batch_tokens` tokens with padding."""
     choice = random.Random(seed)  # noqa: S311 - a seeded draw, not a secret
     while True:
         order = sorted(choice.sample(range(len(rows)), len(rows)), key=lambda index: len(rows[index]) // 32)
@@ -210,8 +221,101 @@ def _batches(rows: Sequence[list[int]], batch_tokens: int, seed: int) -> Iterato
 
 
 def _padded(batch: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """(ids, labels) of a batch, each of shape (B, T)."""
+    """Return (ids, labels) of a batch, int64, shape (B, T) each."""
     width = max(map(len, batch))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
     labels = torch.tensor([row + [IGNORED] * (width - len(row)) for row in batch])
     return ids, labels
+
+
+EVERY_S = 5.0
+LARGEST_SHARE = 0.01
+WEIGHT, MOMENT, LOSSES, RANDOM = "weight", "optimizer", "losses", "torch_rng"
+
+
+class Checkpoint:
+    """Model, optimizer, random state and losses after a step, in a safetensors file.
+
+    A new checkpoint is due after `every_s` seconds, and later if writing is slow, so that writing takes at most 1 % of
+    the time. The time of checkpoints does not change the result.
+
+    Args:
+        path: The file, which belongs to one training: the same data, settings and library versions.
+        every_s: Seconds between two checkpoints; 0 writes one after each step.
+    """
+
+    def __init__(self, path: Path, every_s: float = EVERY_S) -> None:
+        self.path = path
+        self._every_s = every_s
+        self._due = time.monotonic() + every_s
+
+    def write_if_due(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> bool:
+        """Write a checkpoint if one is due.
+
+        Args:
+            model: The model after its last step.
+            optimizer: Its optimizer.
+            losses: The loss of each step so far.
+
+        Returns:
+            Whether a checkpoint was written.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        started = time.monotonic()
+        if started < self._due:
+            return False
+        self._write(model, optimizer, losses)
+        now = time.monotonic()
+        self._due = now + (max(self._every_s, (now - started) / LARGEST_SHARE) if self._every_s else 0.0)
+        return True
+
+    def _write(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+        tensors = {f"{WEIGHT}/{name}": parameter.detach() for name, parameter in model.named_parameters()}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{MOMENT}/{number}/{key}": value for key, value in state.items()}
+        tensors[LOSSES] = torch.tensor(losses, dtype=torch.float64)
+        tensors[RANDOM] = torch.get_rng_state()
+        data = save(tensors, metadata={"facts": json.dumps({"step": len(losses)})})
+        try:
+            with atomic_path(self.path) as temporary:
+                temporary.write_bytes(data)
+        except OSError as error:
+            raise UserError(
+                f"cannot write a checkpoint of {len(data) / 1e6:,.1f} MB: {os.strerror(error.errno or 0)}",
+                str(self.path.parent),
+                "free space there and run the same command again; training resumes at its last checkpoint",
+            ) from error
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+        """Set model, optimizer and random state to the checkpoint.
+
+        Args:
+            model: A model of the same shape; its weights are overwritten.
+            optimizer: Its optimizer, which has not stepped yet.
+
+        Returns:
+            The loss of each step that is done; empty if there is no checkpoint that can be read.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError):
+            return []
+        weights = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{WEIGHT}/")}
+        if tensor_faults(weights, {name: tuple(value.shape) for name, value in model.named_parameters()}):
+            return []
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[f"{WEIGHT}/{name}"])
+        saved = optimizer.state_dict()
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == MOMENT:
+                number, _, key = rest.partition("/")
+                saved["state"].setdefault(int(number), {})[key] = value
+        optimizer.load_state_dict(saved)
+        torch.set_rng_state(tensors[RANDOM])
+        losses: list[float] = tensors[LOSSES].tolist()
+        return losses

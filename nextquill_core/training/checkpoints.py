@@ -1,43 +1,53 @@
-"""Checkpoints that are whole or not there at all, and the adapter as PEFT reads it."""
+"""Checkpoints of a run, which are complete or absent, and the adapter in PEFT's format.
+
+DeepSpeed's own checkpoints hold one slice per rank and load only under the same number of ranks and the same ZeRO
+stage. LoRA trains few parameters, with three numbers each in single precision (weight and both moments of AdamW). So
+this state is gathered whole from all ranks into one safetensors file, and restored under any number of ranks and any
+ZeRO stage.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from nextquill_core.errors import ModelError
 from nextquill_core.model.identity import BaseName
-from nextquill_core.model.loading import ADAPTER_CONFIG, ADAPTER_FILE, adapter_shapes, load_adapter
-from nextquill_core.model.weights import file_faults
-from nextquill_core.training import sharded_state as state
-from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.disk import Writer, sweep, whole_folder
-from nextquill_core.training.objective import Denominators
-from nextquill_core.training.spec import TrainSpec
+from nextquill_core.model.loading import ADAPTER_CONFIG, ADAPTER_FILE, adapter_shapes, file_faults, load_adapter
+from nextquill_core.orders import TrainOrder
+from nextquill_core.training.data import TrainExample
+from nextquill_core.training.losses import Denominators
+from nextquill_core.training.ranks import Writer, remove_unfinished, whole_folder
 from storage.files import write_text
+from storage.stored_json import expect_form
 
 LATEST = "latest"
 READ_BACK = "read_back"
 ROUNDING, ROUNDING_HALF = {torch.float32: 1e-4}, 2e-2
-"""Relative difference of two log-likelihoods of the same weights: in single precision, and in half."""
-REPORT = "run the same command again; if this remains, it is a fault of this program"
+"""Relative difference of two log-likelihoods of the same weights, in single and in half precision."""
+REPORT = "run the same command again; if it fails again, report it as a bug"
 
 
 class Checkpoints:
-    """The checkpoints of a run: `checkpoints/step-N`, an adapter each, and beside them what resuming needs.
+    """The checkpoints of a run: an adapter in `checkpoints/step-N`, and the state for resuming in `scratch/states`.
 
-    A new one is on the disk before an older one goes, and `latest` names it last of all.
+    A new checkpoint is on the disk before an older one is deleted, and the file `latest` names it last of all.
 
     Args:
-        engine: What trains.
-        writer: Of the run's folder.
-        keep: How many stay.
+        engine: The engine that trains.
+        writer: Writer of the run's folder.
+        keep: Number of checkpoints that stay.
     """
 
     def __init__(self, engine: Any, writer: Writer, keep: int) -> None:
@@ -48,18 +58,18 @@ class Checkpoints:
         self.states = writer.output / "scratch" / "states"
 
     def write(self, step: int) -> None:
-        """Leave a checkpoint; a call for all ranks.
+        """Write a checkpoint after `step` steps; all ranks have to call this.
 
         Raises:
-            UserError: The disk would not take it.
+            UserError: The disk is full or cannot be written.
         """
         tag = f"step-{step:06d}"
-        size = state.count_trained(self.engine) * 4 * (1 + len(state.MOMENTS))
-        tensors, facts = state.gather(self.engine)
+        size = count_trained(self.engine) * 4 * (1 + len(MOMENTS))
+        tensors, facts = gather_state(self.engine)
 
         def store() -> None:
             with whole_folder(self.states / tag) as folder:
-                state.write(folder, tensors, facts)
+                write_state(folder, tensors, facts)
 
         self.writer(store, "a checkpoint", size)
         save_adapter(self.engine, self.adapters / tag, self.writer)
@@ -74,28 +84,28 @@ class Checkpoints:
         self.writer.resumes_at = step
 
     def resume(self, step_once: Callable[[], None]) -> int:
-        """Bring the engine to the newest checkpoint; a call for all ranks.
+        """Restore the newest checkpoint, if there is one; all ranks have to call this.
 
         Args:
-            step_once: Makes the engine step without effect, so that there is a state to overwrite.
+            step_once: Makes the engine step without effect, so that it has a state to overwrite.
 
         Returns:
-            The steps that are done: 0 without a checkpoint.
+            Number of steps that are done, 0 without a checkpoint.
         """
         latest = self.states / LATEST
         tag = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
         step = int(tag.removeprefix("step-") or 0)
         if step:
             step_once()
-            state.restore(self.engine, self.states / tag)
+            restore_state(self.engine, self.states / tag)
         self.writer.resumes_at = step
-        self.writer(lambda: self._sweep(tag), "into it")
+        self.writer(lambda: self._remove_later_than(tag), "into it")
         return step
 
-    def _sweep(self, latest: str) -> None:
-        """Remove what a killed run left behind the newest checkpoint; it will be made again."""
+    def _remove_later_than(self, latest: str) -> None:
+        """Remove what a killed run wrote after the newest checkpoint; the same steps write it again."""
         for folder in (self.states, self.adapters, self.writer.output):
-            sweep(folder)
+            remove_unfinished(folder)
             for checkpoint in folder.glob("step-*"):
                 if checkpoint.name > latest:
                     shutil.rmtree(checkpoint)
@@ -103,44 +113,49 @@ class Checkpoints:
 
 
 def save_adapter(engine: Any, folder: Path, writer: Writer) -> None:
-    """Write the adapter as it is now and read its weights back; a call for all ranks.
+    """Write the current adapter and compare the file with the weights; all ranks have to call this.
+
+    Args:
+        engine: The engine that trains.
+        folder: Folder of the adapter.
+        writer: Writer of the run's folder.
 
     Raises:
-        UserError: The disk would not take it.
-        ModelError: What was written lacks weights.
+        UserError: The disk is full or cannot be written.
+        ModelError: The file that was written lacks weights.
     """
-    parameters = list(state.trained(engine).values())
-    size = state.count_trained(engine) * parameters[0].element_size()
-    with state.whole_parameters(parameters):
-        spec: TrainSpec = engine.module.spec
-        writer(lambda: write_adapter(engine.module.model, folder, spec.base), "the adapter", size)
+    parameters = list(trained(engine).values())
+    size = count_trained(engine) * parameters[0].element_size()
+    with whole_parameters(parameters):
+        order: TrainOrder = engine.module.order
+        writer(lambda: write_adapter(engine.module.model, folder, order.base), "the adapter", size)
         whole = writer(lambda: holds_weights(engine.module.model, folder), "the adapter")
     if not whole:
         raise ModelError("the adapter that was written lacks weights of the model in training", str(folder), REPORT)
 
 
 def write_adapter(model: Any, folder: Path, base: BaseName) -> None:
-    """Write a PEFT folder (safetensors), the same bytes for the same weights on any machine.
+    """Write an adapter in PEFT's format (safetensors), the same bytes for the same weights on any machine.
 
     Args:
-        model: A PEFT model with its parameters whole.
-        folder: Is there as a whole or not at all.
-        base: What the adapter's configuration calls the base model.
+        model: A PEFT model with whole parameters.
+        folder: Folder of the adapter, which is complete or absent afterwards.
+        base: The base model's name in the adapter's configuration.
     """
     with whole_folder(folder) as unfinished:
-        # The vocabulary has its size of before; PEFT would ask the hub whether it has.
+        # The size of the vocabulary is unchanged; without this argument PEFT would ask the hub.
         model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
-        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's unfilled form
+        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty form
         config_path = unfinished / ADAPTER_CONFIG
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        if not isinstance(config["target_modules"], str):  # a regular expression stays one
-            config["target_modules"] = sorted(config["target_modules"])  # a set: its order changes from run to run
+        if not isinstance(config["target_modules"], str):  # a string is a regular expression
+            config["target_modules"] = sorted(config["target_modules"])  # a set, whose order changes between runs
         config |= {"base_model_name_or_path": base.name, "revision": base.revision}
         config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def holds_weights(model: Any, folder: Path) -> bool:
-    """Whether an adapter's file has every tensor of the model's adapter, whole and bit for bit, and no other."""
+    """Return whether an adapter's file has exactly the tensors of the model's adapter, bit for bit."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -152,19 +167,19 @@ def holds_weights(model: Any, folder: Path) -> bool:
 
 
 def check_loads(engine: Any, folder: Path, example: TrainExample, expected: float) -> None:
-    """Load an adapter by PEFT beside the one in training, and compare what both say of an example; for all ranks.
+    """Load an adapter by PEFT beside the one in training and compare the likelihood of an example; for all ranks.
 
-    The base model stays where it is, so this costs two forward passes of one example, whatever its size. Afterwards the
-    engine is not fit for further steps.
+    The base model is not loaded again, so this costs two forward passes of one example at any model size. Afterwards
+    the engine cannot train further.
 
     Args:
-        engine: What has trained.
-        folder: The adapter as it stays in the artifact.
+        engine: The engine that has trained.
+        folder: Folder of the adapter as it stays in the artifact.
         example: Any example.
-        expected: Its negative log-likelihood in nats under the weights that were written, by `example_loss`.
+        expected: Its negative log-likelihood in nats under the weights that were written, from `example_loss`.
 
     Raises:
-        ModelError: PEFT cannot load the adapter, or the loaded one gives another likelihood.
+        ModelError: PEFT cannot load the adapter, or the likelihood differs.
     """
     model = engine.module.model
     load_adapter(model, folder, name=READ_BACK, autocast_dtype=False, remedy=REPORT)
@@ -182,10 +197,184 @@ def check_loads(engine: Any, folder: Path, example: TrainExample, expected: floa
 
 @torch.no_grad()
 def example_loss(engine: Any, example: TrainExample) -> float:
-    """The negative log-likelihood of an example's answer in nats, without dropout; a call for all ranks."""
+    """Return the negative log-likelihood of an example's answer in nats, without dropout; for all ranks."""
     plain = replace(example, weights=[1.0] * len(example.pair.target))
     engine.module.eval()
     with engine.module.plain_likelihood():
         loss = float(engine.module((plain,), Denominators(1.0, 1.0)).normal)
     engine.train()
     return loss
+
+
+STATE = "state.safetensors"
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def trained(engine: Any) -> dict[str, nn.Parameter]:
+    """Return the trained parameters by name."""
+    return {name: value for name, value in engine.module.named_parameters() if value.requires_grad}
+
+
+def count_trained(engine: Any) -> int:
+    """Return how many numbers are trained, over all ranks."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained(engine).values())
+
+
+def gather_state(engine: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the trained weights in single precision with AdamW's state; all ranks have to call this.
+
+    Returns:
+        Tensors in the host's memory, on rank 0 alone, named `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`; and the
+        counters of AdamW and of the loss scaler.
+    """
+    keeps = torch.distributed.get_rank() == 0
+    masters = _masters(engine)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained(engine).items():
+        for key in (WEIGHT, *MOMENTS):
+            value = _read(engine, masters, parameter, key)
+            if keeps:
+                tensors[f"{key}/{name}"] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+    steps = {float(state["step"]) for state in _adam(engine).state.values() if "step" in state}
+    scaler = _scaler(engine)
+    facts = {"adam_steps": max(steps), "scaler": {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)}}
+    return tensors, facts
+
+
+def restore_state(engine: Any, folder: Path) -> None:
+    """Restore the engine's state from what `write_state` stored; all ranks have to call this.
+
+    Args:
+        engine: An engine that has stepped once, so that there are moments to overwrite.
+        folder: Folder of the state.
+
+    Raises:
+        ModelError: The file is damaged or belongs to another model.
+    """
+    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in trained(engine).items()}
+    expected = {f"{key}/{name}": shape for name, shape in shapes.items() for key in (WEIGHT, *MOMENTS)}
+    if faults := file_faults(folder / STATE, expected):
+        remedy = "run the stage with --force, which starts training at its first step"
+        raise ModelError(f"the checkpoint is damaged: it {faults}", str(folder), remedy)
+    masters = _masters(engine)
+    with safe_open(folder / STATE, framework="pt") as file:
+        with expect_form(str(folder / STATE), "run the stage with --force"):
+            facts = json.loads(file.metadata()["facts"])
+            adam_steps, scaled = int(facts["adam_steps"]), dict(facts["scaler"])
+        for name, parameter in trained(engine).items():
+            for key in (WEIGHT, *MOMENTS):
+                _overwrite(engine, masters, parameter, key, file.get_tensor(f"{key}/{name}").to(engine.device))
+    for state in _adam(engine).state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"].fill_(adam_steps)
+        elif "step" in state:
+            state["step"] = adam_steps
+    scaler = _scaler(engine)
+    for key, value in scaled.items():
+        if hasattr(scaler, key):
+            setattr(scaler, key, value)
+
+
+def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Store what `gather_state` returned.
+
+    Args:
+        folder: Folder for the state.
+        tensors: Tensors by name.
+        facts: Counters, as JSON values.
+    """
+    save_file(dict(tensors), folder / STATE, metadata={"facts": json.dumps(facts, sort_keys=True)})
+
+
+@contextmanager
+def whole_parameters(parameters: list[nn.Parameter], *, changed: bool = False) -> Iterator[None]:
+    """Gather parameters that ZeRO-3 holds in slices for the length of the block; all ranks have to call this.
+
+    Args:
+        parameters: Parameters of any kind.
+        changed: Whether the block changes their values.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None):
+            yield
+    else:
+        yield
+
+
+def _sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _read(engine: Any, masters: Mapping[int, Tensor], parameter: nn.Parameter, key: str) -> Tensor:
+    if _sharded(parameter):
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        value: Tensor = (
+            safe_get_full_fp32_param(parameter) if key == WEIGHT else safe_get_full_optimizer_state(parameter, key)
+        )
+        return value
+    master = masters.get(id(parameter), parameter)
+    own: Tensor = master if key == WEIGHT else _adam(engine).state[master][key]
+    return own
+
+
+@torch.no_grad()
+def _overwrite(engine: Any, masters: Mapping[int, Tensor], parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    if key == WEIGHT:
+        with whole_parameters([parameter], changed=True):
+            parameter.data.copy_(value)
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        kept: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # set by DeepSpeed
+        own = _slice_of_rank(value, kept.numel())
+        if key == WEIGHT:
+            safe_set_local_fp32_param(parameter, own)
+        else:
+            safe_set_local_optimizer_state(parameter, own, key)
+        return
+    if _sharded(parameter):
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if key == WEIGHT:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+        return
+    master = masters.get(id(parameter), parameter)
+    (master if key == WEIGHT else _adam(engine).state[master][key]).copy_(value)
+
+
+def _slice_of_rank(value: Tensor, size: int) -> Tensor:
+    """Return this rank's slice of a parameter under ZeRO-3; DeepSpeed's setter fails if the last slice is padded."""
+    ranks = torch.distributed.get_world_size()
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * ranks - value.numel()))
+    own: Tensor = padded.split(size)[torch.distributed.get_rank()]
+    return own
+
+
+def _adam(engine: Any) -> torch.optim.Optimizer:
+    """Return the optimizer below DeepSpeed's wrappers."""
+    adam: torch.optim.Optimizer = getattr(engine, "basic_optimizer", engine.optimizer)
+    return adam
+
+
+def _masters(engine: Any) -> dict[int, Tensor]:
+    """Return the single-precision copy of each parameter, by its id; empty unless ZeRO is off in half precision."""
+    optimizer = engine.optimizer
+    if not isinstance(getattr(optimizer, "fp16_groups", None), list) or not hasattr(optimizer, "fp32_groups"):
+        return {}
+    low, high = (chain.from_iterable(groups) for groups in (optimizer.fp16_groups, optimizer.fp32_groups))
+    return {id(parameter): master for parameter, master in zip(low, high, strict=True)}
+
+
+def _scaler(engine: Any) -> Any:
+    """Return the object that holds the scale of the loss under float16, or None."""
+    for name in ("loss_scaler", "loss_scale_config"):
+        if hasattr(engine.optimizer, name):
+            return getattr(engine.optimizer, name)
+    return None

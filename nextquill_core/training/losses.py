@@ -1,39 +1,50 @@
-"""The preference-weighted losses, at the price of one linear layer on answer positions.
+"""The preference-weighted losses, computed at answer positions without vocabulary-sized tensors.
 
     L_n = 1/|D| Σ_samples Σ_t ω_t · CE(f(x, h, y_<t), y_t)                      (Eq. 5)
     L_p = 1/|D| Σ_samples Σ_t ω_t · CE(f(x, h, y_<t) − f(x, ∅, y_<t), y_t)      (Eq. 6, f as logits)
     L   = L_n + α · L_p                                                          (Eq. 7)
 
 With a linear head, f(x, h, ·) − f(x, ∅, ·) = W(h − h_∅): L_p is a second linear cross-entropy, on the difference of
-hidden states. Neither needs a vocabulary-sized tensor: logits live for one chunk of rows at a time, and the gradient
-of the hidden states is formed there and then.
+hidden states. Neither needs a vocabulary-sized tensor: logits exist for one chunk of rows at a time, and the gradient
+of the hidden states is computed from them at once.
 
 The factor 1/|D| is one of three normalisations, here for one optimizer step with the samples B:
 
     sequence       1/|B| Σ_samples Σ_t ω_t · CE_t                          (the paper, Eq. 5)
     weight         Σ_samples Σ_t ω_t · CE_t / Σ_samples Σ_t ω_t            (MIRROR's re-implementation)
     sample_weight  1/|B| Σ_samples (Σ_t ω_t · CE_t / Σ_t ω_t)              (the official code)
+
+`nextquill_loss` is the equations on hidden states; `PreferenceLoss` is the module that is trained, a PEFT model with
+these losses on both of its branches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nextquill_core.model.cpu.half import linear, product
-from nextquill_core.model.head import Head
-from nextquill_core.training.spec import Normalization
+from nextquill_core.causal.weights import TokenEffects, token_effects, token_weights
+from nextquill_core.config.train import Normalization
+from nextquill_core.model.cpu import fast_feed_forward, feed_forward_parts, gated_forward, linear, product
+from nextquill_core.model.forward import Strategy, answer_hidden_states, best_strategy, branch_states, decoder_of
+from nextquill_core.model.head import Head, head_of, target_logprobs
+from nextquill_core.orders import TrainOrder
+from nextquill_core.tokens import TokenPair
+from nextquill_core.training.data import TrainExample
 
 Implementation = Literal["auto", "chunked", "dense"]
-CHUNK = {"cpu": 2**25, "accelerator": 2**27}  # logits that are held at a time: 128 and 512 MB
+CHUNK = {"cpu": 2**25, "accelerator": 2**27}
+"""Logits that exist at a time: 128 and 512 MB in fp32."""
 
 
 class LossOutput(NamedTuple):
-    """L, L_n and L_p (before α), each a scalar in nats."""
+    """L, L_n and L_p (before the factor α), scalars in nats."""
 
     loss: Tensor
     normal: Tensor
@@ -56,29 +67,33 @@ def nextquill_loss(
     causal_denominator: float | None = None,
     effect_N: Tensor | None = None,
 ) -> LossOutput:
-    """L = L_n + α·L_p over the N answer tokens of a batch.
+    """Return L = L_n + α·L_p over the N answer tokens of a batch.
 
-    α = 0 is NormOnly, ω = 1 CausalOnly, both together plain fine-tuning.
+    α = 0 is NormOnly, ω = 1 is CausalOnly, and both together are plain fine-tuning.
 
     Args:
-        hidden_ND: Final hidden states of the factual branch at the positions that predict each answer token.
-        hidden_null_ND: The same without history; may be None where α = 0, and is not read there.
-        head_VD: The LM head's matrix, or a `Head` with bias or soft cap, which takes the plain path.
-        target_N: Answer token ids.
-        weight_N: Preference weights ω.
-        sequence_N: Which sample each token belongs to.
-        alpha: α.
+        hidden_ND: Final hidden states of the factual branch at the positions that predict each answer token, (N, D).
+        hidden_null_ND: The same without history, (N, D); may be None where α = 0, and is not read then.
+        head_VD: Matrix of the LM head, (V, D), or a `Head`; one with bias, scale or soft cap is differentiated by
+            autograd.
+        target_N: Answer token ids, int64.
+        weight_N: Preference weights ω, not negative.
+        sequence_N: Index of the sample that each token belongs to, int64.
+        alpha: α, the factor of L_p.
         normalization: `sequence` divides by the number of samples (Eq. 5), `weight` by Σω of all samples (MIRROR),
             `sample_weight` each sample by its own Σω and then by the number of samples (official code).
-        impl: `dense` forms all logits at once, `chunked` never; `auto` is `chunked`.
-        denominator: The number of samples, or under `weight` Σω, of the whole optimizer step, so that the losses of
+        impl: `dense` computes all logits at once, `chunked` never does; `auto` is `chunked`.
+        denominator: Number of samples of the whole optimizer step, or its Σω under `weight`, so that the losses of
             micro-batches add up to the loss of the step; None takes that of these tokens.
         causal_weight_N: Weights of L_p where they are not ω: ones for the official code's unweighted L_p, which is
             normalised as L_n is, with these weights.
-        causal_denominator: As `denominator`, for L_p; is read only where `causal_weight_N` is given.
-        effect_N: Stored causal effects. Where they are given, L_p is the weighted squared distance of the model's own
-            effect on each token's probability from them, Σ_t ω_t · (p(y_t | x, h) − p(y_t | x, ∅) − effect_t)²,
+        causal_denominator: As `denominator`, for L_p; read only where `causal_weight_N` is given.
+        effect_N: Stored causal effects in [−1, 1]. Where they are given, L_p is the weighted squared distance of the
+            model's effect on each token's probability from them, Σ_t ω_t · (p(y_t | x, h) − p(y_t | x, ∅) − effect_t)²,
             instead of Eq. 6.
+
+    Returns:
+        The losses in fp32; L carries the gradient.
 
     Raises:
         ValueError: α > 0 without `hidden_null_ND`.
@@ -109,7 +124,7 @@ def nextquill_loss(
 def _coefficients(
     weight_N: Tensor, sequence_N: Tensor, normalization: Normalization, denominator: float | None
 ) -> Tensor:
-    """The factor of each token's cross-entropy in a loss; a sample whose weights are all 0 counts 0."""
+    """Return the factor of each token's cross-entropy in a loss, (N,); a sample whose weights are all 0 counts 0."""
     if denominator is None:
         denominator = float(weight_N.sum() if normalization == "weight" else sequence_N.unique().numel()) or 1.0
     if normalization == "sample_weight":
@@ -135,7 +150,7 @@ def _chunked_cross_entropy(
 
 
 def _cross_entropy(logits_NV: Tensor, target_N1: Tensor, coefficient_N1: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_t c_t · CE(z_t, y_t), and its gradient by z in z's own memory."""
+    """Return Σ_t c_t · CE(z_t, y_t), and its gradient by z, which overwrites z."""
     of_target_N1 = logits_NV.gather(1, target_N1)
     largest_N1 = logits_NV.amax(dim=1, keepdim=True)
     exponentials_NV = logits_NV.sub_(largest_N1).exp_()
@@ -145,7 +160,7 @@ def _cross_entropy(logits_NV: Tensor, target_N1: Tensor, coefficient_N1: Tensor)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Σ_t c_t · CE(W·h_t, y_t) with ∂/∂h_t = c_t · Wᵀ(softmax(W·h_t) − onehot(y_t)), formed chunk by chunk."""
+    """Σ_t c_t · CE(W·h_t, y_t) with ∂/∂h_t = c_t · Wᵀ(softmax(W·h_t) − onehot(y_t)), computed chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -203,7 +218,7 @@ def _plain_cross_entropy(
 def _effect_distance(
     head: Head, hidden_ND: Tensor, null_ND: Tensor, target_N: Tensor, coefficient_N: Tensor, effect_N: Tensor, rows: int
 ) -> Tensor:
-    """Σ_t c_t · (p(y_t | h_t) − p(y_t | h_∅t) − effect_t)² through autograd, logits formed again in the backward."""
+    """Σ_t c_t · (p(y_t | h_t) − p(y_t | h_∅t) − effect_t)² through autograd, logits recomputed in the backward pass."""
 
     def of_chunk(hidden: Tensor, null: Tensor, target: Tensor, coefficient: Tensor, effect: Tensor) -> Tensor:
         p, p_null = (
@@ -217,3 +232,165 @@ def _effect_distance(
         arguments = (hidden_ND[part], null_ND[part], target_N[part], coefficient_N[part], effect_N[part])
         total = total + checkpoint(of_chunk, *arguments, use_reentrant=False)
     return total
+
+
+class Denominators(NamedTuple):
+    """Divisors of L_n and L_p in one step: its number of samples, or the sum of its weights."""
+
+    normal: float
+    causal: float
+
+
+def denominators(examples: Sequence[TrainExample], order: TrainOrder) -> Denominators:
+    """Return the denominators of one optimizer step over `examples`; they do not depend on how the step is cut."""
+    if order.train.normalization != "weight":
+        return Denominators(float(len(examples)), float(len(examples)))
+    weight = float(sum(sum(example.weights) for example in examples)) or 1.0
+    tokens = float(sum(len(example.pair.target) for example in examples))
+    return Denominators(weight, weight if order.train.causal_loss.weighted else tokens)
+
+
+class PreferenceLoss(nn.Module):
+    """A PEFT model with the loss on top: the module that DeepSpeed wraps.
+
+    Args:
+        model: A PEFT model.
+        order: Settings of the losses.
+        strategy: How both branches are computed; see `training_strategy`.
+    """
+
+    def __init__(self, model: Any, order: TrainOrder, strategy: Strategy) -> None:
+        super().__init__()
+        self.model = model
+        self.order = order
+        self.strategy = strategy
+        self._feed_forward = _feed_forward_parts(model, order, strategy)
+
+    def forward(self, examples: Sequence[TrainExample], step: Denominators) -> LossOutput:
+        """Return the contribution of these examples to the step's loss.
+
+        The branch without history is computed where L_p or live weights need it.
+
+        Args:
+            examples: A micro-batch of the step.
+            step: Denominators of the whole step.
+        """
+        settings = self.order.train
+        pairs = [example.pair for example in examples]
+        with fast_feed_forward(self._feed_forward, gated_forward):
+            hidden, null = self._states(pairs)
+        head = head_of(self.model)
+        target = _flat([pair.target for pair in pairs], hidden, torch.long)
+        if self.order.live_weights is not None and null is not None:
+            weight = live_weights(head, hidden, null, target, self.order.live_weights)
+        else:
+            weight = _flat([example.weights for example in examples], hidden, torch.float32)
+        return nextquill_loss(
+            hidden,
+            null,
+            head,
+            target,
+            weight,
+            torch.repeat_interleave(torch.tensor([len(pair.target) for pair in pairs], device=hidden.device)),
+            alpha=settings.alpha,
+            normalization=settings.normalization,
+            denominator=step.normal,
+            causal_weight_N=None if settings.causal_loss.weighted else torch.ones_like(weight),
+            causal_denominator=step.causal,
+            effect_N=_flat([example.effects for example in examples], hidden, torch.float32)
+            if settings.causal_loss.target == "effect"
+            else None,
+        )
+
+    @contextmanager
+    def plain_likelihood(self) -> Iterator[None]:
+        """Make L_n the summed negative log-likelihood in nats, for examples with weights of 1 and denominators (1, 1).
+
+        Within the block, only the branch with history is computed.
+        """
+        order = self.order
+        self.order = order.for_likelihood()
+        try:
+            yield
+        finally:
+            self.order = order
+
+    def _states(self, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor | None]:
+        settings = self.order.train
+        if self.order.both_branches:
+            through = settings.alpha > 0 and settings.causal_loss.counterfactual_grad == "through"
+            both = branch_states(self.model, pairs, self.strategy, through=through)
+            factual, counterfactual = (torch.cat([states[branch] for states in both]) for branch in (0, 1))
+            return factual, counterfactual
+        packed = self.strategy in ("packed", "tree")
+        prompts, targets = [pair.factual for pair in pairs], [pair.target for pair in pairs]
+        return answer_hidden_states(self.model, prompts, targets, packed=packed), None
+
+
+@torch.no_grad()
+def live_weights(
+    head: Head, hidden_ND: Tensor, hidden_null_ND: Tensor, target_N: Tensor, settings: Mapping[str, Any]
+) -> Tensor:
+    """Return preference weights under the model as it is in this step, as the official code and PerCE derive them.
+
+    The log-probabilities of each branch cost one more pass over the head, without gradient and in blocks, so no tensor
+    of the vocabulary's size is kept.
+
+    Args:
+        head: LM head.
+        hidden_ND: Final hidden states with history at the positions that predict each answer token.
+        hidden_null_ND: The same without history.
+        target_N: Answer token ids.
+        settings: The weight policy and its settings, as `weight_settings` returns them.
+
+    Returns:
+        ω in fp32, shape (N,).
+    """
+    logp_N, logp_null_N = (target_logprobs(head, states, target_N) for states in (hidden_ND, hidden_null_ND))
+    return token_weights(TokenEffects(logp_N, logp_null_N, token_effects(logp_N, logp_null_N)), **settings)
+
+
+def training_strategy(model: Any, order: TrainOrder) -> Strategy:
+    """Return how both branches are computed in training.
+
+    ZeRO-3 needs the same number of forward calls on every rank, so all examples go in one call. Gradient checkpointing
+    computes a layer again without its cache, so the keys and values of the shared prefix cannot be reused.
+    """
+    if order.train.deepspeed.zero_stage == 3:
+        return "packed"
+    if order.train.gradient_checkpointing or not order.both_branches:
+        return "plain" if _on_cpu(model) else "packed"
+    with _without_dropout(model):
+        return best_strategy(model)
+
+
+def _feed_forward_parts(model: Any, order: TrainOrder, strategy: Strategy) -> list[nn.Module]:
+    """Return the feed-forward parts with the faster forward pass.
+
+    There are none where examples stand in one row, or where gradient checkpointing computes a layer again in the
+    backward pass, which does not know the rows that are read.
+    """
+    if strategy in ("packed", "tree") or order.train.gradient_checkpointing or not _on_cpu(model):
+        return []
+    with _without_dropout(model):
+        return feed_forward_parts(model, gated_forward)
+
+
+def _on_cpu(model: Any) -> bool:
+    return bool(next(decoder_of(model).parameters()).device.type == "cpu")
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """Turn dropout off for a trial, because with dropout any two passes differ."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _flat(values: Sequence[Sequence[float]], beside: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([value for row in values for value in row], device=beside.device, dtype=dtype)

@@ -1,6 +1,6 @@
-"""The model card of an adapter: a README.md as the Hugging Face hub has it, YAML in front and Markdown below.
+"""The model card of an adapter: a README.md in the format of the Hugging Face hub, with YAML before the Markdown.
 
-The same facts give the same bytes: no times, no paths, no host.
+It has no times, paths or host names, so the same facts give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ from nextquill_core.prompts import build_prompt
 from nextquill_core.schemas import Item, Review
 
 PAPER = "https://arxiv.org/abs/2506.02368"
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # valid values of vLLM's --max-lora-rank
 SHOWN_ITEM = Item("The Quiet River", "A novel about three sisters and a ferry.")
-SHOWN_PAST = Review(Item("Salt Roads", "Essays on walking."), 4.0, "Warm and unhurried", "I read it twice, slowly.")
+SHOWN_HISTORY = Review(Item("Salt Roads", "Essays on walking."), 4.0, "Warm and unhurried", "I read it twice, slowly.")
 
 Rows = Sequence[tuple[str, str]]
-"""(name, value) pairs, a row of a table each."""
+"""Rows of a table: (name, value) pairs."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells.
+    """Content of a model card.
 
     Attributes:
-        method: The method's name; `summary` says what it is.
-        base: The base model as people call it.
-        base_id: Its name on the hub, or None where it has none.
-        revision: Of the base model on the hub.
+        method: Name of the method.
+        summary: Description of the method.
+        base: Name of the base model for readers.
+        base_id: Name of the base model on the hub, or None if it has none.
+        revision: Revision of the base model on the hub.
         base_files: File names and SHA-256 digests of a base model that is not on the hub.
         rank: LoRA's r.
-        history: Whether prompts show past reviews.
+        history: Whether prompts show the user's history.
         template: `plain` or `chat`.
-        fingerprint: Of the adapter's artifact.
-        data: What it was trained on.
-        settings: What decided the training.
-        training: Its last step.
-        validation: What was measured on the val split when the adapter was as it is, if anything was.
-        merged: The folder holds the whole model, the adapter merged into it.
+        fingerprint: Fingerprint of the adapter's artifact.
+        data: Facts about the training data.
+        settings: Settings that decided the training.
+        training: Metrics of the last step.
+        validation: Metrics of the stored adapter on the val split, if there are any.
+        merged: Whether the folder holds the whole model with the adapter merged into it.
     """
 
     method: str
@@ -59,7 +60,7 @@ class Card:
     merged: bool = False
 
     def render(self) -> str:
-        """The file's text, with one line break at its end."""
+        """Return the text of the file, which ends with one line break."""
         sections = [
             "\n".join(["---", *self._front(), "---"]),
             f"# {self.method} on {self.base}",
@@ -77,7 +78,7 @@ class Card:
         return "\n\n".join(sections) + "\n"
 
     def _front(self) -> Iterator[str]:
-        """YAML, each value as JSON, which YAML contains. The licence is the user's to state."""
+        """Yield the lines of YAML with each value as JSON, a subset of YAML. The user adds the licence."""
         if self.base_id:
             yield f"base_model: {_quoted(self.base_id)}"
             yield f"base_model_relation: {'finetune' if self.merged else 'adapter'}"
@@ -109,7 +110,7 @@ class Card:
         return f"```python\n{self._loading(revision)}```\n\nWith vLLM:\n\n```\n{serve}\n```"
 
     def _loading(self, revision: str) -> str:
-        """Python that loads model and tokenizer; where the base has no name on the hub, its folder is named."""
+        """Return Python code that loads model and tokenizer; a base model without hub name comes from its folder."""
         if self.merged:
             return (
                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -141,7 +142,7 @@ class Card:
         )
 
     def _prompt(self) -> str:
-        history = (SHOWN_PAST,) if self.history else ()
+        history = (SHOWN_HISTORY,) if self.history else ()
         prompt = build_prompt(SHOWN_ITEM, 5.0, "Could not put it down", history)
         around = (
             "It is one user turn of the tokenizer's chat template."

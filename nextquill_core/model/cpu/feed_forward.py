@@ -1,9 +1,12 @@
-"""The feed-forward part of each layer on a CPU: in blocks of rows that stay in the cache, and in the last layer only
-for the rows that are read.
+"""Feed-forward parts of a decoder on a CPU: blocks of rows that fit the cache, and unread rows left out.
 
-Past attention every row goes its own way, so neither changes a state that is read, but for rounding. What a model's
-feed-forward part returns for a row is all that is relied on; a model whose parts are other is seen by a trial on a few
-tokens and is left as it is.
+After attention, each row is computed separately from the others. So rows can be computed in blocks, and in the last
+layer only those rows that are read (`model.forward.last_rows_read`). Neither changes a state that is read, except by
+rounding. A trial on a few tokens compares the states; a model for which they differ is left unchanged.
+
+In training, gated parts also keep less for the backward pass. Of W_down(a(g) · u), with g = W_gate(x) and u = W_up(x),
+automatic differentiation keeps g, a(g), u and, for LoRA on W_down, a(g) · u, each five times as wide as a state. Two of
+them are computed again from g and u in the time it takes to read them.
 """
 
 from __future__ import annotations
@@ -18,34 +21,61 @@ from torch import Tensor, nn
 
 from nextquill_core.model.forward import decoder_of, last_rows_read, rows_read
 
-ROWS = 512  # of 11,008 numbers each in the largest model meant: 22 MB; of 2,752: 6 MB
+ROWS = 512  # of up to 11,008 numbers in the largest models: 22 MB; of 2,752 numbers: 6 MB
 TRIAL, TRIAL_READ, TOLERANCE = 24, 5, 1e-4
-
+GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+"""The children of a gated part; one with further children, such as a dropout, computes something else."""
 
 PartForward = Callable[[Any, Tensor], Tensor]
-"""What a feed-forward part makes of states (B, T, D): another way to compute what its own `forward` does."""
+"""Forward pass of a feed-forward part: the part and states (B, T, D) in, states (B, T, D) out."""
 
 
 def own_forward(part: nn.Module, states_BTD: Tensor) -> Tensor:
-    """As the model's code has it."""
+    """Forward pass as the model's code defines it."""
     result: Tensor = type(part).forward(part, states_BTD)
     return result
 
 
+def gated_forward(part: nn.Module, states_BTD: Tensor) -> Tensor:
+    """Forward pass of a gated part that keeps less; falls back to `own_forward` for parts of another structure."""
+    if {name for name, _ in part.named_children()} != set(GATED):
+        return own_forward(part, states_BTD)
+    gate_proj, up_proj, down_proj, activation = (getattr(part, name) for name in GATED)
+    gate, up = gate_proj(states_BTD), up_proj(states_BTD)
+    saved = _Recomputed(activation, gate.detach(), up.detach())
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+        activated = activation(gate)
+        saved.activated = activated.data_ptr()
+        product = activated * up
+        saved.product = product.data_ptr()
+        result: Tensor = down_proj(product)
+    return result
+
+
 @contextmanager
-def sparing(parts: Sequence[nn.Module], forward: PartForward = own_forward) -> Iterator[None]:
-    """Let these feed-forward parts, the last layer's last, compute no more than is read, and in blocks."""
+def fast_feed_forward(parts: Sequence[nn.Module], forward: PartForward = own_forward) -> Iterator[None]:
+    """Use the faster forward pass of these parts within the block.
+
+    Args:
+        parts: What `feed_forward_parts` returned for the same `forward`: one part per layer, the last layer's last.
+        forward: Forward pass of one block of rows.
+    """
     for part in parts:
         part.forward = partial(_in_blocks, partial(forward, part), last=part is parts[-1])
     try:
         yield
     finally:
         for part in parts:
-            del part.forward  # the class's own shows again
+            del part.forward  # the class's own method shows again
 
 
 def feed_forward_parts(model: Any, forward: PartForward = own_forward) -> list[nn.Module]:
-    """What `sparing` may be used on: one part a layer, or none where the model is built otherwise."""
+    """Return the parts that `fast_feed_forward` may be used on: one per layer, or none for models of another structure.
+
+    Args:
+        model: A causal language model, with or without adapter.
+        forward: Forward pass that will be used, which a trial compares with the model's own.
+    """
     decoder = decoder_of(model)
     parts = [getattr(layer, "mlp", None) for layer in getattr(decoder, "layers", None) or getattr(decoder, "h", [])]
     plain = [part for part in parts if isinstance(part, nn.Module) and "forward" not in vars(part)]
@@ -59,9 +89,9 @@ def _same_states(decoder: Any, parts: Sequence[nn.Module], forward: PartForward)
     ids = torch.arange(length, device=device)[None] % decoder.get_input_embeddings().num_embeddings
     expected = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -TRIAL_READ:]
     try:
-        with sparing(parts, forward), last_rows_read(TRIAL_READ):
+        with fast_feed_forward(parts, forward), last_rows_read(TRIAL_READ):
             got = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -TRIAL_READ:]
-    except Exception:  # whatever a model's code does: it can always be left as it is
+    except Exception:  # a model's code may raise anything; the model is then left unchanged
         return False
     tolerance = TOLERANCE if expected.dtype == torch.float32 else 100 * TOLERANCE
     return bool((got - expected).abs().max() <= tolerance * expected.abs().max())
@@ -74,3 +104,22 @@ def _in_blocks(forward: Any, states_BTD: Tensor, *, last: bool) -> Tensor:
     blocks = [forward(states_BTD[:, start : start + at_once]) for start in range(first, rows, at_once)]
     unread = [states_BTD.new_zeros(len(states_BTD), first, states_BTD.shape[2])] if first else []
     return torch.cat([*unread, *blocks], dim=1) if len([*unread, *blocks]) > 1 else blocks[0]
+
+
+class _Recomputed:
+    """Saves the names of a(g) and a(g) · u for the backward pass and computes the two tensors again there."""
+
+    def __init__(self, activation: nn.Module, gate: Tensor, up: Tensor) -> None:
+        self.activation, self.gate, self.up = activation, gate, up
+        self.activated = self.product = 0  # addresses, by which the tensors are recognised
+
+    def pack(self, tensor: Tensor) -> Any:
+        if tensor.shape == self.gate.shape and tensor.data_ptr() in (self.activated, self.product):
+            return "activated" if tensor.data_ptr() == self.activated else "product"
+        return tensor
+
+    def unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        activated: Tensor = self.activation(self.gate)
+        return activated if packed == "activated" else activated * self.up

@@ -1,8 +1,8 @@
-"""Products of half-precision tensors on a CPU that has no instructions for them.
+"""Matrix products of bfloat16 tensors on a CPU that has no instructions for them.
 
-There the library multiplies bfloat16 element by element, seven times slower than float32. A product of two bfloat16
-numbers is exact in float32, and both ways add in float32 and round once at the end, so going through float32 changes
-nothing but the order of additions. Weights are converted for one product at a time; the model keeps its size.
+On such a CPU the library multiplies bfloat16 element by element, seven times slower than float32. A product of two
+bfloat16 numbers is exact in float32, and both ways add in float32 and round once at the end, so computing in float32
+changes nothing but the order of additions. Weights are converted for one product at a time; the model keeps its size.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FEATURES = 512  # of a weight are converted at a time: 4 MB of 2,048 numbers each, which stay in the cache
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM, by the names torch gives them
+FEATURES = 512  # rows of a weight that are converted at a time: 4 MB for 2,048 columns, which stay in the cache
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM, by the names that torch gives them
 
 
 @cache
 def half_is_slow() -> bool:
-    """Whether this CPU lacks instructions for products of bfloat16."""
+    """Return whether this CPU lacks instructions for bfloat16 products."""
     return not any(torch.cpu.get_capabilities().get(name) for name in INSTRUCTIONS)
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, by way of float32 where half precision is slow and the weight does not learn."""
+    """Return x·Wᵀ + b, computed in float32 where half precision is slow and the weight is not trained.
+
+    Args:
+        rows: x, shape (…, I).
+        weight: W, shape (O, I).
+        bias: b, shape (O,).
+    """
     if not _slow(weight):
         return functional.linear(rows, weight, bias)
     result: Tensor = _FrozenProduct.apply(rows, weight)  # type: ignore[no-untyped-call]
@@ -34,7 +40,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
-    """x·W, where `linear` has x·Wᵀ; not for automatic differentiation."""
+    """Return x·W for x (…, O) and W (O, I), the backward pass of `linear`; not differentiable itself."""
     if not _slow(weight):
         return rows @ weight
     wide = rows.flatten(0, -2).float()
@@ -44,16 +50,16 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     return total.to(weight.dtype).view(*rows.shape[:-1], -1)
 
 
-def _slow(weight: Tensor) -> bool:
-    learns = weight.requires_grad and torch.is_grad_enabled()
-    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not learns and half_is_slow()
-
-
-def spare_half_products(model: nn.Module) -> None:
-    """Let the linear layers that the model has now multiply as `linear` does, where that is faster."""
+def use_fast_products(model: nn.Module) -> None:
+    """Make the linear layers that a model has now multiply as `linear` does, where that is faster."""
     for layer in model.modules() if half_is_slow() else ():
         if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16:
             layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+
+
+def _slow(weight: Tensor) -> bool:
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not trained and half_is_slow()
 
 
 def _forward(layer: nn.Linear, rows: Tensor) -> Tensor:
@@ -61,7 +67,7 @@ def _forward(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x·Wᵀ, keeping the W that is there anyway, where automatic differentiation would keep its converted copy."""
+    """x·Wᵀ that keeps W for the backward pass, where automatic differentiation would keep its converted copy."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _converted(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The weight in float32, block by block of its rows, in the same memory one after the other."""
+    """Yield the weight in float32, one block of rows after the other in the same memory."""
     memory = weight.new_empty(min(FEATURES, len(weight)), weight.shape[1], dtype=torch.float32)
     for start in range(0, len(weight), FEATURES):
         part = weight[start : start + FEATURES]

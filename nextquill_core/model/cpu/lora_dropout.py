@@ -1,7 +1,8 @@
-"""LoRA's dropout without a copy of its input: B·A·dropout(x) keeps one byte an element for the backward pass.
+"""LoRA's dropout with less memory: B·A·dropout(x) keeps one byte per element for the backward pass.
 
-As PEFT composes it, autograd keeps for every adapted layer the noise and the dropped input, in single precision each:
-a third of all that a step holds. Here both are made again from x, which neighbouring layers share, and the mask.
+As PEFT composes it, automatic differentiation keeps the noise and the dropped input of every adapted layer, each in
+single precision: a third of all memory of a step. Here both are computed again from x, which neighbouring layers share,
+and the mask.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LANES = 4  # draws of 16 bits in a number of 64
+LANES = 4  # 16-bit draws in a 64-bit number
 
 
 def kept_elements(x: Tensor, rate: float) -> Tensor:
-    """Which elements dropout keeps, each with probability 1 − rate to 16 bits; bool in x's shape, on x's device.
+    """Return which elements dropout keeps, each with probability 1 − rate to 16 bits.
 
-    On a CPU one draw of 64 bits decides over four elements, since drawing one by one takes a tenth of a training step.
+    On a CPU one 64-bit draw decides four elements, because single draws take a tenth of a training step.
+
+    Args:
+        x: Input of the dropout, any shape.
+        rate: Probability that an element is dropped.
+
+    Returns:
+        A bool tensor of x's shape on x's device.
     """
     if x.device.type != "cpu":
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
@@ -27,21 +35,28 @@ def kept_elements(x: Tensor, rate: float) -> Tensor:
 
 
 class DroppedLinear(torch.autograd.Function):
-    """W·dropout(x), for x (…, I) and W (R, I); the factor 1 / (1 − rate) is put on the small side."""
+    """W·dropout(x), with the factor 1 / (1 − rate) applied to the smaller side."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_RI: Tensor, rate: float) -> Tensor:
-        """(…, R)."""
+        """Return W·dropout(x), shape (…, R).
+
+        Args:
+            ctx: Keeps what the backward pass needs.
+            x: Input, shape (…, I).
+            weight_RI: W, shape (R, I).
+            rate: Probability that an element is dropped.
+        """
         kept = kept_elements(x, rate)
         ctx.save_for_backward(x, kept)
-        ctx.weight = weight_RI  # by reference: ZeRO-3 takes the values away and brings them back
+        ctx.weight = weight_RI  # by reference: ZeRO-3 removes the values and brings them back
         ctx.scale = 1 / (1 - rate)
         out: Tensor = torch.nn.functional.linear(x * kept, weight_RI) * ctx.scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Of x and W, where asked for."""
+        """Return the gradients by x and W, where they are needed."""
         x, kept = ctx.saved_tensors
         above = gradients[0] * ctx.scale
         of_x = (above @ ctx.weight).mul_(kept) if ctx.needs_input_grad[0] else None
@@ -51,8 +66,8 @@ class DroppedLinear(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-def spare_dropout(model: Any) -> None:
-    """Let the LoRA layers of a PEFT model drop their inputs this way; what is saved of them does not change."""
+def use_lean_dropout(model: Any) -> None:
+    """Make the LoRA layers of a PEFT model use `DroppedLinear`; their saved parameters do not change."""
     from peft.tuners.lora import LoraLayer
 
     for layer in model.modules():

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nextquill_core.causal.scorer import Scorer
-from nextquill_core.model.branches import computed_tokens
+from nextquill_core.model.forward import computed_tokens
 from tests.real_shape import full_length, qwen_3b, wanted
 
 
 @torch.inference_mode()
 def plain(model: Any, prompt: list[int], target: list[int]) -> Tensor:
-    """One forward pass of the model as it is; logits at the answer only, since all would take a gigabyte."""
+    # One forward pass of the model as it is; logits at the answer only, since all would take a gigabyte.
     ids = torch.tensor([[*prompt, *target]])
     logits = model(ids, use_cache=False, logits_to_keep=len(target) + 1).logits[0, :-1].float()
     return logits.log_softmax(dim=1).gather(1, torch.tensor(target)[:, None]).squeeze(1)
@@ -30,7 +30,7 @@ def test_two_examples_of_full_length_equal_plain_forward_passes() -> None:
     model = qwen_3b()
     pairs = [full_length(1), full_length(2)]
     scorer = Scorer(model, 16_384)
-    assert scorer.way == "reuse"
+    assert scorer.strategy == "reuse"
     started = time.perf_counter()
     scored = scorer.score(pairs)
     seconds = time.perf_counter() - started

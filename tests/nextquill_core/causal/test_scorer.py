@@ -33,11 +33,11 @@ def expected(model: Any, pairs: list[TokenPair]) -> Tensor:
     return flat([(oracle(model, p.factual, p.target), oracle(model, p.counterfactual, p.target)) for p in pairs])
 
 
-@pytest.mark.parametrize("way", [None, "packed", "plain"])
+@pytest.mark.parametrize("strategy", [None, "packed", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_equal_the_oracle(family: str, way: Any, pairs: list[TokenPair]) -> None:
+def test_log_probabilities_equal_the_oracle(family: str, strategy: Any, pairs: list[TokenPair]) -> None:
     model = small_model(family)
-    got = flat(Scorer(model, 2000, way=way).score(pairs))
+    got = flat(Scorer(model, 2000, strategy=strategy).score(pairs))
     torch.testing.assert_close(got, expected(model, pairs), atol=1e-5, rtol=0)
 
 
@@ -89,13 +89,13 @@ def test_a_user_without_history_has_effect_exactly_zero(tiny_model: Any, pairs: 
 
 
 def test_effects_by_hand() -> None:
-    """p = 0.5 against 0.25 is an effect of +0.25, a probability difference and not ln 2."""
+    """A probability of 0.5 against 0.25 is an effect of +0.25, a probability difference and not ln 2."""
     effect = token_effects(torch.tensor([0.5, 0.25, 0.05]).log(), torch.tensor([0.25, 0.5, 0.05]).log())
     torch.testing.assert_close(effect, torch.tensor([0.25, -0.25, 0.0]))
 
 
 def limited(model: Any, most: int, error: Callable[[], Exception]) -> Any:
-    """A model that runs out of memory above a number of tokens in one pass."""
+    # A model that runs out of memory above a number of tokens in one pass.
     forward = model.model.forward
 
     def limit(*args: Any, **others: Any) -> Any:
@@ -117,10 +117,10 @@ def limited(model: Any, most: int, error: Callable[[], Exception]) -> Any:
 )
 def test_out_of_memory_halves_the_budget_and_goes_on(error: Callable[[], Exception], pairs: list[TokenPair]) -> None:
     model = small_model("qwen2")
-    whole = flat(Scorer(model, 10**6, way="packed").score(pairs))
+    whole = flat(Scorer(model, 10**6, strategy="packed").score(pairs))
     told: list[int] = []
     longest = max(pair.tokens for pair in pairs)
-    scorer = Scorer(limited(model, longest + 10, error), 10**6, told.append, way="packed")
+    scorer = Scorer(limited(model, longest + 10, error), 10**6, told.append, strategy="packed")
     torch.testing.assert_close(flat(scorer.score(pairs)), whole, atol=1e-5, rtol=0)
     assert scorer.batch_tokens <= 2 * longest
     assert sum(told) == sum(pair.tokens for pair in pairs)
@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_examples_side_by_side(
     pairs: list[TokenPair], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = small_model("qwen2")
-    whole = flat(Scorer(model, 1000, way="plain").score(pairs))
+    whole = flat(Scorer(model, 1000, strategy="plain").score(pairs))
     forward, room = model.model.forward, threading.Semaphore(1)
 
     def narrow(*args: Any, **others: Any) -> Any:
@@ -143,20 +143,20 @@ def test_out_of_memory_halves_the_examples_side_by_side(
             room.release()
 
     model.model.forward = narrow
-    scorer = Scorer(model, 1000, way="plain")
+    scorer = Scorer(model, 1000, strategy="plain")
     scorer.side_by_side = 4
     assert torch.equal(flat(scorer.score(pairs)), whole)
     assert scorer.side_by_side == 1
-    assert "going on with 1 examples side by side" in caplog.text
+    assert "continuing with 1 examples side by side" in caplog.text
 
 
 def test_memory_for_not_even_one_example_is_told_plainly(pairs: list[TokenPair]) -> None:
-    scorer = Scorer(limited(small_model("qwen2"), 50, MemoryError), 1000, way="packed")
+    scorer = Scorer(limited(small_model("qwen2"), 50, MemoryError), 1000, strategy="packed")
     with pytest.raises(ModelError, match="out of memory with one example"):
         scorer.score(pairs)
 
 
 def test_other_errors_pass(pairs: list[TokenPair]) -> None:
-    scorer = Scorer(limited(small_model("qwen2"), 50, lambda: RuntimeError("shapes")), 1000, way="packed")
+    scorer = Scorer(limited(small_model("qwen2"), 50, lambda: RuntimeError("shapes")), 1000, strategy="packed")
     with pytest.raises(RuntimeError, match="shapes"):
         scorer.score(pairs)

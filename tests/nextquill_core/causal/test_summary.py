@@ -61,13 +61,6 @@ def count(summary: EffectsSummary, histogram: tuple[int, ...]) -> dict[tuple[flo
     return {edges: tokens for edges, tokens in zip(pairwise(summary.edges), histogram, strict=True) if tokens}
 
 
-def test_a_summary_comes_back_from_a_file_as_it_went_in(tmp_path: Path) -> None:
-    summary = summarise(written(tmp_path, ROWS), CATEGORY, delta=0.1, min_count=1)
-    assert summary.answers
-    assert summary.top_tokens
-    assert EffectsSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
-
-
 def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     summary = summarise(written(tmp_path, ROWS), CATEGORY | {"C:u9:0": "C"}, delta=0.25)
     first, second = summary.categories
@@ -145,7 +138,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
 
 
 def reference(rows: list[Row], delta: float, min_count: int) -> dict[str, Any]:
-    """The same, token by token."""
+    # The same, token by token.
     edges = sorted({*EDGES, delta})
     tokens = [(e[0], t, single(p - q)) for e, part in rows for t, p, q in part]
     by_category: dict[str, list[float]] = defaultdict(list)

@@ -16,16 +16,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextquill_core.causal import TokenEffects, preference_weights
-from nextquill_core.causal.weighting import parameters, weight_settings, weights_table
-from nextquill_core.causal.weights import perce, soft, threshold
+from nextquill_core.causal import TokenEffects, preference_weights, token_effects
+from nextquill_core.causal.weights import parameters, perce, soft, threshold, weight_settings, weights_table
 from nextquill_core.config import WeightsConfig
 from nextquill_core.errors import UserError
 from nextquill_core.schemas import EFFECTS, WEIGHTS
 from tests.conftest import REPO
 
 DELTA = 0.05  # an effect of exactly δ is the fp32 number nearest to it
-GUIDE = (REPO / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
 fp32 = {"allow_nan": False, "width": 32}
 
 
@@ -39,25 +37,6 @@ def of(effect: list[float]) -> TokenEffects:
     """Tokens of which only the effect matters."""
     unused = torch.full((len(effect),), math.nan)
     return TokenEffects(unused, unused, torch.tensor(effect))
-
-
-def effects_table(rows: list[list[float]]) -> pa.Table:
-    """A stored table with these effects, every token at p = 0.5 without history."""
-    factual = [[math.log(0.5 + effect) for effect in row] for row in rows]
-    return pa.table(
-        {
-            "example_id": [f"C:u:{number}" for number in range(len(rows))],
-            "target_ids": [[7] * len(row) for row in rows],
-            "logp_factual": factual,
-            "logp_counterfactual": [[math.log(0.5)] * len(row) for row in rows],
-            "effect": rows,
-        },
-        schema=EFFECTS,
-    )
-
-
-def configured(**weights: Any) -> dict[str, Any]:
-    return weight_settings(**WeightsConfig.model_validate(weights).semantic())
 
 
 def test_eq_3_by_hand_and_an_effect_of_exactly_delta_is_not_above_it() -> None:
@@ -76,7 +55,7 @@ def test_eq_3_keeps_shape_and_dtype(dtype: torch.dtype) -> None:
 
 
 def test_perce_is_the_clipped_log_ratio() -> None:
-    """p 0.5 → 0.5·e² is a ratio of 2 nats; equal is 0, below the floor; 1e-4 → 0.9 is ln 9000 = 9.1, above the top."""
+    """From 0.1 to 0.1·e² is 2 nats; equal is 0, below the floor; 1e-4 → 0.9 is ln 9000 = 9.1, above the ceiling."""
     effects = stored([0.1 * math.exp(2), 0.5, 0.1, 0.9], [0.1, 0.5, 0.5, 1e-4])
     torch.testing.assert_close(perce(effects), torch.tensor([2.0, 0.8, 0.8, 5.0]))
     torch.testing.assert_close(perce(effects, floor=0.0, ceiling=9.0), torch.tensor([2.0, 0.0, 0.0, 9.0]))
@@ -129,6 +108,42 @@ def test_settings_that_make_no_sense(policy: Callable[..., Any], settings: dict[
     with pytest.raises(UserError) as caught:
         policy(of([0.0]), **settings)
     assert str(caught.value) == message
+
+
+def test_an_effect_is_a_difference_of_probabilities_by_hand() -> None:
+    """0.5 − 0.2 = 0.3, 0.1 − 0.4 = −0.3 and 1 − 1 = 0, in the shape of the log-probabilities."""
+    factual, counterfactual = torch.tensor([[0.5, 0.1, 1.0]]).log(), torch.tensor([[0.2, 0.4, 1.0]]).log()
+    torch.testing.assert_close(token_effects(factual, counterfactual), torch.tensor([[0.3, -0.3, 0.0]]))
+
+
+def test_the_bounds_of_perce_may_be_equal_and_a_temperature_below_zero_is_refused() -> None:
+    effects = stored([0.5, 0.1], [0.1, 0.5])
+    assert perce(effects, floor=2.0, ceiling=2.0).tolist() == [2.0, 2.0]
+    with pytest.raises(UserError, match=r"temperature -0\.02 is not positive"):
+        soft(effects, temperature=-0.02)
+
+
+GUIDE = (REPO / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
+REFERENCE = (REPO / "docs" / "reference" / "weights.md").read_text(encoding="utf-8")
+
+
+def effects_table(rows: list[list[float]]) -> pa.Table:
+    """A stored table with these effects, every token at p = 0.5 without history."""
+    factual = [[math.log(0.5 + effect) for effect in row] for row in rows]
+    return pa.table(
+        {
+            "example_id": [f"C:u:{number}" for number in range(len(rows))],
+            "target_ids": [[7] * len(row) for row in rows],
+            "logp_factual": factual,
+            "logp_counterfactual": [[math.log(0.5)] * len(row) for row in rows],
+            "effect": rows,
+        },
+        schema=EFFECTS,
+    )
+
+
+def configured(**weights: Any) -> dict[str, Any]:
+    return weight_settings(**WeightsConfig.model_validate(weights).fingerprint_fields())
 
 
 def test_settings_are_those_that_the_policy_uses() -> None:
@@ -222,10 +237,10 @@ def test_the_policy_of_the_guide(package: Callable[..., None]) -> None:
     assert derived["weight"].to_pylist() == [pytest.approx([0.45, 0.45]), pytest.approx([0.1, 0.8])]
 
 
-def test_the_guide_names_every_policy_and_setting() -> None:
+def test_the_reference_names_every_policy_and_setting() -> None:
     for name in ("threshold", "soft", "perce"):
-        assert f"| `{name}` |" in GUIDE
-        assert all(f"`{setting}`" in GUIDE for setting in parameters(name))
+        assert f"| `{name}` |" in REFERENCE
+        assert all(f"`{setting}`" in REFERENCE for setting in parameters(name))
 
 
 BAD = """
@@ -247,8 +262,8 @@ number = 3
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("short", "policy `short` gave shape (2,) for 3 tokens; it must return a tensor with a weight a token"),
-        ("listed", "policy `listed` gave list for 3 tokens; it must return a tensor with a weight a token"),
+        ("short", "policy `short` gave shape (2,) for 3 tokens; return a tensor with one weight per token"),
+        ("listed", "policy `listed` gave list for 3 tokens; return a tensor with one weight per token"),
         ("below", "policy `below` gave 1 of 3 tokens a weight like -0.25"),
         ("undefined", "policy `undefined` gave 3 of 3 tokens a weight like inf"),
         ("infinite", "policy `infinite` gave 2 of 3 tokens a weight like inf"),
@@ -279,7 +294,7 @@ def test_a_package_that_cannot_be_loaded_is_one_line(package: Callable[..., None
         configured(policy="absent")
     assert str(caught.value) == (
         "nowhere_at_all:weigh: weight policy `absent` cannot be loaded: No module named 'nowhere_at_all'; "
-        "mend its package"
+        "fix or reinstall its package"
     )
     with pytest.raises(UserError, match="did you mean `absent`"):
         configured(policy="absnt")

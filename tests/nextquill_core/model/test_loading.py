@@ -13,16 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nextquill_core.causal.worker import with_adapters
+from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.bertscore import load_bert_encoder
-from nextquill_core.methods.personal_adapters import PersonalSpec, merged, personalised
+from nextquill_core.methods.personal_adapters import PersonalTraining, merge_adapter, with_personal_adapters
 from nextquill_core.methods.text_encoder import load_encoder
-from nextquill_core.model.checkpoint import Checkpoint
-from nextquill_core.model.identity import ModelSpec
-from nextquill_core.model.loading import ADAPTER_FILE, load_adapter, load_encoder_model, load_model, load_tokenizer
-from nextquill_core.model.weights import describe
-from nextquill_core.pipeline.method_models import adapted
-from nextquill_core.training import sharded_state as state
+from nextquill_core.model.loading import (
+    ADAPTER_FILE,
+    describe,
+    load_adapter,
+    load_encoder_model,
+    load_model,
+    load_tokenizer,
+)
+from nextquill_core.model.tiny import Checkpoint
+from nextquill_core.pipeline.methods import adapted
+from nextquill_core.training import checkpoints
 from tests.models import small_model
 
 MODEL = "model.safetensors"
@@ -32,7 +38,7 @@ IDS = torch.arange(3, 20)[None]
 
 
 def changed(source: Path, folder: Path, change: Change, file: str = MODEL) -> Path:
-    """A copy of a model's or adapter's folder whose tensors are changed."""
+    # A copy of a model's or adapter's folder whose tensors are changed.
     shutil.copytree(source, folder)
     tensors = load_file(source / file)
     change(tensors)
@@ -96,7 +102,7 @@ def test_a_base_model_with_other_weights_is_refused(
     change, message = BASE[kind]
     folder = changed(tiny_folder, tmp_path / "model", change)
     with pytest.raises(ModelError, match=message) as caught:
-        load_model(ModelSpec(str(folder)), torch.device("cpu"))
+        load_model(ModelConfig(name_or_path=str(folder), dtype="float32"), torch.device("cpu"))
     assert str(folder) in str(caught.value)
     assert "copy or download the model again" in str(caught.value)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
@@ -116,14 +122,14 @@ def test_files_that_are_no_weights_are_refused_in_one_line(tiny_folder: Path, tm
         shutil.copytree(tiny_folder, folder)
         write(folder)
         with pytest.raises(ModelError, match="cannot load it"):
-            load_model(ModelSpec(str(folder)), torch.device("cpu"))
+            load_model(ModelConfig(name_or_path=str(folder), dtype="float32"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gemma2"])
 def test_whole_models_of_all_families_are_accepted(tmp_path: Path, family: str) -> None:
     model = small_model(family)
     model.save_pretrained(tmp_path)
-    loaded = load_model(ModelSpec(str(tmp_path)), torch.device("cpu"))
+    loaded = load_model(ModelConfig(name_or_path=str(tmp_path), dtype="float32"), torch.device("cpu"))
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
 
 
@@ -131,8 +137,8 @@ def test_a_missing_tokenizer_is_refused(tiny_folder: Path, tmp_path: Path) -> No
     shutil.copytree(tiny_folder, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"no tokenizer with a vocabulary; add the tokenizer's files"):
-        load_tokenizer(ModelSpec(str(tmp_path / "model")))
-    assert len(load_tokenizer(ModelSpec(str(tiny_folder)))) > 100
+        load_tokenizer(ModelConfig(name_or_path=str(tmp_path / "model"), dtype="float32"))
+    assert len(load_tokenizer(ModelConfig(name_or_path=str(tiny_folder), dtype="float32"))) > 100
 
 
 def bert(folder: Path, tiny_folder: Path, *, kind: str = "AutoModelForMaskedLM") -> Path:
@@ -156,20 +162,20 @@ def test_an_encoder_may_have_a_head_too_many_and_no_pooler_but_all_of_its_layers
     whole = bert(tmp_path / "masked", tiny_folder)  # with a head, without a pooler
     pooled = bert(tmp_path / "pooled", tiny_folder, kind="AutoModel")
     for folder in (whole, pooled):
-        ours = load_encoder_model(ModelSpec(str(folder))).cpu()
+        ours = load_encoder_model(ModelConfig(name_or_path=str(folder), dtype="float32")).cpu()
         theirs = AutoModel.from_pretrained(folder).eval()
         assert torch.equal(ours(IDS).last_hidden_state, theirs(IDS).last_hidden_state)
     broken = changed(whole, tmp_path / "broken", lacks_a_bert_layer)
     for load in (
-        lambda: load_encoder_model(ModelSpec(str(broken))),
-        lambda: load_encoder(str(broken), base=ModelSpec(str(tiny_folder))),
+        lambda: load_encoder_model(ModelConfig(name_or_path=str(broken), dtype="float32")),
+        lambda: load_encoder(str(broken), base=ModelConfig(name_or_path=str(tiny_folder), dtype="float32")),
         lambda: load_bert_encoder(str(broken)),
     ):
         with pytest.raises(ModelError, match=r"lacks 16 tensors \(.*layer\.1\..* and 13 more\)"):
             load()
     more = changed(pooled, tmp_path / "more", lambda t: t.__setitem__("encoder.layer.2.x.weight", torch.ones(1)))
     with pytest.raises(ModelError, match=r"has 1 tensor \(encoder\.layer\.2\.x\.weight\) that the model does not have"):
-        load_encoder_model(ModelSpec(str(more)))
+        load_encoder_model(ModelConfig(name_or_path=str(more), dtype="float32"))
 
 
 def lacks_a_bert_layer(tensors: Tensors) -> None:
@@ -208,8 +214,8 @@ def evaluating(base: Any, folder: Path) -> None:
 DOORS: dict[str, Callable[[Any, Path], Any]] = {
     "load_adapter": load_adapter,
     "evaluating": evaluating,
-    "merging": merged,
-    "scoring": lambda base, folder: with_adapters(base, [str(folder)]),
+    "merging": merge_adapter,
+    "scoring": lambda base, folder: with_adapters(base, [folder]),
 }
 
 
@@ -257,14 +263,14 @@ def test_a_whole_adapter_answers_as_peft_loads_it(adapter: Path) -> None:
         assert torch.equal(model(IDS).logits, expected)
         assert not any(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(base(IDS).logits, plain)
-    several = with_adapters(base, [str(adapter), str(adapter)])
+    several = with_adapters(base, [adapter, adapter])
     several.set_adapter("fold-1")
     assert torch.equal(several(IDS).logits, expected)
 
 
 def test_a_personal_adapter_with_other_tensors_is_refused() -> None:
     base = small_model("qwen2")
-    spec = PersonalSpec(r=2)
+    spec = PersonalTraining(r=2)
     layers = {"q_proj": 32, "v_proj": 16}
     whole = {
         f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{part}.weight": torch.ones(
@@ -274,7 +280,7 @@ def test_a_personal_adapter_with_other_tensors_is_refused() -> None:
         for name, outputs in layers.items()
         for part in "AB"
     }
-    with personalised(base, {"ann": whole}, spec):
+    with with_personal_adapters(base, {"ann": whole}, spec):
         pass
     for change, message in (
         (half, "lacks 4 tensors"),
@@ -285,7 +291,7 @@ def test_a_personal_adapter_with_other_tensors_is_refused() -> None:
         change(tensors)
         with (
             pytest.raises(ModelError, match=f"the adapter of ann is damaged .*{message}.*train them again"),
-            personalised(base, {"ann": tensors}, spec),
+            with_personal_adapters(base, {"ann": tensors}, spec),
         ):
             pass
 
@@ -315,15 +321,15 @@ def test_a_checkpoint_of_training_that_lacks_tensors_is_refused(tmp_path: Path) 
     class Engine:
         module = torch.nn.Linear(3, 2)
 
-    names = [f"{key}/{name}" for key in (state.WEIGHT, *state.MOMENTS) for name in ("weight", "bias")]
+    names = [f"{key}/{name}" for key in (checkpoints.WEIGHT, *checkpoints.MOMENTS) for name in ("weight", "bias")]
     shapes = {"weight": (2, 3), "bias": (2,)}
     tensors = {name: torch.zeros(shapes[name.partition("/")[2]]) for name in names}
     del tensors["exp_avg/bias"]
-    state.write(tmp_path, tensors, {"adam_steps": 1, "scaler": {}})
+    checkpoints.write_state(tmp_path, tensors, {"adam_steps": 1, "scaler": {}})
     with pytest.raises(
         ModelError, match=r"the checkpoint is damaged: it lacks 1 tensor \(exp_avg/bias\); run the stage"
     ):
-        state.restore(Engine(), tmp_path)
+        checkpoints.restore_state(Engine(), tmp_path)
 
 
 def test_a_message_names_three_tensors_and_counts_the_rest() -> None:

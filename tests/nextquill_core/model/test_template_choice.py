@@ -133,8 +133,8 @@ def test_a_hub_model_is_read_from_the_local_cache(tmp_path: Path, monkeypatch: p
 
 
 def test_an_unknown_hub_model_is_not_guessed_when_it_is_to_be_used() -> None:
-    assert choose_template("auto", "acme/unheard-of").name == "plain"
+    assert choose_template("auto", "acme/unknown-of").name == "plain"
     with pytest.raises(ModelError, match=r"set prompt\.template to plain or chat"):
-        choose_template("auto", "acme/unheard-of", strict=True)
-    assert choose_template("plain", "acme/unheard-of", strict=True).name == "plain"
+        choose_template("auto", "acme/unknown-of", strict=True)
+    assert choose_template("plain", "acme/unknown-of", strict=True).name == "plain"
     assert choose_template("auto", "acme/gpt2-medium", strict=True).name == "plain"

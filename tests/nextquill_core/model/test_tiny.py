@@ -1,4 +1,4 @@
-"""The base model's training: interrupted anywhere, it resumes and ends in the same bytes."""
+"""The base model's training: interrupted anywhere, it resumes at its checkpoint and ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ import pytest
 import torch
 from torch import nn
 
+from nextquill_core.config import TinyModelConfig
 from nextquill_core.errors import UserError
-from nextquill_core.model import checkpoint
-from nextquill_core.model.checkpoint import Checkpoint
-from nextquill_core.model.tiny import TinySpec, train_tiny_model
+from nextquill_core.model import tiny
+from nextquill_core.model.tiny import Checkpoint, train_tiny_model
 from nextquill_core.pipeline import freshness
-from nextquill_core.pipeline import ingest as prepare
 from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import Progress, silent
 from tests.conftest import REPO, review
+from tests.stages import make
 from tests.world import small_config
 
 STEPS = 12
-SPEC = TinySpec(
-    vocab_size=300, hidden_size=16, layers=1, heads=2, steps=STEPS, batch_tokens=256, learning_rate=1e-2,
-    max_history=2, max_tokens=128, seed=3,
-)  # fmt: skip
+CONFIG = TinyModelConfig(
+    vocab_size=300, hidden_size=16, layers=1, heads=2, steps=STEPS, batch_tokens=256, learning_rate=1e-2
+)
 PROFILES = [[review(user * 10 + place) for place in range(4)] for user in range(4)]
 
 
 def train(folder: Path, progress: Progress = silent, every_s: float = 0.0) -> dict[str, str]:
-    """Train in `folder` and return the digest of each file of the model, and the facts for the manifest."""
+    # Train in `folder` and return the digest of each file of the model, and the facts for the manifest.
     facts = train_tiny_model(
-        PROFILES, SPEC, folder / "model", progress, Checkpoint(folder / "state.safetensors", every_s)
+        PROFILES,
+        CONFIG,
+        folder / "model",
+        max_history=2,
+        max_tokens=128,
+        seed=3,
+        progress=progress,
+        checkpoint=Checkpoint(folder / "state.safetensors", every_s),
     )
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "model").iterdir()}
     return files | {"facts": str(facts)}
@@ -83,24 +89,6 @@ def test_training_that_is_interrupted_again_and_again_ends_in_the_same_bytes(
     assert train(tmp_path) == whole
 
 
-def test_steps_after_the_last_checkpoint_are_trained_again(whole: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, Interrupted(3))
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, Interrupted(6), every_s=1e9)  # writes none
-    resumed = Interrupted()
-    assert train(tmp_path, resumed) == whole
-    assert next(done for done, _ in resumed.shown if done) == 4
-
-
-def test_without_a_readable_checkpoint_training_starts_at_the_first_step(whole: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "state.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not JSON")
-    started = Interrupted()
-    assert train(tmp_path, started, every_s=1e9) == whole
-    assert started.shown[1][0] == 1
-    assert "resumed" not in started.shown[1][1]
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -130,29 +118,45 @@ def test_kill_9_after_a_step_and_while_a_checkpoint_is_written(whole: dict[str, 
 def test_the_stage_resumes_and_its_artifact_holds_no_checkpoint(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "Checkpoint", partial(Checkpoint, every_s=0.0))
+    monkeypatch.setattr(tiny, "Checkpoint", partial(Checkpoint, every_s=0.0))
     contents = []
     for store, interrupted in (("whole", False), ("parts", True)):
         run = Run(small_config(small_world, tmp_path / store))
         assert run.plan.model
-        prepare.scan(run, "Small", silent)
-        prepare.ingest(run, silent)
+        make(run, run.plan.ingest)
         if interrupted:
             with pytest.raises(KeyboardInterrupt):
-                prepare.base_model(run, Interrupted(8))
+                run.make(run.plan.model, progress=Interrupted(8))
             assert freshness(run.store, run.plan.model).state not in ("fresh", "missing")
         shown = Interrupted()
-        outcome = prepare.base_model(run, shown)
-        assert outcome
+        outcome = run.make(run.plan.model, progress=shown)
         assert next(done for done, _ in shown.shown if done) == (9 if interrupted else 1)
         assert {path.name for path in outcome.artifact.folder.iterdir()} <= {"model", "manifest.json", ".shards"}
         contents.append((outcome.artifact.manifest.content, outcome.artifact.manifest.stats))
     assert contents[0] == contents[1]
 
 
+def test_steps_after_the_last_checkpoint_are_trained_again(whole: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Interrupted(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Interrupted(6), every_s=1e9)  # writes none
+    resumed = Interrupted()
+    assert train(tmp_path, resumed) == whole
+    assert next(done for done, _ in resumed.shown if done) == 4
+
+
+def test_without_a_readable_checkpoint_training_starts_at_the_first_step(whole: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not JSON")
+    started = Interrupted()
+    assert train(tmp_path, started, every_s=1e9) == whole
+    assert started.shown[1][0] == 1
+    assert "resumed" not in started.shown[1][1]
+
+
 def test_writing_takes_no_more_than_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tiny.time, "monotonic", lambda: now[0])
     model = nn.Linear(2, 2)
     kept = Checkpoint(tmp_path / "it", every_s=5.0)
     written = kept._write

@@ -1,15 +1,16 @@
-"""A run that was killed goes on as if it never had been, on any number of ranks; a full disk costs no checkpoint."""
+"""A killed run resumes as if it had never been stopped, on any number of ranks and any ZeRO stage.
+
+A full disk costs no checkpoint.
+"""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nextquill_core.config import LoraSettings
 from nextquill_core.errors import ModelError, UserError
 from nextquill_core.model.loading import ADAPTER_FILE
-from nextquill_core.training import curves
+from nextquill_core.orders import TrainOrder
 from nextquill_core.training.checkpoints import check_loads, example_loss, holds_weights, save_adapter
-from nextquill_core.training.disk import Writer, whole_folder
-from nextquill_core.training.lora_targets import peft_targets
-from nextquill_core.training.objective import PreferenceLoss
-from nextquill_core.training.plain_engine import PlainEngine
-from nextquill_core.training.spec import TrainSpec
+from nextquill_core.training.engines import PlainEngine
+from nextquill_core.training.losses import PreferenceLoss
+from nextquill_core.training.ranks import Writer
 from tasks.ranks.launch import RanksFailed
 from tests.models import small_model
 from tests.nextquill_core.training.runs import (
@@ -40,8 +40,9 @@ from tests.nextquill_core.training.runs import (
     sequences,
     train,
     weights,
-)  # fmt: skip
-from tests.nextquill_core.training.test_objective import EXAMPLES, SPEC
+)  # fmt: skip  # fmt: skip
+from tests.nextquill_core.training.test_losses import EXAMPLES, ORDER
+from tests.orders import changed
 from tests.tasks.processes import workers_of
 
 
@@ -51,100 +52,65 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_folder: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
-    """A run that nothing has stopped: two ranks, ZeRO-2."""
-    spec = ordered(tmp_path_factory.mktemp("whole"), tiny_folder, source)
-    train(spec)
-    return spec
+def whole(tiny_folder: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainOrder:
+    # A run that nothing has stopped: two ranks, ZeRO-2.
+    order = ordered(tmp_path_factory.mktemp("whole"), tiny_folder, source)
+    train(order)
+    return order
 
 
-def broken_off(spec: TrainSpec, victim: str = "rank") -> int:
+def broken_off(order: TrainOrder, victim: str = "rank") -> int:
     """Start a run and kill it; returns the step that its newest checkpoint was made at."""
-    kill = Kill(spec, victim)
+    kill = Kill(order, victim)
     with pytest.raises(RanksFailed):
-        train(spec, on_step=kill)
+        train(order, on_step=kill)
     deadline = time.monotonic() + 10
-    while workers_of(Path(spec.output)) and time.monotonic() < deadline:
+    while workers_of(order.output) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not workers_of(Path(spec.output)), "somebody outlived the run"
-    newest = Path(spec.output, "scratch", "states", "latest").read_text()
+    assert not workers_of(order.output), "a process outlived the run"
+    newest = Path(order.output, "scratch", "states", "latest").read_text()
     assert 0 < kill.at < STEPS
     return int(newest.removeprefix("step-"))
 
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_every_step_stands_once_and_the_newest_checkpoints_stay(whole: TrainSpec) -> None:
+def test_every_step_stands_once_and_the_newest_checkpoints_stay(whole: TrainOrder) -> None:
     lines = curve(whole)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert checkpoints(whole) == ["step-000030", "step-000035"]
     assert all(line["memory_gb"] > 0.05 for line in lines)
     assert lines[-1]["remaining_seconds"] == 0 < lines[0]["remaining_seconds"]
-    assert not list(Path(whole.output).rglob("*.bin")) + list(Path(whole.output).rglob("*.pt")), "nothing is pickled"
+    assert not list(whole.output.rglob("*.bin")) + list(whole.output.rglob("*.pt")), "nothing is pickled"
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("victim", ["rank", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_as_if_never_stopped(
-    whole: TrainSpec, tiny_folder: Path, source: Path, tmp_path: Path, victim: str
+    whole: TrainOrder, tiny_folder: Path, source: Path, tmp_path: Path, victim: str
 ) -> None:
-    spec = ordered(tmp_path, tiny_folder, source)
-    newest = broken_off(spec, victim)
-    # What a kill in the middle of writing leaves: a half-made checkpoint, half a line, a state nobody has named.
+    order = ordered(tmp_path, tiny_folder, source)
+    newest = broken_off(order, victim)
+    # A kill during writing leaves a half-made checkpoint, half a line and a state that `latest` does not name.
     for leftover in ("checkpoints/.step-000039.unfinished", "scratch/states/.step-000039.unfinished"):
         (tmp_path / leftover).mkdir()
     shutil.copytree(tmp_path / "scratch/states" / f"step-{newest:06d}", tmp_path / "scratch/states/step-000039")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3')
-    train(spec)
-    assert losses(spec) == losses(whole)
-    assert [line["step"] for line in curve(spec)] == list(range(1, STEPS + 1))
-    assert adapter(spec) == adapter(whole)
-    assert checkpoints(spec) == checkpoints(whole)
+    train(order)
+    assert losses(order) == losses(whole)
+    assert [line["step"] for line in curve(order)] == list(range(1, STEPS + 1))
+    assert adapter(order) == adapter(whole)
+    assert checkpoints(order) == checkpoints(whole)
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (3, "float32"), (0, "bfloat16"), (2, "bfloat16")]
-)
-def test_every_zero_stage_resumes_exactly(
-    tiny_folder: Path, source: Path, tmp_path: Path, stage: int, dtype: str
-) -> None:
-    steady, broken = (ordered(tmp_path / name, tiny_folder, source, zero_stage=stage) for name in "ab")
-    steady, broken = (replace(spec, model=replace(spec.model, dtype=dtype)) for spec in (steady, broken))
-    train(steady)
-    broken_off(broken)
-    train(broken)
-    assert losses(broken) == losses(steady)
-    assert adapter(broken) == adapter(steady)
-
-
-@pytest.mark.ranks
-@pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (3, 3), (1, 0)])
-def test_a_run_goes_on_under_another_number_of_ranks_and_zero_stage(
-    tiny_folder: Path, source: Path, tmp_path: Path, ranks: int, stage: int
-) -> None:
-    """Without dropout, whose masks follow the micro-batches, so that only rounding is left."""
-    lora = replace(ordered(tmp_path / "x", tiny_folder, source).lora, dropout=0.0)
-    steady, broken = (ordered(tmp_path / name, tiny_folder, source, lora=lora) for name in "ab")
-    train(steady)
-    newest = broken_off(broken)
-    train(replace(broken, zero_stage=stage), ranks=ranks)
-    assert losses(broken)[:newest] == losses(steady)[:newest]
-    assert losses(broken) == pytest.approx(losses(steady), rel=1e-3)
-    difference = np.abs(weights(broken) - weights(steady)).max()
-    assert difference < 1e-3 < np.abs(weights(steady)).max()
-
-
-@pytest.mark.ranks
-@pytest.mark.slow
 def test_time_makes_checkpoints_too(tiny_folder: Path, source: Path, tmp_path: Path) -> None:
-    spec = ordered(tmp_path, tiny_folder, source, epochs=2, checkpoint_every=1000, checkpoint_minutes=1e-6)
-    train(spec)
-    assert checkpoints(spec) == ["step-000002", "step-000003"], "after every step; the end needs none"
+    order = ordered(tmp_path, tiny_folder, source, epochs=2, checkpoint_every=1000, checkpoint_minutes=1e-6)
+    train(order)
+    assert checkpoints(order) == ["step-000002", "step-000003"], "after every step; the end needs none"
 
 
 @pytest.fixture
@@ -161,30 +127,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
-    whole: TrainSpec, tiny_folder: Path, source: Path, small_disk: Path
+    whole: TrainOrder, tiny_folder: Path, source: Path, small_disk: Path
 ) -> None:
-    spec = ordered(small_disk / "run", tiny_folder, source)
+    order = ordered(small_disk / "run", tiny_folder, source)
     filler = small_disk / "filler"
 
     def fill(line: dict[str, float]) -> None:
-        if checkpoints(spec) and not filler.exists():
+        if checkpoints(order) and not filler.exists():
             free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
             filler.write_bytes(b"x" * (free - 20_000))
 
     with pytest.raises(UserError) as caught:
-        train(spec, on_step=fill)
-    kept = checkpoints(spec)
+        train(order, on_step=fill)
+    kept = checkpoints(order)
     newest = int(kept[-1].removeprefix("step-"))
     message = str(caught.value)
-    assert message.startswith(f"{spec.output}: cannot write a checkpoint, which needs 0.")
+    assert message.startswith(f"{order.output}: cannot write a checkpoint, which needs 0.")
     assert message.endswith(
-        f" MB: No space left on device; make room there and run the same command again, it goes on after step {newest}"
+        " MB: No space left on device; free space there and run the same command again; "
+        f"training resumes after step {newest}"
     )
     assert not list(small_disk.rglob("*.unfinished"))
     filler.unlink()
-    train(spec)
-    assert adapter(spec) == adapter(whole)
-    assert losses(spec) == losses(whole)
+    train(order)
+    assert adapter(order) == adapter(whole)
+    assert losses(order) == losses(whole)
 
 
 @pytest.fixture
@@ -203,9 +170,13 @@ class Loaded:
 
         torch.manual_seed(1)
         config = LoraConfig(
-            r=4, target_modules=peft_targets(targets), lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM"
+            r=4,
+            target_modules=LoraSettings(targets=targets).target_modules,
+            lora_dropout=0.5,
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
         )
-        module = PreferenceLoss(get_peft_model(small_model("qwen2"), config), SPEC, "plain")
+        module = PreferenceLoss(get_peft_model(small_model("qwen2"), config), ORDER, "plain")
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.engine = PlainEngine(module, torch.optim.AdamW(trained), max_grad_norm=1.0)
         self.engine.train()
@@ -231,7 +202,7 @@ def test_an_adapter_is_loaded_back_whatever_its_targets(alone: None, tmp_path: P
     loaded.check()
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     if targets != "all-linear":
-        assert config["target_modules"] == peft_targets(targets)
+        assert config["target_modules"] == LoraSettings(targets=targets).target_modules
     assert example_loss(loaded.engine, EXAMPLES[0]) == pytest.approx(loaded.expected, rel=1e-5)
 
 
@@ -265,38 +236,35 @@ def test_weights_that_are_missing_empty_or_changed_are_seen(alone: None, tmp_pat
         assert not holds_weights(model, loaded.folder)
 
 
-def test_what_the_disk_refuses_is_told_and_the_reserve_given_back(alone: None, tmp_path: Path) -> None:
-    writer = Writer(tmp_path, "cpu")
-    writer.reserve()
-    writer.resumes_at = 7
-
-    def refused() -> None:
-        raise OSError(errno.EDQUOT, "as a file system says it")
-
-    assert (tmp_path / "scratch" / "reserve").stat().st_size > 100_000
-    with pytest.raises(UserError, match=r"cannot write it, which needs 2.5 MB: .*quota exceeded; .* after step 7$"):
-        writer(refused, "it", 2_500_000)
-    assert not (tmp_path / "scratch" / "reserve").exists()
-    assert [writer(action, "it") for action in (lambda: True, lambda: False)] == [True, False]
-
-
-def test_a_folder_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "it") as folder:
-        (folder / "file").write_text("first")
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "it") as folder:
-        (folder / "file").write_text("second")
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["it"]
-    assert (tmp_path / "it" / "file").read_text() == "first"
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (3, "float32"), (0, "bfloat16"), (2, "bfloat16")]
+)
+def test_every_zero_stage_resumes_exactly(
+    tiny_folder: Path, source: Path, tmp_path: Path, stage: int, dtype: str
+) -> None:
+    steady, broken = (ordered(tmp_path / name, tiny_folder, source, deepspeed={"zero_stage": stage}) for name in "ab")
+    steady, broken = (changed(order, model={"dtype": dtype}) for order in (steady, broken))
+    train(steady)
+    broken_off(broken)
+    train(broken)
+    assert losses(broken) == losses(steady)
+    assert adapter(broken) == adapter(steady)
 
 
-def test_a_curve_is_cut_back_to_a_step(tmp_path: Path) -> None:
-    path = tmp_path / "curve.jsonl"
-    curves.cut(path, 3)
-    assert path.read_text() == ""
-    for step in (2, 4, 6):
-        curves.append(path, {"step": step, "loss": 0.1})
-    with path.open("a") as file:
-        file.write('{"step"')
-    curves.cut(path, 4)
-    assert path.read_text() == '{"step": 2, "loss": 0.1}\n{"step": 4, "loss": 0.1}\n'
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (3, 3), (1, 0)])
+def test_a_run_resumes_under_another_number_of_ranks_and_zero_stage(
+    tiny_folder: Path, source: Path, tmp_path: Path, ranks: int, stage: int
+) -> None:
+    # Without dropout, whose masks follow the micro-batches, so that only rounding is left.
+    steady, broken = (ordered(tmp_path / name, tiny_folder, source, lora={"dropout": 0.0}) for name in "ab")
+    train(steady)
+    newest = broken_off(broken)
+    train(changed(broken, deepspeed={"zero_stage": stage}), ranks=ranks)
+    assert losses(broken)[:newest] == losses(steady)[:newest]
+    assert losses(broken) == pytest.approx(losses(steady), rel=1e-3)
+    difference = np.abs(weights(broken) - weights(steady)).max()
+    assert difference < 1e-3 < np.abs(weights(steady)).max()

@@ -1,4 +1,4 @@
-"""`train.lora.targets` as PEFT takes it, and one line for what fits no model."""
+"""`train.lora.targets` in the forms that PEFT takes, and one line for targets that fit no model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextquill_core.config import LoraSettings
+from nextquill_core.config import LoraSettings, ModelConfig
 from nextquill_core.errors import ModelError
-from nextquill_core.model.identity import ModelSpec
-from nextquill_core.training.lora_targets import check_modules, check_targets, checked_targets, peft_targets
+from nextquill_core.training.lora_targets import check_modules, check_targets
 from tests.models import small_model
 
 QV = ["q_proj", "v_proj"]
@@ -22,7 +21,7 @@ def adapted(model: Any, targets: Any) -> set[str]:
     """The modules that PEFT itself puts an adapter on."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=2, target_modules=peft_targets(checked_targets(targets)), task_type="CAUSAL_LM")
+    config = LoraConfig(r=2, target_modules=LoraSettings(targets=targets).target_modules, task_type="CAUSAL_LM")
     names = (name for name, _ in get_peft_model(model, config).named_modules() if name.endswith(".lora_A"))
     return {name.removesuffix(".lora_A").removeprefix("base_model.model.") for name in names}
 
@@ -39,7 +38,7 @@ def adapted(model: Any, targets: Any) -> set[str]:
     ],
 )
 def test_forms_that_peft_users_write_adapt_the_layers_they_mean(targets: Any, names: list[str]) -> None:
-    check_modules(checked_targets(targets), small_model("qwen2"))
+    check_modules(LoraSettings(targets=targets), small_model("qwen2"))
     found = adapted(small_model("qwen2"), targets)
     assert sorted({name.rpartition(".")[2] for name in found}) == names
     assert len(found) == 2 * len(names), "in both layers"
@@ -58,8 +57,8 @@ def test_a_full_module_path_adapts_one_layer_alone() -> None:
         ("[q_proj, v_proj]", r"write a list, \[q_proj, v_proj\] \["),
         ("['q_proj', 'v_proj']", r"write a list, \[q_proj, v_proj\] \["),
         ("*.q_proj", r"'\*.q_proj' is not a regular expression \(nothing to repeat at position 0\): write one such as"),
-        ((), "nothing named adapts nothing"),
-        ("", "nothing named adapts nothing"),
+        ((), "no layer is named"),
+        ("", "no layer is named"),
         ((".*q_proj", "v_proj"), "'.\\*q_proj' in a list is not the name of a module"),
         (("all-linear", "q_proj"), "'all-linear' in a list is not the name of a module"),
         (("",), "'' in a list is not the name of a module"),
@@ -94,40 +93,40 @@ def test_what_no_model_could_have_is_refused_in_the_configuration(targets: Any, 
 )
 def test_what_the_model_does_not_have_is_refused_in_one_line(targets: Any, said: str) -> None:
     with pytest.raises(ModelError) as caught:
-        check_modules(checked_targets(targets), small_model("qwen2"))
+        check_modules(LoraSettings(targets=targets), small_model("qwen2"))
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_other_families_have_layers_of_other_names(family: str) -> None:
     name = "c_attn" if family == "gpt2" else "q_proj"
-    check_modules((name,), small_model(family))
+    check_modules(LoraSettings(targets=(name,)), small_model(family))
     with pytest.raises(ModelError):
-        check_modules(("nosuch",), small_model(family))
+        check_modules(LoraSettings(targets="nosuch"), small_model(family))
 
 
 def test_a_model_is_asked_for_its_layers_without_its_weights(tiny_folder: Any, tmp_path: Any) -> None:
     (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
-    spec = ModelSpec(str(tmp_path))
-    check_targets(REGEX, spec)
-    check_targets("all-linear", ModelSpec("not/read"))
+    model = ModelConfig(name_or_path=str(tmp_path), dtype="float32")
+    check_targets(LoraSettings(targets=REGEX), model)
+    check_targets(LoraSettings(), ModelConfig(name_or_path="not/read", dtype="float32"))
     with pytest.raises(ModelError, match="`nosuch` matches no module of"):
-        check_targets("nosuch", spec)
+        check_targets(LoraSettings(targets="nosuch"), model)
 
 
 def test_the_same_list_is_the_same_adapter() -> None:
     written: list[Any] = ["q_proj", ("q_proj",)]
-    assert len({str(LoraSettings(targets=targets).semantic()) for targets in written}) == 1
+    assert len({str(LoraSettings(targets=targets).fingerprint_fields()) for targets in written}) == 1
     lists: list[Any] = [("v_proj", "q_proj"), ("q_proj", "v_proj", "v_proj")]
-    assert [LoraSettings(targets=targets).semantic()["targets"] for targets in lists] == [QV, QV]
-    assert LoraSettings(targets=REGEX).semantic()["targets"] == REGEX
+    assert [LoraSettings(targets=targets).fingerprint_fields()["targets"] for targets in lists] == [QV, QV]
+    assert LoraSettings(targets=REGEX).fingerprint_fields()["targets"] == REGEX
 
 
 @given(st.one_of(st.text(max_size=12), st.lists(st.text("abq_.,*( ", max_size=6), max_size=3).map(tuple)))
 def test_any_text_is_taken_or_refused_by_a_value_error(targets: Any) -> None:
     try:
-        checked = checked_targets(targets)
+        settings = LoraSettings(targets=targets)
     except ValueError:
         return
-    assert checked_targets(checked) == checked
-    assert peft_targets(checked)
+    assert LoraSettings(targets=settings.targets) == settings
+    assert settings.target_modules

@@ -1,22 +1,31 @@
-"""The losses against hand-derived numbers and against the equations written out with full logits."""
+"""The losses against hand-derived numbers and against the equations with full logits, those of a model too."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from nextquill_core.model.forward import Strategy
 from nextquill_core.model.head import Head
+from nextquill_core.orders import TrainOrder
 from nextquill_core.training import losses
-from nextquill_core.training.losses import nextquill_loss
+from nextquill_core.training.data import TrainExample
+from nextquill_core.training.losses import Denominators, PreferenceLoss, denominators, nextquill_loss, training_strategy
+from tests.models import small_model
+from tests.nextquill_core.model.test_forward import PAIRS
+from tests.orders import changed, train_order
 
 
 def written_out(h: Any, h0: Any, w: Any, target: Any, weight: Any, sequence: Any, alpha: float, by: str) -> Any:
-    """Eqs. 5 to 7 sample by sample, as a reader would write them down."""
+    # Eqs. 5 to 7 sample by sample, as a reader would write them down.
     z, z0 = h @ w.T, h0 @ w.T
     normal = causal = torch.zeros(())
     for sample in sequence.unique():
@@ -142,7 +151,7 @@ def test_effects_instead_of_labels_by_hand_and_by_autograd(monkeypatch: Any) -> 
 @pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight"])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...], by: Any, weighted: bool) -> None:
-    """1 × 5 = 5 × 1: parts with the step's denominators sum to the step's loss."""
+    # 1 × 5 = 5 × 1: parts with the step's denominators sum to the step's loss.
     h, h0, w, target, weight, sequence = batch()
     ones = None if weighted else torch.ones_like(weight)
     whole = nextquill_loss(h, h0, w, target, weight, sequence, alpha=0.3, normalization=by, causal_weight_N=ones)
@@ -183,3 +192,272 @@ def test_bfloat16_stays_within_the_naive_computation_s_own_error() -> None:
         z - z0, target, reduction="none"))).sum().item() / len(sequence.unique())  # fmt: skip
     ours = nextquill_loss(*low, target, weight, sequence, alpha=0.5).loss.item()
     assert abs(ours - exact) <= abs(naive - exact) + 2e-3 * abs(exact)
+
+
+def test_chunks_hold_128_and_512_megabytes_of_fp32_logits() -> None:
+    assert {kind: count * 4 / 2**20 for kind, count in losses.CHUNK.items()} == {"cpu": 128, "accelerator": 512}
+
+
+@pytest.mark.parametrize(
+    ("at_once", "rows"),
+    [(7 * 31, [7, 7, 7, 2]), (8 * 31 - 1, [7, 7, 7, 2]), (30, [1] * 23), (23 * 31, [23]), (2**25, [23])],
+)
+def test_a_chunk_holds_as_many_whole_rows_as_fit_and_one_at_least(
+    monkeypatch: Any, at_once: int, rows: list[int]
+) -> None:
+    """V = 31 and 23 tokens: 217 logits are 7 rows, 247 are not yet 8, and a row of 31 does not fit in 30."""
+    monkeypatch.setattr(losses, "CHUNK", {"cpu": at_once, "accelerator": 31})
+    seen: list[int] = []
+    whole = losses._cross_entropy
+
+    def watched(logits_NV: Any, *others: Any) -> Any:
+        seen.append(len(logits_NV))
+        return whole(logits_NV, *others)
+
+    monkeypatch.setattr(losses, "_cross_entropy", watched)
+    nextquill_loss(*batch(), alpha=0.5)
+    assert seen == [*rows, *rows], "of L_n and of L_p"
+    nextquill_loss(*batch(), alpha=0.5, impl="dense")
+    assert seen == [*rows, *rows], "all logits at once are autograd's"
+
+
+def test_only_parts_of_a_batch_are_computed_again_in_the_backward(monkeypatch: Any) -> None:
+    """Recomputing saves memory where there are several chunks; of one chunk it would only cost a second pass."""
+    monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 31)
+    again: list[int] = []
+
+    def watched(function: Any, *arguments: Any, **options: Any) -> Any:
+        again.append(len(arguments[0]))
+        return function(*arguments)
+
+    monkeypatch.setattr(losses, "checkpoint", watched)
+    h, h0, w, *rest = batch()
+    nextquill_loss(h, h0, Head(w, softcap=3.0), *rest, alpha=0.0)
+    assert again == [7, 7, 7, 2]
+    nextquill_loss(h, h0, w, *rest, alpha=0.5, impl="dense")
+    monkeypatch.setitem(losses.CHUNK, "cpu", 2**25)
+    nextquill_loss(h, h0, Head(w, softcap=3.0), *rest, alpha=0.5)
+    assert again == [7, 7, 7, 2]
+
+
+def test_no_gradient_is_formed_that_is_not_asked_for(monkeypatch: Any) -> None:
+    """A frozen head of Qwen2.5-3B would cost 1.2 GB of fp32 zeros; scoring needs no gradient of hidden states."""
+
+    def refused(tensor: Any, **_: Any) -> Any:
+        raise AssertionError(f"memory for a gradient of shape {tuple(tensor.shape)}")
+
+    h, _, w, *rest = batch()
+    frozen = nextquill_loss(h, None, w.detach(), *rest, alpha=0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros_like", refused)
+        nextquill_loss(h, None, w.detach(), *rest, alpha=0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty_like", refused)
+        full = nextquill_loss(h.detach(), None, w, *rest, alpha=0.0)
+    frozen.loss.backward()
+    assert h.grad is not None
+    assert w.grad is None
+    full.loss.backward()
+    assert w.grad is not None
+
+
+def test_chunked_and_dense_losses_and_gradients_agree_on_each_device(device: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(losses, "CHUNK", {"cpu": 7 * 31, "accelerator": 7 * 31})
+    found = []
+    for impl in ("chunked", "dense"):
+        h, h0, w, *rest = (tensor.detach().to(device) for tensor in batch())
+        for tensor in (h, h0, w):
+            tensor.requires_grad_()
+        loss = nextquill_loss(h, h0, w, *rest, alpha=0.3, impl=impl)  # type: ignore[arg-type]
+        loss.loss.backward()
+        found.append([loss.normal, loss.causal, h.grad, h0.grad, w.grad])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.device.type == device
+        torch.testing.assert_close(ours, theirs)
+
+
+EXAMPLES = [
+    TrainExample(one, [0.1 + 0.8 * (t % 2) for t in range(len(one.target))], [0.01 * t for t in range(len(one.target))])
+    for one in PAIRS
+]
+ORDER = train_order(Path(), alpha=0.3, global_batch=6, deepspeed={"zero_stage": 0}, weighted=True)
+
+
+def lora(family: str = "qwen2") -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    return get_peft_model(small_model(family), config)
+
+
+def with_full_logits(model: Any, order: TrainOrder) -> Tensor:
+    """Eqs. 5 to 7, sample by sample."""
+    total = torch.zeros(())
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        weight = torch.tensor(example.weights)
+        z, z_null = (
+            model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        )
+        z_null = z_null if order.train.causal_loss.counterfactual_grad == "through" else z_null.detach()
+        causal = F.cross_entropy(z - z_null, target, reduction="none")
+        if order.train.causal_loss.target == "effect":
+            p, p_null = (states.softmax(1).gather(1, target[:, None]).squeeze(1) for states in (z, z_null))
+            causal = (p - p_null - torch.tensor(example.effects)) ** 2
+        total = total + (weight * (F.cross_entropy(z, target, reduction="none") + order.train.alpha * causal)).sum()
+    return total / len(EXAMPLES)
+
+
+OFFICIAL: dict[str, Any] = {
+    "alpha": 0.1,
+    "normalization": "sample_weight",
+    "causal_loss": {"weighted": False},
+    "live_weights": {"policy": "threshold", "delta": 0.0002, "high": 0.9, "low": 0.1},
+}
+
+
+def official(
+    model: Any, delta: float = 0.0002, high: float = 0.9, low: float = 0.1
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    # The official code's objective in double precision with full logits.
+    #
+    # For each sample: effects are differences of the model's own probabilities, without gradient; L_n is Σ ω CE / Σ ω;
+    # L_p is the mean cross-entropy of the difference of logits; L = L_n + 0.1 L_p. Then the mean over the samples.
+    exact = copy.deepcopy(model).double()
+    total = torch.zeros((), dtype=torch.float64)
+    effects = []
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        z, z_null = (
+            exact(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        )
+        p, p_null = (states.detach().softmax(1).gather(1, target[:, None]).squeeze(1) for states in (z, z_null))
+        effects.append(p - p_null)
+        weight = torch.where(effects[-1] > delta, high, low)
+        normal = (weight * F.cross_entropy(z, target, reduction="none")).sum() / weight.sum()
+        total = total + normal + 0.1 * F.cross_entropy(z - z_null, target, reduction="mean")
+    together = torch.cat(effects)
+    assert 0 < (together > delta).sum() < len(together), "both weights occur"
+    assert (together - delta).abs().min() > 1e-5, "no effect is so near to δ that single precision decides"
+    loss = total / len(EXAMPLES)
+    gradients = torch.autograd.grad(loss, [value for value in exact.parameters() if value.requires_grad])
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("strategy", ["reuse", "plain", "packed"])
+@pytest.mark.parametrize("micro", [len(EXAMPLES), 1])
+def test_the_official_objective_is_the_official_code_s(strategy: Strategy, micro: int) -> None:
+    """All at once and one example at a time: the same loss, the same gradients."""
+    model, order = lora(), changed(ORDER, **OFFICIAL)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected, gradients = official(model)
+    objective = PreferenceLoss(model, order, strategy)
+    whole = denominators(EXAMPLES, order)
+    parts = [objective(EXAMPLES[at : at + micro], whole).loss for at in range(0, len(EXAMPLES), micro)]
+    loss = torch.stack(parts).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(loss, trained), gradients, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["reuse", "plain", "packed"])
+def test_perce_takes_its_weights_from_the_model_in_training(strategy: Strategy) -> None:
+    """ω = clip(log p(y | h) − log p(y | ∅), floor, ceiling), and nothing of it has a gradient; there is no L_p."""
+    live = {"policy": "perce", "floor": 0.001, "ceiling": 0.01}
+    model, order = lora(), changed(ORDER, alpha=0.0, normalization="sample_weight", live_weights=live)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.zeros(())
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        losses = [
+            F.cross_entropy(
+                model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1],
+                target,
+                reduction="none",
+            )
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        ]
+        weight = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
+        expected = expected + (weight * losses[0]).sum() / weight.sum() / len(EXAMPLES)
+    got = PreferenceLoss(model, order, strategy)(EXAMPLES, denominators(EXAMPLES, order))
+    assert got.causal.item() == 0
+    torch.testing.assert_close(got.loss, expected, atol=1e-5, rtol=1e-5)
+    gradients = zip(torch.autograd.grad(got.loss, trained), torch.autograd.grad(expected, trained), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def rows_of_the_last_layer(model: Any, order: TrainOrder) -> list[int]:
+    """Of each call of its feed-forward part's last product."""
+    rows: list[int] = []
+    part = model.get_base_model().get_decoder().layers[-1].mlp.down_proj
+    hook = part.register_forward_pre_hook(lambda _part, inputs: rows.append(inputs[0].shape[1]))
+    loss = PreferenceLoss(model, order, "plain")
+    rows.clear()  # those of the trial
+    loss(EXAMPLES, Denominators(1.0, 1.0))
+    hook.remove()
+    return rows
+
+
+def test_the_last_layer_computes_the_answers_rows_alone() -> None:
+    answers = [len(example.pair.target) for example in EXAMPLES]
+    differing = [len(pair.target) for pair in PAIRS if pair.factual != pair.counterfactual]
+    assert rows_of_the_last_layer(lora(), ORDER) == answers + differing
+
+
+def test_nothing_is_left_out_where_a_layer_is_computed_again() -> None:
+    rows = rows_of_the_last_layer(lora(), changed(ORDER, gradient_checkpointing=True))
+    assert rows[0] == len(PAIRS[0].factual) + len(PAIRS[0].target) - 1
+
+
+@pytest.mark.parametrize("strategy", ["reuse", "plain", "packed"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alpha": 0.0},
+        {"causal_loss": {"counterfactual_grad": "stop"}},
+        {"causal_loss": {"target": "effect"}},
+        {"causal_loss": {"target": "effect", "counterfactual_grad": "stop"}},
+    ],
+    ids=str,
+)
+def test_value_and_every_gradient_of_the_adapter(strategy: Strategy, changes: dict[str, Any]) -> None:
+    order, model = changed(ORDER, **changes), lora()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = with_full_logits(model, order)
+    got = PreferenceLoss(model, order, strategy)(EXAMPLES, denominators(EXAMPLES, order)).loss
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    gradients = zip(torch.autograd.grad(got, trained), torch.autograd.grad(expected, trained), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_capped_head_takes_the_plain_path() -> None:
+    model = lora("gemma2")
+    got = PreferenceLoss(model, ORDER, "reuse")(EXAMPLES, denominators(EXAMPLES, ORDER)).loss
+    torch.testing.assert_close(got, with_full_logits(model, ORDER), atol=1e-5, rtol=1e-5)
+
+
+def test_the_strategy_of_training() -> None:
+    model = lora().train()
+    assert training_strategy(model, ORDER) == "reuse"
+    assert model.training
+    assert training_strategy(model, changed(ORDER, deepspeed={"zero_stage": 3})) == "packed"
+    assert training_strategy(model, changed(ORDER, gradient_checkpointing=True)) == "plain"
+    assert training_strategy(model, changed(ORDER, alpha=0.0)) == "plain"
+
+
+def test_gradient_checkpointing_changes_nothing_but_rounding() -> None:
+    order, model = changed(ORDER, gradient_checkpointing=True), lora()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(with_full_logits(model, ORDER), trained)
+    model.train().get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    decoder = model.get_base_model().get_decoder()
+    assert decoder.gradient_checkpointing
+    loss = PreferenceLoss(model, order, training_strategy(model, order))(EXAMPLES, denominators(EXAMPLES, order)).loss
+    for ours, theirs in zip(torch.autograd.grad(loss, trained), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import replace
 
 import pytest
 import torch
 
-from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.objective import PreferenceLoss, training_way
-from nextquill_core.training.plain_engine import PlainEngine
-from nextquill_core.training.spec import LoraSpec
+from nextquill_core.config import LoraSettings
+from nextquill_core.training.data import TrainExample
+from nextquill_core.training.engines import PlainEngine
+from nextquill_core.training.losses import Denominators, PreferenceLoss, training_strategy
 from nextquill_core.training.worker import with_adapter
-from tests.nextquill_core.training.test_objective import SPEC
+from tests.nextquill_core.training.test_losses import ORDER
+from tests.orders import changed
 from tests.real_shape import full_length, qwen_3b, wanted
 
 
@@ -22,9 +22,9 @@ from tests.real_shape import full_length, qwen_3b, wanted
 @pytest.mark.timeout(7200)
 @wanted("forty minutes")
 def test_two_steps_on_a_pair_of_full_length() -> None:
-    spec = replace(SPEC, alpha=0.05, lora=LoraSpec(16, 32, 0.05, "all-linear"), gradient_checkpointing=True)
-    model = with_adapter(qwen_3b(), spec).train()
-    module = PreferenceLoss(model, spec, training_way(model, spec))
+    order = changed(ORDER, alpha=0.05, lora=LoraSettings().model_dump(), gradient_checkpointing=True)
+    model = with_adapter(qwen_3b(), order).train()
+    module = PreferenceLoss(model, order, training_strategy(model, order))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine = PlainEngine(module, torch.optim.AdamW(trained, lr=1e-4), max_grad_norm=1.0)
     pair = full_length(1)
@@ -32,7 +32,7 @@ def test_two_steps_on_a_pair_of_full_length() -> None:
     losses = []
     for step in range(2):
         started = time.perf_counter()
-        output = engine([example], 1.0)
+        output = engine([example], Denominators(1.0, 1.0))
         engine.backward(output.loss)
         engine.step()
         losses.append(float(output.loss.detach()))

@@ -1,4 +1,4 @@
-"""Freed memory stays with a process that asks for it: in a process of its own, since it cannot be taken back."""
+"""Freed memory stays with a process that asks for it; in a separate process, since this cannot be undone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from nextquill_core.model.cpu.allocator import keep_freed_memory
+from nextquill_core.model.cpu import keep_freed_memory
 if {asks} and not keep_freed_memory():
     sys.exit(3)
 def faults():
@@ -31,7 +31,7 @@ def page_faults(asks: bool) -> int:
         [sys.executable, "-c", PROGRAM.format(asks=asks)], stdout=subprocess.PIPE, text=True, env=environment
     )
     if done.returncode == 3:
-        pytest.skip("this C library's allocator takes no wishes")
+        pytest.skip("this C library's allocator has no such setting")
     assert done.returncode == 0
     return int(done.stdout)
 

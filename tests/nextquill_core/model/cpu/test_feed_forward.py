@@ -1,17 +1,25 @@
-"""Feed-forward parts in blocks and for the rows that are read: the same states, less computed."""
+"""Feed-forward parts: the same states and gradients, less computed, and wide tensors not kept."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nextquill_core.model.cpu import feed_forward
-from nextquill_core.model.cpu.feed_forward import feed_forward_parts, sparing
+from nextquill_core.model.cpu import feed_forward, make_fast
+from nextquill_core.model.cpu.feed_forward import (
+    PartForward,
+    fast_feed_forward,
+    feed_forward_parts,
+    gated_forward,
+    own_forward,
+)
 from nextquill_core.model.forward import decoder_of, last_rows_read
 from tests.models import FAMILIES, small_model
+from tests.nextquill_core.model.cpu.test_lora_dropout import adapted
 
 
 @torch.inference_mode()
@@ -28,7 +36,7 @@ def test_rows_that_are_read_are_the_same_in_blocks(family: str, monkeypatch: pyt
     expected = states(model)
     parts = feed_forward_parts(model)
     assert len(parts) == 2
-    with sparing(parts):
+    with fast_feed_forward(parts):
         torch.testing.assert_close(states(model), expected)
         with last_rows_read(11):
             found = states(model)
@@ -43,7 +51,7 @@ def test_only_the_last_layer_leaves_rows_out() -> None:
     rows: list[int] = []
     for part in parts:
         part.down_proj.register_forward_pre_hook(lambda _part, inputs: rows.append(inputs[0].shape[1]))
-    with sparing(parts), last_rows_read(3):
+    with fast_feed_forward(parts), last_rows_read(3):
         states(model)
     assert rows == [40, 3]
 
@@ -57,3 +65,44 @@ def test_a_model_whose_rows_depend_on_each_other_is_left_as_it_is() -> None:
     model.model.layers[-1].mlp = Mixing()
     assert feed_forward_parts(model) == []
     assert feed_forward_parts(small_model("mamba")) == []
+
+
+STATES = torch.randn(1, 9, 48, generator=torch.Generator().manual_seed(0))
+
+
+def gated_part(dropout: float = 0.0) -> Any:
+    model = adapted(dropout).train()
+    make_fast(model)
+    return model.get_base_model().get_decoder().layers[0].mlp
+
+
+def value_and_gradients(part: Any, forward: PartForward) -> list[Tensor]:
+    states = STATES[..., : part.gate_proj.in_features].clone().requires_grad_()
+    trained = [states, *(weight for weight in part.parameters() if weight.requires_grad)]
+    torch.manual_seed(1)
+    result = forward(part, states)
+    return [result.detach(), *torch.autograd.grad(result.square().sum(), trained)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_value_and_every_gradient_are_those_of_the_models_own_code(dropout: float) -> None:
+    part = gated_part(dropout)
+    expected = value_and_gradients(part, own_forward)
+    assert len(expected) == 2 + 6  # two matrices for each of three layers
+    torch.testing.assert_close(value_and_gradients(part, gated_forward), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("forward", "kept"), [(own_forward, True), (gated_forward, False)])
+def test_the_input_of_the_last_product_is_not_kept(forward: PartForward, kept: bool) -> None:
+    part = gated_part(dropout=0.25)
+    seen: list[Any] = []
+    part.down_proj.register_forward_pre_hook(lambda _layer, inputs: seen.append(weakref.ref(inputs[0])))
+    result = forward(part, STATES[..., : part.gate_proj.in_features])
+    assert (seen[0]() is not None) == kept
+    assert result.requires_grad
+
+
+def test_a_part_of_another_structure_uses_its_own_forward() -> None:
+    part = small_model("gpt2").get_decoder().h[0].mlp
+    states = STATES[..., : part.c_fc.nx]
+    torch.testing.assert_close(gated_forward(part, states), part(states), rtol=0, atol=0)

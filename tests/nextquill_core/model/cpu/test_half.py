@@ -81,7 +81,7 @@ def test_a_model_goes_through_it_layer_by_layer(monkeypatch: pytest.MonkeyPatch)
     ids = torch.arange(40)[None]
     with torch.inference_mode():
         expected = model(ids).logits
-        half.spare_half_products(model)
+        half.use_fast_products(model)
         products = 0
         plain = half.linear
 
@@ -99,5 +99,5 @@ def test_a_model_goes_through_it_layer_by_layer(monkeypatch: pytest.MonkeyPatch)
 
 def test_layers_of_single_precision_are_left_alone() -> None:
     model = small_model("qwen2")
-    half.spare_half_products(model)
+    half.use_fast_products(model)
     assert not any("forward" in vars(layer) for layer in model.modules())

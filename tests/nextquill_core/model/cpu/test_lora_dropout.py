@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextquill_core.model.cpu.lora_dropout import DroppedLinear, kept_elements, spare_dropout
+from nextquill_core.model.cpu.lora_dropout import DroppedLinear, kept_elements, use_lean_dropout
 from tests.models import small_model
 
 RATE = 0.25
@@ -79,7 +79,7 @@ def test_a_model_is_the_same_in_evaluation_and_keeps_less_in_training() -> None:
     ids = torch.arange(20)[None]
     plain, spared = adapted(RATE), adapted(RATE)
     names = list(spared.state_dict())
-    spare_dropout(spared)
+    use_lean_dropout(spared)
     assert list(spared.state_dict()) == names
     torch.testing.assert_close(spared.eval()(ids).logits, plain.eval()(ids).logits, rtol=0, atol=0)
     torch.manual_seed(0)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from nextquill_core.model.branches import Way, beginning, best_way, branch_states, computed_tokens
+from nextquill_core.model.forward import Strategy, best_strategy, branch_states, computed_tokens, shared_prefix
 from nextquill_core.tokens import TokenPair
 from tests.models import FAMILIES, VOCABULARY, small_model
 
 
 def pair(shared: int, history: int, rest: int, answer: int, seed: int = 0) -> TokenPair:
-    """Random ids; the branches differ in `history` tokens, and no further by accident."""
+    # Random ids; the branches differ in `history` tokens, and no further by accident.
     draw = random.Random(seed)
     opening, past, end, target = (
         [draw.randrange(2, VOCABULARY) for _ in range(n)] for n in (shared, history, rest, answer)
@@ -43,10 +43,10 @@ def uncompiled() -> Iterator[None]:
     torch.compiler.set_stance("default")
 
 
-def largest_difference(model: Any, way: Way) -> float:
+def largest_difference(model: Any, strategy: Strategy) -> float:
     with torch.inference_mode():
         expected = [branch_states(model, [one], "plain")[0] for one in PAIRS]
-        got = branch_states(model, PAIRS, way)
+        got = branch_states(model, PAIRS, strategy)
     return max(
         float((one - other).abs().max())
         for both, others in zip(got, expected, strict=True)
@@ -54,10 +54,10 @@ def largest_difference(model: Any, way: Way) -> float:
     )
 
 
-@pytest.mark.parametrize("way", ["reuse", "packed"])
+@pytest.mark.parametrize("strategy", ["reuse", "packed"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_equal_those_of_plain_passes(family: str, way: Way) -> None:
-    assert largest_difference(small_model(family), way) < 1e-5
+def test_states_equal_those_of_plain_passes(family: str, strategy: Strategy) -> None:
+    assert largest_difference(small_model(family), strategy) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -75,13 +75,13 @@ def test_windows_that_drop_the_beginning_are_noticed_example_by_example() -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_on_a_cpu_the_beginning_is_reused(family: str) -> None:
-    assert best_way(small_model(family)) == "reuse"
+    assert best_strategy(small_model(family)) == "reuse"
 
 
 def test_a_model_without_keys_and_values_goes_the_plain_way_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert best_way(small_model("mamba")) == "plain"
-    assert "what both branches share cannot be computed once" in caplog.text
+        assert best_strategy(small_model("mamba")) == "plain"
+    assert "the shared prefix cannot be computed once" in caplog.text
 
 
 def test_a_model_whose_cache_lies_goes_the_plain_way(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,17 +93,17 @@ def test_a_model_whose_cache_lies_goes_the_plain_way(caplog: pytest.LogCaptureFi
         return forward(*args, **others)
 
     model.model.forward = forgetful
-    assert best_way(model) == "plain"
+    assert best_strategy(model) == "plain"
     assert "differ from those of plain forward passes" in caplog.text
 
 
 @pytest.mark.parametrize("through", [True, False])
-@pytest.mark.parametrize("way", ["reuse", "packed", "plain"])
-def test_gradients_equal_those_of_plain_passes(way: Way, through: bool) -> None:
+@pytest.mark.parametrize("strategy", ["reuse", "packed", "plain"])
+def test_gradients_equal_those_of_plain_passes(strategy: Strategy, through: bool) -> None:
     """Through both branches and the beginning that they share, or through the factual one alone."""
     model = small_model("qwen2")
     gradients = []
-    for how in ("plain", way):
+    for how in ("plain", strategy):
         both = branch_states(model, PAIRS, how, through=through)
         loss = sum((factual * 2 - other).square().sum() for factual, other in both)
         gradients.append(torch.autograd.grad(loss, list(model.model.layers.parameters())))
@@ -120,10 +120,10 @@ def test_layers_with_windows_do_not_go_into_a_tree(uncompiled: None) -> None:
 
 
 def test_the_beginning_never_holds_a_token_that_predicts_an_answer() -> None:
-    assert beginning(pair(30, 10, 5, 3)) == 30
-    assert beginning(pair(30, 0, 0, 3)) == 29
-    assert beginning(pair(15, 10, 5, 3)) == 0  # not worth it
-    assert beginning(pair(30, 10, 0, 3)) == 29  # the prompt without history is the beginning of the other
+    assert shared_prefix(pair(30, 10, 5, 3)) == 30
+    assert shared_prefix(pair(30, 0, 0, 3)) == 29
+    assert shared_prefix(pair(15, 10, 5, 3)) == 0  # not worth it
+    assert shared_prefix(pair(30, 10, 0, 3)) == 29  # the prompt without history is the beginning of the other
 
 
 def test_computed_tokens_by_hand() -> None:
@@ -131,3 +131,13 @@ def test_computed_tokens_by_hand() -> None:
     assert computed_tokens(one, "plain") == (150 + 16) + (50 + 16)
     assert computed_tokens(one, "reuse") == (150 + 16) + (20 + 16)
     assert computed_tokens(pair(40, 0, 20, 12)) == 60 + 11
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tree_gives_the_states_of_plain_passes_on_each_device(device: str, request: pytest.FixtureRequest) -> None:
+    """On an accelerator the attention of the tree is compiled; without a compiler it would need the whole matrix."""
+    if device == "cpu":
+        request.getfixturevalue("uncompiled")
+    model = small_model("qwen2").to(device)
+    model.set_attn_implementation("flex_attention")
+    assert largest_difference(model, "tree") < (1e-5 if device == "cpu" else 1e-3)

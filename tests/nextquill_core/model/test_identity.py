@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.limits import check_limits
+from nextquill_core.model.identity import check_limits
 
 ROOM = {"a and b": 100}
 
 
 def folder(path: Path, added: list[dict[str, Any]] | None = None, settings: Any = None, **config: Any) -> str:
-    """A model of 4 rows and 100 positions, and a tokenizer of four tokens and those `added`."""
+    # A model of 4 rows and 100 positions, and a tokenizer of four tokens and those `added`.
     path.mkdir()
     vocabulary = {"a": 0, "b": 1, "c": 2, "d": 3}
     tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": added or []}
@@ -76,4 +76,4 @@ def test_positions(tmp_path: Path, config: dict[str, Any], settings: dict[str, A
 
 
 def test_a_model_that_is_not_here_is_not_looked_at() -> None:
-    check_limits("acme/unheard-of", "main", {"x": 10**9})
+    check_limits("acme/unknown-of", "main", {"x": 10**9})
