@@ -1,7 +1,7 @@
-"""The effects of history made visible: an HTML page with coloured answers, and Markdown for the UI.
+"""The causal effects of history as an HTML page with coloured answers, and as Markdown for the UI.
 
-Like the report, the page needs nothing but itself, and every text in it is a stranger's: all of it is escaped.
-The UI strips styles off Markdown, so there a coloured answer is a picture.
+The page is self-contained, and every value in it is escaped. The UI removes styles from Markdown, so there a coloured
+answer is a picture.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from nextquill_core.analysis.html import page, printable, visible
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer
 
 Decode = Callable[[Sequence[int]], list[str]]
-"""The text of each token of an answer, as `nextquill_core.token_texts.token_texts` gives them."""
+"""The text of each token of an answer, as `nextquill_core.tokens.token_texts` gives them."""
 
 GREEN, RED = "0, 158, 115", "213, 94, 0"  # Okabe and Ito's green and vermilion, told apart by any colour vision
-FAINTEST, STRONGEST = 0.03, 0.7  # opacity of a token's colour; above 0.7 the text on it would be hard to read
+FAINTEST, STRONGEST = 0.03, 0.7  # opacity of a token's colour; above 0.7 its text is hard to read
 UI_EDGES = (-1.0, -0.5, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 0.5, 1.0)
-WIDTH, LINE, LINE_CHARS, PADDING = 720, 24, 85, 20  # of a picture: pixels, pixels, letters that surely fit, pixels
+WIDTH, LINE, LINE_CHARS, PADDING = 720, 24, 85, 20  # of a picture: pixels, pixels, letters that fit, pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The least piece of an answer that has a text: a token, or the tokens of one character.
+    """The smallest piece of an answer that has a text: a token, or the tokens of one character.
 
     Attributes:
-        effect: The one farthest from 0 among its tokens.
+        text: The text.
+        effect: The effect farthest from 0 among its tokens.
         preferred: Whether one of its tokens is a preference token.
-        title: Effect and both probabilities, a line a token.
+        title: Effect and both probabilities, one line per token.
     """
 
     text: str
@@ -46,8 +47,8 @@ class Unit:
 
     @property
     def style(self) -> str:
-        """CSS: green above 0, red below, the stronger the farther; empty where the effect is too small to see."""
-        # The root, as effects are mostly small: 0.01 is visible and 0.5 is not yet the end of the scale.
+        """CSS of its background: green above 0, red below, stronger with distance; empty for a very small effect."""
+        # The root, because most effects are small: 0.01 is visible, and 0.5 is below the end of the scale.
         opacity = min(STRONGEST, 0.9 * math.sqrt(abs(self.effect)))
         if opacity < FAINTEST:
             return ""
@@ -63,26 +64,18 @@ class ShownAnswer:
     units: tuple[Unit, ...]
 
 
-def effects_html(
-    summary: EffectsSummary,
-    decode: Decode,
-    *,
-    title: str = "Causal effects of history",
-    source: str = "the initial model",
-) -> str:
-    """The page as HTML, UTF-8 when written to a file.
+def effects_html(summary: EffectsSummary, decode: Decode, *, source: str = "the initial model") -> str:
+    """Return the page as HTML.
 
     Args:
-        summary: What to show.
-        decode: The text of each token of an answer.
-        title: Of the page.
-        source: The model whose probabilities make the effects, in words.
+        summary: The effects to show.
+        decode: Gives the text of each token.
+        source: The model whose probabilities give the effects, in words.
     """
     parts = parts_of(summary)
     figure = png(effect_panels({part.category: part.histogram for part in parts}, summary.edges, summary.delta))
     return page(
         "effects.html.j2",
-        title=title,
         summary=summary,
         delta=f"{summary.delta:g}",
         source=source,
@@ -95,12 +88,7 @@ def effects_html(
 
 
 def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
-    """The same in Markdown: tables, and the answers as coloured pictures.
-
-    Args:
-        summary: What to show.
-        decode: The text of each token of an answer.
-    """
+    """Return the content of the page in Markdown: tables, and the answers as coloured pictures."""
     parts = parts_of(summary)
     numbers = _table(
         ["category", "tokens", "preference tokens", "share", "mean effect", "mean log-probability gain (nats)"],
@@ -139,17 +127,17 @@ def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
 
 
 def parts_of(summary: EffectsSummary) -> tuple[CategoryEffects, ...]:
-    """All categories together, then each; a single one is not shown twice."""
+    """Return all categories together, then each; a single one is not shown twice."""
     return summary.categories if len(summary.categories) == 1 else (summary.overall, *summary.categories)
 
 
 def units_of(answer: ScoredAnswer, delta: float, texts: Sequence[str]) -> Iterator[Unit]:
-    """The pieces of an answer, in order; tokens without a text belong to the next that has one.
+    """Yield the pieces of an answer, in order; tokens without a text belong to the next token that has one.
 
     Args:
-        answer: With T tokens.
-        delta: δ of Eq. 3, compared in single precision as the weights compare it.
-        texts: T of them.
+        answer: An answer of T tokens.
+        delta: δ of Eq. 3, compared in single precision as for the weights.
+        texts: The texts of the T tokens.
     """
     threshold = float(np.float32(delta))
     first = 0
@@ -192,7 +180,7 @@ def _cells(part: CategoryEffects) -> list[str]:
 
 
 def _top_tokens(summary: EffectsSummary, decode: Decode) -> list[tuple[str, str, str, str]]:
-    """Text with its white space shown, id, mean effect and count of each top token."""
+    """Return text with visible white space, id, mean effect and count of each top token."""
     return [
         (visible("".join(decode([top.token_id]))), str(top.token_id), f"{top.mean_effect:+.4f}", f"{top.count:,}")
         for top in summary.top_tokens
@@ -200,7 +188,7 @@ def _top_tokens(summary: EffectsSummary, decode: Decode) -> list[tuple[str, str,
 
 
 def _coarse(summary: EffectsSummary, parts: Sequence[CategoryEffects]) -> list[tuple[str, list[int]]]:
-    """The histograms in fewer bins, δ still an edge: (bin, the tokens of each part), lowest bin first."""
+    """Return the histograms in fewer bins, with δ as an edge: (bin, tokens of each part), lowest bin first."""
     kept = [row for row, edge in enumerate(summary.edges) if edge in UI_EDGES or edge == summary.delta]
     bins = [(summary.edges[low], summary.edges[high], low, high) for low, high in pairwise(kept)]
     return [
@@ -210,13 +198,13 @@ def _coarse(summary: EffectsSummary, parts: Sequence[CategoryEffects]) -> list[t
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right; the cells are Markdown already."""
+    """Return a Markdown table with numbers aligned to the right; the cells are Markdown already."""
     rule = ["---", *("---:" for _ in columns[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 
 
 def _picture(units: Sequence[Unit]) -> str:
-    """The coloured answer as an image: the UI strips styles off text, but shows a picture as it is."""
+    """Return the coloured answer as an image, because the UI removes styles from text."""
     lines = "".join(unit.text for unit in units).splitlines() or [""]
     height = PADDING + LINE * sum(1 + len(line) // LINE_CHARS for line in lines)
     spans = (f'<span style="{unit.style}">{html.escape(unit.text)}</span>' for unit in units)
@@ -231,10 +219,10 @@ def _picture(units: Sequence[Unit]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """One line that means nothing to Markdown or HTML: every sign that could is escaped."""
+    """Return a text as one line in which every character with a meaning in Markdown or HTML is escaped."""
     line = _LINE_BREAK.sub("↵ ", text).replace("\t", " ")
     return _MEANINGFUL.sub(r"\\\g<0>", line)
 
 
 _LINE_BREAK = re.compile(r"\r\n?|[\n\v\f\x85\u2028\u2029]")
-_MEANINGFUL = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: what Markdown allows to be escaped
+_MEANINGFUL = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation, which Markdown allows to escape

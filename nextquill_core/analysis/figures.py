@@ -1,8 +1,7 @@
 """The figures of a report: scores with their intervals, the distribution of causal effects, training curves.
 
-Each function returns a figure of its own and touches no global state, so that figures can be drawn in any thread.
-Colours are from Okabe and Ito's palette, which readers with any colour vision tell apart, and never carry a meaning
-alone.
+Each function returns a new figure and touches no global state, so that figures can be drawn in any thread. Colours are
+from Okabe and Ito's palette, which readers with any colour vision can tell apart, and never carry a meaning alone.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from nextquill_core.evaluation.metrics import METRICS
+from nextquill_core.evaluation.metrics import METRICS, known_metrics
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -40,20 +39,18 @@ DPI = 150
 def metric_bars(
     rows: Sequence[Mapping[str, Any]], decoding: str, category: str, *, highlight: str | None = None
 ) -> Figure:
-    """One panel a metric, one bar a method, a whisker for the 95 % interval.
+    """Draw one panel per metric, one bar per method, and a whisker for the 95 % interval.
 
     Args:
-        rows: Of the schema `METRICS`; other decoding presets and categories are left out, and so are log-likelihoods,
-            whose zero is nothing for a bar to stand on.
-        decoding: The preset shown.
-        category: The category shown.
-        highlight: A method to set off from the others.
+        rows: Rows of the schema `METRICS`; log-likelihoods are left out, because their zero is no base for a bar.
+        decoding: The preset to show.
+        category: The category to show.
+        highlight: A method to emphasise.
     """
     chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
     methods = list(dict.fromkeys(row["method"] for row in chosen))
-    metrics = [
-        metric for key, metric in METRICS.items() if metric.written and any(row["metric"] == key for row in chosen)
-    ]
+    measured = {row["metric"] for row in chosen}
+    metrics = [metric for metric in known_metrics(key for key in METRICS if key in measured) if metric.judges_text]
     columns = min(3, max(1, len(metrics)))
     lines = max(1, math.ceil(len(metrics) / columns))
     figure = _figure(3.3 * columns, lines * (0.75 + 0.3 * max(1, len(methods))))
@@ -91,12 +88,12 @@ def metric_bars(
 
 
 def effect_panels(counts: Mapping[str, Sequence[int]], edges: Sequence[float], delta: float) -> Figure:
-    """Counted effects, a panel a category; both axes logarithmic, the horizontal one in either direction from 0.
+    """Draw a histogram of effects per category; both axes are logarithmic, the horizontal one on both sides of 0.
 
     Args:
-        counts: By category, the tokens in each bin.
-        edges: Of the bins, ascending, one more than there are bins.
-        delta: δ of Eq. 3, one of the edges; what lies to the right of it is coloured.
+        counts: By category, the number of tokens in each bin.
+        edges: Edges of the bins, ascending, one more than there are bins.
+        delta: δ of Eq. 3, one of the edges; the bins above it are coloured.
     """
     columns = min(2, max(1, len(counts)))
     lines = max(1, math.ceil(len(counts) / columns))
@@ -133,10 +130,9 @@ def effect_panels(counts: Mapping[str, Sequence[int]], edges: Sequence[float], d
 
 
 def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Loss by optimizer step: the whole (Eq. 7), its normal part (Eq. 5) and its causal part (Eq. 6).
+    """Draw the loss by optimizer step: the whole (Eq. 7), its normal part (Eq. 5) and its causal part (Eq. 6).
 
-    The values are faint, their moving average strong. A method that has no causal part, or none logged, is left out of
-    that panel.
+    The values are faint, their moving average strong. A method without a causal part is left out of that panel.
 
     Args:
         curves: By method, its log: mappings with `step` and some of `loss`, `normal`, `causal`; None is no value.
@@ -185,14 +181,14 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes (no date, no version inside)."""
+    """Return the figure as a PNG file; the same figure gives the same bytes (no date, no version inside)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches."""
+    """Return an empty figure; width and height are in inches."""
     layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -200,7 +196,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _dress(axes: Axes, title: str, *, base: str) -> None:
-    """Only the spine that bars stand on, and lines to read heights by where bars or curves rise from the bottom."""
+    """Style a panel: only the spine at the base, and horizontal grid lines where the base is the bottom."""
     axes.set_title(title, fontsize=10, fontweight="bold", color=INK, loc="left")
     if base == "bottom":
         axes.grid(axis="y", color=RULE, linewidth=0.7)
@@ -212,7 +208,7 @@ def _dress(axes: Axes, title: str, *, base: str) -> None:
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centred moving average over a twentieth of the curve; at the ends over what there is."""
+    """Return the centred moving average over a twentieth of the curve, over fewer values at the ends."""
     width = max(1, len(values) // 20)
     window = np.ones(width)
     averaged: NDArray[np.float64] = np.convolve(values, window, "same") / np.convolve(

@@ -1,4 +1,4 @@
-"""Pages of HTML that need nothing but themselves, full of texts that strangers wrote: all of it is escaped."""
+"""Self-contained HTML pages; every value is escaped, because reviews and generated texts are untrusted."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nextquill_core.analysis.figures import DPI
 
-SCREEN_DPI = 108  # of a CSS inch 96, and a little larger
-# What HTML forbids even escaped (control characters) and what UTF-8 cannot hold (halves of surrogate pairs).
+SCREEN_DPI = 108  # a little more than the 96 of a CSS inch
+# Forbidden in HTML even when escaped (control characters) or in UTF-8 (halves of surrogate pairs).
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """A template of this package, filled in; UTF-8 when written to a file.
+    """Return a template of this package filled with values.
 
     Args:
-        template: Its file name.
-        filters: Beside `base64` and `pixels` (of PNG bytes) and `visible` (of a token).
-        values: What it is filled with; one that is missing is an error.
+        template: File name of the template.
+        filters: Filters beside `base64` and `pixels` (of PNG bytes) and `visible` (of a token).
+        values: Values by name; a missing one is an error.
     """
     environment = Environment(
         loader=PackageLoader("nextquill_core.analysis", "."),
@@ -42,16 +42,16 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None,
 
 
 def printable(text: str) -> str:
-    """The text with a replacement character for what no page can hold."""
+    """Return the text with a replacement character for every character that HTML forbids."""
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def pixels(png: bytes) -> tuple[int, int]:
-    """Width and height at which a figure's type has the size it was drawn for; from the PNG's header."""
+    """Return width and height in CSS pixels at which a figure's type has its designed size, from the PNG's header."""
     width, height = struct.unpack(">2I", png[16:24])
     return round(width * SCREEN_DPI / DPI), round(height * SCREEN_DPI / DPI)
 
 
 def visible(token: str) -> str:
-    """A token with its white space shown: a leading blank is part of most tokens."""
+    """Return a token with its white space visible: most tokens begin with a blank."""
     return token.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})

@@ -1,7 +1,7 @@
-"""The paper's table beside ours: its numbers as data, each with its source, and what both sides did differently.
+"""The published numbers as data, each with its source, and tables of them beside ours.
 
 ROUGE and METEOR run from 0 to 1, BLEU is sacreBLEU's corpus score from 0 to 100, all on the test split of the DPL
-protocol. Methods have our names.
+protocol. Methods have the names of `METHODS`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nextquill_core.analysis.result_tables import NOTHING, signed
 from nextquill_core.evaluation.metrics import METRICS
-from nextquill_core.evaluation.tables import NOTHING, Row
+from nextquill_core.evaluation.tables import Row
+from nextquill_core.generation.decoding import PAPER as PAPER_DECODING
 
 PAPER = "NextQuill, arXiv 2506.02368, main results, Qwen2.5-3B"
 DPL = "DPL, arXiv 2503.02450: a 7B instruct model without history"
 DEP = "DEP, arXiv 2507.20849: the best published on these users, a 7B model"
-PRESET = "paper"
+PRESET = PAPER_DECODING.name
+"""The decoding preset that is compared with the published numbers."""
 
 CATEGORIES = ("Books", "Movies_and_TV", "CDs_and_Vinyl")
 TEST_USERS: Mapping[str, int] = {"Books": 317, "Movies_and_TV": 1925, "CDs_and_Vinyl": 1754}
 REPORTED = ("rouge1", "rougeL", "meteor", "bleu")
 
-# A line a method; in each category ROUGE-1, ROUGE-L, METEOR, BLEU.
+# One line per method; in each category ROUGE-1, ROUGE-L, METEOR, BLEU.
 _PAPER = {
     "qwen": ((0.0519, 0.0267, 0.0639, 0.0591), (0.0470, 0.0255, 0.0575, 0.0402), (0.0438, 0.0231, 0.0517, 0.0330)),
     "contriever": (
@@ -59,7 +62,7 @@ _PAPER = {
 # The paper's text defines `nextquill`; its numbers most likely come from its code, which is `nextquill-official` here.
 OFFICIAL = "nextquill-official"
 OFFICIAL_SOURCE = f"{PAPER}; most likely measured by its official code"
-# What others report for the same test users, decoded without the penalty; by metric, in the order of the categories.
+# Numbers of others for the same test users, decoded without the penalty; by metric, in the order of the categories.
 _FURTHER = {
     ("7B, no history", DPL): {"rouge1": (0.2711, 0.2279, 0.2396)},
     ("DEP-7B", DEP): {
@@ -72,7 +75,7 @@ _FURTHER = {
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One published number. `ours`: whether the method is one of this project's, so that the two can be compared."""
+    """One published number. `ours`: whether the method is in `METHODS`, so that the two can be compared."""
 
     method: str
     category: str
@@ -96,19 +99,18 @@ def _numbers() -> Iterator[Published]:
 PUBLISHED: tuple[Published, ...] = tuple(_numbers())
 
 
-def beside_published(rows: Sequence[Row], decoding: str = PRESET) -> list[dict[str, Any]]:
-    """Every published number of the categories that were measured, with ours where there is one.
+def beside_published(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return every published number of the measured categories, with ours under the paper's preset where there is one.
 
     Args:
-        rows: Of the schema `METRICS`.
-        decoding: The preset that is compared; the paper's own.
+        rows: Rows of the schema `METRICS`.
 
     Returns:
         Rows with method, category, metric, published, source, ours, ci_low, ci_high, difference (ours minus
-        published) and n (examples); None in the last five where we have no number. Empty if no category is the
-        paper's. NextQuill's numbers stand beside `nextquill-official` a second time where it was measured.
+        published) and n (examples); the last five are None where we have no number. Empty if no category is the
+        paper's. NextQuill's numbers appear a second time beside `nextquill-official` where it was measured.
     """
-    measured = {(row["method"], row["category"], row["metric"]): row for row in rows if row["decoding"] == decoding}
+    measured = {(row["method"], row["category"], row["metric"]): row for row in rows if row["decoding"] == PRESET}
     categories = {category for _, category, _ in measured}
     methods = {method for method, _, _ in measured}
     return [
@@ -121,7 +123,7 @@ def beside_published(rows: Sequence[Row], decoding: str = PRESET) -> list[dict[s
 
 
 def _by_official_code() -> Iterator[Published]:
-    """The published numbers of NextQuill once more, to stand beside the objective of its code."""
+    """Yield the published numbers of NextQuill again, for the objective of its official code."""
     for number in PUBLISHED:
         if number.method == "nextquill":
             yield replace(number, method=OFFICIAL, source=OFFICIAL_SOURCE)
@@ -144,7 +146,7 @@ def _joined(number: Published, row: Row | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class PublishedCell:
-    """A published number and ours as shown; "" for what there is not."""
+    """A published number and ours as shown; "" for what is missing."""
 
     published: str = ""
     ours: str = ""
@@ -152,7 +154,7 @@ class PublishedCell:
     difference: str = ""
 
     def __str__(self) -> str:
-        """Ours / published (difference)."""
+        """Return ours / published (difference)."""
         if not self.published:
             return NOTHING
         return f"{self.ours or NOTHING} / {self.published}" + (f" ({self.difference})" if self.difference else "")
@@ -171,18 +173,18 @@ class PublishedTable:
 
     @property
     def published_n(self) -> int:
-        """How many examples the published numbers are of."""
+        """Number of examples behind the published numbers."""
         return TEST_USERS[self.category]
 
     @property
     def title(self) -> str:
-        """For a heading: what the cells are, and of how many examples."""
+        """Heading: what the cells are, and of how many examples."""
         sizes = f"n = {self.n:,} / {self.published_n:,}"
         return f"{self.category}, {self.decoding} decoding, ours / published (difference), {sizes}"
 
 
 def published_tables(joined: Sequence[Row]) -> list[PublishedTable]:
-    """The rows of `beside_published` as a table a category."""
+    """Return the rows of `beside_published` as one table per category."""
     tables = []
     for category in dict.fromkeys(row["category"] for row in joined):
         chosen = [row for row in joined if row["category"] == category]
@@ -197,7 +199,7 @@ def published_tables(joined: Sequence[Row]) -> list[PublishedTable]:
 
 
 def published_cells(joined: Sequence[Row]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """(title, a row a method) for each category, to print in a terminal."""
+    """Yield (title, one row per method) for each category, to print in a terminal."""
     for table in published_tables(joined):
         yield (
             table.title,
@@ -209,7 +211,7 @@ def published_cells(joined: Sequence[Row]) -> Iterator[tuple[str, list[dict[str,
 
 
 def published_markdown(joined: Sequence[Row], differences: Sequence[str] = ()) -> str:
-    """The tables, their sources, and what was done differently, in Markdown."""
+    """Return the tables, their sources, and the differences of the settings in Markdown."""
     parts = []
     for table in published_tables(joined):
         lines = [["method", *table.metrics], ["---", *("---:" for _ in table.metrics)]]
@@ -228,6 +230,5 @@ def _cell(row: Row) -> PublishedCell:
     published = metric.text(row["published"])
     if row["ours"] is None:
         return PublishedCell(published)
-    difference = f"{row['difference']:+.{metric.decimals}f}".replace("-", "\N{MINUS SIGN}")
     interval = f"[{metric.text(row['ci_low'])}, {metric.text(row['ci_high'])}]"
-    return PublishedCell(published, metric.text(row["ours"]), interval, difference)
+    return PublishedCell(published, metric.text(row["ours"]), interval, signed(row["difference"], metric.decimals))

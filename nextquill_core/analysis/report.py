@@ -1,7 +1,7 @@
-"""One HTML page that tells a whole run: what was run, on what data, with which scores, and what the models wrote.
+"""The report of a run as one HTML page: settings, data, scores, costs, and examples of generated texts.
 
-The page needs nothing but itself: figures are inlined, there is no script, and a content policy forbids fetching
-anything. Texts come from strangers' reviews and from models, so every value is escaped.
+The page is self-contained: figures are inlined, there is no script, and a content policy forbids fetching anything.
+Reviews and generated texts are untrusted, so every value is escaped.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nextquill_core.analysis.blocks import (
+from nextquill_core.analysis.html import page
+from nextquill_core.analysis.published import published_tables
+from nextquill_core.analysis.result_tables import (
     SIGNIFICANT,
     bucket_tables,
     control_tables,
     likelihood_blocks,
     result_blocks,
 )
-from nextquill_core.analysis.html import page
-from nextquill_core.analysis.published import published_tables
 from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD
 from nextquill_core.evaluation.tables import ALL, Row
 
@@ -28,7 +28,7 @@ SHARED_WORDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One artifact of the run. `note` says for instance "reused"; `seconds` is None where nobody measured."""
+    """One artifact of the run. `note` is for instance "reused"; `seconds` is None where it was not measured."""
 
     name: str
     fingerprint: str
@@ -41,7 +41,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """What became of the rows of one raw table; `dropped` by reason."""
+    """Row counts of one raw table; `dropped` by reason."""
 
     table: str
     read: int
@@ -50,14 +50,14 @@ class RowCount:
 
     @property
     def fates(self) -> list[tuple[str, int]]:
-        """Where each row read went; a last line tells of rows that are not accounted for, which there must not be."""
+        """Row counts by outcome; a last line names rows that are not accounted for, which is always a fault."""
         lost = self.read - self.kept - sum(self.dropped.values())
         return [("kept", self.kept), *self.dropped.items(), *([("not accounted for", lost)] if lost else [])]
 
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """What one category holds after ingestion; `examples` by split."""
+    """The content of one category after ingestion; `examples` by split."""
 
     category: str
     users: int
@@ -68,7 +68,7 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with the text that stands for it where it cannot be seen."""
+    """A figure with its alternative text."""
 
     title: str
     alt: str
@@ -78,7 +78,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One adapter's training; losses in nats, of the last steps, None where the method has no such part."""
+    """The training of one adapter; losses in nats, of the last steps, None where the method has no such part."""
 
     method: str
     steps: int
@@ -100,7 +100,7 @@ class TokenEffect:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test example: what was asked, what the user wrote, what each method wrote."""
+    """One test example: the request, the user's review, and the text of each method."""
 
     title: str
     request: str
@@ -113,23 +113,29 @@ class Report:
     """Everything the page shows. A section whose values are empty is left out.
 
     Attributes:
+        title: Title of the page.
         lead: One or two sentences below the title.
-        facts: The few numbers to know first, label and value.
-        config: The settings that matter, name and value.
+        facts: The most important numbers, label and value.
+        config: The most important settings, name and value.
+        stages: The artifacts of the run.
+        counts: Row counts of the raw tables.
+        cohorts: The categories.
         rows: Rows of the schema `METRICS`.
         comparisons: Rows of `tables.comparison_rows`.
         slices: Rows of the schema `SLICES`: by history length, by gap, and the control.
         published: Rows of `published.beside_published`.
-        differences: What differs from the published setting, a sentence or two each.
-        costs: Rows of `costs.cost_rows`.
-        answers: Rows of `answers.answer_rows`.
-        settings: How the metrics are computed, `metrics.settings()`.
-        scores_figures: Shown with the tables.
-        effect_figures: Shown with the causal effects.
-        training_figures: Shown with the training summary.
-        tokens: Those with the highest mean effect, in that order.
+        differences: Differences from the published setting, one or two sentences each.
+        costs: Rows of `tables.cost_rows`.
+        answers: Rows of `tables.answer_rows`.
+        settings: How the metrics are computed, `metric_notes.settings()`.
+        scores_figures: Figures beside the tables.
+        effect_figures: Figures of the causal effects.
+        tokens: Tokens with the highest mean effect, in that order.
+        training: Summaries of the trainings.
+        training_figures: Figures of the trainings.
+        cases: Examples of generated texts.
         notes: What a reader must know to judge the numbers.
-        commands: What to type to get the same page.
+        commands: Commands that reproduce the page.
     """
 
     title: str
@@ -158,7 +164,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page as HTML, UTF-8 when written to a file."""
+    """Return the report as an HTML page."""
     filters: dict[str, Callable[..., Any]] = {"number": _number, "duration": _duration, "size": _size, "flat": _flat}
     values = {
         "presets": result_blocks(report.rows, report.comparisons),
@@ -176,9 +182,9 @@ def render(report: Report) -> str:
 
 
 def shared_segments(text: str, reference: str) -> list[tuple[str, bool]]:
-    """Cut `text` into pieces, each with whether it is a run of three or more words that `reference` has too.
+    """Cut a text into pieces, each with whether it is a run of three or more words that also occurs in the reference.
 
-    Case and punctuation are not compared; the pieces joined are `text`.
+    Case and punctuation are ignored; the joined pieces are the text.
     """
     words = list(re.finditer(r"\w+", text))
     plain = [word.group().lower() for word in words]
@@ -233,7 +239,7 @@ def _size(count: int | None) -> str:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names and values."""
+    """Return nested settings as dotted names and values."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
-"""BERTScore (Zhang et al. 2020): how well the tokens of two texts find each other by their contextual embeddings.
+"""BERTScore (Zhang et al. 2020): how well the tokens of two texts match by their contextual embeddings.
 
-Each token of the prediction takes the most similar token of the reference (precision), each token of the reference the
-most similar one of the prediction (recall); similarity is the cosine of hidden states, F1 the harmonic mean. No idf
-weights and no rescaling against a baseline. The markers that a tokenizer puts around a text may be found but count for
-nothing themselves, as in the authors' own code.
+Each token of the prediction is matched with the most similar token of the reference (precision), each token of the
+reference with the most similar one of the prediction (recall). Similarity is the cosine of hidden states, F1 the
+harmonic mean. There are no idf weights and no rescaling against a baseline. The markers that a tokenizer puts around a
+text can be matched but do not count themselves, as in the authors' code.
 
     T tokens of a text, D hidden size
 """
@@ -20,26 +20,25 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.nn import functional as F
 
+from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.significance import Floats
 from nextquill_core.methods.text_encoder import batches_by_length, padded
-from nextquill_core.model.control_tokens import UserTextTokenizer
-from nextquill_core.model.identity import ModelSpec
 from nextquill_core.model.loading import load_encoder_model, load_tokenizer
-from nextquill_core.progress import Progress, silent
+from nextquill_core.tokens import UserTextTokenizer
 
-PAIRS_AT_ONCE = 64  # whose hidden states are in memory together
+PAIRS_AT_ONCE = 64  # pairs whose hidden states are in memory together
 LONGEST = 512
 REMEDY = "name a folder or a hub model whose weights are safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStates:
-    """A text as an encoder sees it.
+    """The hidden states of a text's tokens.
 
     Attributes:
         states: Final hidden states, fp32 on the CPU, shape (T, D).
-        counted: Which tokens are the text's own and not the tokenizer's markers, bool, shape (T,).
+        counted: Which tokens belong to the text and are not the tokenizer's markers, bool, shape (T,).
     """
 
     states: Tensor
@@ -50,15 +49,18 @@ class TokenEncoder(Protocol):
     """Turns texts into the hidden states of their tokens."""
 
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
-        """The states of each text, in order."""
+        """Return the states of each text, in order."""
 
 
-def bert_f1(
-    predictions: Sequence[str], references: Sequence[str], encoder: TokenEncoder, progress: Progress = silent
-) -> Floats:
-    """BERTScore F1 of each prediction against its reference, shape (n,), at most 1.
+def bert_f1(predictions: Sequence[str], references: Sequence[str], encoder: TokenEncoder) -> Floats:
+    """Return BERTScore F1 of each prediction against its reference, shape (n,), at most 1.
 
-    An empty prediction, or reference, scores 0. What lies beyond the encoder's longest text is not read.
+    An empty prediction or reference scores 0. Texts are cut at the encoder's maximum length.
+
+    Args:
+        predictions: Generated texts.
+        references: The texts that the users wrote, in the same order.
+        encoder: Gives the hidden states.
 
     Raises:
         ValueError: Predictions and references differ in number.
@@ -73,12 +75,11 @@ def bert_f1(
         states = encoder([predictions[row] for row in rows] + [references[row] for row in rows])
         for row, prediction, reference in zip(rows, states[: len(rows)], states[len(rows) :], strict=True):
             scores[row] = matched_f1(prediction, reference)
-        progress(start + len(rows), len(readable))
     return scores
 
 
 def matched_f1(prediction: TokenStates, reference: TokenStates) -> float:
-    """F1 of greedy matching (Zhang et al. 2020, section 3); 0 where either text has no token of its own."""
+    """Return F1 of greedy matching (Zhang et al. 2020, section 3); 0 where either text has no counted token."""
     if not prediction.counted.any() or not reference.counted.any():
         return 0.0
     similarity_PR = F.normalize(prediction.states, dim=-1) @ F.normalize(reference.states, dim=-1).T
@@ -91,11 +92,11 @@ class BertEncoder:
     """A Hugging Face encoder as a `TokenEncoder`.
 
     Args:
-        model: It gives hidden states for ids and a mask; a causal model works too.
+        model: Gives hidden states for ids and a mask; a causal model works too.
         tokenizer: Its fast tokenizer.
-        layer: Whose output is taken, 1 for the first; None for the last.
-        max_tokens: Longest text in tokens, markers included; the rest is cut off.
-        batch_tokens: Token positions of a batch, padding included.
+        layer: Layer whose output is used, 1 for the first; None for the last.
+        max_tokens: Maximum number of tokens in a text, markers included; the rest is cut off.
+        batch_tokens: Number of token positions in a batch, padding included.
 
     Raises:
         ModelError: The model has fewer layers.
@@ -113,7 +114,7 @@ class BertEncoder:
         layers = model.config.num_hidden_layers
         if layer is not None and not 1 <= layer <= layers:
             raise ModelError(
-                f"no layer {layer} in an encoder of {layers}", str(model.config.name_or_path), f"name 1 to {layers}"
+                f"no layer {layer} in an encoder of {layers}", str(model.config.name_or_path), f"set 1 to {layers}"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -125,13 +126,13 @@ class BertEncoder:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the scores, as JSON values."""
+        """The settings that decide the scores, as JSON values."""
         layer = self.model.config.num_hidden_layers if self.layer is None else self.layer
         return {"encoder": str(self.model.config.name_or_path), "layer": layer, "max_tokens": self.max_tokens}
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
-        """The states of each text, in order."""
+        """Return the states of each text, in order."""
         encoded = self._text.encode_marked([self.opening + text.strip() for text in texts], self.max_tokens)
         ids = [text.ids for text in encoded]
         found: dict[int, TokenStates] = {}
@@ -141,7 +142,7 @@ class BertEncoder:
         return [found[row] for row in range(len(texts))]
 
     def _states(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Hidden states of each text; the mask hides the padding on its right."""
+        """Return the hidden states of each text; the mask hides the padding on its right."""
         ids_BT, mask_BT = padded(ids, self.tokenizer, self.model)
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
         if self.layer is None:
@@ -152,35 +153,32 @@ class BertEncoder:
         return [states[: len(text)] for states, text in zip(states_BTD, ids, strict=True)]
 
 
-def load_bert_encoder(
-    name_or_path: str, revision: str = "main", *, layer: int | None = None, max_tokens: int = LONGEST
-) -> BertEncoder:
-    """An encoder from a folder or the hub, from safetensors only, on the accelerator if there is one.
+def load_bert_encoder(name_or_path: str, revision: str = "main", *, layer: int | None = None) -> BertEncoder:
+    """Load an encoder from a folder or the hub, from safetensors only, on the accelerator if there is one.
 
     Args:
-        name_or_path: Such as roberta-large, whose 17th layer is the one that its authors recommend.
-        revision: On the hub.
+        name_or_path: Such as roberta-large, whose 17th layer its authors recommend.
+        revision: Branch, tag or commit on the hub.
         layer: As for `BertEncoder`.
-        max_tokens: As for `BertEncoder`; never more positions than the model has learned.
 
     Raises:
-        ModelError: It cannot be found or read, has no safetensors, or has fewer layers.
+        ModelError: The encoder cannot be found or loaded, has no safetensors, or has fewer layers.
     """
-    spec = ModelSpec(name_or_path, revision)
+    spec = ModelConfig(name_or_path=name_or_path, revision=revision)
     model = load_encoder_model(spec, remedy=REMEDY)
     tokenizer = load_tokenizer(spec, remedy=REMEDY)
-    longest = min(max_tokens, int(tokenizer.model_max_length), _positions(model))
+    longest = min(LONGEST, int(tokenizer.model_max_length), _positions(model))
     return BertEncoder(model, tokenizer, layer=layer, max_tokens=longest)
 
 
 def _opening(tokenizer: Any) -> str:
-    """A blank where words begin with one (RoBERTa, GPT-2), so that the first is like all others, as its authors do."""
+    """Return a blank where words begin with one (RoBERTa, GPT-2), so that the first word is like all others."""
     splits = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
     return " " if isinstance(splits, ByteLevel) and not splits.add_prefix_space else ""
 
 
 def _positions(model: Any) -> int:
-    """How many tokens a text may have; RoBERTa's first positions stand for padding."""
+    """Return the maximum number of tokens in a text; RoBERTa's first positions are for padding."""
     positions = getattr(model.config, "max_position_embeddings", None) or LONGEST
     skipped = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
     return int(positions) - skipped

@@ -20,6 +20,16 @@ class MetricRow(TypedDict):
     n: int
 
 
+class EvaluationDocument(TypedDict):
+    """The content of metrics.json of an evaluation; comparisons are rows of `tables.comparison_rows`."""
+
+    settings: dict[str, Any]
+    rows: list[MetricRow]
+    comparisons: list[dict[str, Any]]
+    chosen_on_val: NotRequired[dict[str, dict[str, Any]]]
+    cautions: NotRequired[list[str]]
+
+
 class SweepRow(MetricRow):
     """The same at one point of a sweep."""
 
@@ -35,7 +45,7 @@ class SweepPoint(TypedDict):
 
 
 class SweepDocument(TypedDict):
-    """metrics.json of a sweep."""
+    """The content of metrics.json of a sweep."""
 
     split: str
     points: list[SweepPoint]

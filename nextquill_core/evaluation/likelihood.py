@@ -1,11 +1,11 @@
-"""How likely a model finds the true answers: as it is, steered by the history (CoS), or with each user's own adapter.
+"""Log-likelihood of the true answers under a model: as it is, steered by the history (CoS), or with personal adapters.
 
-Passes go through the scorer, with its batches, its threads and its way out of full memory.
+Passes use the scorer, with its batches, its threads and its handling of full memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,24 +14,18 @@ import torch
 from torch import Tensor
 
 from nextquill_core.causal.scorer import Scorer
-from nextquill_core.model.branches import branch_states
+from nextquill_core.model.forward import branch_states
 from nextquill_core.model.head import EVERYTHING, Head
 from nextquill_core.tokens import TokenPair
 
-OnTokens = Callable[[int], None]
-"""Told the number of token positions after each pass."""
 
-
-def answer_logps(
-    model: Any, pairs: Sequence[TokenPair], batch_tokens: int, on_tokens: OnTokens | None = None
-) -> list[Tensor]:
-    """log p(y_t | factual prompt, y_<t) of each answer token.
+def answer_logps(model: Any, pairs: Sequence[TokenPair], batch_tokens: int) -> list[Tensor]:
+    """Return log p(y_t | factual prompt, y_<t) of each answer token.
 
     Args:
-        model: A causal language model in evaluation mode; a PEFT model answers with its active adapter.
-        pairs: Examples; their counterfactual prompts are not read.
+        model: A causal language model in evaluation mode; a PEFT model uses its active adapter.
+        pairs: Examples; their counterfactual prompts are not used.
         batch_tokens: As for `Scorer`.
-        on_tokens: Told of each pass.
 
     Returns:
         Nats, fp32 on the CPU, (len(target),) each.
@@ -40,24 +34,19 @@ def answer_logps(
         ModelError: Memory does not suffice for one example alone.
     """
     with _attention_kept(model):
-        return _factual(Scorer(model, batch_tokens, on_tokens), pairs)
+        return _factual(Scorer(model, batch_tokens), pairs)
 
 
 def personal_logps(
-    model: Any,
-    pairs: Sequence[TokenPair],
-    adapters: Sequence[str | None],
-    batch_tokens: int,
-    on_tokens: OnTokens | None = None,
+    model: Any, pairs: Sequence[TokenPair], adapters: Sequence[str | None], batch_tokens: int
 ) -> list[Tensor]:
-    """`answer_logps` with an adapter of each example's own, one adapter after the other.
+    """Return `answer_logps` with a separate adapter for each example, one adapter after the other.
 
     Args:
-        model: A PEFT model that holds all of them, as `training.personal.personalised` makes it.
+        model: A PEFT model that holds all of them, as `methods.personal_adapters.with_personal_adapters` makes it.
         pairs: As for `answer_logps`.
-        adapters: The name of each example's adapter; None for the model without any.
+        adapters: The name of each example's adapter; None for the model without an adapter.
         batch_tokens: As for `Scorer`.
-        on_tokens: Told of each pass.
 
     Returns:
         As `answer_logps`.
@@ -68,7 +57,7 @@ def personal_logps(
     found: list[Any] = [None] * len(pairs)
     active = model.active_adapter
     with _attention_kept(model):
-        scorer = Scorer(model, batch_tokens, on_tokens)
+        scorer = Scorer(model, batch_tokens)
         try:
             for name in dict.fromkeys(adapters):
                 chosen = [index for index, of in enumerate(adapters) if of == name]
@@ -81,17 +70,14 @@ def personal_logps(
     return found
 
 
-def steered_logps(
-    model: Any, pairs: Sequence[TokenPair], strength: float, batch_tokens: int, on_tokens: OnTokens | None = None
-) -> list[Tensor]:
-    """Log-probability of each answer token under context steering, normalised over the vocabulary.
+def steered_logps(model: Any, pairs: Sequence[TokenPair], strength: float, batch_tokens: int) -> list[Tensor]:
+    """Return the log-probability of each answer token under context steering, normalised over the vocabulary.
 
     Args:
         model: As for `answer_logps`.
         pairs: Examples; one without history is not steered.
-        strength: s in softmax((1 + s) · log p_h − s · log p_∅): 0 is the model with the history, −1 the one without.
+        strength: s in softmax((1 + s) · log p_h − s · log p_∅): 0 is the model with history, −1 the one without.
         batch_tokens: As for `Scorer`.
-        on_tokens: Told of each pass.
 
     Returns:
         As `answer_logps`.
@@ -100,37 +86,36 @@ def steered_logps(
         ModelError: As `answer_logps`.
     """
     with _attention_kept(model):
-        return [logp for logp, _ in SteeredScorer(model, batch_tokens, strength, on_tokens).score(pairs)]
+        return [logp for logp, _ in SteeredScorer(model, batch_tokens, strength).score(pairs)]
 
 
 @dataclass(frozen=True)
 class SteeredHead(Head):
-    """A head that reads (h_h, h_∅) side by side, (N, 2·D), and gives (1 + s)·z_h − s·z_∅."""
+    """A head from (h_h, h_∅) side by side, (N, 2·D), to the logits (1 + s)·z_h − s·z_∅."""
 
     strength: float = 0.0
 
     def logits(self, hidden_ND: Tensor, vocabulary: slice = EVERYTHING) -> Tensor:
-        """Steered logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
+        """Return steered logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
         with_history, without = (Head.logits(self, states, vocabulary) for states in hidden_ND.chunk(2, dim=1))
         return (1 + self.strength) * with_history - self.strength * without
 
 
 class SteeredScorer(Scorer):
-    """The scorer's passes, read as steered log-probabilities; both of a pair's results are the same.
+    """A scorer of steered log-probabilities; both results of a pair are the same.
 
-    softmax ignores what log p and z differ in, so the steered distribution is softmax((1 + s)·z_h − s·z_∅). Bias and
-    scale pass through that sum, whose weights add up to 1, and so does W: one head on (1 + s)·h_h − s·h_∅ does it.
-    Only a soft cap has to be put on the logits of either branch, block by block.
+    softmax ignores the constant by which log p and z differ, so the steered distribution is
+    softmax((1 + s)·z_h − s·z_∅). The weights of that sum add up to 1, so bias, scale and W can be applied after it: one
+    head on (1 + s)·h_h − s·h_∅ is enough. Only a soft cap has to be applied to the logits of each branch.
 
     Args:
         model: As for `Scorer`.
         batch_tokens: As for `Scorer`.
         strength: s.
-        on_tokens: As for `Scorer`.
     """
 
-    def __init__(self, model: Any, batch_tokens: int, strength: float, on_tokens: OnTokens | None = None) -> None:
-        super().__init__(model, batch_tokens, on_tokens)
+    def __init__(self, model: Any, batch_tokens: int, strength: float) -> None:
+        super().__init__(model, batch_tokens)
         self._strength = strength
         self._capped = self._head.softcap is not None
         if self._capped:
@@ -139,18 +124,18 @@ class SteeredScorer(Scorer):
 
     @torch.inference_mode()
     def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
-        states = [self._joined(*both) for both in branch_states(self.model, pairs, self.way)]
+        states = [self._joined(*both) for both in branch_states(self.model, pairs, self.strategy)]
         return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
 
     def _joined(self, with_history: Tensor, without: Tensor) -> Tensor:
         if self._capped:
             return torch.cat([with_history, without], dim=1)
-        # In single precision, for the difference of two like states in half precision has few digits left.
+        # In single precision: the difference of two similar states in half precision has few digits left.
         return (1 + self._strength) * with_history.float() - self._strength * without.float()
 
 
 def _factual(scorer: Scorer, pairs: Sequence[TokenPair]) -> list[Tensor]:
-    """With equal prompts there is one branch to compute."""
+    """Score with the factual prompt for both branches, so that only one is computed."""
     return [logp for logp, _ in scorer.score([replace(pair, counterfactual=pair.factual) for pair in pairs])]
 
 
@@ -166,7 +151,7 @@ def _only(model: Any, name: str | None) -> Iterator[None]:
 
 @contextmanager
 def _attention_kept(model: Any) -> Iterator[None]:
-    """On a GPU the scorer may turn the model to another attention, which generation has no use for."""
+    """Restore the attention implementation, which the scorer may change on a GPU."""
     before = model.config._attn_implementation
     try:
         yield

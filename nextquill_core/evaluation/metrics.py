@@ -1,83 +1,86 @@
-"""How close a generated review is to the one the user wrote, as the field computes it.
+"""The table of metrics, the scores of predictions against the reviews that users wrote, and how they are made.
 
 ROUGE-1 and ROUGE-L are the F-measures of `rouge-score` without stemming (the defaults of Hugging Face evaluate). They
-count a to z and 0 to 9 and nothing else, so a second pair counts the words of every script (`unicode_words`). METEOR is
-NLTK's with its defaults, BLEU is sacreBLEU's corpus score with its defaults. ROUGE and METEOR run from 0 to 1 and are
-averaged over examples; BLEU runs from 0 to 100 and is one number for all examples together.
+count a to z and 0 to 9 only, so a second pair counts the words of every script (`text_metrics`). METEOR is NLTK's and
+BLEU sacreBLEU's, both with their defaults. ROUGE and METEOR run from 0 to 1 and are averaged over examples; BLEU runs
+from 0 to 100 and is one number for all examples together. METEOR and the length ratio use the words of NLTK's
+tokenizer; in scripts without spaces between words each character is a word.
 
-METEOR and the length ratio take the words of NLTK's tokenizer; in scripts without spaces between words each character
-is a word. On a review in one of these scripts NLTK would otherwise see a single word.
+Three metrics exist only where their inputs were measured: BERTScore (an encoder, see `bertscore`), and the
+log-likelihood of the review that the user wrote, of all its tokens and of its preference tokens alone (nats per token,
+a micro average, so long reviews count more). The log-likelihoods measure what a method expects and not what it
+generates, so they are the same under every decoding preset.
 
-Three more metrics exist where their inputs were measured: BERTScore (an encoder, see `bertscore`), and the
-log-likelihood of the review that the user wrote, of all its tokens and of its preference tokens alone (nats a token, a
-micro average, so long reviews count more). The last two ask what a method expects and not what it writes, so they are
-the same under every decoding preset.
+A new metric is a function in one file and a row of `METRICS`, or an entry point of the group `nextquill.metrics` in
+another package; see docs/how-to/extend.md.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
-from nltk.translate.meteor_score import single_meteor_score
 from numpy.typing import ArrayLike, NDArray
-from sacrebleu.metrics import BLEU
 
-from nextquill_core.errors import ModelError
-from nextquill_core.evaluation.rouge import UNICODE, rouge
+from nextquill_core.errors import ModelError, UserError
 from nextquill_core.evaluation.significance import Floats, Statistic, ratio_of_sums
-from nextquill_core.evaluation.unicode_words import Letters, spaced_words
-from nextquill_core.evaluation.wordnet import load_wordnet, word_tokenize
+from nextquill_core.evaluation.text_metrics import (
+    BLEU_STATISTICS,
+    METEOR_PARAMETERS,
+    UNICODE,
+    Letters,
+    bleu_of_sums,
+    bleu_signature,
+    bleu_statistics,
+    load_wordnet,
+    meteor,
+    rouge,
+    sacrebleu_score,
+    tokenizer_name,
+    words,
+)
+from nextquill_core.plugins import Plugins
 from nextquill_core.progress import Progress, silent
 
-METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Banerjee and Lavie 2005; NLTK's defaults
-NGRAMS = 4
+BLEU, LENGTH_RATIO, BERTSCORE = "bleu", "length_ratio", "bertscore"
 LIKELIHOOD, PREFERENCE_LIKELIHOOD = "log_likelihood", "preference_log_likelihood"
-BERTSCORE = "bertscore"
-FOR_ALL_SCRIPTS: Mapping[str, str] = {"rouge1": "rouge1_unicode", "rougeL": "rougeL_unicode"}
+UNICODE_FORMS: Mapping[str, str] = {"rouge1": "rouge1_unicode", "rougeL": "rougeL_unicode"}
 """The metric that counts the words of every script, by the standard one."""
 SHOWN_ABOVE = 0.005
-"""Share of the references' letters that the standard ROUGE ignores, above which the other one is in the tables."""
+"""Share of the references' letters that the standard ROUGE ignores, above which tables show the Unicode forms."""
 CHOSEN_BY_ABOVE = 0.05
-"""The same, above which choices on val use the other one."""
-
-_bleu = BLEU()
-_segment_bleu = BLEU(effective_order=True)  # the same counts; without the warning about single sentences
-
-
-def bleu_of_sums(sums: Floats) -> Floats:
-    """Corpus BLEU, 0 to 100, from summed statistics of shape (…, 10): `BLEU.compute_bleu` for many corpora at once.
-
-    Papineni et al. 2002 with the exponential smoothing of mteval-v13a: the k-th order without a match counts 1 / 2^k
-    matches.
-    """
-    correct, total = sums[..., :NGRAMS], sums[..., NGRAMS : 2 * NGRAMS]
-    predicted, reference = sums[..., -2], sums[..., -1]
-    missed = correct == 0
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        precisions = 100 * np.where(missed, 0.5 ** np.cumsum(missed, axis=-1), correct) / total
-        brevity = np.where(predicted < reference, np.exp(1 - reference / predicted), 1.0)
-        scores = brevity * np.exp(np.log(precisions).mean(axis=-1))
-    scored: Floats = np.where(~missed.all(axis=-1) & (total > 0).all(axis=-1), scores, 0.0)
-    return scored
+"""The same share, above which choices on val use the Unicode forms."""
+METEOR_VARIANT = (
+    "NLTK's, with the parameters of Banerjee and Lavie 2005; on real reviews the same matches give about 0.06 less "
+    "with those of METEOR 1.5 (0.85, 0.2, 0.6) and about 0.06 more with those of Lavie and Agarwal 2007 (0.81, 0.83, "
+    "0.28), so compare with NLTK's values only"
+)
+PREFERENCE_NOTE = (
+    "measured on tokens that the effects of history under {effects} chose; training with preference weights raises the "
+    "weight of such tokens, so this favours methods that train with them (nextquill, norm-only) and is no independent "
+    "evidence"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a table needs to know of a metric.
+    """One row of the table.
 
     Attributes:
-        key: Its name in the column `metric`.
-        decimals: Digits shown.
-        higher_is_better: None where neither direction is.
-        statistic: From sums over examples to the value.
-        written: Whether it judges what a method wrote; otherwise no decoding preset changes it.
-        note: What a reader of its column must know, in a few words; "" where the name says it.
+        key: Value in the column `metric`.
+        name: Name that tables show.
+        decimals: Number of digits after the point that tables show.
+        higher_is_better: None where neither direction is better.
+        statistic: From sums over examples, shape (…, K), to the value, shape (…).
+        judges_text: Whether it judges the generated text; otherwise no decoding preset changes it.
+        note: What a reader must know, in a few words; "" where the name says it.
+        score: (predictions, references) to one value per example, shape (n,), of which the metric is the mean, or to
+            what `statistic` sums, shape (n, K). None for metrics that `score_examples` computes or the caller adds.
     """
 
     key: str
@@ -85,140 +88,208 @@ class Metric:
     decimals: int
     higher_is_better: bool | None
     statistic: Statistic = ratio_of_sums
-    written: bool = True
+    judges_text: bool = True
     note: str = ""
+    score: Callable[[Sequence[str], Sequence[str]], ArrayLike] | None = None
+
+    @property
+    def direction(self) -> str:
+        """Which direction is better, in words."""
+        words = {True: "higher is better", False: "lower is better", None: "neither direction is better"}
+        return words[self.higher_is_better]
+
+    @property
+    def summary(self) -> str:
+        """Name, direction and note in one line."""
+        return f"{self.name}, {self.direction}" + (f"; {self.note}" if self.note else "")
 
     def text(self, value: float) -> str:
-        """The value as shown, with a real minus."""
+        """Return a value as tables show it, with a real minus."""
         return f"{value:.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-METRICS: Mapping[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric("rouge1", "ROUGE-1", 4, True, note="rouge-score: a to z and 0 to 9 only"),
-        Metric("rougeL", "ROUGE-L", 4, True, note="rouge-score: a to z and 0 to 9 only"),
-        Metric("rouge1_unicode", "ROUGE-1 (Unicode)", 4, True, note="words of every script"),
-        Metric("rougeL_unicode", "ROUGE-L (Unicode)", 4, True, note="words of every script"),
-        Metric("meteor", "METEOR", 4, True, note="NLTK's implementation; others give other values"),
-        Metric("bleu", "BLEU", 2, True, bleu_of_sums, note="sacreBLEU's corpus score"),
-        Metric(BERTSCORE, "BERTScore", 4, True),
-        Metric(LIKELIHOOD, "Log-likelihood", 4, True, written=False),
-        Metric(
-            PREFERENCE_LIKELIHOOD,
-            "Preference log-likelihood",
-            4,
-            True,
-            written=False,
-            note="on tokens that stored effects chose and training weighted: no independent evidence",
-        ),
-        Metric("length_ratio", "Length ratio", 2, None),
-    )
-}
+def _wrong(key: str, found: Any) -> str:
+    """Return what is wrong with a metric of another package, or ""."""
+    if not isinstance(found, Metric):
+        return "is not a Metric"
+    if found.key != key:
+        return f"is registered under this name but has the key `{found.key}`"
+    return "" if found.score else "has no `score`"
+
+
+METRICS = Plugins[Metric](
+    "metric",
+    "nextquill.metrics",
+    "evaluate.metrics",
+    {
+        metric.key: metric
+        for metric in (
+            Metric("rouge1", "ROUGE-1", 4, True, note="rouge-score: a to z and 0 to 9 only"),
+            Metric("rougeL", "ROUGE-L", 4, True, note="rouge-score: a to z and 0 to 9 only"),
+            Metric("rouge1_unicode", "ROUGE-1 (Unicode)", 4, True, note="words of every script"),
+            Metric("rougeL_unicode", "ROUGE-L (Unicode)", 4, True, note="words of every script"),
+            Metric("meteor", "METEOR", 4, True, note="NLTK's implementation; others give other values"),
+            Metric(BLEU, "BLEU", 2, True, bleu_of_sums, note="sacreBLEU's corpus score"),
+            Metric(BERTSCORE, "BERTScore", 4, True),
+            Metric(LIKELIHOOD, "Log-likelihood", 4, True, judges_text=False),
+            Metric(
+                PREFERENCE_LIKELIHOOD,
+                "Preference log-likelihood",
+                4,
+                True,
+                judges_text=False,
+                note="on tokens that stored effects chose and training weighted: no independent evidence",
+            ),
+            Metric(LENGTH_RATIO, "Length ratio", 2, None),
+        )
+    },
+    check=_wrong,
+)
+
+
+def known_metrics(keys: Iterable[str]) -> tuple[Metric, ...]:
+    """Return the metrics with these keys in the order of the keys; those of packages that are gone are left out."""
+    return tuple(METRICS[key] for key in dict.fromkeys(keys) if key in METRICS)
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleScores:
-    """The scores of n predictions, one row an example.
+    """The scores of n predictions.
 
     Attributes:
-        means: For each metric that is a mean over examples, its values, shape (n,).
-        lengths: Words of the prediction and of the reference, shape (n, 2); a reference has at least one.
-        bleu: Matching and all n-grams of order 1 to 4, then length of prediction and reference, shape (n, 10).
-        sums: For each metric that is a ratio of sums, such as the likelihoods (`likelihood_sums`), shape (n, 2).
-        unicode: As `means`, for the metrics that see every script. They equal standard ones on ASCII text, so tables
-            show them only where they differ (`with_unicode`): more comparisons make the correction for many harsher.
+        statistics: By metric, one row per example, shape (n, K); the metric is its `statistic` of the sum of the rows.
+            For a mean a row is (value, 1).
+        hidden: Metrics that tables leave out: the Unicode forms of ROUGE, which equal the standard ones on ASCII text
+            (`with_unicode` shows them). Every further comparison makes the correction for multiple tests harsher.
     """
 
-    means: Mapping[str, Floats]
-    lengths: NDArray[np.int64]
-    bleu: NDArray[np.int64]
-    sums: Mapping[str, Floats] = field(default_factory=dict)
-    unicode: Mapping[str, Floats] = field(default_factory=dict)
+    statistics: Mapping[str, Floats]
+    hidden: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.statistics[BLEU])
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The metrics there are values of; one whose sums count nothing in any example is not among them."""
-        measured = {key for key, sums in self.sums.items() if sums[:, 1].any()}
-        return tuple(key for key in METRICS if key in {"bleu", "length_ratio", *self.means, *measured})
+        """The metrics that tables show; one that has nothing to measure in any example is not among them."""
+        return tuple(key for key in METRICS if key in self.statistics and key not in self.hidden and self._counts(key))
 
-    def plus(
-        self, *, means: Mapping[str, ArrayLike] | None = None, sums: Mapping[str, ArrayLike] | None = None
-    ) -> ExampleScores:
-        """These scores and further ones of the same examples.
+    def _counts(self, key: str) -> bool:
+        return METRICS[key].statistic is not ratio_of_sums or bool(self.statistics[key][:, 1].any())
+
+    def plus(self, further: Mapping[str, ArrayLike]) -> ExampleScores:
+        """Return these scores and further ones of the same examples.
 
         Args:
-            means: By metric, a value an example, shape (n,), such as `bertscore.bert_f1` gives them.
-            sums: By metric, what is summed over examples, shape (n, 2), such as `likelihood_sums` gives it.
+            further: By metric, one value per example, shape (n,), or statistics of shape (n, K), such as those of
+                `likelihood_sums`.
 
         Raises:
             ValueError: A metric is unknown, or the values are not of n examples.
         """
-        averaged = {key: _shaped(key, values, (len(self),)) for key, values in (means or {}).items()}
-        summed = {key: _shaped(key, values, (len(self), 2)) for key, values in (sums or {}).items()}
-        return replace(self, means={**self.means, **averaged}, sums={**self.sums, **summed})
+        found = dict(self.statistics)
+        for key, values in further.items():
+            rows = np.asarray(values, dtype=np.float64)
+            if key not in METRICS or rows.shape[:1] != (len(self),) or rows.ndim > 2:
+                raise ValueError(
+                    f"{key}: values of shape {rows.shape}; a known metric of {len(self)} examples expected"
+                )
+            found[key] = rows if rows.ndim == 2 else np.stack([rows, np.ones(len(rows))], axis=1)
+        return replace(self, statistics=found)
 
     def with_unicode(self) -> ExampleScores:
-        """These scores with the metrics for every script among those that tables show."""
-        return replace(self, means={**self.means, **self.unicode}, unicode={})
+        """Return these scores with the Unicode forms of ROUGE shown in tables."""
+        return replace(self, hidden=frozenset())
 
     def take(self, rows: NDArray[np.intp]) -> ExampleScores:
-        """The scores of some examples."""
-        return ExampleScores(
-            {key: values[rows] for key, values in self.means.items()},
-            self.lengths[rows],
-            self.bleu[rows],
-            {key: values[rows] for key, values in self.sums.items()},
-            {key: values[rows] for key, values in self.unicode.items()},
-        )
-
-    def stats(self, key: str) -> Floats:
-        """Of each example, what the metric's `statistic` needs the sum of, shape (n, K)."""
-        if (values := self._mean_values(key)) is not None:
-            return np.stack([values, np.ones(len(self))], axis=1)
-        if key in self.sums:
-            return self.sums[key]
-        counts = {"bleu": self.bleu, "length_ratio": self.lengths}[key]
-        return counts.astype(np.float64)
-
-    def _mean_values(self, key: str) -> Floats | None:
-        return self.means.get(key, self.unicode.get(key))
+        """Return the scores of some examples."""
+        return replace(self, statistics={key: values[rows] for key, values in self.statistics.items()})
 
     def value(self, key: str) -> float:
-        """The metric over all examples, the same to the last bit in whatever order they come.
+        """Return the metric over all examples, the same to the last bit in whatever order they come.
 
         Raises:
-            ValueError: There are none, or they have nothing that this metric measures.
+            ValueError: There are no examples, or they have nothing that this metric measures.
         """
         if not len(self):
             raise ValueError("no examples, no score")
-        if (values := self._mean_values(key)) is not None:
-            return math.fsum(values) / len(self)
-        if key == "bleu":
-            return _bleu_score(self.bleu.sum(axis=0))
-        above, below = (math.fsum(column) for column in self.stats(key).T)
-        if not below:
+        sums = [math.fsum(column) for column in self.statistics[key].T]
+        if key == BLEU:
+            return sacrebleu_score(sums)
+        if METRICS[key].statistic is not ratio_of_sums:
+            return float(METRICS[key].statistic(np.array(sums)))
+        if not sums[1]:
             raise ValueError(f"nothing to measure {key} on")
-        return above / below
+        return sums[0] / sums[1]
 
 
-def _shaped(key: str, values: ArrayLike, shape: tuple[int, ...]) -> Floats:
-    found = np.asarray(values, dtype=np.float64)
-    if key not in METRICS or found.shape != shape:
-        raise ValueError(f"{key}: values of shape {found.shape}, a known metric of shape {shape} expected")
-    return found
+def score_examples(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    progress: Progress = silent,
+    *,
+    added: Sequence[str] = (),
+) -> ExampleScores:
+    """Score each prediction against its reference.
+
+    An empty prediction scores 0 everywhere. The standard ROUGE counts a to z and 0 to 9 only (as published), so it is 0
+    for other scripts; its Unicode forms count all. METEOR of a perfect match of m words is 1 - 0.5 / m³, not 1.
+
+    A pair of reviews of 200 words takes about 6 ms on one core, 4 of them to find the words of the prediction (those
+    of a reference are cached for the next method), 0.8 for METEOR, 0.4 for ROUGE, 1.4 for BLEU.
+
+    Args:
+        predictions: Generated texts.
+        references: The texts that the users wrote, in the same order.
+        progress: Receives the number of scored examples.
+        added: Metrics of other packages to compute too.
+
+    Raises:
+        ValueError: Predictions and references differ in number.
+        UserError: There is no WordNet, or an added metric is unknown or gives something else than its contract says.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    meteor_of = meteor()
+    total = len(predictions)
+    means = {key: np.zeros(total) for key in (*UNICODE_FORMS, *UNICODE_FORMS.values(), "meteor")}
+    lengths, bleu = np.zeros((total, 2)), np.zeros((total, BLEU_STATISTICS))
+    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        predicted, expected = words(prediction), _reference_words(reference)
+        standard = unicode = rouge(prediction, reference)
+        if not (prediction.isascii() and reference.isascii()):
+            unicode = rouge(prediction, reference, UNICODE)
+        for position, (key, unicode_key) in enumerate(UNICODE_FORMS.items()):
+            means[key][row], means[unicode_key][row] = standard[position], unicode[position]
+        means["meteor"][row] = meteor_of(expected, predicted)
+        lengths[row] = len(predicted), max(1, len(expected))
+        bleu[row] = bleu_statistics(prediction, reference)
+        progress(row + 1, total)
+    scores = ExampleScores({BLEU: bleu, LENGTH_RATIO: lengths}, frozenset(UNICODE_FORMS.values())).plus(means)
+    further = [*(metric.key for metric in METRICS.built_in.values() if metric.score), *added]
+    return scores.plus({key: _scored(METRICS[key], predictions, references) for key in further})
+
+
+def _scored(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Floats:
+    """Compute a metric by its own `score` and check what it returns."""
+    assert metric.score is not None  # noqa: S101 - METRICS checks it
+    values = np.asarray(metric.score(predictions, references), dtype=np.float64)
+    if values.shape[:1] != (len(predictions),) or values.ndim > 2 or not np.isfinite(values).all():
+        raise UserError(
+            f"metric `{metric.key}` returned values of shape {values.shape} for {len(predictions)} examples",
+            "evaluate.metrics",
+            "fix its package: finite values of shape (n,) or (n, K) are expected",
+        )
+    return values
 
 
 def likelihood_sums(logps: Sequence[Sequence[float]], chosen: Sequence[Sequence[bool]] | None = None) -> Floats:
-    """What the log-likelihood metrics are made of: for each example the sum of log p(y_t) and the number of tokens.
+    """Return the statistics of the log-likelihood metrics: per example the sum of log p(y_t) and the number of tokens.
 
     Args:
-        logps: Of each example, log p of the tokens that the user wrote, nats; lists, arrays or tensors on the CPU.
-        chosen: Of each example, which tokens count, such as preference tokens (effect above δ); None for all. An
-            example without any contributes nothing.
+        logps: Per example, log p of the tokens that the user wrote, nats; lists, arrays or tensors on the CPU.
+        chosen: Per example, which tokens count, such as preference tokens (effect above δ); None for all. An example
+            without any contributes nothing.
 
     Returns:
         Shape (n, 2): nats, tokens.
@@ -239,102 +310,132 @@ def likelihood_sums(logps: Sequence[Sequence[float]], chosen: Sequence[Sequence[
             values = values[wanted]
         if not np.isfinite(values).all():
             raise ModelError(
-                "the log-probability of a token is not finite", f"example {row}", "look at model.dtype and the adapter"
+                "the log-probability of a token is not finite", f"example {row}", "check model.dtype and the adapter"
             )
         sums[row] = math.fsum(values), len(values)
     return sums
 
 
 def sentence_bleu(scores: ExampleScores) -> Floats:
-    """sacreBLEU's sentence score of each example, 0 to 100, shape (n,): orders that a text is too short for are left
-    out.
-    """
-    found = [_bleu_score(counts, effective_order=True) for counts in scores.bleu]
-    return np.array(found, dtype=np.float64)
-
-
-def score_examples(predictions: Sequence[str], references: Sequence[str], progress: Progress = silent) -> ExampleScores:
-    """Score each prediction against its reference.
-
-    An empty prediction scores 0 everywhere. The standard ROUGE sees a to z and 0 to 9 only (as published), so it is 0
-    for other scripts; `rouge1_unicode` and `rougeL_unicode` see all. METEOR of a perfect match of m words is
-    1 - 0.5 / m³, not 1.
-
-    A pair of reviews of 200 words takes about 6 ms on one core, 4 of them to find the words of the prediction (those
-    of a reference are remembered for the next method), 0.8 for METEOR, 0.4 for ROUGE, 1.4 for BLEU.
-
-    Raises:
-        ValueError: Predictions and references differ in number.
-        WordNetError: There is no WordNet.
-    """
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    meteor = _meteor()
-    total = len(predictions)
-    means = {key: np.zeros(total) for key in (*FOR_ALL_SCRIPTS, "meteor")}
-    unicode = {key: np.zeros(total) for key in FOR_ALL_SCRIPTS.values()}
-    lengths, bleu = np.zeros((total, 2), dtype=np.int64), np.zeros((total, 2 * NGRAMS + 2), dtype=np.int64)
-    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        words, reference_words = _words(prediction), _reference_words(reference)
-        found = standard = rouge(prediction, reference)
-        if not (prediction.isascii() and reference.isascii()):
-            found = rouge(prediction, reference, UNICODE)
-        for position, (key, unicode_key) in enumerate(FOR_ALL_SCRIPTS.items()):
-            means[key][row], unicode[unicode_key][row] = standard[position], found[position]
-        means["meteor"][row] = meteor(reference_words, words)
-        lengths[row] = len(words), max(1, len(reference_words))
-        segment = _segment_bleu.sentence_score(prediction, [reference])
-        bleu[row] = *segment.counts, *segment.totals, segment.sys_len, segment.ref_len
-        progress(row + 1, total)
-    return ExampleScores(means, lengths, bleu, unicode=unicode)
-
-
-def _bleu_score(sums: NDArray[np.int64], *, effective_order: bool = False) -> float:
-    """sacreBLEU's own score from summed statistics, 0 to 100."""
-    counts = sums.tolist()
-    score = BLEU.compute_bleu(
-        counts[:NGRAMS],
-        counts[NGRAMS : 2 * NGRAMS],
-        sys_len=counts[-2],
-        ref_len=counts[-1],
-        smooth_method=_bleu.smooth_method,
-        smooth_value=_bleu.smooth_value,
-        effective_order=effective_order,
-    )
-    return float(score.score)
+    """Return sacreBLEU's sentence score of each example, 0 to 100, shape (n,)."""
+    return np.array([sacrebleu_score(row, effective_order=True) for row in scores.statistics[BLEU]], dtype=np.float64)
 
 
 def choosing_metric(metric: str, letters: Letters) -> str:
-    """Return the metric that a choice on val uses: the one asked for, or the same for every script.
+    """Return the metric that a choice on val uses: the configured one, or its form for every script.
 
     Args:
         metric: A key of `METRICS`.
         letters: Of the reference reviews that the choice is made on.
     """
-    return FOR_ALL_SCRIPTS.get(metric, metric) if letters.ignored_share > CHOSEN_BY_ABOVE else metric
+    return UNICODE_FORMS.get(metric, metric) if letters.ignored_share > CHOSEN_BY_ABOVE else metric
 
 
-def _words(text: str) -> list[str]:
-    return spaced_words(word_tokenize(text))
+_reference_words = functools.lru_cache(maxsize=4096)(words)  # every method is scored against the same references
 
 
-@functools.lru_cache(maxsize=4096)
-def _reference_words(reference: str) -> tuple[str, ...]:
-    return tuple(_words(reference))  # every method is scored against the same references
+def metric_settings(
+    *,
+    delta: float | None = None,
+    effects: str = "the initial model",
+    bertscore: Mapping[str, Any] | None = None,
+    letters: Mapping[str, Letters] | None = None,
+    added: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return how the numbers are made, as JSON values, to print with every table.
 
+    Args:
+        delta: δ of the preference tokens, where likelihoods were measured.
+        effects: The model whose effects of history choose the preference tokens, in words.
+        bertscore: The encoder, where there was one: `bertscore.BertEncoder.settings`.
+        letters: Letters of the reference reviews, by category.
+        added: Metrics of other packages.
 
-@functools.cache
-def _meteor() -> Callable[[Sequence[str], Sequence[str]], float]:
-    """METEOR of (reference words, predicted words).
-
-    Each word is stemmed and looked up once: 0.8 ms instead of 6 for two reviews of 200 words.
+    Raises:
+        WordNetError: There is no WordNet.
     """
-    cached = functools.lru_cache(maxsize=1 << 17)
-    return functools.partial(
-        single_meteor_score,
-        stemmer=SimpleNamespace(stem=cached(PorterStemmer().stem)),
-        wordnet=SimpleNamespace(synsets=cached(load_wordnet().synsets)),
-        alpha=METEOR_ALPHA,
-        beta=METEOR_BETA,
-        gamma=METEOR_GAMMA,
+    optional: dict[str, Any] = {}
+    if bertscore is not None:
+        optional[BERTSCORE] = {"value": "F1 of greedy matching, mean over examples, no idf, no rescaling", **bertscore}
+    if delta is not None:
+        optional[LIKELIHOOD] = {"value": "nats a token of the true review, its stop token among them"}
+        optional[PREFERENCE_LIKELIHOOD] = {
+            "value": "nats a token over preference tokens of the true review",
+            "preference tokens": f"effect of the newest reviews under {effects} above {delta:g}",
+            "caution": PREFERENCE_NOTE.format(effects=effects),
+        }
+    shares: dict[str, Any] = {}
+    if letters is not None:
+        for name, share in (("ignored", "ignored_share"), ("unspaced", "unspaced_share")):
+            shares[name] = {category: round(getattr(found, share), 6) for category, found in letters.items()}
+    return {
+        "rouge": {
+            "package": _version("rouge-score"),
+            "value": "F-measure, mean over examples, 0 to 1",
+            "use_stemmer": False,
+            "tokens": "[a-z0-9]+ of the lower-cased text",
+            **({"ignored_letters": shares["ignored"]} if shares else {}),
+        },
+        "rouge_unicode": {
+            "value": "as rouge, with tokens of every script; in metrics.json where rouge ignores more than "
+            f"{SHOWN_ABOVE:.1%} of the letters and digits, in examples.parquet always",
+            "tokens": "runs of letters, digits and marks after NFKC and case folding; one character in scripts "
+            "without spaces between words",
+            **({"unspaced_letters": shares["unspaced"]} if shares else {}),
+        },
+        "meteor": {
+            "package": _version("nltk"),
+            "value": "mean over examples, 0 to 1",
+            "implementation": METEOR_VARIANT,
+            **METEOR_PARAMETERS,
+            "wordnet": load_wordnet().get_version(),
+            "tokenizer": tokenizer_name(),
+        },
+        "bleu": {
+            "package": _version("sacrebleu"),
+            "value": "corpus score, 0 to 100",
+            "signature": bleu_signature(),
+        },
+        "length_ratio": {
+            "value": "words of all predictions over words of all references",
+            "tokenizer": tokenizer_name(),
+            "scripts without spaces": "one word a character, for METEOR too",
+        },
+        **optional,
+        **{key: _added(key) for key in added},
+    }
+
+
+def _added(key: str) -> dict[str, str]:
+    """Return what is known of another package's metric: direction, note and package."""
+    metric, point = METRICS[key], METRICS.added()[key]
+    package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+    return {"package": package, "value": metric.name, "direction": metric.direction, "note": metric.note}
+
+
+def _version(package: str) -> str:
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def letters_note(ignored: Mapping[str, float], unspaced: Mapping[str, float]) -> str:
+    """Return a warning that the standard ROUGE ignores much of the reference reviews, or "".
+
+    Args:
+        ignored: Share of the letters and digits that it ignores, by category.
+        unspaced: Share of the letters in scripts without spaces between words, by category.
+    """
+    shown = {category: share for category, share in ignored.items() if share > SHOWN_ABOVE}
+    if not shown:
+        return ""
+    listed = ", ".join(f"{share:.1%} in {category}" for category, share in shown.items())
+    note = (
+        "ROUGE-1 and ROUGE-L as published count only the letters a to z and digits. Of the letters and digits of the "
+        f"reference reviews they ignore {listed}. Read ROUGE-1 (Unicode) and ROUGE-L (Unicode), which count every "
+        "script."
     )
+    if any(share > CHOSEN_BY_ABOVE for share in unspaced.values()):
+        note += (
+            " BLEU's tokenizer (13a) takes a run of characters without spaces, as in Chinese, Japanese or Thai, for "
+            "one word."
+        )
+    return note

@@ -1,8 +1,8 @@
-"""How sure a number is: the bootstrap over users, for one method and for two on the same examples.
+"""Confidence intervals and paired tests by the bootstrap over users.
 
-A user's examples are not independent of each other, so users are drawn, with replacement, and each brings all of its
+A user's examples are not independent of each other, so users are drawn, with replacement, each with all of its
 examples. Every metric is a function of sums over examples (a mean of a sum and a count, BLEU of its n-gram counts), so
-a resample is a weighted sum of the users' sums, and one matrix product makes all resamples of all metrics.
+a resample is a weighted sum of the users' sums, and one matrix product gives all resamples of all metrics.
 
     B resamples, U users, K sums a metric needs, n examples
 """
@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]  # sums of shape (…, K) to values of shape (…)
 
 LEVEL = 0.95
+"""Share of the resamples inside an interval."""
 SAMPLES = 1000
 _DRAWS_AT_ONCE = 2_000_000
 
@@ -34,12 +35,12 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A method against another, on the same examples.
+    """The comparison of two methods on the same examples.
 
     Attributes:
         difference: The first method's value minus the second's, in the metric's unit, with its interval.
-        p_value: Two-sided, of the hypothesis that the difference is zero; never below 1 / (resamples + 1).
-        win_rate: Share of the users for whom the first method's value is larger; a tie counts one half.
+        p_value: Two-sided, of the hypothesis that the difference is zero; at least 1 / (resamples + 1).
+        win_rate: Share of the users for whom the first method's value is larger; a tie counts as one half.
     """
 
     difference: Interval
@@ -49,12 +50,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """One metric of one method, ready to be compared.
+    """The values of one metric of one method.
 
     Attributes:
-        whole: Over all users.
-        users: Of each user alone, shape (U,), NaN for one with nothing to measure.
-        resampled: Of each resample, shape (B,), NaN for one that drew nothing to measure.
+        whole: Value over all users.
+        users: Value of each user alone, shape (U,), NaN for one with nothing to measure.
+        resampled: Value of each resample, shape (B,), NaN for one with nothing to measure.
     """
 
     whole: float
@@ -63,7 +64,7 @@ class Values:
 
 
 def ratio_of_sums(sums: Floats) -> Floats:
-    """The first sum over the second: a mean, where the second counts examples; NaN where it counts none."""
+    """Return the first sum over the second: a mean, where the second counts examples; NaN where it counts none."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Floats = np.where(sums[..., 1] == 0, np.nan, sums[..., 0] / sums[..., 1])
     return ratio
@@ -76,23 +77,21 @@ def bootstrap_interval(
     *,
     samples: int = SAMPLES,
     seed: int = 42,
-    level: float = LEVEL,
 ) -> Interval:
-    """The percentile bootstrap interval over users (Efron and Tibshirani 1993, chapter 13).
+    """Return the percentile bootstrap interval over users (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        stats: What `statistic` needs of each example, shape (n, K); for a mean, (value, 1).
-        users: Each example's user.
+        stats: Statistics of each example, shape (n, K); for a mean, (value, 1).
+        users: The user of each example.
         statistic: From sums to the metric.
         samples: Number of resamples.
-        seed: The same seed gives the same interval, in whatever order the examples come.
-        level: Share of the resamples inside the interval.
+        seed: Seed of the draws; the order of the examples does not matter.
 
     Raises:
         ValueError: There is no example, or `users` and `stats` differ in length.
     """
     sums = user_sums(stats, users)
-    return interval_of(statistic(sums.sum(axis=0)), statistic(resample(sums, samples=samples, seed=seed)), level=level)
+    return interval_of(statistic(sums.sum(axis=0)), statistic(resample(sums, samples=samples, seed=seed)))
 
 
 def paired_bootstrap(
@@ -104,31 +103,44 @@ def paired_bootstrap(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> Comparison:
-    """Compare two methods on the same examples, both resampled with the same users; see `compare`."""
-    first, second = user_sums(stats, users), user_sums(other, users)
-    return compare(
-        first,
-        second,
-        resample(first, samples=samples, seed=seed),
-        resample(second, samples=samples, seed=seed),
-        statistic,
-    )
+    """Compare two methods on the same examples, both resampled with the same users; see `compare_values`.
+
+    Args:
+        stats: Statistics of each example under the first method, shape (n, K).
+        other: The same under the second method.
+        users: The user of each example.
+        statistic: From sums to the metric.
+        samples: Number of resamples.
+        seed: Seed of the draws.
+    """
+    sides = [user_sums(rows, users) for rows in (stats, other)]
+    return compare_values(*(values_of(sums, resample(sums, samples=samples, seed=seed), statistic) for sums in sides))
 
 
 def user_sums(stats: ArrayLike, users: Sequence[str]) -> Floats:
-    """Sum the rows of each user, shape (U, K), users in sorted order; the order of the rows changes no bit."""
+    """Return the sum of each user's rows, shape (U, K), users in sorted order; the order of the rows changes no bit.
+
+    Raises:
+        ValueError: There are no rows, or the numbers of rows and users differ.
+    """
     rows = np.asarray(stats, dtype=np.float64)
     if len(rows) != len(users) or len(rows) == 0:
         raise ValueError(f"{len(rows)} rows of statistics for {len(users)} users")
     codes = np.unique(np.asarray(users, dtype=np.str_), return_inverse=True)[1]
-    order = np.lexsort((*rows.T, codes))  # floating-point sums depend on the order, so it must be the rows' own
+    order = np.lexsort((*rows.T, codes))  # floating-point sums depend on the order, so rows are sorted by value
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     sums: Floats = np.add.reduceat(rows[order], starts, axis=0)
     return sums
 
 
 def resample(sums: Floats, *, samples: int, seed: int) -> Floats:
-    """Sums over resampled users, shape (B, K). The draws depend on the number of users, `samples` and `seed` alone."""
+    """Return sums over resampled users, shape (B, K).
+
+    Args:
+        sums: Sums of each user, shape (U, K).
+        samples: Number of resamples, B.
+        seed: Seed of the draws, which otherwise depend on U and B only.
+    """
     rng = np.random.default_rng(seed)
     n_users = len(sums)
     chunk = max(1, _DRAWS_AT_ONCE // n_users)
@@ -142,39 +154,43 @@ def resample(sums: Floats, *, samples: int, seed: int) -> Floats:
 
 
 def values_of(sums: Floats, resampled: Floats, statistic: Statistic = ratio_of_sums) -> Values:
-    """The metric of all users, of each, and of each resample, from sums of shape (U, K) and (B, K)."""
+    """Return the metric of all users, of each user, and of each resample.
+
+    Args:
+        sums: Sums of each user, shape (U, K).
+        resampled: Sums of each resample, shape (B, K).
+        statistic: From sums to the metric.
+    """
     return Values(float(statistic(sums.sum(axis=0))), statistic(sums), statistic(resampled))
 
 
-def interval_of(value: float | np.floating | Floats, resampled: Floats, *, level: float = LEVEL) -> Interval:
-    """The interval between the resampled values' quantiles; resamples with nothing to measure (NaN) are left out."""
+def interval_of(value: float | np.floating | Floats, resampled: Floats) -> Interval:
+    """Return the interval between the quantiles of resampled values; NaN, nothing to measure, is left out.
+
+    Args:
+        value: The value over all users.
+        resampled: The value of each resample, shape (B,).
+    """
     drawn = resampled[~np.isnan(resampled)]
     if not len(drawn):
         return Interval(float(value), float(value), float(value))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(value), _settled(low), _settled(high))
 
 
-def compare(
-    sums: Floats, other: Floats, resampled: Floats, other_resampled: Floats, statistic: Statistic = ratio_of_sums
-) -> Comparison:
-    """Compare two methods from their users' sums, shape (U, K), and resampled sums, shape (B, K), of the same draws."""
-    return compare_values(values_of(sums, resampled, statistic), values_of(other, other_resampled, statistic))
-
-
 def compare_values(mine: Values, theirs: Values) -> Comparison:
-    """Compare two methods; their resamples are of the same draws of users.
+    """Compare two methods whose resamples are of the same draws of users.
 
-    The p-value is the share of resampled differences that lie as far from their own mean as the observed difference
-    lies from zero (Riezler and Maxwell 2005, the paired bootstrap of sacreBLEU), counting the observed one as one of
-    them. Users, and resamples, in which there is nothing to measure take no part.
+    The p-value is the share of resampled differences that lie at least as far from their mean as the observed
+    difference lies from zero (Riezler and Maxwell 2005, the paired bootstrap of sacreBLEU); the observed difference
+    counts as one of them. Users and resamples with nothing to measure are left out.
     """
     observed = mine.whole - theirs.whole
     differences = mine.resampled - theirs.resampled
     differences = differences[~np.isnan(differences)]
     measured = ~np.isnan(mine.users - theirs.users)
     first, second = mine.users[measured], theirs.users[measured]
-    if len(first) < 2 or not len(differences):  # one user says nothing of others
+    if len(first) < 2 or not len(differences):  # one user is no sample
         p_value = 1.0
     else:
         as_far = np.abs(differences - differences.mean()) >= abs(observed)
@@ -187,7 +203,7 @@ def compare_values(mine: Values, theirs: Values) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Holm 1979): p-values that keep the chance of one false finding in the family."""
+    """Return Holm's step-down correction of p-values (Holm 1979), which bounds the family-wise error rate."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
@@ -197,5 +213,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _settled(value: float) -> float:
-    """Without the last digits, in which a matrix product differs from machine to machine."""
+    """Round off the last digits, in which a matrix product differs from machine to machine."""
     return round(float(value), 10)

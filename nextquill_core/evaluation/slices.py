@@ -1,8 +1,8 @@
-"""The same metrics on parts of the examples: cold start, drift, and whether it matters whose history is shown.
+"""The metrics on parts of the examples: by history length, by time gap, and under the stranger control.
 
-The cut points are fixed, so that runs can be compared; a bucket that holds no example has no row. They follow from the
-data protocol: a base profile has at least 8 reviews and a test target at least 17 reviews before it, a user at most 500
-in all, so lengths go in powers of two from 8 up. The finer ones below are for thresholds of one's own.
+The cut points are fixed, so that runs can be compared; an empty bucket has no row. They follow from the data protocol:
+a base profile has at least 8 reviews, a test target at least 17 reviews before it, and a user at most 500 reviews, so
+lengths go in powers of two from 8 up. The finer buckets below serve other thresholds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from nextquill_core.evaluation.tables import (
     corrected,
     metric_rows,
 )
-from nextquill_core.schemas import Example
+from nextquill_core.schemas import SLICES, Example
 
 HISTORY_LENGTH, GAP, CONTROL = "history_length", "gap", "control"
 OWN, STRANGER, DIFFERENCE = "own history", "a stranger's history", "difference"
 
-LENGTHS = (0, 1, 4, 8, 16, 32, 64, 128)  # past reviews, the least of each bucket
+LENGTHS = (0, 1, 4, 8, 16, 32, 64, 128)  # least number of past reviews in each bucket
 LENGTH_BUCKETS = (
     "none",
     *(f"{low}–{high - 1}" for low, high in pairwise(LENGTHS[1:])),
     f"{LENGTHS[-1]}+",
 )
-DAYS = (7, 30, 182, 730)  # the first gap that is too long for each bucket but the last
+DAYS = (7, 30, 182, 730)  # exclusive upper bound of each bucket but the last
 GAP_BUCKETS = ("under a week", "under a month", "under 6 months", "under 2 years", "2 years or more")
 BUCKETS: Mapping[str, tuple[str, ...]] = {
     HISTORY_LENGTH: LENGTH_BUCKETS,
@@ -45,12 +45,12 @@ _DAY_MS = 24 * 60 * 60 * 1000
 
 
 def length_bucket(example: Example) -> str:
-    """How long the history is: all past reviews, of which a prompt may show fewer."""
+    """Return the bucket of the number of past reviews, of which a prompt may show fewer."""
     return LENGTH_BUCKETS[int(np.searchsorted(LENGTHS, len(example.history), side="right")) - 1]
 
 
 def gap_bucket(example: Example) -> str:
-    """How long before the target the newest past review was written; "" without history, or if times contradict."""
+    """Return the bucket of the time since the newest past review; "" without history, or if it is later."""
     if not example.history:
         return ""
     gap = example.target.timestamp_ms - max(review.timestamp_ms for review in example.history)
@@ -58,11 +58,11 @@ def gap_bucket(example: Example) -> str:
 
 
 def slice_labels(examples: Sequence[Example], *, dated: bool = True) -> dict[str, list[str]]:
-    """The bucket of each example, by slice.
+    """Return the bucket of each example, by slice.
 
     Args:
-        examples: What was predicted.
-        dated: Whether the source's timestamps are dates; where they only order a user's reviews, gaps mean nothing.
+        examples: The measured examples.
+        dated: Whether the source's timestamps are dates; otherwise gaps have no meaning and are left out.
     """
     labels = {HISTORY_LENGTH: [length_bucket(example) for example in examples]}
     return labels | ({GAP: [gap_bucket(example) for example in examples]} if dated else {})
@@ -77,15 +77,15 @@ def slice_rows(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """Every metric in every bucket, with its 95 % interval over the users in it.
+    """Return every metric in every bucket, with its 95 % interval over the users in it.
 
     Args:
         scores: As for `tables.metric_rows`.
         users: As for `tables.metric_rows`.
-        categories: As for `tables.metric_rows`; with several, a bucket of all of them is made too.
-        labels: By slice, the bucket of each example, "" for one that belongs to none; as `slice_labels` gives them.
-        samples: Resamples of users.
-        seed: Of the resampling.
+        categories: As for `tables.metric_rows`; with several, their union has buckets too.
+        labels: By slice, the bucket of each example, "" for none, as of `slice_labels`.
+        samples: Number of resamples of users.
+        seed: Seed of the resampling.
 
     Returns:
         Rows of the schema `SLICES`, buckets in the order of `BUCKETS`; n counts the bucket's examples.
@@ -120,17 +120,17 @@ def control_rows(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """Each method with the users' own histories against the same method with strangers': who is being imitated?
+    """Compare each method with the users' own histories to itself with strangers' histories.
 
-    A method that gains as much from anybody's reviews has learned the genre and not the person.
+    A method that gains as much from a stranger's reviews has learned the genre and not the user.
 
     Args:
         own: As for `tables.metric_rows`.
-        stranger: The same examples with somebody else's history; methods and presets that are in `own` too.
+        stranger: Scores of the same examples with a stranger's history; its keys are among those of `own`.
         users: As for `tables.metric_rows`.
         categories: As for `tables.metric_rows`.
-        samples: Resamples of users, at least.
-        seed: Of the resampling.
+        samples: Number of resamples of users, at least.
+        seed: Seed of the resampling.
 
     Returns:
         Rows of the schema `SLICES` with the buckets `OWN`, `STRANGER` and `DIFFERENCE` (own minus stranger's, with a
@@ -157,6 +157,4 @@ def control_rows(
 
 
 def _row(name: str, bucket: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    columns = ("method", "category", "decoding", "metric", "value", "ci_low", "ci_high", "n")
-    tests = {column: row.get(column) for column in ("p_value", "p_adjusted")}
-    return {"slice": name, "bucket": bucket, **{column: row[column] for column in columns}, **tests}
+    return {**{column: row.get(column) for column in SLICES.names}, "slice": name, "bucket": bucket}

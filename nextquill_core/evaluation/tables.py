@@ -1,24 +1,22 @@
-"""From the scores of examples to the rows of metrics.json and of Parquet files, and from rows to tables for people."""
+"""Rows of results: metrics with intervals, comparisons of methods, scores of examples, costs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nextquill_core.errors import UserError
 from nextquill_core.evaluation.metrics import (
+    BLEU,
+    LENGTH_RATIO,
     LIKELIHOOD,
     METRICS,
     PREFERENCE_LIKELIHOOD,
     ExampleScores,
-    Metric,
     sentence_bleu,
 )
 from nextquill_core.evaluation.significance import (
@@ -31,16 +29,18 @@ from nextquill_core.evaluation.significance import (
     user_sums,
     values_of,
 )
+from nextquill_core.generation.engines import CUT, STOPPED
 from nextquill_core.schemas import EXAMPLE_SCORES
-from storage import documents
 
 ALL = "all"
-Key = tuple[str, str]  # method, decoding
+"""Name of the union of all categories."""
+Key = tuple[str, str]
+"""Method and decoding preset."""
 Row = Mapping[str, Any]
-NOTHING = "–"
-_NAMES = ("method", "category", "decoding", "metric")
-_NUMBERS = ("value", "ci_low", "ci_high")
+GB = 1e9
 SAMPLES_A_COMPARISON = 40  # so that the least p-value, times the number of comparisons, is still 0.025
+TOKENS: Mapping[str, str] = {LIKELIHOOD: "tokens", PREFERENCE_LIKELIHOOD: "preference_tokens"}
+"""Column of `EXAMPLE_SCORES` with the number of tokens, by log-likelihood metric."""
 
 
 def metric_rows(
@@ -51,14 +51,14 @@ def metric_rows(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """Every metric of every method, decoding preset and category, with its 95 % interval over users.
+    """Return every metric of every method, decoding preset and category, with its 95 % interval over users.
 
     Args:
         scores: By method and decoding preset; all are of the same examples in the same order.
-        users: Each example's user.
-        categories: Each example's category. With several, their union is a further one, "all".
-        samples: Resamples of users.
-        seed: Of the resampling.
+        users: The user of each example.
+        categories: The category of each example. With several, their union is a further one, "all".
+        samples: Number of resamples of users.
+        seed: Seed of the resampling.
 
     Returns:
         Rows with the columns of `schemas.METRICS`; n counts examples. ROUGE and METEOR 0 to 1, BLEU 0 to 100. A metric
@@ -97,20 +97,19 @@ def comparison_rows(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """Paired bootstrap tests of methods under the same decoding preset, for each metric that has a better direction.
+    """Compare methods under the same decoding preset by the paired bootstrap, in each metric with a better direction.
 
     Holm's correction is over all comparisons of one category and decoding preset: every pair in every metric. No
-    p-value lies below 1 / (samples + 1), so many comparisons need many samples, or nothing could be found however
-    large: for the 78 pairs of 13 methods in 7 metrics the least corrected p-value of 10,000 samples is 0.055. Where
-    `samples` are too few, more are drawn.
+    p-value lies below 1 / (samples + 1), so many comparisons need many samples: for the 78 pairs of 13 methods in 7
+    metrics the least corrected p-value of 10,000 samples is 0.055. Where `samples` are too few, more are drawn.
 
     Args:
         scores: As for `metric_rows`.
         users: As for `metric_rows`.
         categories: As for `metric_rows`.
-        reference: The method that each other one is compared against; None for every pair.
-        samples: Resamples of users, at least.
-        seed: Of the resampling.
+        reference: The method that every other one is compared with; None for every pair.
+        samples: Number of resamples of users, at least.
+        seed: Seed of the resampling.
 
     Returns:
         Rows with method, reference, category, decoding, metric, difference (method minus reference, in the metric's
@@ -148,148 +147,63 @@ def comparison_rows(
 
 
 def corrected(family: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one family of comparisons with `p_adjusted`, Holm's correction of their `p_value`."""
+    """Return the rows of one family of comparisons with `p_adjusted`, Holm's correction of their `p_value`."""
     adjusted = holm([row["p_value"] for row in family])
     return [{**row, "p_adjusted": p_value} for row, p_value in zip(family, adjusted, strict=True)]
 
 
 def example_table(scores: Mapping[Key, ExampleScores], example_ids: Sequence[str]) -> pa.Table:
-    """Every score of every example, in the schema `EXAMPLE_SCORES`; what was not measured is null.
+    """Return every score of every example; what was not measured is null.
 
     Args:
         scores: By method and decoding preset; all are of the same examples in the same order.
-        example_ids: Theirs.
+        example_ids: Their ids.
+
+    Returns:
+        A table of the schema `EXAMPLE_SCORES`, and a further column for each metric of another package.
 
     Raises:
         ValueError: The scores are of another number of examples.
     """
-    parts = [_example_columns(*key, result, example_ids) for key, result in scores.items()]
-    tables = [pa.table(columns, schema=EXAMPLE_SCORES) for columns in parts]
-    return pa.concat_tables(tables) if tables else EXAMPLE_SCORES.empty_table()
+    added = dict.fromkeys(key for result in scores.values() for key in result.statistics if key not in METRICS.built_in)
+    schema = pa.schema([*EXAMPLE_SCORES, *(pa.field(key, pa.float64()) for key in added)])
+    parts = [_example_columns(*key, result, example_ids, schema.names) for key, result in scores.items()]
+    tables = [pa.table(columns, schema=schema) for columns in parts]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def _example_columns(
-    method: str, decoding: str, scores: ExampleScores, example_ids: Sequence[str]
+    method: str, decoding: str, scores: ExampleScores, example_ids: Sequence[str], names: Sequence[str]
 ) -> dict[str, Sequence[Any]]:
     if len(scores) != len(example_ids):
         raise ValueError(f"{len(scores)} scores of {method} for {len(example_ids)} examples")
-    absent: list[Any] = [None] * len(scores)
+    rows = scores.statistics
     columns: dict[str, Sequence[Any]] = {
         "example_id": list(example_ids),
         "method": [method] * len(scores),
         "decoding": [decoding] * len(scores),
-        "bleu": sentence_bleu(scores).tolist(),
-        "bleu_counts": scores.bleu.tolist(),
-        "words": scores.lengths[:, 0].tolist(),
-        "reference_words": scores.lengths[:, 1].tolist(),
-        **{key: values.tolist() for key, values in (*scores.means.items(), *scores.unicode.items())},
+        "bleu_counts": rows[BLEU].astype(int).tolist(),
+        "words": rows[LENGTH_RATIO][:, 0].astype(int).tolist(),
+        "reference_words": rows[LENGTH_RATIO][:, 1].astype(int).tolist(),
+        **{key: METRICS[key].statistic(values).tolist() for key, values in rows.items()},
+        BLEU: sentence_bleu(scores).tolist(),
     }
-    for key, tokens in ((LIKELIHOOD, "tokens"), (PREFERENCE_LIKELIHOOD, "preference_tokens")):
-        if key in scores.sums:
-            columns[key], columns[tokens] = scores.sums[key][:, 0].tolist(), scores.sums[key][:, 1].astype(int).tolist()
-    return {name: columns.get(name, absent) for name in EXAMPLE_SCORES.names}
-
-
-def to_document(
-    settings: Mapping[str, Any], rows: Sequence[Row], comparisons: Sequence[Row] = (), **further: Sequence[Row]
-) -> dict[str, Any]:
-    """The content of metrics.json; `further` lists of rows, such as slices, costs and answers, by their names."""
-    listed = {"rows": rows, "comparisons": comparisons, **further}
-    return {"settings": dict(settings), **{name: [dict(row) for row in found] for name, found in listed.items()}}
-
-
-def read_document(path: Path) -> Any:
-    """Return the JSON value in a metrics.json whose settings, rows and comparisons have the form that tables need.
-
-    Raises:
-        UserError: The file cannot be read, or it is damaged.
-    """
-    document = documents.read_document(path, "evaluate again")
-    from_document(document, str(path))
-    return document
-
-
-def from_document(document: Any, where: str = "metrics.json") -> tuple[dict[str, Any], list[Row], list[Row]]:
-    """Settings, rows and comparisons of a parsed metrics.json.
-
-    Raises:
-        UserError: It is not one; `where` names the file.
-    """
-    try:
-        settings, rows = dict(document["settings"]), list(document["rows"])
-        comparisons, cautions = list(document["comparisons"]), document.get("cautions", [])
-    except (AttributeError, TypeError, KeyError, ValueError):
-        raise UserError(
-            "not a metrics file: settings, rows or comparisons are missing", where, "evaluate again"
-        ) from None
-    if not isinstance(cautions, list) or not all(isinstance(caution, str) for caution in cautions):
-        raise UserError("not a metrics file: its cautions are not a list of texts", where, "evaluate again")
-    for number, row in enumerate(rows):
-        if not _is_row(row):
-            raise UserError(f"not a metrics file: row {number} is damaged", where, "evaluate again")
-    return settings, rows, comparisons
-
-
-def _is_row(row: Any) -> bool:
-    """Return whether a value has the fields of a row that tables are made from."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in _NAMES):
-        return False
-    numbers = (row.get(name) for name in _NUMBERS)
-    return type(row.get("n")) is int and all(type(number) in (int, float) for number in numbers)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One number as shown. `best`: no other method shows a better one."""
-
-    value: str
-    interval: str = ""
-    best: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.value} {self.interval}".strip()
-
-
-@dataclass(frozen=True, slots=True)
-class Pivot:
-    """Methods by metrics. `lines` holds each method's cells in the order of `metrics`; `n` counts examples."""
-
-    metrics: tuple[Metric, ...]
-    lines: tuple[tuple[str, tuple[Cell, ...]], ...]
-    n: int
-
-
-def pivot(rows: Sequence[Row], decoding: str, category: str) -> Pivot:
-    """The table of one decoding preset and category, methods and metrics in the order in which the rows name them.
-
-    The best of a metric is decided on the digits shown, so equal ones are best together. A number that is not there
-    is a dash.
-    """
-    chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
-    found = {(row["method"], row["metric"]): row for row in chosen}
-    metrics = tuple(METRICS[key] for key in dict.fromkeys(row["metric"] for row in chosen) if key in METRICS)
-    best = {metric.key: best_of(metric, [row for row in chosen if row["metric"] == metric.key]) for metric in metrics}
-    lines = tuple(
-        (method, tuple(cell_of(metric, found.get((method, metric.key)), best[metric.key]) for metric in metrics))
-        for method in dict.fromkeys(row["method"] for row in chosen)
-    )
-    return Pivot(metrics, lines, max((row["n"] for row in chosen), default=0))
-
-
-def markdown_table(rows: Sequence[Row], decoding: str, category: str) -> str:
-    """The same table in Markdown, the best of each metric in bold."""
-    table = pivot(rows, decoding, category)
-    lines = [["method", *(metric.name for metric in table.metrics)], ["---", *("---:" for _ in table.metrics)]]
-    for method, cells in table.lines:
-        texts = (f"**{cell.value}** {cell.interval}".strip() if cell.best else str(cell) for cell in cells)
-        lines.append([method, *texts])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    for key, tokens in TOKENS.items():
+        if key in rows:
+            columns[key], columns[tokens] = rows[key][:, 0].tolist(), rows[key][:, 1].astype(int).tolist()
+    absent: list[Any] = [None] * len(scores)
+    return {name: columns.get(name, absent) for name in names}
 
 
 def category_groups(
     scores: Mapping[Key, ExampleScores], users: Sequence[str], categories: Sequence[str]
 ) -> dict[str, NDArray[np.intp]]:
-    """The examples of each category by name, then those of all if there are several.
+    """Return the indices of each category's examples by its name, then those of all if there are several.
+
+    Args:
+        scores: As for `metric_rows`.
+        users: As for `metric_rows`.
+        categories: As for `metric_rows`.
 
     Raises:
         ValueError: As for `metric_rows`.
@@ -307,11 +221,11 @@ def category_groups(
 def _resampled(
     scores: Mapping[Key, ExampleScores], users: Sequence[str], members: NDArray[np.intp], samples: int, seed: int
 ) -> dict[Key, dict[str, Values]]:
-    """Of each method and each metric that it has, the users' values and the resampled ones, all from the same draws."""
+    """Return the values of users and resamples by method and metric, all from the same draws."""
     chosen = [users[index] for index in members]
     taken = {key: result.take(members) for key, result in scores.items()}
     sums = {
-        (key, metric): user_sums(result.stats(metric), chosen)
+        (key, metric): user_sums(result.statistics[metric], chosen)
         for key, result in taken.items()
         for metric in result.keys
     }
@@ -340,17 +254,81 @@ def _pairs(methods: Sequence[str], reference: str | None) -> list[tuple[str, str
     return [(method, reference) for method in methods if method != reference] if reference in methods else []
 
 
-def best_of(metric: Metric, rows: Sequence[Row]) -> str | None:
-    """The best value as shown; None where neither direction is better."""
-    if metric.higher_is_better is None or not rows:
+def cost_rows(
+    usages: Mapping[Key, Mapping[str, Any] | None],
+    training: Mapping[str, float | None] | None = None,
+    preparation: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the costs of each method and decoding preset; a missing measurement is None, never an estimate.
+
+    Args:
+        usages: By method and preset, the fields of `engines.Usage` summed over the answers, with the highest
+            `peak_bytes`; None if unknown.
+        training: By method, the seconds of training; a method that does not train is left out.
+        preparation: By method, the seconds of each of its inputs, such as summaries.
+
+    Returns:
+        Rows with method, decoding, answers, training_seconds, preparation, prompt_tokens and new_tokens (mean per
+        answer), tokens_per_second (generated, over the whole time), first_token_ms (mean), peak_gb (10^9 bytes),
+        retries.
+    """
+    return [
+        {
+            "method": method,
+            "decoding": decoding,
+            "answers": _count(usage, "answers"),
+            "training_seconds": (training or {}).get(method),
+            "preparation": dict((preparation or {}).get(method, {})),
+            "prompt_tokens": _ratio(usage, "prompt_tokens", "answers"),
+            "new_tokens": _ratio(usage, "new_tokens", "answers"),
+            "tokens_per_second": _ratio(usage, "new_tokens", "seconds"),
+            "first_token_ms": _ratio(usage, "first_token_seconds", "answers", 1000),
+            "peak_gb": None if not usage or not usage.get("peak_bytes") else usage["peak_bytes"] / GB,
+            "retries": _count(usage, "retries"),
+        }
+        for (method, decoding), usage in usages.items()
+    ]
+
+
+def answer_rows(predictions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return how the answers of each method and preset ended, in the order in which they first appear.
+
+    Args:
+        predictions: Rows of the schema `PREDICTIONS`.
+
+    Returns:
+        Rows with method, decoding, answers, empty (nothing but white space), cut (at the length limit), other (ended in
+        another way), stopped_share (by the model's own stop token, 0 to 1), mean_tokens and longest_tokens.
+    """
+    found: dict[Key, list[Mapping[str, Any]]] = {}
+    for row in predictions:
+        found.setdefault((row["method"], row["decoding"]), []).append(row)
+    return [_ending(method, decoding, rows) for (method, decoding), rows in found.items()]
+
+
+def _ending(method: str, decoding: str, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    reasons = [row["finish_reason"] for row in rows]
+    lengths = [int(row["n_tokens"]) for row in rows]
+    stopped, cut = reasons.count(STOPPED), reasons.count(CUT)
+    return {
+        "method": method,
+        "decoding": decoding,
+        "answers": len(rows),
+        "empty": sum(not row["text"].strip() for row in rows),
+        "cut": cut,
+        "other": len(rows) - stopped - cut,
+        "stopped_share": stopped / len(rows),
+        "mean_tokens": sum(lengths) / len(rows),
+        "longest_tokens": max(lengths),
+    }
+
+
+def _count(usage: Mapping[str, Any] | None, name: str) -> int | None:
+    value = usage.get(name) if usage else None
+    return None if value is None else int(value)
+
+
+def _ratio(usage: Mapping[str, Any] | None, above: str, below: str, scale: float = 1.0) -> float | None:
+    if not usage or usage.get(above) is None or not usage.get(below):
         return None
-    values = [row["value"] for row in rows]
-    return metric.text(max(values) if metric.higher_is_better else min(values))
-
-
-def cell_of(metric: Metric, row: Row | None, best: str | None) -> Cell:
-    """A row's value and interval as shown; a dash where there is no row."""
-    if row is None:
-        return Cell(NOTHING)
-    value = metric.text(row["value"])
-    return Cell(value, f"[{metric.text(row['ci_low'])}, {metric.text(row['ci_high'])}]", value == best)
+    return scale * float(usage[above]) / float(usage[below])

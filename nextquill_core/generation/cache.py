@@ -1,8 +1,12 @@
-"""Sequences that a model reads together: rows of one cache, right-aligned, that come and go while others go on."""
+"""The key-value cache of a batch: prompts enter it by prefill, tokens by decode steps, and rows join and leave it.
+
+On a CPU prompts are processed in parallel, one per core, with as little computation as possible, because prefill is
+most of the work where answers are short.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +17,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from nextquill_core.errors import ModelError
 from nextquill_core.memory import free_memory
+from nextquill_core.model.cpu import fast_feed_forward, feed_forward_parts, passes_at_once, side_by_side
+from nextquill_core.model.forward import last_rows_read
 
 ROOM = 64  # columns kept free for tokens to come
 MOST = 262_144  # positions of a batch: 119 rows of 2,200 tokens each
@@ -34,7 +40,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = keys[:, :, :width], values[:, :, :width]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the states of new tokens, (B, H, n, d) each; returns those of all tokens."""
+        """Append the states of new tokens, (B, H, n, d) each, and return those of all tokens."""
         start: int = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         if end > self._buffers[0].shape[-2]:
@@ -46,44 +52,54 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 @dataclass
-class Rows:
-    """What a model has read of each row.
+class CachedRows:
+    """The cached tokens of a batch of rows.
 
     Attributes:
         cache: Keys and values, every row right-aligned, padding on the left.
-        lengths: Real tokens of each row.
+        lengths: Number of real tokens in each row.
     """
 
     cache: Any
     lengths: list[int]
 
 
-def read(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> tuple[Rows, Tensor]:
-    """Read prompts in one pass.
+def prefill(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> tuple[CachedRows, Tensor]:
+    """Process prompts in one forward pass.
 
     Args:
         model: A causal language model.
-        prompts: At least one, of at least one token each.
-        options: Passed on to the model.
+        prompts: Token ids; at least one prompt of at least one token.
+        options: Further arguments of the model.
 
     Returns:
-        The rows, and the logits of the token behind each, fp32, shape (B, V).
+        The cached rows, and the logits of the next token of each, fp32, shape (B, V).
     """
     lengths = [len(prompt) for prompt in prompts]
     width = max(lengths)
     padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    rows = Rows(DynamicCache(), lengths)
+    rows = CachedRows(DynamicCache(), lengths)
     return rows, _forward(model, rows, torch.tensor(padded, device=model.device), **options)
 
 
-def advance(model: Any, rows: Rows, tokens_B: Tensor, **options: Any) -> Tensor:
-    """Read one more token of each row; returns the logits of the next one, fp32, shape (B, V)."""
+def decode_step(model: Any, rows: CachedRows, tokens_B: Tensor, **options: Any) -> Tensor:
+    """Append one token to each row.
+
+    Args:
+        model: A causal language model.
+        rows: Its cached rows; they are extended in place.
+        tokens_B: The token ids.
+        options: Further arguments of the model.
+
+    Returns:
+        The logits of the next token of each row, fp32, shape (B, V).
+    """
     rows.lengths = [length + 1 for length in rows.lengths]
     return _forward(model, rows, tokens_B[:, None], **options)
 
 
-def _forward(model: Any, rows: Rows, ids_BT: Tensor, **options: Any) -> Tensor:
-    """Masks and positions say of every row where its real tokens begin; no mask is needed where no row is padded."""
+def _forward(model: Any, rows: CachedRows, ids_BT: Tensor, **options: Any) -> Tensor:
+    """Run the model with the mask and positions of right-aligned rows; without padding no mask is needed."""
     new = ids_BT.shape[1]
     width = rows.cache.get_seq_length() + new
     lengths_B = torch.tensor(rows.lengths, device=ids_BT.device)
@@ -103,12 +119,12 @@ def _forward(model: Any, rows: Rows, ids_BT: Tensor, **options: Any) -> Tensor:
     return logits
 
 
-def joined(parts: Sequence[tuple[Rows, Sequence[int]]]) -> Rows:
-    """One set of rows out of several, as narrow as its longest row.
+def joined(parts: Sequence[tuple[CachedRows, Sequence[int]]]) -> CachedRows:
+    """Join rows of several caches into one, as narrow as its longest row.
 
     Args:
-        parts: Rows, and which of them to take, in this order. They are used up, layer by layer, so that no more than
-            one layer is ever held twice.
+        parts: Cached rows, and the indices of those to take, in this order. Their caches are emptied layer by layer, so
+            that at most one layer is held twice.
     """
     lengths = [rows.lengths[row] for rows, chosen in parts for row in chosen]
     caches = [rows.cache for rows, _ in parts]
@@ -119,11 +135,11 @@ def joined(parts: Sequence[tuple[Rows, Sequence[int]]]) -> Rows:
         keys, values = ([getattr(layer, name) for layer in level] for name in ("keys", "values"))
         width = max(lengths)
         layers.append(RoomyLayer(_stacked(keys, choices, width), _stacked(values, choices, width), width))
-    return Rows(Cache(layers=layers), lengths)
+    return CachedRows(Cache(layers=layers), lengths)
 
 
 def _stacked(parts: Sequence[Tensor], choices: Sequence[list[int]], width: int) -> Tensor:
-    """(B, H, width + ROOM, d): the chosen rows of all parts, right-aligned at `width`, zeros before them."""
+    """Return the chosen rows of all parts, right-aligned at `width` after zeros, (B, H, width + ROOM, d)."""
     _, heads, _, size = parts[0].shape
     whole = parts[0].new_zeros(sum(map(len, choices)), heads, width + ROOM, size)
     start = 0
@@ -137,26 +153,81 @@ def _stacked(parts: Sequence[Tensor], choices: Sequence[list[int]], width: int) 
 
 @torch.inference_mode()
 def room_in_memory(model: Any) -> int:
-    """Positions whose keys and values fit into half of the memory that is free on the model's device now.
+    """Return the number of positions whose keys and values fit into half of the device's free memory.
 
-    The other half is for what a pass computes, and for a layer that is copied when rows come and go.
+    The other half is for activations, and for a layer that is copied when rows join or leave.
     """
-    rows, _ = read(model, [[0]])
+    rows, _ = prefill(model, [[0]])
     kept: int = sum(states.nbytes for layer in rows.cache.layers for states in (layer.keys, layer.values))
     return max(1, min(MOST, free_memory(model.device) // 2 // kept))
 
 
 def check_cache(model: Any) -> None:
-    """Whether all that a model keeps of what it has read are keys and values.
+    """Check that a model caches keys and values only.
 
     Raises:
-        ModelError: Some layers keep a state of another kind, which cannot be joined to batches here.
+        ModelError: Some layers cache another state, whose rows cannot be joined.
     """
     config = model.config
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         raise ModelError(
-            "some of its layers keep something else than keys and values",
+            "some of its layers cache something else than keys and values",
             config.name_or_path or type(model).__name__,
             "serve it and set evaluate.engine to openai",
         )
+
+
+TOGETHER = 512  # positions up to which prompts share a pass; a longer prompt occupies a thread alone
+
+
+class Prefiller:
+    """Processes prompts with one model.
+
+    On a CPU several prompts pass through the model in parallel, each on one thread, and the feed-forward part of the
+    last layer computes only the last token of each prompt. Both change the numbers by rounding only. A model that
+    allows only one of them, or neither, runs without.
+
+    Attributes:
+        at_once: Number of parallel passes; the number of prompts is best a multiple of it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.at_once = passes_at_once(model)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self._feed_forward = feed_forward_parts(model) if on_cpu else []
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], options: Callable[[slice], dict[str, Any]]
+    ) -> list[tuple[CachedRows, Tensor]]:
+        """Process all prompts; short neighbours share a pass.
+
+        Args:
+            prompts: Token ids, of at least one token each.
+            options: Further arguments of the model for a slice of the prompts.
+
+        Returns:
+            The result of `prefill` for each group of neighbours, in order.
+        """
+        groups = [(prompts[group], options(group)) for group in together(prompts)]
+        with_options = any(options for _, options in groups)  # PEFT sets them by hooks, which all passes would share
+        with fast_feed_forward(self._feed_forward):
+            return side_by_side(self._pass, groups, 1 if with_options else self.at_once)
+
+    def _pass(self, group: tuple[Sequence[Sequence[int]], dict[str, Any]]) -> tuple[CachedRows, Tensor]:
+        prompts, options = group
+        with last_rows_read(1):
+            return prefill(self.model, prompts, **options)
+
+
+def together(prompts: Sequence[Sequence[int]]) -> Iterator[slice]:
+    """Yield the groups of neighbours that share a pass."""
+    start = longest = 0
+    for end, prompt in enumerate(prompts):
+        longest = max(longest, len(prompt))
+        if end > start and longest * (end + 1 - start) > TOGETHER:
+            yield slice(start, end)
+            start, longest = end, len(prompt)
+    if start < len(prompts):
+        yield slice(start, len(prompts))

@@ -1,10 +1,17 @@
-"""Decoding presets: everything that decides which token comes out, apart from the model. Needs no torch."""
+"""Decoding: presets, and from logits to the next token: steering, repetition penalty, temperature, nucleus, draw.
+
+torch is imported only where tokens are chosen, because a plan reads the presets without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -12,9 +19,10 @@ class Decoding:
     """A decoding preset.
 
     Attributes:
-        summary: A few words for people.
+        name: Name in `DECODINGS`.
+        summary: One line for people.
         temperature: Divides the logits before sampling; 0 takes the likeliest token (greedy).
-        top_p: Samples among the fewest tokens whose probabilities sum to at least this (nucleus sampling, Holtzman et
+        top_p: Sample among the fewest tokens whose probabilities sum to at least this (nucleus sampling, Holtzman et
             al. 2020, arXiv 1904.09751); 1 is all of them.
         repetition_penalty: Divides the logit of every token seen in prompt or output, or multiplies it where it is
             negative (Keskar et al. 2019, arXiv 1909.05858); 1 is none.
@@ -28,7 +36,7 @@ class Decoding:
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is drawn, so that the seed has no part in the answer."""
+        """Whether decoding is deterministic, so that the seed does not matter."""
         return self.temperature == 0.0
 
 
@@ -39,7 +47,71 @@ SAMPLED = Decoding("sampled", "temperature 0.6, top-p 0.9, no penalty", temperat
 DECODINGS: Mapping[str, Decoding] = MappingProxyType({preset.name: preset for preset in (PAPER, GREEDY, SAMPLED)})
 
 SANE_CANDIDATES = (GREEDY.name, SAMPLED.name)
-"""The preset `sane` is the one of these that does better on val."""
+"""The preset `sane` is the one of these that is better on val."""
 
 STEERING_STRENGTHS = (0.5, 1.0, 2.0, 3.0)
-"""CoS's λ; the one that does best on val is taken."""
+"""Values of CoS's λ; the one that is best on val is used."""
+
+
+def steered(with_BV: Tensor, without_BV: Tensor, strength: float) -> Tensor:
+    """Return logits under context steering (CoS, arXiv 2405.01768): log p ∝ log p_h + λ(log p_h − log p_∅).
+
+    Logits serve as log-probabilities, since softmax ignores the shift between them. λ = 0 gives the logits with history
+    and λ = −1 those without, both bit for bit.
+
+    Args:
+        with_BV: Logits after the prompt with history.
+        without_BV: Logits after the prompt without history.
+        strength: λ.
+
+    Returns:
+        (B, V), up to a constant for each row.
+    """
+    return (1 + strength) * with_BV - strength * without_BV
+
+
+def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Return logits with the repetition penalty, shape (B, V).
+
+    Args:
+        logits_BV: Logits.
+        seen_BV: bool; tokens of each row's prompt and output.
+        penalty: Divides a seen token's logit, or multiplies it where it is negative.
+    """
+    import torch
+
+    lowered = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+    return torch.where(seen_BV, lowered, logits_BV)
+
+
+def nucleus(p_BV: Tensor, top_p: float) -> Tensor:
+    """Return probabilities with 0 outside the fewest likeliest tokens that sum to at least `top_p`; not rescaled."""
+    if top_p >= 1.0:
+        return p_BV
+    sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    return p_BV.masked_fill((before_BV >= top_p).scatter(-1, order_BV, before_BV >= top_p), 0.0)
+
+
+def next_tokens(logits_BV: Tensor, decoding: Decoding, uniform_B: Tensor | None = None) -> Tensor:
+    """Choose the next token of each row.
+
+    A row's draw inverts its cumulative distribution at one uniform number, which comes from the row's own generator. So
+    the answer does not depend on the batch.
+
+    Args:
+        logits_BV: Logits, already penalised.
+        decoding: Temperature and top-p.
+        uniform_B: float64 in [0, 1) on the CPU, one per row; not needed for greedy decoding.
+
+    Returns:
+        Token ids, shape (B,).
+    """
+    import torch
+
+    if decoding.greedy or uniform_B is None:
+        return logits_BV.argmax(dim=-1)
+    p_BV = nucleus(torch.softmax(logits_BV.float() / decoding.temperature, dim=-1), decoding.top_p)
+    below_BV = p_BV.double().cumsum(dim=-1)
+    aim_B1 = uniform_B.to(below_BV.device)[:, None] * below_BV[:, -1:]
+    return torch.searchsorted(below_BV, aim_B1, right=True)[:, 0].clamp(max=p_BV.shape[-1] - 1)

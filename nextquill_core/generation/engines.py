@@ -1,34 +1,45 @@
-"""What an engine is asked, what it answers, and what answering has cost; no engine is loaded here, nor torch."""
+"""What an engine is asked, what it answers, what that costs, and the journal of answers.
+
+Imports neither an engine nor torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
+from typing_extensions import TypedDict
+
+from storage.stored_json import read_lines
+
 STOPPED, CUT = "stop", "length"
+"""Why an answer ended: at a stop token, or at the length limit."""
 BASE = "__base__"
-"""PEFT's name for no adapter at all, as a request's adapter in a model that holds many."""
+"""PEFT's name for no adapter at all, as a request's adapter in a model that holds several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to write.
+    """One answer to generate.
 
     Attributes:
         key: The example's id; with the seed it decides what is drawn, so that an answer depends neither on its batch
             nor on its shard.
-        prompt: Prompt ids, at least one.
-        without: Ids of the prompt without history, to steer away from; None for an answer that is not steered.
-        adapter: Name of the PEFT adapter to answer with; None for the model as it is: its adapter `default`, or none
-            where it holds no adapter of that name.
-        limit: Most tokens of this answer; None for the engine's own limit.
+        prompt: Token ids of the prompt, at least one.
+        counterfactual: Token ids of the prompt without history, to steer away from; None for an answer that is not
+            steered.
+        adapter: Name of the PEFT adapter to use; None for the model as it is: its adapter `default`, or none where it
+            holds no adapter of that name.
+        limit: Maximum number of tokens in this answer; None for the engine's own limit.
     """
 
     key: str
     prompt: list[int]
-    without: list[int] | None = None
+    counterfactual: list[int] | None = None
     adapter: str | None = None
     limit: int | None = None
 
@@ -47,14 +58,15 @@ class Usage:
     """What generating has cost so far, summed over all answers of an engine.
 
     Attributes:
-        prompt_tokens: Of both prompts, where an answer is steered.
-        new_tokens: Stop tokens not counted.
+        answers: Number of answers.
+        prompt_tokens: Tokens of the prompts, of both where an answer is steered.
+        new_tokens: Generated tokens; stop tokens are not counted.
         seconds: Wall-clock time inside `generate`.
-        first_token_seconds: Of each answer, from the moment when its prompt's batch began (or its request was sent)
-            to its first token.
-        peak_bytes: The most memory held so far: the process's own on a CPU, the accelerator's on one; 0 where the
-            model is somewhere else.
-        retries: Requests sent once more after a server failed them, or batches begun again when memory ran out.
+        first_token_seconds: Summed time from the start of an answer's batch (or the sending of its request) to its
+            first token.
+        peak_bytes: Highest memory use so far: of the process on a CPU, of the accelerator on one; 0 where the model is
+            on a server.
+        retries: Requests repeated after a server failed, or batches repeated after memory ran out.
     """
 
     answers: int = 0
@@ -66,32 +78,32 @@ class Usage:
     retries: int = 0
 
 
-def unheard(finished: int) -> None:
-    """A listener that shows nothing."""
+def no_progress(finished: int) -> None:
+    """Ignore progress."""
 
 
-def unkept(request: Request, answer: Generation) -> None:
-    """A keeper that keeps nothing."""
+def discard(request: Request, answer: Generation) -> None:
+    """Store nothing."""
 
 
 class Engine(Protocol):
-    """Whatever turns prompts into texts."""
+    """Turns prompts into texts."""
 
     usage: Usage
 
     def generate(
         self,
         requests: Sequence[Request],
-        advance: Callable[[int], None] = unheard,
+        advance: Callable[[int], None] = no_progress,
         *,
-        keep: Callable[[Request, Generation], None] = unkept,
+        keep: Callable[[Request, Generation], None] = discard,
     ) -> list[Generation]:
         """Answer every request.
 
         Args:
-            requests: In any order; the work is done in the order that is fastest.
-            advance: Told now and then how many more are finished.
-            keep: Given each answer as soon as it is there, so that nothing is lost if a later one fails.
+            requests: In any order; they are processed in the fastest order.
+            advance: Receives from time to time how many more are finished.
+            keep: Receives each answer as soon as it exists, so that nothing is lost if a later one fails.
 
         Returns:
             The answers in the order of the requests.
@@ -99,14 +111,52 @@ class Engine(Protocol):
 
 
 def request_seed(seed: int, key: str) -> int:
-    """The seed of one answer, from the run's and the example's id; 31 bits, which every server takes."""
+    """Return the seed of one answer from the run's seed and the example's id; 31 bits, which every server accepts."""
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def finished_text(text: str) -> str:
-    """An answer's text without blanks around it, and without a character that the limit cut in two.
+    """Return an answer's text without surrounding blanks and without a character that the limit cut in two.
 
     Bytes that never became a character are decoded to the replacement character, or are never sent by a server.
     """
     return text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
+
+
+class _Line(TypedDict):
+    key: str
+    answer: Generation
+
+
+class Journal:
+    """JSON lines, one per answer, in one file per shard.
+
+    An answer depends on its example alone and not on what else is generated, so those of an earlier run are valid.
+
+    Args:
+        path: The file; an earlier run may have left it with its last line cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        stored: list[_Line] = read_lines(path, _Line, "run the stage with --force") if path.is_file() else []
+        if stored:
+            whole, _, unfinished = path.read_bytes().rpartition(b"\n")
+            if unfinished:
+                path.write_bytes(whole + b"\n")
+        self._answers = {found["key"]: found["answer"] for found in stored}
+
+    def missing(self, requests: Sequence[Request]) -> list[Request]:
+        """Return the requests without an answer."""
+        return [request for request in requests if request.key not in self._answers]
+
+    def keep(self, request: Request, answer: Generation) -> None:
+        """Append an answer."""
+        self._answers[request.key] = answer
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": request.key, "answer": asdict(answer)}) + "\n")
+
+    def answers(self, requests: Sequence[Request]) -> list[Generation]:
+        """Return the answers to all requests, in order."""
+        return [self._answers[request.key] for request in requests]

@@ -1,4 +1,7 @@
-"""The engine on a model in this process: prompts in, texts out, by our own loop or by continuous batching."""
+"""The engine that runs a model in this process, by its own decoding loop or by continuous batching.
+
+In the decoding loop, rows join the batch by prefill and leave it as soon as they are finished.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,29 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from nextquill_core.errors import ModelError
-from nextquill_core.generation.batch import Batch, Row
-from nextquill_core.generation.cache import check_cache, room_in_memory
-from nextquill_core.generation.decoding import Decoding
+from nextquill_core.generation.cache import CachedRows, Prefiller, check_cache, decode_step, joined, room_in_memory
+from nextquill_core.generation.decoding import Decoding, next_tokens, penalised, steered
 from nextquill_core.generation.engines import (
     BASE,
+    CUT,
+    STOPPED,
     Generation,
     Request,
     Usage,
+    discard,
     finished_text,
+    no_progress,
     request_seed,
-    unheard,
-    unkept,
 )
-from nextquill_core.generation.prefill import Reader
+from nextquill_core.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -35,28 +41,28 @@ ADAPTER = "default"  # PEFT's name for the adapter of a model that has one
 
 
 class TransformersEngine:
-    """Decodes with a Hugging Face model in this process.
+    """Generates with a Hugging Face model in this process.
 
-    Every row of a batch is masked and placed for itself, so an answer does not depend on what else is in its batch, but
-    for ties within rounding. Rows that have finished leave, and waiting requests take their places. On a GPU, greedy
-    decoding without penalty, steering and adapters goes through transformers' continuous batching instead, which keeps
-    no padding at all; the tokens are the same.
+    Each row of a batch has its own mask and positions, so an answer does not depend on the rest of its batch, except
+    for ties within rounding. Finished rows leave the batch, and waiting requests take their places. On a GPU, greedy
+    decoding without penalty, steering and adapters uses transformers' continuous batching instead, which has no padding
+    at all; the tokens are the same.
 
     Args:
         model: A causal language model in evaluation mode, with or without PEFT adapters.
         tokenizer: Its tokenizer. Answers stop at its end-of-sequence token and at those of the model's generation
             config.
-        stop: The token with which the prompts' template ends an answer; answers stop at it too. None for no other.
         decoding: The preset.
-        max_new_tokens: Longest answer.
-        batch_tokens: Positions of a batch, padding included, when rows join it; one row may have more. None for as many
-            as half of the free memory has room for.
-        steering: CoS's λ; None to steer nothing.
-        seed: Of the run; see `Request.key`.
-        continuous: Whether to use continuous batching where it can be; None for what is faster on the model's device.
+        max_new_tokens: Maximum number of tokens in an answer.
+        batch_tokens: Maximum number of positions in a batch, padding included, when rows join it; a single row may have
+            more. None for as many as fit into half of the free memory.
+        stop: The token with which the prompts' template ends an answer; answers stop at it too. None for no other.
+        steering: CoS's λ; None for no steering.
+        seed: Seed of the run; see `Request.key`.
+        continuous: Whether to use continuous batching where it is possible; None for what is faster on the device.
 
     Raises:
-        ModelError: The model keeps something else than keys and values of what it has read.
+        ModelError: The model caches something else than keys and values.
     """
 
     def __init__(
@@ -78,25 +84,30 @@ class TransformersEngine:
         self.batch_tokens = batch_tokens if batch_tokens is not None else room_in_memory(model)
         self.usage = Usage()
         self.stops = stop_tokens(model, tokenizer, stop)
-        self._held = frozenset(getattr(model, "peft_config", ()))
+        self._adapters = frozenset(getattr(model, "peft_config", ()))
         plain = decoding.greedy and decoding.repetition_penalty == 1.0 and steering is None
         wanted = continuous if continuous is not None else model.device.type != "cpu"
         self._continuous = plain and wanted and hasattr(model, "generate_batch")
         self._most_rows = sys.maxsize
-        self._reader = Reader(model)
+        self._prefiller = Prefiller(model)
 
     def generate(
         self,
         requests: Sequence[Request],
-        advance: Callable[[int], None] = unheard,
+        advance: Callable[[int], None] = no_progress,
         *,
-        keep: Callable[[Request, Generation], None] = unkept,
+        keep: Callable[[Request, Generation], None] = discard,
     ) -> list[Generation]:
         """Answer every request; see `Engine.generate`.
 
+        Args:
+            requests: As for `Engine.generate`.
+            advance: As for `Engine.generate`.
+            keep: As for `Engine.generate`.
+
         Raises:
             ModelError: The model holds no adapter of a request's name, or memory does not suffice for one row.
-            ValueError: A request is to be steered and the engine was told no strength.
+            ValueError: A request is steered and the engine has no strength.
         """
         self._check(requests)
         started = time.perf_counter()
@@ -114,21 +125,21 @@ class TransformersEngine:
                 self._continuously(requests, finish)
             rows = [self._row(index, request) for index, request in enumerate(requests) if index not in answers]
             for steered in (True, False):
-                self._decode([row for row in rows if (row.request.without is not None) == steered], finish)
+                self._decode([row for row in rows if (row.request.counterfactual is not None) == steered], finish)
         finally:
             self.usage.seconds += time.perf_counter() - started
             self.usage.peak_bytes = max(self.usage.peak_bytes, _peak_bytes(self.model.device))
         return [answers[index] for index in range(len(requests))]
 
     def _check(self, requests: Sequence[Request]) -> None:
-        if self.steering is None and any(request.without is not None for request in requests):
-            raise ValueError("a request is to be steered, and the engine has no steering strength")
-        unknown = {request.adapter for request in requests} - self._held - {None, BASE}
+        if self.steering is None and any(request.counterfactual is not None for request in requests):
+            raise ValueError("a request is steered, and the engine has no steering strength")
+        unknown = {request.adapter for request in requests} - self._adapters - {None, BASE}
         if unknown:
             raise ModelError(f"the model holds no adapter {min(map(str, unknown))!r}", "Request.adapter")
 
     def _row(self, index: int, request: Request) -> Row:
-        if request.without == request.prompt:  # nothing to steer away from
+        if request.counterfactual == request.prompt:  # nothing to steer away from
             request = Request(request.key, request.prompt, None, request.adapter, request.limit)
         draws = None
         if not self.decoding.greedy:
@@ -137,18 +148,18 @@ class TransformersEngine:
 
     def _count(self, row: Row) -> None:
         self.usage.answers += 1
-        self.usage.prompt_tokens += len(row.request.prompt) + len(row.request.without or ())
+        self.usage.prompt_tokens += len(row.request.prompt) + len(row.request.counterfactual or ())
         self.usage.new_tokens += len(row.output)
         self.usage.first_token_seconds += row.first_token_seconds
 
     @torch.inference_mode()
     def _decode(self, rows: Sequence[Row], finish: Callable[[Row], None]) -> None:
-        """Longest first, so that padding is small and memory trouble comes at once."""
+        """Decode rows, longest first, so that padding is small and a lack of memory shows at once."""
         waiting = deque(sorted(rows, key=lambda row: (-row.size, row.index)))
         while waiting:
             batch = Batch(
                 model=self.model,
-                reader=self._reader,
+                prefiller=self._prefiller,
                 decoding=self.decoding,
                 steering=self.steering,
                 stops=self.stops,
@@ -159,36 +170,36 @@ class TransformersEngine:
             )
             if batch.run():
                 break
-            self._make_do_with_less(len(batch.rows))
+            self._halve_batch(len(batch.rows))
             again = [self._row(row.index, row.request) for row in batch.rows if not row.reason]
-            waiting.extendleft(reversed(again))  # from their beginnings, with fresh generators
+            waiting.extendleft(reversed(again))  # from the start, with new generators
 
-    def _make_do_with_less(self, tried: int) -> None:
+    def _halve_batch(self, tried: int) -> None:
         if tried == 1:
             raise ModelError(
                 "out of memory with one answer alone", "evaluate", "lower prompt.max_prompt_tokens or max_new_tokens"
             )
         self._most_rows = tried // 2
         self.usage.retries += 1
-        logger.warning("out of memory: going on with %d answers at a time", self._most_rows)
-        if self._held:
+        logger.warning("out of memory: continuing with %d answers at a time", self._most_rows)
+        if self._adapters:
             forget_adapter_names(self.model)
         if self.model.device.type != "cpu":
             torch.accelerator.empty_cache()
 
     def _fits(self, rows: int, size: int) -> bool:
-        """Whether so many rows of this size each may be in a batch."""
+        """Return whether this many rows of this size may be in a batch."""
         return rows <= 1 or (rows <= self._most_rows and rows * size <= self.batch_tokens)
 
     def _adapters_of(self, rows: Sequence[Row]) -> dict[str, list[str]]:
-        """What PEFT is to be told of the rows' adapters: nothing where the model as it is serves all of them."""
-        usual = ADAPTER if ADAPTER in self._held else BASE
+        """Return PEFT's argument for the rows' adapters; none where all use the model's default adapter."""
+        usual = ADAPTER if ADAPTER in self._adapters else BASE
         names = [row.request.adapter or usual for row in rows]
-        return {"adapter_names": names} if self._held and set(names) != {ADAPTER} else {}
+        return {"adapter_names": names} if self._adapters and set(names) != {ADAPTER} else {}
 
     def _continuously(self, requests: Sequence[Request], finish: Callable[[Row], None]) -> None:
-        """What transformers' continuous batching fails to answer is left to the loop."""
-        model = self.model.get_base_model() if self._held else self.model
+        """Answer by transformers' continuous batching; what it fails to answer is left to the loop."""
+        model = self.model.get_base_model() if self._adapters else self.model
         rows = [self._row(index, request) for index, request in enumerate(requests)]
         results = model.generate_batch(
             [row.request.prompt for row in rows],
@@ -203,13 +214,19 @@ class TransformersEngine:
         )
         for name, result in results.items():  # named req_0, req_1, ... in the order of the prompts
             row = rows[int(name.removeprefix("req_"))]
-            if any(row.take(token, self.stops) for token in result.generated_tokens):  # up to the end, and no further
+            if any(row.append(token, self.stops) for token in result.generated_tokens):  # up to the end only
                 row.first_token_seconds = result.timestamps[0] - result.lifespan[0]
                 finish(row)
 
 
 def stop_tokens(model: Any, tokenizer: Any, stop: int | None = None) -> frozenset[int]:
-    """Every token that ends an answer: the template's, the tokenizer's, and those of the model's generation config."""
+    """Return the tokens that end an answer: the template's, the tokenizer's and the model's.
+
+    Args:
+        model: Its generation config names end-of-sequence tokens.
+        tokenizer: Its end-of-sequence token counts too.
+        stop: The template's token, if there is one.
+    """
     settings = getattr(model, "generation_config", None)
     configured = getattr(settings, "eos_token_id", None)
     several = configured if isinstance(configured, list | tuple) else [configured]
@@ -217,9 +234,9 @@ def stop_tokens(model: Any, tokenizer: Any, stop: int | None = None) -> frozense
 
 
 def forget_adapter_names(model: Any) -> None:
-    """Take away the hooks by which PEFT tells its layers the rows' adapters.
+    """Remove the hooks by which PEFT passes the rows' adapters to its layers.
 
-    It leaves them where a pass has failed, and later passes, of other rows, would hear them.
+    PEFT leaves them after a failed pass, and they would apply to later passes with other rows.
     """
     for module in model.modules():
         hooks = module._forward_pre_hooks
@@ -234,3 +251,170 @@ def _peak_bytes(device: torch.device) -> int:
         return int(torch.accelerator.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+SHARE = 16  # finished rows leave once they are a sixteenth: at once in small batches, not at every step in large ones
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One answer that is being generated.
+
+    Attributes:
+        index: Position among the requests.
+        request: What is asked.
+        limit: Maximum number of tokens.
+        draws: Random generator of this row; None for greedy decoding.
+        output: Token ids so far.
+        reason: Why it ended; empty until then.
+        began: When its prefill began, seconds of `time.perf_counter`.
+        first_token_seconds: Time from then to the first token.
+    """
+
+    index: int
+    request: Request
+    limit: int
+    draws: torch.Generator | None
+    output: list[int] = field(default_factory=list)
+    reason: str = ""
+    began: float = 0.0
+    first_token_seconds: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Number of positions in the caches."""
+        prompts = [prompt for prompt in (self.request.prompt, self.request.counterfactual) if prompt is not None]
+        return sum(len(prompt) + len(self.output) for prompt in prompts)
+
+    def append(self, token: int, stops: frozenset[int]) -> bool:
+        """Append a token and return whether the answer has ended."""
+        if not self.output:
+            self.first_token_seconds = time.perf_counter() - self.began
+        if token in stops:
+            self.reason = STOPPED
+        else:
+            self.output.append(token)
+            if len(self.output) == self.limit:
+                self.reason = CUT
+        return bool(self.reason)
+
+
+@dataclass
+class _Branch:
+    """The cached rows of one prompt of each answer, and the logits of the next token, (B, V)."""
+
+    rows: CachedRows
+    logits_BV: Tensor
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rows that are decoded together; waiting rows join whenever a sixteenth of the batch has finished.
+
+    Attributes:
+        model: A causal language model.
+        prefiller: Processes prompts with this model.
+        decoding: The preset.
+        steering: CoS's λ, for rows with a counterfactual prompt.
+        stops: Tokens that end an answer.
+        fits: Whether (rows, positions of each) may be in the batch.
+        adapters: Arguments of the model that select the rows' adapters.
+        waiting: Rows yet to join, longest first; all steered or none.
+        finish: Receives every finished row.
+        rows: Rows in the batch; after memory ran out, those that were in it.
+        branches: With history and, where rows are steered, without.
+        seen_BV: Tokens of each row's prompt and output, where repetition is penalised.
+    """
+
+    model: Any
+    prefiller: Prefiller
+    decoding: Decoding
+    steering: float | None
+    stops: frozenset[int]
+    fits: Callable[[int, int], bool]
+    adapters: Callable[[Sequence[Row]], dict[str, list[str]]]
+    waiting: deque[Row]
+    finish: Callable[[Row], None]
+    rows: list[Row] = field(default_factory=list)
+    branches: list[_Branch] = field(default_factory=list)
+    seen_BV: Tensor | None = None
+
+    def run(self) -> bool:
+        """Decode until no row is left; return False if memory ran out first."""
+        try:
+            while self._exchange_rows():
+                tokens_B = self._append_tokens()
+                if not all(row.reason for row in self.rows):
+                    names = self.adapters(self.rows)
+                    for branch in self.branches:
+                        branch.logits_BV = decode_step(self.model, branch.rows, tokens_B, **names)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.branches, self.seen_BV = [], None
+            return False
+        return True
+
+    def _exchange_rows(self) -> bool:
+        """Replace finished rows by waiting ones once that is worth copying the rest; return False when none is left."""
+        kept = [place for place, row in enumerate(self.rows) if not row.reason]
+        if SHARE * (len(self.rows) - len(kept)) < len(self.rows):
+            return True
+        if not kept:
+            self.branches, self.seen_BV = [], None
+        staying = [self.rows[place] for place in kept]
+        joining = self._take_waiting(staying)
+        self.rows = staying + joining
+        if not self.rows:
+            return False
+        prompts = [[row.request.prompt for row in joining]]
+        if self.rows[0].request.counterfactual is not None:
+            prompts.append([row.request.counterfactual or [] for row in joining])
+        before: Sequence[_Branch | None] = self.branches or [None] * len(prompts)
+        self.branches = [self._extended(old, kept, joining, texts) for old, texts in zip(before, prompts, strict=True)]
+        if self.decoding.repetition_penalty != 1.0:
+            self._mark_seen(kept, joining)
+        return True
+
+    def _take_waiting(self, staying: Sequence[Row]) -> list[Row]:
+        joining: list[Row] = []
+        longest = max((row.size for row in staying), default=0)
+        while self.waiting:
+            longest = max(longest, self.waiting[0].size)
+            if not self.fits(len(staying) + len(joining) + 1, longest):
+                break
+            joining.append(self.waiting.popleft())
+            joining[-1].began = time.perf_counter()
+        return joining
+
+    def _extended(
+        self, old: _Branch | None, kept: Sequence[int], joining: Sequence[Row], prompts: Sequence[list[int]]
+    ) -> _Branch:
+        parts: list[tuple[CachedRows, Sequence[int]]] = [(old.rows, kept)] if old else []
+        logits = [old.logits_BV[kept]] if old else []
+        for rows, next_BV in self.prefiller(prompts, lambda group: self.adapters(joining[group])):
+            parts.append((rows, range(len(rows.lengths))))
+            logits.append(next_BV)
+        return _Branch(joined(parts), torch.cat(logits))
+
+    def _mark_seen(self, kept: Sequence[int], joining: Sequence[Row]) -> None:
+        fresh_BV = torch.zeros_like(self.branches[0].logits_BV[len(kept) :], dtype=torch.bool)
+        for seen_V, row in zip(fresh_BV, joining, strict=True):
+            seen_V[torch.tensor(row.request.prompt, device=seen_V.device)] = True
+        self.seen_BV = fresh_BV if self.seen_BV is None else torch.cat([self.seen_BV[kept], fresh_BV])
+
+    def _append_tokens(self) -> Tensor:
+        """Choose and append the next token of each row, (B,); rows that finished before draw without effect."""
+        logits_BV = self.branches[0].logits_BV
+        if len(self.branches) == 2 and self.steering is not None:
+            logits_BV = steered(logits_BV, self.branches[1].logits_BV, self.steering)
+        if self.seen_BV is not None:
+            logits_BV = penalised(logits_BV, self.seen_BV, self.decoding.repetition_penalty)
+        drawn = [torch.rand((), generator=row.draws, dtype=torch.float64) for row in self.rows if row.draws is not None]
+        tokens_B = next_tokens(logits_BV, self.decoding, torch.stack(drawn) if drawn else None)
+        if self.seen_BV is not None:
+            self.seen_BV.scatter_(1, tokens_B[:, None], True)
+        for row, token in zip(self.rows, tokens_B.tolist(), strict=True):
+            if not row.reason and row.append(token, self.stops):
+                self.finish(row)
+        return tokens_B

@@ -1,11 +1,11 @@
-"""One adapter a user, trained from scratch on what that user wrote before (OPPU, Tan et al. 2024, arXiv 2402.04401).
+"""Personal adapters: one LoRA per user, trained on the user's past reviews (OPPU, Tan et al. 2024, arXiv 2402.04401).
 
-The base model has the task's LoRA merged into it (`merged`). On top, each user gets a LoRA that has learned to write
-the user's past reviews without history, and then writes the user's next one, likewise without.
+The base model has the task's LoRA merged into it (`merge_adapter`). On top, each user has a LoRA that is trained on the
+user's past reviews, each without history, and then generates the user's next review, also without history.
 
-The published loop wraps the model of the user before and adds to that user's examples. Here every user starts anew:
-weights, order and dropout come from a seed that is a hash of the run's seed and the user's key, so that an adapter does
-not depend on who else is trained, or when. LoRA's layers are put in once for all users, and taken out again.
+The published loop wraps the model of the previous user and adds to that user's examples. Here every user starts from
+scratch: weights, order and dropout come from a seed that is a hash of the run's seed and the user's key, so that an
+adapter does not depend on the other users. LoRA's layers are inserted once for all users and removed at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,53 +23,58 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextquill_core.config.evaluate import PersonalConfig
 from nextquill_core.errors import ModelError, first_line
 from nextquill_core.model.forward import answer_hidden_states
 from nextquill_core.model.head import head_of
-from nextquill_core.model.loading import load_adapter
-from nextquill_core.model.weights import tensor_faults
+from nextquill_core.model.loading import load_adapter, tensor_faults
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair
-from nextquill_core.training.batches import TrainExample, micro_batches, step_examples, steps_per_epoch
+from nextquill_core.training.data import TrainExample, micro_batches, step_examples, steps_per_epoch
+from nextquill_core.training.engines import PlainEngine
 from nextquill_core.training.losses import nextquill_loss
-from nextquill_core.training.plain_engine import PlainEngine
 from nextquill_core.training.trainer import learning_rate_at
-from storage.documents import form_expected
 from storage.files import atomic_path
+from storage.stored_json import expect_form
 
 Adapter = Mapping[str, Tensor]
-"""LoRA's matrices under the names of PEFT's own adapter files, fp32 on the CPU."""
+"""LoRA's matrices under their names in PEFT's adapter files, fp32 on the CPU."""
 
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
-"""Query, key and value as one layer: GPT-2; NeoX, BLOOM and Falcon; Phi-3; MPT."""
+"""Names of fused query, key and value projections: GPT-2; NeoX, BLOOM and Falcon; Phi-3; MPT."""
 
-NOBODY = "nobody"
+TARGETS = ("q_proj", "v_proj")
+EMPTY = "empty"
+"""Name of the adapter that PEFT always needs and that belongs to no user."""
 PARTS = ("lora_A", "lora_B")
 METADATA = "personal"
 ROUNDING = 1e-3
-"""Relative difference of the log-likelihoods of the same adapter in training and loaded back."""
+"""Tolerated relative difference between the log-likelihoods in training and after loading."""
 
 
-@dataclass(frozen=True)
-class PersonalSpec:
-    """How a user's adapter is trained.
+class PersonalTraining(PersonalConfig):
+    """How a user's adapter is trained: the config section with what it does not set.
 
-    Rank, alpha, layers, rate and epochs are the paper's; dropout, batch, weight decay, warm-up and clipping those of
-    its authors' code. The loss is the mean over a step's answer tokens, the scale that their clipping belongs to.
+    Rank, alpha, layers, learning rate and epochs are the paper's; dropout, batch size, weight decay, warm-up and
+    clipping are those of its authors' code. The loss is the mean over a step's answer tokens, the scale that their
+    clipping belongs to.
 
     Attributes:
-        targets: Names of the layers that are adapted. A model without the default ones has its fused projection of
-            query, key and value adapted instead (`FUSED`; GPT-2's `c_attn`), keys included.
-        global_batch: Reviews an optimizer step.
-        warmup_ratio: Share of the steps over which the rate rises; then it falls to 0, both linearly.
+        r: Rank.
+        alpha: Alpha; the adapter is scaled by alpha / r.
+        targets: Names of the adapted layers. In a model without the default ones the fused projection of query, key and
+            value is adapted instead (`FUSED`; GPT-2's `c_attn`), keys included.
+        learning_rate: Highest learning rate of AdamW.
+        epochs: Passes over a user's history.
+        seed: Seed of the run.
+        dropout: Dropout probability of LoRA.
+        global_batch: Reviews per optimizer step.
+        weight_decay: Weight decay of AdamW.
+        warmup_ratio: Share of the steps in which the learning rate rises; then it falls to 0, both linearly.
         max_grad_norm: Gradients are scaled down to this norm.
     """
 
-    r: int = 8
-    alpha: int = 8
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    learning_rate: float = 1e-4
-    epochs: int = 2
+    targets: tuple[str, ...] = TARGETS
     seed: int = 0
     dropout: float = 0.05
     global_batch: int = 16
@@ -79,8 +83,8 @@ class PersonalSpec:
     max_grad_norm: float = 0.3
 
 
-def own_reviews(example: Example) -> list[Example]:
-    """Each past review of an example as something to write, without history; oldest first, ids `EXAMPLE_ID#i`."""
+def review_examples(example: Example) -> list[Example]:
+    """Return each past review as an example without history, oldest first, with ids `EXAMPLE_ID#i`."""
     return [
         Example(f"{example.example_id}#{number}", example.user_id, example.category, example.split, review, ())
         for number, review in enumerate(example.history)
@@ -88,12 +92,19 @@ def own_reviews(example: Example) -> list[Example]:
 
 
 def adapter_name(key: str) -> str:
-    """The name under which PEFT holds the adapter of `key`: PEFT takes no dots, and no words that torch uses."""
+    """Return PEFT's name for the adapter of `key`: PEFT accepts neither dots nor words that torch uses."""
     return f"user-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
 
 
-def merged(base: Any, folder: Path) -> Any:
-    """The base model with the task's adapter merged into it; `base` itself is changed.
+def merge_adapter(base: Any, folder: Path) -> Any:
+    """Merge the task's adapter into the base model.
+
+    Args:
+        base: The base model; it is changed.
+        folder: The adapter's folder.
+
+    Returns:
+        The merged model.
 
     Raises:
         ModelError: There is no adapter in safetensors, it is another model's or incomplete, or merging it gives weights
@@ -110,22 +121,22 @@ def merged(base: Any, folder: Path) -> Any:
 def train_personal(
     model: Any,
     users: Mapping[str, Sequence[TokenPair]],
-    spec: PersonalSpec,
+    spec: PersonalTraining,
     *,
     batch_tokens: int,
     advance: Callable[[int], None] = lambda finished: None,
 ) -> dict[str, dict[str, Tensor]]:
-    """An adapter for each user, from scratch, on that user's own reviews.
+    """Train an adapter for each user, from scratch, on that user's past reviews.
 
     Args:
-        model: The base model, the task's adapter merged; afterwards it is bit for bit what it was.
-        users: By the user's key, `own_reviews` as token pairs; may be none. Their factual prompts are read.
-        spec: How.
-        batch_tokens: Token positions that go through the model together; decides the rounding on a GPU alone.
-        advance: Told of every user finished.
+        model: The base model with the task's adapter merged; afterwards it is bit for bit as before.
+        users: By the user's key, the token pairs of `review_examples`, possibly none; only their factual prompts count.
+        spec: How to train.
+        batch_tokens: Number of token positions in a pass; it only affects rounding on a GPU.
+        advance: Called with 1 for every finished user.
 
     Returns:
-        The adapters by key. Who has no past review gets one that changes nothing: B is zero, as at every beginning.
+        The adapters by key. A user without past reviews has one that changes nothing: its B is zero, as initialised.
 
     Raises:
         ModelError: The model has no layer to adapt, is in float16, which needs a scaled loss, or a gradient is not
@@ -143,15 +154,15 @@ def train_personal(
         torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),
     ):
         trained = {
-            name.replace(f".{NOBODY}.", "."): value  # as in PEFT's files
+            name.replace(f".{EMPTY}.", "."): value  # as in PEFT's files
             for name, value in adapted.named_parameters()
             if value.requires_grad
         }
         for key, pairs in users.items():
             seed = _seed(spec, key)
-            _start_anew(trained, seed)
+            _initialise(trained, seed)
             if not _train(adapted, trained, pairs, spec, batch_tokens, seed):
-                remedy = "lower their learning rate or set model.dtype float32"
+                remedy = "lower evaluate.personal.learning_rate or set model.dtype to float32"
                 raise ModelError(f"a gradient of {key} is not finite", "the personal adapters", remedy)
             found[key] = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in trained.items()}
             advance(1)
@@ -163,22 +174,22 @@ def check_stored(
     path: Path,
     adapters: Mapping[str, Adapter],
     users: Mapping[str, Sequence[TokenPair]],
-    spec: PersonalSpec,
+    spec: PersonalTraining,
 ) -> None:
-    """Read a file of adapters back and compare it with what was trained.
+    """Read a file of adapters back and compare it with the trained adapters.
 
-    Every tensor has to be there, bit for bit. One user's adapter, put in as it will be for writing, has to find one of
-    the user's reviews as likely as the model did in training.
+    Every tensor must be equal bit for bit. One user's adapter, loaded as for generation, must give one of the user's
+    reviews the same likelihood as in training.
 
     Args:
-        model: The base model that the adapters were trained on; afterwards it is what it was.
-        path: What `save_adapters` wrote.
-        adapters: What `train_personal` returned.
-        users: What it was given.
+        model: The base model that the adapters were trained on; afterwards it is as before.
+        path: The file that `save_adapters` wrote.
+        adapters: The adapters that `train_personal` returned.
+        users: The reviews that they were trained on.
         spec: How they were trained.
 
     Raises:
-        ModelError: The file cannot be read, or differs.
+        ModelError: The file cannot be read, or it differs.
     """
     stored, _ = load_adapters(path)
     for key, adapter in adapters.items():
@@ -187,28 +198,28 @@ def check_stored(
             tensor.numel() > 0 and torch.equal(found[name], tensor) for name, tensor in adapter.items()
         ):
             raise ModelError(f"the stored adapter of {key} is not the trained one", str(path), "train them again")
-    with_past = [key for key in adapters if users[key]]
-    if not with_past:
+    with_reviews = [key for key in adapters if users[key]]
+    if not with_reviews:
         return
-    key = with_past[0]
+    key = with_reviews[0]
     expected = _likelihood(model, users[key][0], adapters[key], spec)
-    with personalised(model, {key: stored[key]}, spec) as adapted:
+    with with_personal_adapters(model, {key: stored[key]}, spec) as adapted:
         adapted.set_adapter(adapter_name(key))
         got = _summed_loss(adapted, users[key][0])
     if not abs(got - expected) <= ROUNDING * max(1.0, abs(expected)):
-        reason = f"loaded back, the adapter of {key} gives log-likelihood {-got:.6g}; in training {-expected:.6g}"
+        reason = f"after loading, the adapter of {key} gives log-likelihood {-got:.6g}; in training {-expected:.6g}"
         raise ModelError(reason, str(path), "train them again")
 
 
-def _likelihood(model: Any, pair: TokenPair, adapter: Adapter, spec: PersonalSpec) -> float:
-    """The negative log-likelihood of a review by the model as it was trained, LoRA put in by PEFT itself."""
+def _likelihood(model: Any, pair: TokenPair, adapter: Adapter, spec: PersonalTraining) -> float:
+    """Return the negative log-likelihood of a review under the model as trained, with LoRA inserted by PEFT."""
     from peft import LoraConfig
 
     config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, **_where(model, spec))
     with _wrapped(model, config) as adapted, torch.no_grad():
         for name, value in adapted.named_parameters():
             if value.requires_grad:
-                value.copy_(adapter[name.replace(f".{NOBODY}.", ".")])
+                value.copy_(adapter[name.replace(f".{EMPTY}.", ".")])
         return _summed_loss(adapted.eval(), pair)
 
 
@@ -218,15 +229,15 @@ def _summed_loss(model: Any, pair: TokenPair) -> float:
 
 
 @contextmanager
-def personalised(model: Any, adapters: Mapping[str, Adapter], spec: PersonalSpec) -> Iterator[Any]:
-    """A PEFT model that holds the adapters of many users on one base; afterwards the model is what it was.
+def with_personal_adapters(model: Any, adapters: Mapping[str, Adapter], spec: PersonalTraining) -> Iterator[Any]:
+    """Yield a PEFT model that holds the adapters of many users on one base; afterwards the model is as before.
 
-    A batch may mix users: `adapter_names=[adapter_name(key), ...]` a row, `"__base__"` for the model without adapter.
-    One user at a time goes by `set_adapter(adapter_name(key))`. Where nobody is named, nobody's adapter counts.
+    A batch may mix users: `adapter_names=[adapter_name(key), ...]` selects one per row, `"__base__"` none. For one user
+    at a time use `set_adapter(adapter_name(key))`. Without a selection no user's adapter is active.
 
     Args:
-        model: The base that the adapters were trained on.
-        adapters: By the user's key; none at all gives the model itself.
+        model: The base model that the adapters were trained on.
+        adapters: Adapters by the user's key; without any, the model itself is yielded.
         spec: How they were trained.
 
     Raises:
@@ -238,31 +249,43 @@ def personalised(model: Any, adapters: Mapping[str, Adapter], spec: PersonalSpec
     if not adapters:
         yield model
         return
-    # PEFT always has one adapter active: one that is zero, so that no user's counts unasked.
+    # PEFT always has one adapter active: an empty one, so that no user's is active without a selection.
     config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, inference_mode=True, **_where(model, spec))
     with _wrapped(model, config) as adapted:
         layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
         for key, adapter in adapters.items():
             adapted.peft_config[adapter_name(key)] = config
-            _put_in(layers, key, adapter)
+            _insert(layers, key, adapter)
         yield adapted.eval()
 
 
-def save_adapters(path: Path, adapters: Mapping[str, Adapter], spec: PersonalSpec) -> None:
-    """Write the adapters of many users to one safetensors file, tensors named `KEY/PARAMETER`, with the spec."""
+def save_adapters(path: Path, adapters: Mapping[str, Adapter], spec: PersonalTraining) -> None:
+    """Write the adapters of many users to one safetensors file, tensors named `KEY/PARAMETER`.
+
+    Args:
+        path: The file.
+        adapters: Adapters by the user's key.
+        spec: How they were trained; it is stored in the file's metadata.
+    """
     tensors = {
         f"{key}/{name}": tensor.contiguous() for key, adapter in adapters.items() for name, tensor in adapter.items()
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(spec), sort_keys=True)})
+        save_file(
+            tensors,
+            temporary,
+            metadata={METADATA: json.dumps(spec.model_dump(mode="json", exclude={"folds"}), sort_keys=True)},
+        )
 
 
-def load_adapters(path: Path, keys: Collection[str] | None = None) -> tuple[dict[str, dict[str, Tensor]], PersonalSpec]:
-    """What `save_adapters` wrote.
+def load_adapters(
+    path: Path, keys: Collection[str] | None = None
+) -> tuple[dict[str, dict[str, Tensor]], PersonalTraining]:
+    """Read a file of `save_adapters`.
 
     Args:
         path: The file.
-        keys: Whose adapters to read; None for all.
+        keys: Users whose adapters to read; None for all.
 
     Returns:
         The adapters by key, and how they were trained.
@@ -282,20 +305,20 @@ def load_adapters(path: Path, keys: Collection[str] | None = None) -> tuple[dict
         reason = f"holds no personal adapters ({first_line(error)})"
         raise ModelError(reason, str(path), "train them again") from error
     if missing := sorted(key for key, adapter in found.items() if not adapter):
-        raise ModelError(f"there is no adapter of {missing[0]}", str(path), "train them again")
-    with form_expected(str(path), "train them again"):
-        return found, PersonalSpec(**{**values, "targets": tuple(values["targets"])})
+        raise ModelError(f"it has no adapter of {missing[0]}", str(path), "train them again")
+    with expect_form(str(path), "train them again"):
+        return found, PersonalTraining(**values)
 
 
 @contextmanager
 def _wrapped(model: Any, config: Any) -> Iterator[Any]:
-    """A PEFT model around a model that is as before when the block ends: PEFT freezes what it wraps."""
+    """Yield a PEFT model around a model, and undo the wrapping and freezing when the block ends."""
     from peft import get_peft_model
 
     thawed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = model.training
-    with torch.random.fork_rng([]):  # PEFT draws weights, which ours replace
-        adapted = get_peft_model(model, config, adapter_name=NOBODY)
+    with torch.random.fork_rng([]):  # PEFT draws initial weights, which are replaced
+        adapted = get_peft_model(model, config, adapter_name=EMPTY)
     try:
         yield adapted
     finally:
@@ -305,11 +328,11 @@ def _wrapped(model: Any, config: Any) -> Iterator[Any]:
         model.train(training)
 
 
-def _where(model: Any, spec: PersonalSpec) -> dict[str, Any]:
-    """Which layers are adapted, in PEFT's words.
+def _where(model: Any, spec: PersonalTraining) -> dict[str, Any]:
+    """Return PEFT's arguments for the layers to adapt.
 
     Raises:
-        ModelError: The model has none of them.
+        ModelError: The model has no such layers.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -319,7 +342,7 @@ def _where(model: Any, spec: PersonalSpec) -> dict[str, Any]:
         if isinstance(module, nn.Linear | Conv1D)
     }
     names = list(spec.targets)
-    if not set(names) <= set(linear) and spec.targets == PersonalSpec.targets:
+    if not set(names) <= set(linear) and spec.targets == TARGETS:
         names = [name for name in FUSED if name in linear][:1] or names
     if not set(names) <= set(linear):
         raise ModelError(
@@ -331,14 +354,14 @@ def _where(model: Any, spec: PersonalSpec) -> dict[str, Any]:
     return {"target_modules": names, "fan_in_fan_out": transposed, "task_type": "CAUSAL_LM"}
 
 
-def _seed(spec: PersonalSpec, key: str) -> int:
-    """40 bits, so that what others multiply it with still fits torch's 64."""
+def _seed(spec: PersonalTraining, key: str) -> int:
+    """Return the seed of one user: 40 bits, so that products with it still fit torch's 64."""
     return int.from_bytes(hashlib.sha256(f"{spec.seed}/{key}".encode()).digest()[:5], "big")
 
 
 @torch.no_grad()
-def _start_anew(trained: Mapping[str, Tensor], seed: int) -> None:
-    """LoRA's usual beginning, A uniform in ±1/√(inputs) and B zero; drawn on the CPU, the same for every device."""
+def _initialise(trained: Mapping[str, Tensor], seed: int) -> None:
+    """Initialise LoRA as usual, A uniform in ±1/√(inputs) and B zero; drawn on the CPU, equal on every device."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in trained.items():
         if ".lora_A." in name:
@@ -351,11 +374,11 @@ def _train(
     model: Any,
     trained: Mapping[str, Tensor],
     pairs: Sequence[TokenPair],
-    spec: PersonalSpec,
+    spec: PersonalTraining,
     batch_tokens: int,
     seed: int,
 ) -> bool:
-    """All steps of one user; False where a gradient was not finite."""
+    """Train one user; return False where a gradient was not finite."""
     examples = [TrainExample(pair, []) for pair in pairs]
     optimizer = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     engine = PlainEngine(model, optimizer, spec.max_grad_norm)
@@ -376,7 +399,7 @@ def _train(
 
 
 def _loss(model: Any, pairs: Sequence[TokenPair], tokens: int) -> Tensor:
-    """These pairs' share of the mean cross-entropy over the answer tokens of a step: Eq. 7 with ω = 1 and α = 0."""
+    """Return the pairs' part of a step's mean cross-entropy over answer tokens: Eq. 7 with ω = 1 and α = 0."""
     hidden_ND = answer_hidden_states(model, [pair.factual for pair in pairs], [pair.target for pair in pairs])
     target_N = torch.tensor([token for pair in pairs for token in pair.target], device=hidden_ND.device)
     return nextquill_loss(
@@ -392,26 +415,26 @@ def _loss(model: Any, pairs: Sequence[TokenPair], tokens: int) -> Tensor:
     ).loss
 
 
-def _put_in(layers: Mapping[str, Any], key: str, adapter: Adapter) -> None:
-    """Give each LoRA layer a user's matrices, and whatever else it knows of an adapter as it knows it of nobody's.
+def _insert(layers: Mapping[str, Any], key: str, adapter: Adapter) -> None:
+    """Give each LoRA layer a user's matrices, and copy its other settings from the empty adapter.
 
-    PEFT's `add_adapter` walks through all users' modules for each further user, which is minutes for some hundreds.
+    PEFT's `add_adapter` walks through all users' modules for each further user, which takes minutes for some hundreds.
 
     Raises:
         ModelError: The adapter does not fit.
     """
     name = adapter_name(key)
     places = {f"{module}.{part}.weight": (layer, part) for module, layer in layers.items() for part in PARTS}
-    nobodys = {place: getattr(layer, part)[NOBODY].weight for place, (layer, part) in places.items()}
-    if faults := tensor_faults(adapter, {place: weight.shape for place, weight in nobodys.items()}):
+    empty = {place: getattr(layer, part)[EMPTY].weight for place, (layer, part) in places.items()}
+    if faults := tensor_faults(adapter, {place: weight.shape for place, weight in empty.items()}):
         reason = f"the adapter of {key} is damaged or for another model: it {faults}"
         raise ModelError(reason, "the personal adapters", "train them again")
     for layer in layers.values():
         for held in (getattr(layer, attribute) for attribute in layer.other_param_names):
-            if NOBODY in held:
-                held[name] = held[NOBODY]
+            if EMPTY in held:
+                held[name] = held[EMPTY]
     for place, (layer, part) in places.items():
         outputs, inputs = adapter[place].shape
         linear = nn.Linear(inputs, outputs, bias=False, device="meta")
-        linear.weight = nn.Parameter(adapter[place].to(nobodys[place].device), requires_grad=False)
+        linear.weight = nn.Parameter(adapter[place].to(empty[place].device), requires_grad=False)
         getattr(layer, part)[name] = linear

@@ -1,7 +1,7 @@
-"""Which past reviews a prompt shows: those that are most like what is to be written, by words (BM25) or by vectors.
+"""Retrieval of the past reviews nearest to the query, by words (BM25) or by vectors (Contriever).
 
-The query is what is known of a review before it is written; what is searched is that user's own past. A score a past
-review is all that is kept, so that another number of reviews is another choice and no other search.
+The query is what is known of a review before it is written; the documents are that user's own past reviews. The result
+is one score per past review, so that another number of shown reviews needs no other search.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import bm25s
 
-from nextquill_core.generation.engines import unheard
+from nextquill_core.generation.engines import no_progress
 from nextquill_core.prompts import query_section, review_section
 from nextquill_core.schemas import Example, Review
 
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
 
 K1, B = 1.5, 0.75
 WORD = re.compile(r"\w+")
-logging.getLogger(bm25s.__name__).setLevel(logging.WARNING)  # it would tell of every index, and there is one an example
+logging.getLogger(bm25s.__name__).setLevel(logging.WARNING)  # it logs every index, and there is one per example
 
 
 def query_text(example: Example) -> str:
-    """Item title, description, rating and review title of what is to be written, named as in the prompt."""
+    """Return the item title, description, rating and review title of the target, labelled as in the prompt."""
     target = example.target
     return query_section(target.item, target.rating, target.title)
 
 
 def review_text(review: Review) -> str:
-    """A past review with all its fields: item title, description, rating, review title, text."""
+    """Return a past review with all its fields: item title, description, rating, review title, text."""
     return review_section(review)
 
 
 def bm25_scores(example: Example) -> list[float]:
-    """How well each past review matches the query by its words: BM25 (Robertson & Zaragoza 2009), Lucene's form.
+    """Return how well each past review matches the query: BM25 (Robertson & Zaragoza 2009) in Lucene's form.
 
     score(d) = Σ_{w in the query} log(1 + (N − n_w + ½) / (n_w + ½)) · f_wd / (f_wd + k1 · (1 − b + b · |d| / mean |d|))
-    with k1 = 1.5 and b = 0.75, N reviews, of which n_w contain w, and f_wd of it in d. The N reviews are this user's
-    own past. A word that stands twice in the query counts twice.
+    with k1 = 1.5 and b = 0.75. The N reviews are the user's history; n_w of them contain w, and d contains it f_wd
+    times. A word that occurs twice in the query counts twice.
 
-    Words are runs of letters, digits and underscores in any script, compatible forms and cases made one (NFKC, case
-    folding); there is no stemmer, and words that stand everywhere weigh little without a list of them. The fields are
-    read without their names, which every review has.
+    Words are runs of letters, digits and underscores in any script after NFKC and case folding. There is no stemmer,
+    and no list of stop words is needed: words that occur everywhere have little weight. The labels of the fields, which
+    every review has, are left out.
 
     Returns:
-        A score a past review, in the order of the history, 0 or more, in fp32; 0 where no word is shared.
+        One score per past review in the order of the history, at least 0, fp32; 0 where no word is shared.
     """
     target = example.target
     query = _words(replace(target, text=""))
@@ -66,36 +66,36 @@ def bm25_scores(example: Example) -> list[float]:
 
 
 def dense_scores(
-    examples: Sequence[Example], encoder: TextEncoder, advance: Callable[[int], None] = unheard
+    examples: Sequence[Example], encoder: TextEncoder, advance: Callable[[int], None] = no_progress
 ) -> list[list[float]]:
-    """How near each past review is to the query: the inner product of their vectors, as Contriever has it.
+    """Return how near each past review is to the query: the inner product of their vectors, as in Contriever.
 
-    Izacard et al. 2022, arXiv 2112.09118. A text is encoded once, however many histories it stands in.
+    Izacard et al. 2022, arXiv 2112.09118. A text is encoded once, however many histories contain it.
 
     Args:
-        examples: Whose histories are searched, each for itself.
-        encoder: Text in, vector out.
-        advance: Told now and then how many more of the examples that comes to, by the share of texts encoded.
+        examples: Examples whose histories are searched, each separately.
+        encoder: Turns texts into vectors.
+        advance: Receives from time to time how many more examples are finished, by the share of encoded texts.
 
     Returns:
-        For each example a score a past review, in the order of its history.
+        For each example one score per past review, in the order of its history.
     """
     queries = [query_text(example) for example in examples]
     pasts = [[review_text(past) for past in example.history] for example in examples]
     searched = [query for query, past in zip(queries, pasts, strict=True) if past]
     texts = list(dict.fromkeys([*searched, *(text for past in pasts for text in past)]))
     place = {text: row for row, text in enumerate(texts)}
-    encoded = told = 0
+    encoded = reported = 0
 
-    def tell(count: int) -> None:
-        nonlocal encoded, told
+    def report(count: int) -> None:
+        nonlocal encoded, reported
         encoded += count
         finished = len(examples) * encoded // len(texts)
-        advance(finished - told)
-        told = finished
+        advance(finished - reported)
+        reported = finished
 
-    vectors_ND = encoder(texts, tell)
-    advance(len(examples) - told)  # those without a history, where there is no other
+    vectors_ND = encoder(texts, report)
+    advance(len(examples) - reported)  # there is nothing to encode where no example has a history
     return [
         (vectors_ND[[place[text] for text in past]] @ vectors_ND[place[query]]).tolist() if past else []
         for query, past in zip(queries, pasts, strict=True)
@@ -103,17 +103,17 @@ def dense_scores(
 
 
 def with_best(example: Example, scores: Sequence[float], k: int) -> Example:
-    """The example with the `k` past reviews of the highest scores, still oldest first.
+    """Return the example with only the `k` past reviews of the highest scores, oldest first.
 
-    Where scores are equal the newer review is taken, so that without any match these are the newest.
+    Of equal scores the newer review is kept, so that without any match these are the newest.
 
     Args:
-        example: With its whole history.
-        scores: One a past review, in the order of the history.
-        k: How many to keep, 0 or more.
+        example: An example with its whole history.
+        scores: One score per past review, in the order of the history.
+        k: Number of reviews to keep, at least 0.
 
     Raises:
-        ValueError: There is not one score a past review.
+        ValueError: The numbers of scores and past reviews differ.
     """
     if len(scores) != len(example.history):
         raise ValueError(f"{len(scores)} scores for {len(example.history)} past reviews of {example.example_id}")

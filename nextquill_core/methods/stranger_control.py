@@ -1,4 +1,7 @@
-"""The control in which each user gets a stranger's history: what remains of a gain then owes nothing to the person."""
+"""The stranger control: each user is shown another user's history.
+
+A gain that remains under it is due to the genre and not to the user.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,25 @@ QUOTABLE = 50  # characters; a shorter text may stand in another by chance
 
 
 def with_strangers_history(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Each example with the history of another user of the same category and split, and without a summary.
+    """Return each example with the history of another user of the same category and split, and without a summary.
 
-    The users are put in a circle, in the order of a hash of seed and id, and each takes the history of the next: nobody
-    keeps their own, everybody's is given once, and the order of the examples does not matter. Of a user with several
-    examples, the first takes that of the stranger's first, and so on; where the stranger has fewer, of the last.
+    The users are put in a circle, in the order of a hash of seed and id, and each takes the history of the next. So no
+    user keeps their own history, each history is used once, and the order of the examples does not matter. The n-th
+    example of a user takes the history of the stranger's n-th example, or of the last one where there are fewer.
 
-    The whole history is taken, so that as many reviews are shown as the prompt's limits allow. Left out of it are
-    reviews of the very item that is to be reviewed, told by its title, since what a stranger says of the item would
-    help whoever the user is, and reviews that are, or quote, the text that is to be written.
+    The whole history is taken, so that as many reviews are shown as the prompt's limits allow. Two kinds of reviews are
+    left out: those of the target's own item (by its title), which would help any user, and those that are, or quote,
+    the text of the target.
 
     Args:
-        examples: Of any categories and splits.
-        seed: Decides who is whose stranger.
+        examples: Examples of any categories and splits.
+        seed: Decides which user is whose stranger.
 
     Returns:
-        The examples in their order, with the same targets.
+        The examples in the given order, with the same targets.
 
     Raises:
-        DataError: A category has examples of a single user.
+        DataError: A category and split has examples of a single user.
     """
     groups: dict[tuple[str, str], dict[str, list[Example]]] = {}
     for example in examples:
@@ -41,14 +44,16 @@ def with_strangers_history(examples: Sequence[Example], seed: int) -> list[Examp
     for (category, split), by_user in groups.items():
         if len(by_user) < 2:
             raise DataError(
-                "no stranger can be found for the only user", f"{category}, split {split}", "take in more users"
+                "the stranger control needs a second user",
+                f"{category}, split {split}",
+                "ingest more users, or set evaluate.control to none",
             )
         circle = sorted(by_user, key=_hashes(f"{seed}:{category}:"))
         for user, stranger in zip(circle, [*circle[1:], circle[0]], strict=True):
             theirs = sorted(by_user[stranger], key=_time)
             for number, example in enumerate(sorted(by_user[user], key=_time)):
                 other = theirs[min(number, len(theirs) - 1)]
-                kept = tuple(past for past in other.history if not _tells(past, example.target))
+                kept = tuple(past for past in other.history if not _reveals(past, example.target))
                 found[example.example_id] = replace(example, history=kept, summary="")
     return [found[example.example_id] for example in examples]
 
@@ -61,8 +66,8 @@ def _time(example: Example) -> tuple[int, str]:
     return example.target.timestamp_ms, example.example_id
 
 
-def _tells(past: Review, target: Review) -> bool:
-    """Whether a past review is about the target's item, or holds its text."""
+def _reveals(past: Review, target: Review) -> bool:
+    """Return whether a past review is about the target's item, or contains its text."""
     if _same(past.item.title, target.item.title) or _same(past.text, target.text):
         return True
     text = target.text.strip()

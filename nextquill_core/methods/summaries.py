@@ -1,8 +1,8 @@
-"""What a user's older reviews are like, in words, block by block (LLM-TRSR, Zheng et al. 2024, arXiv 2403.03536).
+"""Running summaries of a user's older reviews (LLM-TRSR, Zheng et al. 2024, arXiv 2403.03536).
 
 summary_i = LLM(summary_{i−1}, block_i): the history without its newest reviews is cut into blocks, oldest first, and
-each summary is made from the one before and the next block. The prompt for the review then shows the last summary and
-the newest reviews. Step i of all examples goes to the engine together.
+each summary is made from the previous one and the next block. The prompt for the review then shows the last summary and
+the newest reviews. Step i of all examples is one batch for the engine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from nextquill_core.errors import ModelError
-from nextquill_core.generation.engines import CUT, Engine, Generation, Request, unheard
-from nextquill_core.model.control_tokens import UserTextTokenizer
+from nextquill_core.generation.engines import CUT, Engine, Generation, Request, no_progress
 from nextquill_core.prompts import PLAIN, Template, review_section
 from nextquill_core.records import Example, Item, Review
-from nextquill_core.tokens import opening_ids
+from nextquill_core.tokens import UserTextTokenizer, opening_ids
 from storage.fingerprint import fingerprint
 
 FIRST = "Below are reviews by one user, oldest first."
@@ -29,23 +28,35 @@ ANSWER = "Summary:\n"
 
 
 def blocks(history: Sequence[Review], newest: int, size: int) -> list[tuple[Review, ...]]:
-    """The reviews before the `newest` last ones, `size` at a time, oldest first; the last block may have fewer."""
+    """Return the history without its newest reviews in blocks, oldest first.
+
+    Args:
+        history: Reviews, oldest first.
+        newest: Number of newest reviews to leave out.
+        size: Number of reviews in a block; the last block may have fewer.
+    """
     older = history[: max(0, len(history) - newest)]
     return [tuple(older[start : start + size]) for start in range(0, len(older), size)]
 
 
 def with_summary(example: Example, summary: str, newest: int) -> Example:
-    """The example with a summary in place of all but its `newest` last reviews."""
+    """Return the example with a summary in place of its older reviews.
+
+    Args:
+        example: An example with its whole history.
+        summary: The summary of its older reviews.
+        newest: Number of newest reviews to keep.
+    """
     return replace(example, history=example.history[max(0, len(example.history) - newest) :], summary=summary)
 
 
 def build_summary_prompt(summary: str, block: Sequence[Review], template: Template = PLAIN) -> str:
-    """The prompt for the next summary.
+    """Return the prompt for the next summary.
 
     Args:
-        summary: The one before; empty for the first.
-        block: The reviews to take in, oldest first.
-        template: What stands around the text.
+        summary: The previous summary; empty for the first.
+        block: The reviews to add, oldest first.
+        template: Opening and closing around the text.
     """
     opening = [LATER, f"{SUMMARY_SO_FAR}\n{summary}"] if summary else [FIRST]
     sections = [*opening, *map(review_section, block), ORDER_LATER if summary else ORDER, ANSWER]
@@ -63,31 +74,31 @@ def summarize(
     max_tokens: int,
     max_prompt_tokens: int,
     template: Template = PLAIN,
-    advance: Callable[[int], None] = unheard,
+    advance: Callable[[int], None] = no_progress,
 ) -> tuple[list[str], Counter[str]]:
-    """The last summary of each example's older reviews.
+    """Summarise each example's older reviews.
 
-    A summary is put on one line, so that nothing in it can be taken for a section of a prompt. Where nothing was
-    written the summary before stays.
+    A summary is put on one line, so that nothing in it looks like a section of a prompt. Where the engine generates
+    nothing, the previous summary stays.
 
     Args:
-        examples: Whose histories are summarised, each for itself.
-        engine: What writes; its own limit must not be below `max_tokens`.
-        tokenizer: Of the model behind it.
-        newest: Last reviews of a history that are shown as they are and not summarised.
-        block: Reviews of a step.
-        max_tokens: Longest summary.
-        max_prompt_tokens: Longest prompt. In one that is longer the longest texts are cut to a common length.
-        template: What stands around a prompt's text.
-        advance: Told how many more summaries are written; in all it is the number of `blocks` of all examples.
+        examples: Examples whose histories are summarised, each separately.
+        engine: Generates the summaries; its own limit must not be below `max_tokens`.
+        tokenizer: Tokenizer of the engine's model.
+        newest: Number of newest reviews that are not summarised.
+        block: Number of reviews in a step.
+        max_tokens: Maximum number of tokens in a summary.
+        max_prompt_tokens: Maximum number of tokens in a prompt; in a longer one the texts are cut to a common length.
+        template: Opening and closing around a prompt's text.
+        advance: Receives how many more summaries are finished; in all as many as the `blocks` of all examples.
 
     Returns:
-        The summaries in the order of the examples, "" where there is no older review; and how many were written
-        (`summaries`), were empty (`empty`), ended at the length limit (`cut`), or came from a prompt with a text cut
+        The last summaries in the order of the examples, "" where there is no older review; and how many were generated
+        (`summaries`), were empty (`empty`), ended at the length limit (`cut`), or came from a prompt with cut texts
         (`prompts_clipped`).
 
     Raises:
-        ModelError: A prompt is too long even with no text left in it.
+        ModelError: A prompt is too long even with all texts cut to nothing.
     """
     steps = [blocks(example.history, newest, block) for example in examples]
     summaries = [""] * len(examples)
@@ -114,13 +125,15 @@ def _taken(answer: Generation, counts: Counter[str]) -> str:
 
 
 class _Prompts:
+    """Encodes prompts for summaries within the limit."""
+
     def __init__(self, tokenizer: Any, limit: int, template: Template) -> None:
         self.limit = limit
         self._text = UserTextTokenizer(tokenizer, template)
         self._opening = opening_ids(tokenizer, template)
 
     def encode(self, summary: str, block: Sequence[Review]) -> tuple[list[int], bool]:
-        """The prompt's ids, and whether texts had to be cut: to the greatest common length at which it fits."""
+        """Return the prompt's ids and whether its texts were cut, to the greatest common length at which it fits."""
         ids = self._ids(summary, block)
         if len(ids) <= self.limit:
             return ids, False
@@ -128,9 +141,9 @@ class _Prompts:
         best = self._ids("", [_cut(review, 0) for review in block])
         if len(best) > self.limit:
             raise ModelError(
-                f"the prompt for a summary of {len(block)} reviews needs {len(best)} tokens without any text of theirs",
+                f"the prompt for a summary of {len(block)} reviews needs {len(best)} tokens even without their texts",
                 "prompt.max_prompt_tokens",
-                f"raise it above {self.limit}, or take fewer reviews at a time",
+                f"raise it above {self.limit}, or lower evaluate.summaries.block",
             )
         while too_long - fits > 1:
             length = (fits + too_long) // 2
@@ -160,4 +173,4 @@ def _revision() -> str:
 
 
 PROMPT_REVISION = _revision()
-"""Changes whenever the text of a summary's prompt would."""
+"""Fingerprint of the prompt's wording; it changes with the text of a summary's prompt."""

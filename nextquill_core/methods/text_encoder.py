@@ -1,7 +1,7 @@
-"""Texts as vectors: the mean of an encoder's last hidden states, as Contriever has it (arXiv 2112.09118).
+"""Texts as vectors: the mean of an encoder's last hidden states, as in Contriever (arXiv 2112.09118).
 
-The encoder is any Hugging Face model that comes as safetensors, or the base language model's own decoder, which is
-there already and needs no network.
+The encoder is any Hugging Face model with safetensors weights, or the base language model's own decoder, which needs no
+download.
 
     N texts, B texts of a batch, T token positions, D hidden size
 """
@@ -15,35 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
-from nextquill_core.generation.engines import unheard
+from nextquill_core.generation.engines import no_progress
 from nextquill_core.methods.registry import BASE_ENCODER
-from nextquill_core.model.control_tokens import UserTextTokenizer
 from nextquill_core.model.forward import decoder_of
-from nextquill_core.model.identity import ModelSpec
 from nextquill_core.model.loading import load_encoder_model, load_model, load_tokenizer
+from nextquill_core.tokens import UserTextTokenizer
 
 BATCH_TOKENS = 8192
 LONGEST = 512
 REMEDY = (
-    "name an encoder that comes as safetensors, such as sentence-transformers/all-MiniLM-L6-v2, or `base`; convert one "
-    "that has only a pickle (facebook/contriever) once, model and tokenizer each by from_pretrained(NAME)."
+    "name an encoder with safetensors, such as sentence-transformers/all-MiniLM-L6-v2, or `base`; convert one that has "
+    "only a pickle (facebook/contriever) once, model and tokenizer each by from_pretrained(NAME)."
     "save_pretrained(FOLDER), and name the folder"
 )
 
 
 class TextEncoder:
-    """Mean-pooled last hidden states.
+    """Turns texts into vectors by mean-pooling the last hidden states.
 
     Args:
-        model: Gives `last_hidden_state` for ids and a mask: an encoder, an encoder-decoder (its encoder is taken), or
+        model: Gives `last_hidden_state` for ids and a mask: an encoder, an encoder-decoder (its encoder is used), or
             the decoder of a causal language model.
         tokenizer: Its tokenizer.
-        max_tokens: Longest text, the tokenizer's own markers included; less where the model has fewer positions.
-        batch_tokens: Token positions of a batch, padding included.
+        max_tokens: Maximum number of tokens in a text, markers included; less where the model has fewer positions.
+        batch_tokens: Number of token positions in a batch, padding included.
 
     Attributes:
-        truncated: How many texts have been longer than that, so far; their ends were not read.
+        truncated: Number of texts so far whose ends were cut off.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class TextEncoder:
         self._text = UserTextTokenizer(tokenizer)
 
     @torch.inference_mode()
-    def __call__(self, texts: Sequence[str], advance: Callable[[int], None] = unheard) -> Tensor:
-        """The vector of each text: Σ_t h_t / T over its tokens, markers included; 0 for a text without any token.
+    def __call__(self, texts: Sequence[str], advance: Callable[[int], None] = no_progress) -> Tensor:
+        """Return the vector of each text: Σ_t h_t / T over its tokens, markers included; 0 for a text without tokens.
 
         Args:
-            texts: In any order; they are encoded longest first, those of like length together.
-            advance: Told of every batch: how many texts it had.
+            texts: In any order; they are encoded longest first, those of similar length together.
+            advance: Receives the number of texts in each finished batch.
 
         Returns:
             (N, D), fp32, on the CPU.
@@ -87,7 +87,7 @@ class TextEncoder:
         return ids
 
     def _means(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """(B, D): padded on the right, where a decoder's tokens do not see it; the mask keeps it from an encoder's."""
+        """Return the means, (B, D); a causal decoder ignores right padding, the mask hides it elsewhere."""
         ids_BT, mask_BT = padded(ids, self.tokenizer, self.model)
         states_BTD: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state.float()
         # Padding may hold anything, NaN included, so it is replaced and not multiplied by 0.
@@ -96,7 +96,7 @@ class TextEncoder:
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches, longest first, so that padding is small and memory trouble comes at once."""
+    """Yield indices in batches, longest first, so that padding is small and a lack of memory shows at once."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     start = 0
     while start < len(order):
@@ -106,7 +106,16 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 def padded(ids: Sequence[Sequence[int]], tokenizer: Any, model: Any) -> tuple[Tensor, Tensor]:
-    """Texts of a batch, padded on their right, and which positions are their own: (B, T) each, where the model is."""
+    """Pad the texts of a batch on the right.
+
+    Args:
+        ids: Token ids of each text.
+        tokenizer: Names the padding token.
+        model: The result is on its device.
+
+    Returns:
+        Token ids and the mask of real tokens, (B, T) each.
+    """
     device = next(model.parameters()).device
     width, pad = max(1, *map(len, ids)), tokenizer.pad_token_id or 0
     ids_BT = torch.tensor([[*text, *[pad] * (width - len(text))] for text in ids], device=device)
@@ -118,30 +127,28 @@ def load_encoder(
     name: str,
     revision: str = "main",
     *,
-    base: ModelSpec,
+    base: ModelConfig,
     trust_remote_code: bool = False,
-    max_tokens: int = LONGEST,
     batch_tokens: int = BATCH_TOKENS,
 ) -> TextEncoder:
-    """An encoder from a folder or the hub, from safetensors only, in fp32; on the accelerator if there is one.
+    """Load an encoder from a folder or the hub, from safetensors only, in fp32; on the accelerator if there is one.
 
     Args:
-        name: A folder or hub name; or `base` for the base language model's decoder, in its own dtype.
-        revision: On the hub.
+        name: A folder or hub name; or `base` for the base language model's decoder, in its dtype.
+        revision: Branch, tag or commit on the hub.
         base: The base language model.
-        trust_remote_code: Whether the encoder's own code may run.
-        max_tokens: As for `TextEncoder`.
+        trust_remote_code: Whether code from the encoder's repository may run.
         batch_tokens: As for `TextEncoder`.
 
     Raises:
-        ModelError: It cannot be found or read, or has no safetensors.
+        ModelError: The encoder cannot be found or loaded, or has no safetensors.
     """
-    limits = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
     if name == BASE_ENCODER:
-        return TextEncoder(decoder_of(load_model(base)), load_tokenizer(base), **limits)
+        return TextEncoder(decoder_of(load_model(base)), load_tokenizer(base), batch_tokens=batch_tokens)
     folder = Path(name).expanduser()
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise ModelError("the encoder has no safetensors", name, REMEDY)
-    spec = ModelSpec(str(folder) if folder.is_dir() else name, revision, trust_remote_code=trust_remote_code)
+    found = str(folder) if folder.is_dir() else name
+    spec = ModelConfig(name_or_path=found, revision=revision, trust_remote_code=trust_remote_code)
     model = load_encoder_model(spec, remedy=REMEDY)
-    return TextEncoder(model, load_tokenizer(spec, remedy=REMEDY), **limits)
+    return TextEncoder(model, load_tokenizer(spec, remedy=REMEDY), batch_tokens=batch_tokens)

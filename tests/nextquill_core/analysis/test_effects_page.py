@@ -20,7 +20,7 @@ from nextquill_core.analysis.effects_page import Unit, effects_html, effects_mar
 from nextquill_core.analysis.figures import effect_panels, png
 from nextquill_core.analysis.html import printable
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer, TopToken
-from nextquill_core.token_texts import token_texts
+from nextquill_core.tokens import token_texts
 
 EVIL = "<script>alert(1)</script> | [x](javascript:go) ![i](http://e.example/i) `c` <b>*_~ www.e.example"
 TEXTS = ["I", " love", " ", EVIL, "\n# it", "'s", " dull", ""]

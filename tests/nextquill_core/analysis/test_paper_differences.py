@@ -10,6 +10,7 @@ import pytest
 
 from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.config import Config, load_config
+from nextquill_core.methods.registry import METHODS
 from tests.conftest import REPO
 
 
@@ -30,7 +31,7 @@ ALL = ["contriever", "llm-trsr", "cos", "oppu", "nextquill"]
 
 
 def test_the_papers_setting_differs_from_the_code_alone() -> None:
-    """What the paper's text states is kept, so only what the official code does otherwise is told, and our seed."""
+    """What the paper's text states is kept, so only differences of the official code, and our seed, are reported."""
     found = differences(PAPER)
     for absent in ("base model", "computes in", "Not among", "Data protocol", "Weights:", "Training:", "Prompts:"):
         assert absent not in found
@@ -95,7 +96,7 @@ def test_what_does_not_apply_is_not_told() -> None:
     assert "LoRA" in plain
     assert "L_p" not in plain
     assert "Preference weights" not in plain
-    assert "chat markup" not in differences({"prompt.template": "chat"})
+    assert "chat markup" not in differences({}, template="chat")
     assert "Σω" not in differences({"train.normalization": "sample_weight"})
 
 
@@ -112,10 +113,8 @@ def test_baselines() -> None:
     assert "scratch" not in differences({"evaluate.methods": ["nextquill"]})
 
 
-def test_sizes_and_further_sentences() -> None:
-    found = differences(PAPER, users={"Books": 216}, further=["The encoder is another."])
-    assert "Books has 216 test users; the paper's has 317." in found
-    assert found.endswith("The encoder is another.")
+def test_sizes() -> None:
+    assert "Books has 216 test users; the paper's has 317." in differences(PAPER, users={"Books": 216})
     assert "test users" not in differences(PAPER, users={"Books": 317})
 
 
@@ -124,3 +123,11 @@ def test_every_configuration_that_comes_along_can_be_told(path: Path) -> None:
     found = setting_differences(load_config(path).model_dump(mode="json"))
     assert len(found) == len(set(found)) > 3
     assert all(sentence.endswith(".") for sentence in found)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, method in METHODS.built_in.items() if method.training or method.personal]
+)
+def test_every_method_that_trains_has_sentences_on_training(name: str) -> None:
+    assert "Training is LoRA" in differences({"evaluate.methods": [name]})
+    assert "Training is LoRA" not in differences({"evaluate.methods": ["qwen", "latestk"]})

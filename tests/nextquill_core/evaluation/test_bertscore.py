@@ -17,7 +17,7 @@ PAIRS = [
     ("a fine book", "a dull film about rivers"),
     ("a fine book about rivers !", "a fine book about rivers !"),
     ("book", "a fine film"),
-    ("rivers about about a", "unheard words about a film !"),
+    ("rivers about about a", "unknown words about a film !"),
 ]
 
 
@@ -129,12 +129,6 @@ def test_longer_texts_are_cut_where_the_model_ends(encoder: BertEncoder) -> None
 
 def test_settings_name_what_decides(bert_folder: Path, encoder: BertEncoder) -> None:
     assert encoder.settings == {"encoder": str(bert_folder), "layer": 3, "max_tokens": 24}
-
-
-def test_progress_counts_pairs(encoder: BertEncoder) -> None:
-    seen: list[tuple[float, float]] = []
-    bert_f1(["a"] * 70, ["book"] * 70, encoder, lambda done, total, note="": seen.append((done, total)))
-    assert seen == [(64, 70), (70, 70)]
 
 
 def test_what_cannot_be_loaded(bert_folder: Path, encoder: BertEncoder, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from nextquill_core.model import head as heads
 from nextquill_core.model.head import Head, head_of
 from nextquill_core.tokens import TokenPair
 from tests.models import FAMILIES, VOCABULARY, oracle, small_model
-from tests.nextquill_core.model.test_branches import PAIRS, pair
+from tests.nextquill_core.model.test_forward import PAIRS, pair
 
 WITHOUT_HISTORY = pair(40, 0, 20, 12, seed=4)
 
@@ -34,7 +34,7 @@ def family_model(family: str) -> Any:
 
 
 def steered_oracle(model: Any, one: TokenPair, strength: float) -> Tensor:
-    """Distributions of both branches from whole logits, put together and normalised anew."""
+    """Distributions of both branches from whole logits, combined and normalised again."""
     with torch.no_grad():
         with_history, without = (
             model(torch.tensor([prompt + one.target])).logits[0, len(prompt) - 1 : -1].double().log_softmax(1)
@@ -108,16 +108,21 @@ def test_no_logits_of_the_whole_vocabulary(family: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_each_example_with_its_own_adapter(family: str) -> None:
-    from nextquill_core.methods.personal_adapters import PersonalSpec, adapter_name, personalised, train_personal
+    from nextquill_core.methods.personal_adapters import (
+        PersonalTraining,
+        adapter_name,
+        train_personal,
+        with_personal_adapters,
+    )
 
-    model, spec = small_model(family), PersonalSpec(learning_rate=2e-2)
+    model, spec = small_model(family), PersonalTraining(learning_rate=2e-2)
     base = [oracle(model, one.factual, one.target) for one in PAIRS]
     adapters = train_personal(model, {"a": PAIRS[:2], "b": PAIRS[2:4]}, spec, batch_tokens=500)
     owners = ["a", None, "b", "a", "b", None]
-    with personalised(model, adapters, spec) as adapted:
+    with with_personal_adapters(model, adapters, spec) as adapted:
         expected = []
         for one, owner in zip(PAIRS, owners, strict=True):
-            adapted.set_adapter(adapter_name(owner) if owner else "nobody")
+            adapted.set_adapter(adapter_name(owner) if owner else "empty")
             expected.append(oracle(adapted, one.factual, one.target))
         adapted.set_adapter(adapter_name("a"))
         names = [adapter_name(owner) if owner else None for owner in owners]
@@ -128,17 +133,18 @@ def test_each_example_with_its_own_adapter(family: str) -> None:
     assert changed == [owner is not None for owner in owners]
 
 
-def test_passes_are_told_and_the_models_attention_is_put_back() -> None:
+def test_the_attention_of_the_model_is_restored() -> None:
     model = small_model("qwen2", attn_implementation="eager")
-    told: list[int] = []
+    changed: list[str] = []
 
-    def turn(tokens: int) -> None:
-        told.append(tokens)
+    def change(*_: object) -> None:
         model.set_attn_implementation("sdpa")  # as the scorer does with another one on a GPU
+        changed.append(model.config._attn_implementation)
 
-    answer_logps(model, PAIRS, 300, turn)
+    model.model.register_forward_hook(change)
+    answer_logps(model, PAIRS, 300)
     assert model.config._attn_implementation == "eager"
-    assert sum(told) == sum(len(one.factual) + len(one.target) - 1 for one in PAIRS)
+    assert set(changed) == {"sdpa"}
 
 
 def test_attention_kernels_agree_to_rounding() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -17,13 +18,13 @@ from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.metrics import (
     METRICS,
     ExampleScores,
-    bleu_of_sums,
+    letters_note,
     likelihood_sums,
+    metric_settings,
     score_examples,
     sentence_bleu,
 )
-from nextquill_core.evaluation.rouge import rouge
-from nextquill_core.evaluation.wordnet import load_wordnet, word_tokenize
+from nextquill_core.evaluation.text_metrics import Letters, bleu_of_sums, load_wordnet, rouge, word_tokenize
 
 WORDS = ["the", "a", "cat", "sat", "on", "book", "was", "wonderful", "marvelous,", "it's", "Great.", "😀", "ספר", "3.5"]
 VALUES = ("rouge1", "rougeL", "meteor", "bleu", "length_ratio")  # what texts alone give
@@ -43,7 +44,7 @@ def texts(seed: int, count: int, longest: int = 30) -> list[str]:
 def test_metrics_table() -> None:
     assert tuple(METRICS) == (*VALUES[:2], "rouge1_unicode", "rougeL_unicode", *VALUES[2:4], *MEASURED, "length_ratio")
     assert [key for key, metric in METRICS.items() if not metric.higher_is_better] == ["length_ratio"]
-    assert [key for key, metric in METRICS.items() if not metric.written] == list(MEASURED[1:])
+    assert [key for key, metric in METRICS.items() if not metric.judges_text] == list(MEASURED[1:])
     assert METRICS["rouge1"].text(0.23184) == "0.2318"
 
 
@@ -178,7 +179,7 @@ def test_likelihood_by_hand() -> None:
     """
     logps = [np.log([1 / 2, 1 / 4]).tolist(), np.log([1 / 8]).tolist()]
     scores = score_examples(["a", "b"], ["a", "b"]).plus(
-        sums={
+        {
             "log_likelihood": likelihood_sums(logps),
             "preference_log_likelihood": likelihood_sums(logps, [[False, True], [True]]),
         }
@@ -197,10 +198,10 @@ def test_likelihoods_take_tensors() -> None:
 
 def test_no_preference_token_no_metric() -> None:
     scores = score_examples(["a", "b"], ["a", "b"])
-    alone = scores.plus(sums={"preference_log_likelihood": likelihood_sums([[-1.0], [-2.0]], [[False], [True]])})
+    alone = scores.plus({"preference_log_likelihood": likelihood_sums([[-1.0], [-2.0]], [[False], [True]])})
     assert "preference_log_likelihood" in alone.keys
     assert "preference_log_likelihood" not in alone.take(np.array([0])).keys
-    assert alone.stats("preference_log_likelihood").tolist() == [[0, 0], [-2, 1]]
+    assert alone.statistics["preference_log_likelihood"].tolist() == [[0, 0], [-2, 1]]
     with pytest.raises(ValueError, match="nothing to measure"):
         alone.take(np.array([0])).value("preference_log_likelihood")
     assert scores.keys == VALUES
@@ -217,11 +218,11 @@ def test_likelihoods_that_cannot_be() -> None:
 
 def test_further_scores_fit_the_examples() -> None:
     scores = score_examples(["a", "b"], ["a", "b"])
-    assert scores.plus(means={"bertscore": [0.5, 1.0]}).value("bertscore") == 0.75
+    assert scores.plus({"bertscore": [0.5, 1.0]}).value("bertscore") == 0.75
     with pytest.raises(ValueError, match=r"bertscore: values of shape \(1,\)"):
-        scores.plus(means={"bertscore": [0.5]})
+        scores.plus({"bertscore": [0.5]})
     with pytest.raises(ValueError, match="bleurt"):
-        scores.plus(means={"bleurt": [0.5, 0.5]})
+        scores.plus({"bleurt": [0.5, 0.5]})
 
 
 def test_corpus_bleu_is_sacrebleus_own() -> None:
@@ -236,7 +237,7 @@ def test_vectorised_bleu_agrees_for_every_example() -> None:
     """Among them empty ones, ones without a match, and ones too short for a fourth order."""
     scores = score_examples(texts(3, 80, longest=8), texts(4, 80, longest=8))
     single = [scores.take(np.array([row])).value("bleu") for row in range(80)]
-    assert bleu_of_sums(scores.stats("bleu")) == pytest.approx(single, rel=1e-12)
+    assert bleu_of_sums(scores.statistics["bleu"]) == pytest.approx(single, rel=1e-12)
     assert 0 in single
     assert max(single) > 0
 
@@ -255,7 +256,7 @@ def test_caches_do_not_change_meteor() -> None:
         single_meteor_score(word_tokenize(reference), word_tokenize(prediction))
         for prediction, reference in zip(predictions, references, strict=True)
     ]
-    assert scores.means["meteor"].tolist() == expected
+    assert scores.statistics["meteor"][:, 0].tolist() == expected
 
 
 def test_value_does_not_depend_on_the_order() -> None:
@@ -276,3 +277,33 @@ def test_wrong_numbers() -> None:
     nothing: ExampleScores = score_examples([], [])
     with pytest.raises(ValueError, match="no examples"):
         nothing.value("bleu")
+
+
+def test_settings_are_plain_and_complete() -> None:
+    found = metric_settings()
+    assert json.loads(json.dumps(found)) == found
+    assert found["bleu"]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.")
+    assert found["meteor"]["wordnet"] == "3.0"
+    assert found["rouge"]["use_stemmer"] is False
+    assert set(found) == {"rouge", "rouge_unicode", "meteor", "bleu", "length_ratio"}
+    assert "Banerjee and Lavie 2005" in found["meteor"]["implementation"]
+    more = metric_settings(delta=0.05, bertscore={"encoder": "roberta-large", "layer": 17})
+    assert more["bertscore"]["layer"] == 17
+    preference = more["preference_log_likelihood"]
+    assert preference["preference tokens"] == "effect of the newest reviews under the initial model above 0.05"
+    other = metric_settings(delta=0.05, effects="another model")["preference_log_likelihood"]
+    assert other["preference tokens"] == "effect of the newest reviews under another model above 0.05"
+    assert "under another model" in other["caution"]
+    assert "no independent evidence" in other["caution"]
+    counted = metric_settings(letters={"Books": Letters(1, 0, 4)})
+    assert counted["rouge"]["ignored_letters"] == {"Books": 0.25}
+    assert counted["rouge_unicode"]["unspaced_letters"] == {"Books": 0.0}
+
+
+def test_the_note_names_the_share_and_what_to_read() -> None:
+    assert letters_note({"Books": 0.001}, {"Books": 0.0}) == ""
+    note = letters_note({"Books": 0.001, "Книги": 0.973}, {"Books": 0.0, "Книги": 0.0})
+    assert "97.3% in Книги" in note
+    assert "Books" not in note
+    assert "BLEU" not in note
+    assert "BLEU's tokenizer (13a)" in letters_note({"all": 1.0}, {"all": 1.0})

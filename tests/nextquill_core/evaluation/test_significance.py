@@ -194,3 +194,50 @@ def test_what_measures_nothing_takes_no_part() -> None:
 def test_an_interval_of_nothing_is_the_value() -> None:
     found = interval_of(2.0, np.array([np.nan, np.nan]))
     assert (found.low, found.high) == (2, 2)
+
+
+def test_without_other_settings_there_are_1000_resamples_of_seed_42() -> None:
+    first, second = (mean_stats(np.random.default_rng(seed).normal(size=30)) for seed in (0, 1))
+    assert bootstrap_interval(first, names(30)) == bootstrap_interval(first, names(30), samples=1000, seed=42)
+    assert paired_bootstrap(first, second, names(30)) == paired_bootstrap(
+        first, second, names(30), samples=1000, seed=42
+    )
+
+
+@pytest.mark.parametrize(("at_once", "rows"), [(30, [4, 4, 2]), (28, [4, 4, 2]), (27, [3, 3, 3, 1]), (6, [1] * 10)])
+def test_as_many_resamples_are_drawn_at_once_as_fit(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, rows: list[int]
+) -> None:
+    """Ten resamples of seven users: 30 or 28 draws at once are four resamples, 27 three, and one is the least."""
+    monkeypatch.setattr("nextquill_core.evaluation.significance._DRAWS_AT_ONCE", at_once)
+    drawn: list[int] = []
+    count = np.bincount
+
+    def watched(draws: np.ndarray, minlength: int) -> np.ndarray:
+        drawn.append(minlength // 7)
+        return count(draws, minlength=minlength)
+
+    monkeypatch.setattr(np, "bincount", watched)
+    resample(np.ones((7, 2)), samples=10, seed=0)
+    assert drawn == rows
+
+
+def test_bounds_have_ten_digits() -> None:
+    found = interval_of(0.0, np.full(3, 0.12345678914))
+    assert (found.low, found.high) == (0.1234567891, 0.1234567891)
+
+
+def test_a_user_whom_one_method_alone_can_measure_takes_no_part() -> None:
+    """Of three users the first is a win and the second a loss; the third has no value of the other method."""
+    resampled = np.zeros(4)
+    mine, theirs = (
+        Values(1.0, np.array([2.0, 0.0, 5.0]), resampled),
+        Values(0.0, np.array([1.0, 1.0, np.nan]), resampled),
+    )
+    assert compare_values(mine, theirs).win_rate == 0.5
+    assert compare_values(theirs, mine).win_rate == 0.5
+
+
+def test_more_users_than_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 rows of statistics for 2 users"):
+        bootstrap_interval(mean_stats([1]), ["a", "b"])

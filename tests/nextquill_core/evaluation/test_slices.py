@@ -116,9 +116,9 @@ def test_control_by_hand() -> None:
 
     A resample has the first user twice (0.2), once (0.1) or never (0), so the interval is [0, 0.2].
     """
-    lengths, bleu = np.ones((2, 2), dtype=np.int64), np.ones((2, 10), dtype=np.int64)
-    own = {("latestk", "sane"): ExampleScores({"rouge1": np.array([0.5, 0.7])}, lengths, bleu)}
-    stranger = {("latestk", "sane"): ExampleScores({"rouge1": np.array([0.3, 0.7])}, lengths, bleu)}
+    counts = ExampleScores({"length_ratio": np.ones((2, 2)), "bleu": np.ones((2, 10))})
+    own = {("latestk", "sane"): counts.plus({"rouge1": [0.5, 0.7]})}
+    stranger = {("latestk", "sane"): counts.plus({"rouge1": [0.3, 0.7]})}
     rows = [row for row in control_rows(own, stranger, ["a", "b"], ["C", "C"]) if row["metric"] == "rouge1"]
     assert pa.Table.from_pylist(rows, schema=SLICES).num_rows == 3
     assert [row["bucket"] for row in rows] == [OWN, STRANGER, DIFFERENCE]

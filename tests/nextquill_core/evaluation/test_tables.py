@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from nextquill_core.analysis.result_tables import pivot
 from nextquill_core.errors import UserError
-from nextquill_core.evaluation.metrics import METRICS, ExampleScores, bleu_of_sums, score_examples
+from nextquill_core.evaluation.forms import EvaluationDocument
+from nextquill_core.evaluation.metrics import METRICS, ExampleScores, score_examples
 from nextquill_core.evaluation.tables import (
+    answer_rows,
     comparison_rows,
+    cost_rows,
     example_table,
-    from_document,
-    markdown_table,
     metric_rows,
-    pivot,
-    read_document,
-    to_document,
 )
+from nextquill_core.evaluation.text_metrics import bleu_of_sums
+from nextquill_core.generation.engines import Usage
 from nextquill_core.schemas import EXAMPLE_SCORES
 from nextquill_core.schemas import METRICS as METRICS_SCHEMA
+from storage import write_json
+from storage.stored_json import read_checked
 
 REFERENCES = [f"a very good book about the number {number} and its many friends" for number in range(12)]
 USERS = [f"user{number // 2}" for number in range(12)]
@@ -114,7 +118,7 @@ def with_preferences(scores: ExampleScores, shift: float) -> ExampleScores:
     """Two users, "user0" and "user5", have a preference token each; the others have none."""
     sums = np.zeros((12, 2))
     sums[0], sums[11] = (-1 + shift, 1), (-3 + shift, 1)
-    return scores.plus(sums={"preference_log_likelihood": sums})
+    return scores.plus({"preference_log_likelihood": sums})
 
 
 def test_a_metric_that_few_users_have(scores: dict[tuple[str, str], ExampleScores]) -> None:
@@ -140,7 +144,7 @@ def test_a_metric_that_few_users_have(scores: dict[tuple[str, str], ExampleScore
 def test_a_metric_that_a_category_has_not(scores: dict[tuple[str, str], ExampleScores]) -> None:
     sums = np.zeros((12, 2))
     sums[0] = -1, 2  # in Books alone
-    some = {("qwen", "paper"): scores["qwen", "paper"].plus(sums={"preference_log_likelihood": sums})}
+    some = {("qwen", "paper"): scores["qwen", "paper"].plus({"preference_log_likelihood": sums})}
     rows = [row for row in metric_rows(some, USERS, CATEGORIES, samples=100) if "preference" in row["metric"]]
     assert [(row["category"], row["value"]) for row in rows] == [("Books", -0.5), ("all", -0.5)]
 
@@ -164,10 +168,10 @@ def test_many_comparisons_get_the_samples_that_they_need() -> None:
     312 / 1,001. The draws are as many as make 312 / (1 + 40 · 312) = 0.025 the least.
     """
     rng = np.random.default_rng(0)
-    lengths, bleu = np.ones((40, 2), dtype=np.int64), np.ones((40, 10), dtype=np.int64)
+    counts = {"length_ratio": np.ones((40, 2)), "bleu": np.ones((40, 10))}
     scores = {
-        (f"method{number}", "paper"): ExampleScores(
-            {key: number + rng.normal(scale=0.01, size=40) for key in ("rouge1", "rougeL", "meteor")}, lengths, bleu
+        (f"method{number}", "paper"): ExampleScores(counts).plus(
+            {key: number + rng.normal(scale=0.01, size=40) for key in ("rouge1", "rougeL", "meteor")}
         )
         for number in range(13)
     }
@@ -180,7 +184,7 @@ def test_many_comparisons_get_the_samples_that_they_need() -> None:
 def test_example_table(scores: dict[tuple[str, str], ExampleScores]) -> None:
     """What is averaged and summed from the table is what the metrics say."""
     key = ("nextquill", "paper")
-    measured = with_preferences(scores[key], 0.0).plus(means={"bertscore": [0.5] * 12})
+    measured = with_preferences(scores[key], 0.0).plus({"bertscore": [0.5] * 12})
     table = example_table({("qwen", "paper"): scores["qwen", "paper"], key: measured}, [f"e{row}" for row in range(12)])
     assert table.schema.equals(EXAMPLE_SCORES)
     rows = table.to_pylist()
@@ -198,61 +202,12 @@ def test_example_table(scores: dict[tuple[str, str], ExampleScores]) -> None:
         example_table({key: measured}, ["e0"])
 
 
-def test_document_round_trip(scores: dict[tuple[str, str], ExampleScores]) -> None:
+def test_document_round_trip(scores: dict[tuple[str, str], ExampleScores], tmp_path: Path) -> None:
     rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
     comparisons = comparison_rows(scores, USERS, CATEGORIES, samples=100)
-    document = to_document({"bleu": {"signature": "s"}}, rows, comparisons, costs=[{"method": "qwen"}])
-    assert document["costs"] == [{"method": "qwen"}]
-    assert from_document(json.loads(json.dumps(document, allow_nan=False))) == (
-        {"bleu": {"signature": "s"}},
-        rows,
-        comparisons,
-    )
-
-
-@pytest.mark.parametrize(
-    "document", [None, [], {}, {"settings": {}, "rows": []}, {"settings": 1, "rows": [], "comparisons": []}]
-)
-def test_a_damaged_document(document: object) -> None:
-    with pytest.raises(UserError, match=r"^m\.json: not a metrics file"):
-        from_document(document, "m.json")
-
-
-def row(method: str, metric: str, value: float) -> dict[str, object]:
-    return {
-        "method": method,
-        "category": "Books",
-        "decoding": "paper",
-        "metric": metric,
-        "value": value,
-        "ci_low": value - 0.01,
-        "ci_high": value + 0.01,
-        "n": 317,
-    }
-
-
-def test_markdown() -> None:
-    rows = [row("latestk", "rouge1", 0.0520), row("nextquill", "rouge1", 0.2318), row("nextquill", "bleu", 3.5718)]
-    assert markdown_table(rows, "paper", "Books") == (
-        "| method | ROUGE-1 | BLEU |\n"
-        "| --- | ---: | ---: |\n"
-        "| latestk | 0.0520 [0.0420, 0.0620] | – |\n"
-        "| nextquill | **0.2318** [0.2218, 0.2418] | **3.57** [3.56, 3.58] |\n"
-    )
-
-
-def test_what_looks_equal_is_equally_best() -> None:
-    rows = [
-        row("a", "rouge1", 0.12341),
-        row("b", "rouge1", 0.12339),
-        row("c", "rouge1", 0.12),
-        row("a", "length_ratio", 2),
-    ]
-    table = pivot(rows, "paper", "Books")
-    assert [cells[0].best for _, cells in table.lines] == [True, True, False]
-    assert not table.lines[0][1][1].best  # neither direction of a length is better
-    assert table.n == 317
-    assert pivot(rows, "sane", "Books").lines == ()
+    document = {"settings": {"bleu": {"signature": "s"}}, "rows": rows, "comparisons": comparisons}
+    write_json(tmp_path / "metrics.json", document)
+    assert read_checked(tmp_path / "metrics.json", EvaluationDocument, "evaluate again") == document
 
 
 def test_a_damaged_metrics_file_is_one_line(tmp_path: Path) -> None:
@@ -263,11 +218,104 @@ def test_a_damaged_metrics_file_is_one_line(tmp_path: Path) -> None:
         "[" * 100_000,
         "[]",
         "{}",
+        '{"settings": {}, "rows": []}',
+        '{"settings": 1, "rows": [], "comparisons": []}',
         '{"settings": {}, "rows": [1], "comparisons": []}',
+        '{"settings": {}, "rows": [], "comparisons": [], "cautions": "one"}',
         json.dumps(
             {"settings": {}, "rows": [row | {"value": "x", "ci_low": 0, "ci_high": 0, "n": 1}], "comparisons": []}
         ),
     ):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(UserError, match="metrics"):
-            read_document(tmp_path / "metrics.json")
+            read_checked(tmp_path / "metrics.json", EvaluationDocument, "evaluate again")
+
+
+def test_costs_by_hand() -> None:
+    """Four answers of 50 tokens each in 20 s are 10 tokens a second; 6 s to the four first tokens are 1,500 ms each."""
+    usage = Usage(4, prompt_tokens=4000, new_tokens=200, seconds=20, first_token_seconds=6, peak_bytes=3_500_000_000)
+    (row,) = cost_rows({("llm-trsr", "paper"): asdict(usage)}, {"nextquill": 60.0}, {"llm-trsr": {"summaries": 12.5}})
+    assert row == {
+        "method": "llm-trsr",
+        "decoding": "paper",
+        "answers": 4,
+        "training_seconds": None,
+        "preparation": {"summaries": 12.5},
+        "prompt_tokens": 1000,
+        "new_tokens": 50,
+        "tokens_per_second": 10,
+        "first_token_ms": 1500,
+        "peak_gb": 3.5,
+        "retries": 0,
+    }
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_missing_measurements_stay_unknown() -> None:
+    usages = {
+        ("nextquill", "paper"): None,
+        ("nextquill", "sane"): asdict(Usage()),  # nothing was generated: everything was there already
+        ("oppu", "paper"): {"answers": 2, "new_tokens": 9},
+        ("sft", "paper"): {"answers": 2, "new_tokens": 9, "seconds": 3.0, "prompt_tokens": None},
+    }
+    rows = cost_rows(usages, {"nextquill": 60.0, "sft": None})
+    measured = ("prompt_tokens", "new_tokens", "tokens_per_second", "first_token_ms", "peak_gb")
+    assert [[row[name] for name in measured] for row in rows] == [
+        [None, None, None, None, None],
+        [None, None, None, None, None],
+        [None, 4.5, None, None, None],
+        [None, 4.5, 3.0, None, None],
+    ]
+    assert [row["training_seconds"] for row in rows] == [60.0, 60.0, None, None]
+    assert all(row["preparation"] == {} for row in rows)
+
+
+def answer(method: str, text: str, n_tokens: int, finish_reason: str) -> dict[str, object]:
+    return {
+        "example_id": "e",
+        "method": method,
+        "decoding": "paper",
+        "text": text,
+        "n_tokens": n_tokens,
+        "finish_reason": finish_reason,
+    }
+
+
+def test_counts_by_hand() -> None:
+    rows = answer_rows(
+        [
+            answer("qwen", "good " * 100, 100, "length"),
+            answer("nextquill", "A fine book.", 5, "stop"),
+            answer("qwen", " \n\u00a0", 1, "stop"),
+            answer("qwen", "", 0, "stop"),
+            answer("qwen", "ספר נפלא 😀", 7, "content_filter"),
+        ]
+    )
+    assert rows == [
+        {
+            "method": "qwen",
+            "decoding": "paper",
+            "answers": 4,
+            "empty": 2,
+            "cut": 1,
+            "other": 1,
+            "stopped_share": 0.5,
+            "mean_tokens": 27,
+            "longest_tokens": 100,
+        },
+        {
+            "method": "nextquill",
+            "decoding": "paper",
+            "answers": 1,
+            "empty": 0,
+            "cut": 0,
+            "other": 0,
+            "stopped_share": 1.0,
+            "mean_tokens": 5,
+            "longest_tokens": 5,
+        },
+    ]
+
+
+def test_nothing_was_written() -> None:
+    assert answer_rows([]) == []

@@ -9,9 +9,16 @@ import sys
 import pytest
 import torch
 
-from nextquill_core.generation.decoding import DECODINGS, SANE_CANDIDATES, Decoding
+from nextquill_core.generation.decoding import (
+    DECODINGS,
+    SANE_CANDIDATES,
+    Decoding,
+    next_tokens,
+    nucleus,
+    penalised,
+    steered,
+)
 from nextquill_core.generation.engines import request_seed
-from nextquill_core.generation.sampling import next_tokens, nucleus, penalised, steered
 from tests.conftest import REPO
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from nextquill_core.errors import ModelError
-from nextquill_core.generation import batch
+from nextquill_core.generation import local_engine
 from nextquill_core.generation.decoding import DECODINGS, GREEDY, PAPER, SAMPLED, Decoding
 from nextquill_core.generation.engines import BASE, CUT, STOPPED, Request, request_seed
 from nextquill_core.generation.local_engine import TransformersEngine
 from tests.models import FAMILIES, VOCABULARY, small_model
-from tests.nextquill_core.evaluation.spelling import Numbers, speller
+from tests.nextquill_core.generation.spelling import Numbers, speller
 
 LIMIT = 12
 STOPS = list(range(40))  # so that a tenth of all tokens end an answer, and answers have all lengths
@@ -62,8 +62,8 @@ def definition(
     chance = torch.Generator().manual_seed(request_seed(0, request.key))
     while len(output) < (request.limit or LIMIT):
         scores = logits(model, request.prompt + output)
-        if steering is not None and request.without is not None:
-            away = logits(model, request.without + output)
+        if steering is not None and request.counterfactual is not None:
+            away = logits(model, request.counterfactual + output)
             scores = [(1 + steering) * ours - steering * theirs for ours, theirs in zip(scores, away, strict=True)]
         for token in set(request.prompt + output):
             penalty = decoding.repetition_penalty
@@ -113,7 +113,7 @@ def test_long_answers_outgrow_the_room_beside_the_prompt() -> None:
 @pytest.mark.parametrize("share", [1, 2, 4])
 def test_rows_that_finished_may_stay_for_a_while(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = engine(lively(), PAPER).generate(requests())
-    monkeypatch.setattr(batch, "SHARE", share)  # all, half or a quarter leave together
+    monkeypatch.setattr(local_engine, "SHARE", share)  # all, half or a quarter leave together
     staying = engine(lively(), PAPER)
     assert staying.generate(requests()) == expected
     assert staying.usage.answers == len(expected)
@@ -157,7 +157,9 @@ def test_steering_by_0_is_plain_decoding_and_by_minus_1_the_model_without_histor
     without = prompts(seed=1)
     steered = [Request(f"u{number}", ours, without[number]) for number, ours in enumerate(prompts())]
     plain = engine(model, decoding).generate([Request(request.key, request.prompt) for request in steered])
-    blind = engine(model, decoding).generate([Request(request.key, request.without or []) for request in steered])
+    blind = engine(model, decoding).generate(
+        [Request(request.key, request.counterfactual or []) for request in steered]
+    )
     assert engine(model, decoding, steering=0.0).generate(steered) == plain
     assert engine(model, decoding, steering=-1.0).generate(steered) == blind
     assert plain != blind
@@ -204,7 +206,7 @@ def test_each_request_has_its_own_adapter_and_none_is_the_base_model(decoding: D
     answers = engine(model, decoding, batch_tokens=10**6).generate(asked)
     assert pairs(answers) == expected
     assert engine(model, decoding, batch_tokens=1).generate(asked[::-1]) == answers[::-1]
-    assert engine(model, decoding).generate(asked[3:4]) == answers[3:4]  # nobody of this batch has an adapter
+    assert engine(model, decoding).generate(asked[3:4]) == answers[3:4]  # no row of this batch has an adapter
     base = engine(model, decoding).generate([Request(request.key, request.prompt) for request in asked])
     assert sum(one != other for one, other in zip(base, answers, strict=True)) > 4
 
@@ -349,9 +351,11 @@ def test_a_model_without_keys_and_values_is_refused() -> None:
         engine(small_model("mamba"))
 
 
-@pytest.mark.slow
-def test_continuous_batching_gives_the_same_tokens() -> None:
-    model = lively()
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True
+)
+def test_continuous_batching_gives_the_same_tokens(device: str) -> None:
+    model = lively().to(device)
     attention = model.config._attn_implementation
     asked = [Request(request.key, request.prompt, limit=3 if number == 2 else None)
              for number, request in enumerate(requests(6))]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Servers: a real one that behaves, and one that drops, refuses, hangs and babbles."""
+"""The engine against a real server, and against one that drops, refuses, hangs and sends garbage."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from typing import Any
 import httpx
 import pytest
 
+from nextquill_core.config.evaluate import ServerConfig
 from nextquill_core.errors import UserError
 from nextquill_core.generation import openai_engine as server
 from nextquill_core.generation.decoding import GREEDY, PAPER, SAMPLED, Decoding
 from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, request_seed
 from nextquill_core.generation.local_engine import TransformersEngine
-from nextquill_core.generation.openai_engine import OpenAIEngine, ServerSettings
-from nextquill_core.model.control_tokens import UserTextTokenizer
+from nextquill_core.generation.openai_engine import OpenAIEngine
 from nextquill_core.prompts import Template
+from nextquill_core.tokens import UserTextTokenizer
 from tests.conftest import REPO, text
 
 KEY = "sk-very-secret-1234"
@@ -36,7 +37,7 @@ Script = Callable[["Scripted", dict[str, Any]], None]
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Does what its server's `script` says with each request; nothing said, it answers."""
+    """Replies to each request as its server's `script` says; without a script it answers."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -107,7 +108,7 @@ def hanging(_handler: Scripted, _body: dict[str, Any]) -> None:
 
 @pytest.fixture
 def local() -> Iterator[Any]:
-    """A server of its own for each test; `seen` holds what was asked, `script` what to do."""
+    """A separate server for each test; `seen` holds the requests, `script` the replies."""
     found = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     found.lock, found.seen, found.script = threading.Lock(), [], []  # type: ignore[attr-defined]
     thread = threading.Thread(target=found.serve_forever, args=(0.01,))
@@ -126,7 +127,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine(local: Any, decoding: Decoding = GREEDY, tokenizer: Any = None, **settings: Any) -> OpenAIEngine:
     settings = {"url": f"http://127.0.0.1:{local.server_address[1]}/v1", "retries": 3, "timeout_s": 0.5} | settings
-    return OpenAIEngine(ServerSettings(**settings), "some-model", tokenizer, decoding, max_new_tokens=9, seed=5)
+    return OpenAIEngine(ServerConfig(**settings), "some-model", tokenizer, decoding, max_new_tokens=9, seed=5)
 
 
 def requests(count: int = 6) -> list[Request]:
@@ -155,7 +156,7 @@ def test_answers_come_in_the_order_of_the_requests_and_are_counted(local: Any) -
         status(500), status(502), status(503), status(429),
     ],
 )  # fmt: skip
-def test_what_fails_is_asked_once_more(trouble: Script, local: Any) -> None:
+def test_failed_requests_are_repeated(trouble: Script, local: Any) -> None:
     local.script = [answer, answer, trouble, answer, trouble, trouble]
     asked = engine(local)
     assert asked.generate(requests()) == EXPECTED
@@ -194,7 +195,7 @@ def test_a_server_that_is_not_there(local: Any) -> None:
             engine(local, url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1", retries=1).generate(requests(1))
 
 
-def test_one_request_that_fails_for_good_does_not_keep_the_others_waiting(local: Any) -> None:
+def test_after_a_final_failure_no_further_request_begins(local: Any) -> None:
     local.script = [status(500)] * 1000
     with pytest.raises(UserError, match="no answer"):
         engine(local, concurrency=2, retries=1).generate(requests() * 50)
@@ -202,7 +203,7 @@ def test_one_request_that_fails_for_good_does_not_keep_the_others_waiting(local:
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
-def test_refusals_are_told_at_once(code: int, local: Any) -> None:
+def test_refusals_are_reported_at_once(code: int, local: Any) -> None:
     local.script = [status(code, "go away")] * 20
     with pytest.raises(UserError, match=f"{code}: go away"):
         engine(local).generate(requests(1))
@@ -217,7 +218,7 @@ def test_a_request_that_is_wrong_is_not_sent_again(local: Any, tiny_tokenizer: A
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_the_server_says_when_to_come_back(as_date: bool, local: Any) -> None:
+def test_retry_after_is_honoured(as_date: bool, local: Any) -> None:
     seconds = 3 if as_date else 1  # a date has whole seconds only
     value = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True) if as_date else "1"
     local.script = [status(429, Retry_After=value)]
@@ -226,20 +227,12 @@ def test_the_server_says_when_to_come_back(as_date: bool, local: Any) -> None:
     assert 0.9 < time.monotonic() - started < 5
 
 
-def test_waits_grow_and_differ() -> None:
-    waits = [[server._back_off(tried) for _ in range(200)] for tried in (1, 2, 3, 30)]
-    for tried, found in zip((1, 2, 3), waits, strict=False):
-        longest = server.FIRST_WAIT_S * 2 ** (tried - 1)
-        assert longest / 2 <= min(found) < max(found) <= longest
-    assert max(waits[3]) <= server.LONGEST_WAIT_S
-
-
 @pytest.mark.parametrize("value", ["soon", "-3", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
-def test_a_useless_time_to_come_back_is_none(value: str) -> None:
-    assert server._retry_after(httpx.Response(429, headers={"Retry-After": value})) == 0.0
+def test_an_invalid_retry_after_is_ignored(value: str) -> None:
+    assert server._retry_after(value) == 0.0
 
 
-def test_what_is_asked(local: Any) -> None:
+def test_the_fields_of_a_request(local: Any) -> None:
     engine(local, PAPER).generate([Request("u0", [3, 4], limit=4)])
     engine(local, SAMPLED).generate([Request("u0", [3, 4], limit=99)])
     penalised, sampled = local.seen
@@ -268,7 +261,7 @@ def test_a_server_without_ids_gets_the_text(local: Any, tiny_tokenizer: Any) -> 
     assert asked.usage.retries == 0
 
 
-def test_a_late_refusal_of_ids_is_none_of_the_text(local: Any, tiny_tokenizer: Any) -> None:
+def test_a_late_refusal_of_ids_does_not_reject_texts(local: Any, tiny_tokenizer: Any) -> None:
     prompts = [tiny_tokenizer(words)["input_ids"] for words in ("quick", "slow")]
 
     def slow_to_refuse(handler: Scripted, body: dict[str, Any]) -> None:
@@ -311,7 +304,7 @@ def test_an_empty_answer_is_one(local: Any) -> None:
     assert engine(local).generate(requests(1)) == [Generation("", 0, STOPPED)]
 
 
-def test_the_key_is_sent_and_never_told(
+def test_the_key_is_sent_and_never_shown(
     local: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
@@ -326,18 +319,18 @@ def test_the_key_is_sent_and_never_told(
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", "clé"])
-def test_a_key_that_is_none_is_told_by_its_variable(key: str, local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_key_is_reported_by_its_variable(key: str, local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", key)
     with pytest.raises(UserError, match="MY_KEY"):
         engine(local, api_key_env="MY_KEY")
 
 
-def test_an_address_that_is_none(local: Any) -> None:
+def test_an_invalid_address_is_reported(local: Any) -> None:
     with pytest.raises(UserError, match=r"localhost:8000.*not an address"):
         engine(local, url="localhost:8000/v1")
 
 
-@pytest.mark.parametrize("request_", [Request("u", [1], without=[2]), Request("u", [1], adapter="ann")])
+@pytest.mark.parametrize("request_", [Request("u", [1], counterfactual=[2]), Request("u", [1], adapter="ann")])
 def test_steering_and_adapters_are_refused(request_: Request, local: Any) -> None:
     with pytest.raises(UserError, match=r"evaluate\.engine"):
         engine(local).generate([request_])
@@ -382,7 +375,7 @@ def test_a_real_server_writes_the_same_greedy_tokens(tiny_model: Any, tiny_token
         for decoding in (PAPER, GREEDY):
             ours = TransformersEngine(tiny_model, tiny_tokenizer, decoding, max_new_tokens=8, batch_tokens=1000)
             served = OpenAIEngine(
-                ServerSettings(url, concurrency=4), str(tiny_folder), tiny_tokenizer, decoding, max_new_tokens=8
+                ServerConfig(url=url, concurrency=4), str(tiny_folder), tiny_tokenizer, decoding, max_new_tokens=8
             )
             expected = ours.generate(asked)
             assert served.generate(asked) == expected
@@ -390,7 +383,7 @@ def test_a_real_server_writes_the_same_greedy_tokens(tiny_model: Any, tiny_token
             assert served.usage.prompt_tokens == ours.usage.prompt_tokens
             assert served.usage.new_tokens == ours.usage.new_tokens
         sampled = OpenAIEngine(
-            ServerSettings(url, concurrency=1), str(tiny_folder), tiny_tokenizer, SAMPLED, max_new_tokens=8
+            ServerConfig(url=url, concurrency=1), str(tiny_folder), tiny_tokenizer, SAMPLED, max_new_tokens=8
         )
         first = sampled.generate(asked)
         assert sampled.generate(asked) == first != expected
@@ -430,7 +423,7 @@ def test_the_server_is_asked_to_stop_where_the_template_ends_a_turn(local: Any, 
     tokenizer = chat_like(tiny_folder)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     options = {"max_new_tokens": 8}
-    settings = ServerSettings(f"http://127.0.0.1:{local.server_port}/v1", concurrency=1)
+    settings = ServerConfig(url=f"http://127.0.0.1:{local.server_port}/v1", concurrency=1)
     for stop, expected in ((end, [end]), (tokenizer.eos_token_id, None), (None, None)):
         asked = OpenAIEngine(settings, "m", tokenizer, GREEDY, stop=stop, **options)
         asked.generate(requests(1))

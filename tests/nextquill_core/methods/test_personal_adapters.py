@@ -19,23 +19,23 @@ from torch import Tensor
 from nextquill_core.errors import ModelError
 from nextquill_core.methods import personal_adapters as personal
 from nextquill_core.methods.personal_adapters import (
-    PersonalSpec,
+    PersonalTraining,
     adapter_name,
     check_stored,
     load_adapters,
-    merged,
-    own_reviews,
-    personalised,
+    merge_adapter,
+    review_examples,
     save_adapters,
     train_personal,
+    with_personal_adapters,
 )
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import PairEncoder, TokenPair
 from tests.conftest import review
 from tests.models import VOCABULARY, oracle, small_model
-from tests.nextquill_core.model.test_branches import pair
+from tests.nextquill_core.model.test_forward import pair
 
-SPEC = PersonalSpec(r=4, alpha=8, learning_rate=2e-2, epochs=2, global_batch=3)
+SPEC = PersonalTraining(r=4, alpha=8, learning_rate=2e-2, epochs=2, global_batch=3)
 IDS = torch.arange(40).reshape(4, 10) * 7 % VOCABULARY
 
 
@@ -47,7 +47,7 @@ def past(user: int, reviews: int = 5) -> list[TokenPair]:
 USERS = {"a@x.org": past(1), "keys": past(2, 2), "C:b/2:7": past(3)}
 
 
-def train(model: Any, users: Mapping[str, list[TokenPair]], spec: PersonalSpec = SPEC, tokens: int = 60) -> Any:
+def train(model: Any, users: Mapping[str, list[TokenPair]], spec: PersonalTraining = SPEC, tokens: int = 60) -> Any:
     return train_personal(model, users, spec, batch_tokens=tokens)
 
 
@@ -57,10 +57,10 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def test_past_reviews_become_something_to_write() -> None:
     example = Example("C:u1:7", "u1", "C", "test", review(7), (review(1), review(2)))
-    first, second = own_reviews(example)
+    first, second = review_examples(example)
     assert first == Example("C:u1:7#0", "u1", "C", "test", review(1), ())
     assert (second.example_id, second.target, second.history) == ("C:u1:7#1", review(2), ())
-    assert own_reviews(replace(example, history=())) == []
+    assert review_examples(replace(example, history=())) == []
 
 
 def test_a_user_depends_on_nobody_and_two_runs_give_the_same_bytes() -> None:
@@ -75,9 +75,9 @@ def test_a_user_depends_on_nobody_and_two_runs_give_the_same_bytes() -> None:
 
 
 def test_the_seed_and_the_user_decide_where_an_adapter_starts() -> None:
-    model, unmoved = small_model("qwen2"), replace(SPEC, epochs=0)
+    model, unmoved = small_model("qwen2"), SPEC.model_copy(update={"epochs": 0})
     start = train(model, {"a": past(1), "b": past(1)}, unmoved)
-    other = train(model, {"a": past(1)}, replace(unmoved, seed=1))
+    other = train(model, {"a": past(1)}, unmoved.model_copy(update={"seed": 1}))
     assert {name: tensor.shape for name, tensor in start["a"].items()} == {
         f"base_model.model.model.layers.{layer}.self_attn.{part}.weight": shape
         for layer in range(2)
@@ -123,7 +123,7 @@ def test_the_base_is_left_as_it_was(family: str) -> None:
 
     with unchanged():
         adapters = train(model, USERS)
-    with unchanged(), personalised(model, adapters, SPEC):
+    with unchanged(), with_personal_adapters(model, adapters, SPEC):
         pass
 
     def stop(finished: int) -> None:
@@ -131,19 +131,19 @@ def test_the_base_is_left_as_it_was(family: str) -> None:
 
     with unchanged(), pytest.raises(InterruptedError):
         train_personal(model, USERS, SPEC, batch_tokens=60, advance=stop)
-    with unchanged(), pytest.raises(InterruptedError), personalised(model, adapters, SPEC):
+    with unchanged(), pytest.raises(InterruptedError), with_personal_adapters(model, adapters, SPEC):
         raise InterruptedError
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
 def test_training_against_a_loop_written_out(family: str) -> None:
     """Three steps over all five reviews at rates 1/2, 1 and 1/2 of the peak: one step of warm-up, then down to 0."""
-    spec = replace(SPEC, dropout=0.0, epochs=3, global_batch=5, weight_decay=0.1)
+    spec = SPEC.model_copy(update={"dropout": 0.0, "epochs": 3, "global_batch": 5, "weight_decay": 0.1})
     reviews, name = past(1), adapter_name("a")
-    start = train(small_model(family), {"a": reviews}, replace(spec, epochs=0))
+    start = train(small_model(family), {"a": reviews}, spec.model_copy(update={"epochs": 0}))
     trained = train(small_model(family), {"a": reviews}, spec)["a"]
 
-    with personalised(small_model(family), start, spec) as model:
+    with with_personal_adapters(small_model(family), start, spec) as model:
         model.set_adapter(name)
         loras = [(place, value) for place, value in model.named_parameters() if name in place]
         optimizer = torch.optim.AdamW([value for _, value in loras], weight_decay=0.1)
@@ -174,9 +174,9 @@ def test_micro_batches_change_nothing_but_rounding() -> None:
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2", "gpt2"])
 def test_a_user_learns_to_write_the_own_reviews(family: str) -> None:
     model, reviews = small_model(family), past(1, 3)
-    adapters = train(model, {"a": reviews}, replace(SPEC, epochs=8, max_grad_norm=10.0))
+    adapters = train(model, {"a": reviews}, SPEC.model_copy(update={"epochs": 8, "max_grad_norm": 10.0}))
     before = sum(float(oracle(model, one.factual, one.target).sum()) for one in reviews)
-    with personalised(model, adapters, SPEC) as adapted:
+    with with_personal_adapters(model, adapters, SPEC) as adapted:
         adapted.set_adapter(adapter_name("a"))
         after = sum(float(oracle(adapted, one.factual, one.target).sum()) for one in reviews)
     assert after > before + 1.0
@@ -190,12 +190,12 @@ def test_a_row_of_a_mixed_batch_is_what_its_own_adapter_gives(family: str) -> No
         base = model(IDS).logits
         alone = []
         for key in USERS:
-            with personalised(model, {key: adapters[key]}, SPEC) as adapted:
-                assert torch.equal(adapted(IDS).logits, base)  # nobody is named
+            with with_personal_adapters(model, {key: adapters[key]}, SPEC) as adapted:
+                assert torch.equal(adapted(IDS).logits, base)  # no adapter is selected
                 adapted.set_adapter(adapter_name(key))
                 alone.append(adapted(IDS).logits)
         names = [*(adapter_name(key) for key in USERS), "__base__"]
-        with personalised(model, adapters, SPEC) as adapted:
+        with with_personal_adapters(model, adapters, SPEC) as adapted:
             together = adapted(IDS, adapter_names=names).logits
             texts = adapted.generate(IDS, adapter_names=names, max_new_tokens=5, do_sample=False)
         assert texts.shape == (4, 15)
@@ -209,11 +209,11 @@ def test_a_user_without_past_reviews_is_served_by_the_base() -> None:
     adapters = train(model, {"new": [], "a": past(1)})
     assert same(adapters["a"], train(model, {"a": past(1)})["a"])
     assert not any(tensor.any() for name, tensor in adapters["new"].items() if "lora_B" in name)
-    with torch.inference_mode(), personalised(model, adapters, SPEC) as adapted:
+    with torch.inference_mode(), with_personal_adapters(model, adapters, SPEC) as adapted:
         adapted.set_adapter(adapter_name("new"))
         assert torch.equal(adapted(IDS).logits, small_model("qwen2")(IDS).logits)
     assert train(model, {}) == {}
-    with personalised(model, {}, SPEC) as untouched:
+    with with_personal_adapters(model, {}, SPEC) as untouched:
         assert untouched is model
 
 
@@ -221,8 +221,8 @@ def test_many_users_share_one_base() -> None:
     model = small_model("qwen2")
     addresses = {value.data_ptr() for value in model.parameters()}
     adapter = train(model, {"a": []})["a"]
-    with personalised(model, {f"user {number}": adapter for number in range(256)}, SPEC) as adapted:
-        loras = [value for name, value in adapted.named_parameters() if ".lora_" in name and "nobody" not in name]
+    with with_personal_adapters(model, {f"user {number}": adapter for number in range(256)}, SPEC) as adapted:
+        loras = [value for name, value in adapted.named_parameters() if ".lora_" in name and "empty" not in name]
         others = {value.data_ptr() for name, value in adapted.named_parameters() if ".lora_" not in name}
         assert others == addresses
         assert sum(value.numel() for value in loras) == 256 * sum(value.numel() for value in adapter.values())
@@ -254,7 +254,7 @@ def test_a_file_of_something_else_is_one_line(tmp_path: Path) -> None:
             load_adapters(tmp_path / name)
         assert "\n" not in str(error.value)
     save_adapters(tmp_path / "ours", {"a": {"x": torch.zeros(1)}}, SPEC)
-    with pytest.raises(ModelError, match="there is no adapter of b"):
+    with pytest.raises(ModelError, match="it has no adapter of b"):
         load_adapters(tmp_path / "ours", ["a", "b"])
 
 
@@ -264,14 +264,14 @@ def test_what_cannot_be_adapted_says_so() -> None:
     ):
         train(small_model("mamba"), USERS)
     with pytest.raises(ModelError, match="no layers named c_attn and x"):
-        train(small_model("gpt2"), USERS, replace(SPEC, targets=("c_attn", "x")))
+        train(small_model("gpt2"), USERS, SPEC.model_copy(update={"targets": ("c_attn", "x")}))
     with pytest.raises(ModelError, match=r"model\.dtype: personal adapters are not trained in float16"):
         train(small_model("qwen2").half(), USERS)
     adapters = train(small_model("qwen2"), {"a": []})
     for model in (small_model("gpt2"), small_model("qwen2", hidden_size=64), small_model("qwen2", num_hidden_layers=1)):
         with (
             pytest.raises(ModelError, match="the adapter of a is damaged or for another model"),
-            personalised(model, adapters, SPEC),
+            with_personal_adapters(model, adapters, SPEC),
         ):
             pass
 
@@ -286,10 +286,10 @@ def test_a_gradient_that_is_not_finite_names_the_user() -> None:
 
 def test_half_precision_trains_in_single(tiny_tokenizer: Any, examples: list[Example]) -> None:
     encoder = PairEncoder(tiny_tokenizer, max_history=0, max_prompt_tokens=512, max_target_tokens=64)
-    pairs = encoder.encode(own_reviews(examples[5]))
+    pairs = encoder.encode(review_examples(examples[5]))
     assert len(pairs) == 5
     model = small_model("qwen2", vocab_size=len(tiny_tokenizer)).bfloat16()
-    adapter = train(model, {"a": pairs}, replace(SPEC, learning_rate=1e-5))["a"]
+    adapter = train(model, {"a": pairs}, SPEC.model_copy(update={"learning_rate": 1e-5}))["a"]
     b = torch.cat([tensor.flatten() for name, tensor in adapter.items() if "lora_B" in name])
     assert b.dtype == torch.float32
     assert 0 < b.abs().max() < 1e-4
@@ -307,15 +307,15 @@ def test_the_tasks_adapter_is_merged(tmp_path: Path) -> None:
     base = small_model("qwen2")
     with torch.no_grad():
         plain, expected = base(IDS).logits, adapted(IDS).logits
-        model = merged(base, tmp_path)
+        model = merge_adapter(base, tmp_path)
         torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=0)
     assert (expected - plain).abs().max() > 0.1
     assert not [name for name, _ in model.named_modules() if "lora" in name]
     assert len(train(model, USERS)) == 3
     with pytest.raises(ModelError, match="for another base model"):
-        merged(small_model("qwen2", hidden_size=64), tmp_path)
+        merge_adapter(small_model("qwen2", hidden_size=64), tmp_path)
     with pytest.raises(ModelError, match=r"there is no adapter_model\.safetensors"):
-        merged(base, tmp_path / "absent")
+        merge_adapter(base, tmp_path / "absent")
 
 
 class Bare:
@@ -340,8 +340,8 @@ def test_adapters_are_read_back_before_they_count(family: str, tmp_path: Path, m
     save_adapters(path, adapters, SPEC)
     check_stored(model, path, adapters, users, SPEC)
     assert fingerprint(model) == before
-    monkeypatch.setattr(personal, "personalised", lambda model, adapters, spec: nullcontext(Bare(model)))
-    with pytest.raises(ModelError, match=r"loaded back, the adapter of a@x\.org gives log-likelihood -[\d.]+; in tr"):
+    monkeypatch.setattr(personal, "with_personal_adapters", lambda model, adapters, spec: nullcontext(Bare(model)))
+    with pytest.raises(ModelError, match=r"after loading, the adapter of a@x\.org gives log-likelihood -[\d.]+; in tr"):
         check_stored(model, path, adapters, users, SPEC)
     monkeypatch.undo()
     for change in (lambda t: t.add_(1e-4), lambda t: t.resize_(0)):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nextquill_core.config import CausalLossConfig, MethodName, TrainConfig
+from nextquill_core.analysis.published import PUBLISHED
+from nextquill_core.config import CausalLossConfig, EvaluateConfig, TrainConfig
 from nextquill_core.errors import UserError
-from nextquill_core.methods.registry import METHODS, method
+from nextquill_core.methods.registry import METHODS, OFFICIAL, PLAIN, Method
+from tests.conftest import REPO
+from tests.plugins import add_package
 
 
 def test_the_table_is_what_the_paper_says() -> None:
@@ -56,11 +61,56 @@ def test_live_weights_and_their_sum_exclude_each_other() -> None:
         TrainConfig(weights_from="live", normalization="weight")
 
 
-def test_config_and_table_name_the_same_methods() -> None:
-    assert list(get_args(MethodName)) == list(METHODS)
+NOT_PUBLISHED = {"bm25", "perce", "nextquill-official"}
+"""Methods for which the paper has no row of numbers."""
+
+
+def test_every_method_is_known_to_the_analysis_and_the_docs() -> None:
+    ours = list(dict.fromkeys(number.method for number in PUBLISHED if number.ours))
+    assert set(ours) | NOT_PUBLISHED == set(METHODS.built_in), "give a new method its published row, or name it here"
+    assert not set(ours) & NOT_PUBLISHED
+    assert ours == [name for name in METHODS.built_in if name in ours], "tables and figures keep the order of METHODS"
+    page = (REPO / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    undocumented = [name for name in METHODS.built_in if f"| `{name}` |" not in page]
+    assert not undocumented, "give it a row in docs/reference/metrics.md"
+
+
+def test_the_configuration_takes_the_names_of_the_table() -> None:
+    assert EvaluateConfig(methods=tuple(METHODS)).methods == tuple(METHODS)
+    items = EvaluateConfig.model_json_schema()["properties"]["methods"]["items"]
+    assert items == {"type": "string", "enum": list(METHODS)}, "forms show a list to choose from"
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    assert method("nextquill").name == "nextquill"
+    assert METHODS["nextquill"].name == "nextquill"
     with pytest.raises(UserError, match="did you mean `contextsft`"):
-        method("contextft")
+        METHODS["contextft"]
+
+
+ROW = Method("mine", "a row", "newest")
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong"),
+    [
+        ("a text", "is not a Method"),
+        (dataclasses.replace(ROW, name="other"), "named `other`"),
+        (dataclasses.replace(ROW, shown="longest"), "give it `select`"),
+        (dataclasses.replace(ROW, select=lambda example, count: example.history[:count]), "shows `newest`"),
+        (dataclasses.replace(ROW, shown="bm25", training=PLAIN), "trains, which needs"),
+        (ROW, ""),
+        (dataclasses.replace(ROW, training=OFFICIAL), ""),
+    ],
+)
+def test_what_another_package_gives_is_checked(found: Any, wrong: str) -> None:
+    assert wrong in METHODS.check("mine", found)
+    assert bool(wrong) == bool(METHODS.check("mine", found))
+
+
+def test_a_method_of_another_package_joins_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from nextquill_core.methods.registry import Method\nmine = Method('mine', 'a row', 'newest')\n"
+    add_package(tmp_path, monkeypatch, "added_method", code, "nextquill.methods", {"mine": "added_method:mine"})
+    assert list(METHODS)[-1] == "mine"
+    assert METHODS["mine"].summary == "a row"
+    assert EvaluateConfig(methods=("qwen", "mine"), server={"models": {"mine": "m"}}).methods == ("qwen", "mine")
+    assert METHODS.listed(lambda method: method.summary)[0]["mine"] == "a row [added_method 1.0]"

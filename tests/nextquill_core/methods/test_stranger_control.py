@@ -1,4 +1,4 @@
-"""The stranger's history: somebody else's, whatever the order, and nothing in it of what is to be written."""
+"""The stranger control: another user's history, in any order of examples, that reveals nothing of the target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import review, text
 
 
 def person(number: int, category: str = "C", split: str = "test", past: int = 3, target: int = 0) -> Example:
-    """A user whose past reviews are told by their times, which hold the user's number."""
+    """Return a user whose past reviews are recognised by their times, which contain the user's number."""
     history = tuple(review(1000 * (number + 1) + place) for place in range(past))
     name = f"{category}:u{number}:{split}:{target}"
     wanted = replace(review(500 + number), text=f"what user {number} writes", timestamp_ms=target)
@@ -73,7 +73,7 @@ def test_several_examples_of_a_user_take_the_strangers_in_turn() -> None:
 def test_reviews_of_the_same_item_and_copies_of_the_text_are_left_out() -> None:
     target = Review(Item("Emma", "A novel."), 5.0, "t", text(3, 40))
     same_item = Review(Item("EMMA ", "Another edition."), 1.0, "t", "poor")
-    quoting = Review(Item("Other", ""), 1.0, "t", f"As somebody said: {target.text}!")
+    quoting = Review(Item("Other", ""), 1.0, "t", f"As someone said: {target.text}!")
     copied = Review(Item("Third", ""), 1.0, "t", f" {target.text}")
     harmless = review(4)
     giver = replace(person(1), history=(same_item, harmless, quoting, copied))
@@ -97,10 +97,10 @@ def test_a_strangers_empty_history_and_a_summary_go_too() -> None:
 
 
 def test_a_category_of_one_user_is_one_clear_line() -> None:
-    with pytest.raises(DataError, match=r"^D, split test: no stranger.*only user") as raised:
+    with pytest.raises(DataError, match=r"^D, split test: the stranger control needs a second user") as raised:
         with_strangers_history([person(0), person(1), person(2, "D"), person(2, "D", target=9)], 0)
     assert "\n" not in str(raised.value)
 
 
-def test_nobody() -> None:
+def test_no_examples() -> None:
     assert with_strangers_history([], 0) == []

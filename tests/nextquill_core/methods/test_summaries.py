@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nextquill_core.errors import ModelError
-from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, Usage, unheard
+from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, Usage, no_progress
 from nextquill_core.methods.summaries import blocks, build_summary_prompt, summarize, with_summary
 from nextquill_core.prompts import Template
 from nextquill_core.schemas import Example, Item, Review
@@ -28,7 +28,7 @@ class Scripted:
         self.rule = rule
         self.calls: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], advance: Callable[[int], None] = unheard) -> list[Generation]:
+    def generate(self, requests: Sequence[Request], advance: Callable[[int], None] = no_progress) -> list[Generation]:
         self.calls.append(list(requests))
         advance(len(requests))
         return [self.rule(self.tokenizer.decode(request.prompt)) for request in requests]

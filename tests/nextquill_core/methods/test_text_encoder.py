@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
 from nextquill_core.methods.retrieval import dense_scores, query_text, review_text
 from nextquill_core.methods.text_encoder import TextEncoder, batches_by_length, load_encoder
-from nextquill_core.model.identity import ModelSpec
 from nextquill_core.schemas import Example
 from tests.conftest import WORDS
 
@@ -54,7 +54,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bert(bert_folder: Path) -> TextEncoder:
-    return load_encoder(str(bert_folder), base=ModelSpec("nowhere"))
+    return load_encoder(str(bert_folder), base=ModelConfig(name_or_path="nowhere", dtype="float32"))
 
 
 def alone(model: Any, ids: list[int]) -> Tensor:
@@ -99,7 +99,7 @@ def test_no_texts_no_rows(bert: TextEncoder) -> None:
 
 
 def test_the_base_models_decoder_encodes_offline(tiny_folder: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
-    encoder = load_encoder("base", base=ModelSpec(str(tiny_folder)), batch_tokens=64)
+    encoder = load_encoder("base", base=ModelConfig(name_or_path=str(tiny_folder), dtype="float32"), batch_tokens=64)
     texts = [*TEXTS[:3], *TEXTS[4:], ""]
     vectors = encoder(texts)
     for text, vector in zip(texts[:-1], vectors, strict=False):
@@ -124,13 +124,13 @@ def test_an_encoder_of_pickles_is_refused_in_one_line(bert_folder: Path, tmp_pat
         (tmp_path / name).write_bytes((bert_folder / name).read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(ModelError, match=r"no safetensors.*save_pretrained") as raised:
-        load_encoder(str(tmp_path), base=ModelSpec("nowhere"))
+        load_encoder(str(tmp_path), base=ModelConfig(name_or_path="nowhere", dtype="float32"))
     assert "\n" not in str(raised.value)
 
 
 def test_an_encoder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load it") as raised:
-        load_encoder(str(tmp_path / "absent"), base=ModelSpec("nowhere"))
+        load_encoder(str(tmp_path / "absent"), base=ModelConfig(name_or_path="nowhere", dtype="float32"))
     assert "\n" not in str(raised.value)
 
 

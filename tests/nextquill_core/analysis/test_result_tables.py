@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from nextquill_core.analysis.blocks import (
+from nextquill_core.analysis.result_tables import (
     bucket_tables,
     control_tables,
     likelihood_blocks,
+    markdown_table,
+    pivot,
     result_blocks,
 )
 from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
@@ -53,7 +55,7 @@ METHODS = ("a", "b", "c", "d", "e")
 
 
 def test_a_matrix_has_two_sides() -> None:
-    """b is 0.02 better than a, significantly, for 60 % of the users; so a is as much worse, for 40 %."""
+    """Method b is 0.02 better than a, significantly, for 60 % of the users; so a is as much worse, for 40 %."""
     pairs = [(later, earlier) for place, later in enumerate(METHODS) for earlier in METHODS[:place]]
     comparisons = [
         compared(*pair, "rouge1", 0.02, 0.01 if pair == ("b", "a") else 0.5) for pair in pairs if pair != ("e", "d")
@@ -147,3 +149,27 @@ def test_control() -> None:
 def test_nothing_to_show(rows: list[dict[str, object]]) -> None:
     assert likelihood_blocks(rows, []) == []
     assert bucket_tables([sliced("under a week", found) for found in rows]) == []
+
+
+def test_markdown() -> None:
+    rows = [row("latestk", "rouge1", 0.0520), row("nextquill", "rouge1", 0.2318), row("nextquill", "bleu", 3.5718)]
+    assert markdown_table(rows, "paper", "Books") == (
+        "| method | ROUGE-1 | BLEU |\n"
+        "| --- | ---: | ---: |\n"
+        "| latestk | 0.0520 [0.0420, 0.0620] | – |\n"
+        "| nextquill | **0.2318** [0.2218, 0.2418] | **3.57** [3.56, 3.58] |\n"
+    )
+
+
+def test_what_looks_equal_is_equally_best() -> None:
+    rows = [
+        row("a", "rouge1", 0.12341),
+        row("b", "rouge1", 0.12339),
+        row("c", "rouge1", 0.12),
+        row("a", "length_ratio", 2),
+    ]
+    table = pivot(rows, "paper", "Books")
+    assert [cells[0].best for _, cells in table.lines] == [True, True, False]
+    assert not table.lines[0][1][1].best  # neither direction of a length is better
+    assert table.n == 20
+    assert pivot(rows, "sane", "Books").lines == ()

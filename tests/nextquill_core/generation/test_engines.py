@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nextquill_core.generation.engines import Generation, Request
-from nextquill_core.generation.journal import Journal
+from nextquill_core.generation.engines import Generation, Journal, Request
 
 REQUESTS = [Request(key, [1]) for key in "abc"]
 ODD = Generation("שלום 👩‍🚀\u2028\n\tend", 3, "stop")

@@ -1,16 +1,40 @@
-"""Rows of results arranged as a reader sees them: tables, comparisons of pairs, matrices of many, slices, a control."""
+"""Rows of results as tables that people read: scores, comparisons of pairs, matrices of many, slices, the control."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nextquill_core.evaluation.metrics import METRICS, Metric
+from nextquill_core.evaluation.metrics import METRICS, Metric, known_metrics
 from nextquill_core.evaluation.slices import BUCKETS, CONTROL, DIFFERENCE, GAP, HISTORY_LENGTH, OWN, STRANGER
-from nextquill_core.evaluation.tables import ALL, NOTHING, Cell, Pivot, Row, best_of, cell_of, pivot
+from nextquill_core.evaluation.tables import ALL, Row
 
+NOTHING = "–"
+"""What stands for a number that does not exist."""
 SIGNIFICANT = 0.05
-LISTED_PAIRS = 6  # more of them, against more than one method, are a matrix
+LISTED_PAIRS = 6  # more pairs, of more than one reference, are shown as a matrix
+TITLES = {HISTORY_LENGTH: "By the number of past reviews", GAP: "By the time since the last review"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number as shown. `best`: no other method shows a better one."""
+
+    value: str
+    interval: str = ""
+    best: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """Methods by metrics. `lines` holds each method's cells in the order of `metrics`; `n` counts examples."""
+
+    metrics: tuple[Metric, ...]
+    lines: tuple[tuple[str, tuple[Cell, ...]], ...]
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +72,18 @@ class Matrix:
 
     @property
     def pairs(self) -> int:
-        """How many pairs were compared."""
+        """Number of pairs that were compared."""
         return sum(bool(duel.wins) for _, duels in self.lines for duel in duels) // 2
 
     @property
     def significant(self) -> int:
-        """How many of them differ significantly."""
+        """Number of pairs that differ significantly."""
         return sum(duel.verdict > 0 for _, duels in self.lines for duel in duels)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The scores and comparisons of one decoding preset and category; pairs or, of many, matrices."""
+    """The scores and comparisons of one decoding preset and category: pairs, or matrices where there are many."""
 
     decoding: str
     category: str
@@ -92,7 +116,7 @@ class ControlCell:
 
 @dataclass(frozen=True, slots=True)
 class ControlTable:
-    """Methods by metrics, of one decoding preset and category."""
+    """Methods by metrics under the stranger control, of one decoding preset and category."""
 
     decoding: str
     category: str
@@ -101,26 +125,59 @@ class ControlTable:
     n: int
 
 
-TITLES = {HISTORY_LENGTH: "By the number of past reviews", GAP: "By the time since the last review"}
+def pivot(rows: Sequence[Row], decoding: str, category: str) -> Pivot:
+    """Return the table of one decoding preset and category, methods and metrics in the order of the rows.
+
+    The best of a metric is decided on the digits shown, so equal ones are best together. A missing number is a dash.
+
+    Args:
+        rows: Of the schema `METRICS`.
+        decoding: The decoding preset.
+        category: The category.
+    """
+    chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
+    found = {(row["method"], row["metric"]): row for row in chosen}
+    metrics = known_metrics(row["metric"] for row in chosen)
+    best = {metric.key: _best_of(metric, [row for row in chosen if row["metric"] == metric.key]) for metric in metrics}
+    lines = tuple(
+        (method, tuple(_cell(metric, found.get((method, metric.key)), best[metric.key]) for metric in metrics))
+        for method in dict.fromkeys(row["method"] for row in chosen)
+    )
+    return Pivot(metrics, lines, max((row["n"] for row in chosen), default=0))
+
+
+def markdown_table(rows: Sequence[Row], decoding: str, category: str) -> str:
+    """Return the table of `pivot` in Markdown, the best of each metric in bold.
+
+    Args:
+        rows: As for `pivot`.
+        decoding: As for `pivot`.
+        category: As for `pivot`.
+    """
+    table = pivot(rows, decoding, category)
+    lines = [["method", *(metric.name for metric in table.metrics)], ["---", *("---:" for _ in table.metrics)]]
+    for method, cells in table.lines:
+        texts = (f"**{cell.value}** {cell.interval}".strip() if cell.best else str(cell) for cell in cells)
+        lines.append([method, *texts])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def result_blocks(rows: Sequence[Row], comparisons: Sequence[Row]) -> list[tuple[str, list[Block]]]:
-    """What methods wrote, by decoding preset in the order of the rows, the union of all categories before its parts."""
-    written, compared = _of_texts(rows, texts=True), _of_texts(comparisons, texts=True)
+    """Return the blocks of generated texts by decoding preset, the union of all categories before its parts."""
+    found, compared = _of_texts(rows, texts=True), _of_texts(comparisons, texts=True)
     return [
-        (decoding, _blocks(written, compared, decoding))
-        for decoding in dict.fromkeys(row["decoding"] for row in written)
+        (decoding, _blocks(found, compared, decoding)) for decoding in dict.fromkeys(row["decoding"] for row in found)
     ]
 
 
 def likelihood_blocks(rows: Sequence[Row], comparisons: Sequence[Row]) -> list[Block]:
-    """What methods expect, of the first preset that tells: it is the same under every preset."""
+    """Return the blocks of log-likelihoods under the first preset that has any: they are the same under all."""
     found, compared = _of_texts(rows, texts=False), _of_texts(comparisons, texts=False)
     return _blocks(found, compared, found[0]["decoding"]) if found else []
 
 
 def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
-    """By slice, its tables: every preset and metric, of the union of all categories or the only one."""
+    """Return the tables of each slice by its title, for every preset and metric and the widest category."""
     found: list[tuple[str, list[BucketTable]]] = []
     for name, title in TITLES.items():
         rows = [row for row in slices if row["slice"] == name]
@@ -130,7 +187,7 @@ def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
         tables = [
             _bucket_table(name, decoding, category, METRICS[key], rows)
             for decoding, key in keys
-            if METRICS[key].written or decoding == first[key]
+            if METRICS[key].judges_text or decoding == first[key]
         ]
         if tables:
             found.append((title, tables))
@@ -138,7 +195,7 @@ def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
 
 
 def control_tables(slices: Sequence[Row]) -> list[ControlTable]:
-    """A table a preset, of the union of all categories or the only one."""
+    """Return a table of the stranger control for each preset, of the widest category."""
     rows = [row for row in slices if row["slice"] == CONTROL]
     category = _widest(rows)
     rows = [row for row in rows if row["category"] == category]
@@ -146,7 +203,7 @@ def control_tables(slices: Sequence[Row]) -> list[ControlTable]:
     for decoding in dict.fromkeys(row["decoding"] for row in rows):
         found = {(row["method"], row["metric"], row["bucket"]): row for row in rows if row["decoding"] == decoding}
         tested = {metric for _, metric, bucket in found if bucket == DIFFERENCE}
-        metrics = tuple(metric for key, metric in METRICS.items() if key in tested)
+        metrics = known_metrics(key for key in METRICS if key in tested)
         lines = tuple(
             (
                 method,
@@ -164,13 +221,14 @@ def control_tables(slices: Sequence[Row]) -> list[ControlTable]:
 
 
 def signed(value: float, decimals: int) -> str:
-    """A number with its sign, a real minus."""
+    """Return a number with its sign, a real minus."""
     return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _of_texts(rows: Iterable[Row], *, texts: bool) -> list[Row]:
-    asked = {key for key, metric in METRICS.items() if not metric.written}
-    return [row for row in rows if (row["metric"] not in asked) == texts]
+    """Return the rows of metrics that judge generated texts, or of the others."""
+    others = {key for key, metric in METRICS.built_in.items() if not metric.judges_text}
+    return [row for row in rows if (row["metric"] not in others) == texts]
 
 
 def _blocks(rows: Sequence[Row], comparisons: Sequence[Row], decoding: str) -> list[Block]:
@@ -215,7 +273,7 @@ def _matrices(table: Pivot, rows: Sequence[Row]) -> tuple[Matrix, ...]:
 
 
 def _duel(metric: Metric, row: Row, side: int) -> Duel:
-    """The comparison as its first method (1) or its second (-1) sees it."""
+    """Return the comparison from the side of its first method (1) or its second (-1)."""
     difference = side * row["difference"]
     share = row["win_rate"] if side > 0 else 1 - row["win_rate"]
     better = difference > 0 if metric.higher_is_better else difference < 0
@@ -224,7 +282,7 @@ def _duel(metric: Metric, row: Row, side: int) -> Duel:
 
 
 def _difference(row: Row | None) -> Cell:
-    """`best` marks a difference that is significant after the correction."""
+    """Return a difference as shown; `best` marks one that is significant after the correction."""
     if row is None:
         return Cell(NOTHING)
     decimals = METRICS[row["metric"]].decimals
@@ -249,9 +307,9 @@ def _bucket_table(name: str, decoding: str, category: str, metric: Metric, rows:
     sizes = {row["bucket"]: row["n"] for row in chosen}
     buckets = tuple((bucket, sizes[bucket]) for bucket in BUCKETS[name] if bucket in sizes)
     found = {(row["method"], row["bucket"]): row for row in chosen}
-    best = {bucket: best_of(metric, [row for row in chosen if row["bucket"] == bucket]) for bucket, _ in buckets}
+    best = {bucket: _best_of(metric, [row for row in chosen if row["bucket"] == bucket]) for bucket, _ in buckets}
     lines = tuple(
-        (method, tuple(cell_of(metric, found.get((method, bucket)), best[bucket]) for bucket, _ in buckets))
+        (method, tuple(_cell(metric, found.get((method, bucket)), best[bucket]) for bucket, _ in buckets))
         for method in dict.fromkeys(row["method"] for row in chosen)
     )
     return BucketTable(TITLES[name], decoding, category, metric, buckets, lines)
@@ -263,5 +321,22 @@ def _control_cell(metric: Metric, own: Row | None, stranger: Row | None, test: R
 
 
 def _widest(rows: Sequence[Row]) -> str:
+    """Return the union of all categories, or the only one."""
     categories = list(dict.fromkeys(row["category"] for row in rows))
     return ALL if ALL in categories or not categories else categories[0]
+
+
+def _best_of(metric: Metric, rows: Sequence[Row]) -> str | None:
+    """Return the best value as shown; None where neither direction is better."""
+    if metric.higher_is_better is None or not rows:
+        return None
+    values = [row["value"] for row in rows]
+    return metric.text(max(values) if metric.higher_is_better else min(values))
+
+
+def _cell(metric: Metric, row: Row | None, best: str | None) -> Cell:
+    """Return a row's value and interval as shown; a dash where there is no row."""
+    if row is None:
+        return Cell(NOTHING)
+    value = metric.text(row["value"])
+    return Cell(value, f"[{metric.text(row['ci_low'])}, {metric.text(row['ci_high'])}]", value == best)
