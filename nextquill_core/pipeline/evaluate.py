@@ -1,80 +1,60 @@
-"""Evaluation: everything that methods need, write and find likely, each an artifact of its own; then what follows from
-them."""
+"""The stage `evaluate`: metrics with intervals and tests, figures and the report, from stored predictions.
+
+The second half reads the results back from `metrics.json` and shows them as tables.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from nextquill_core.pipeline import Step
-from nextquill_core.pipeline import method_inputs as preparing
-from nextquill_core.pipeline import predict as writing
-from nextquill_core.pipeline.evaluation_plan import SANE, STEERING
-from nextquill_core.pipeline.predict import CONTROLS, PREDICTED
-from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.evaluation.forms import EvaluationDocument
+from nextquill_core.pipeline.evaluation_plan import SANE, STEERING, Key
+from nextquill_core.pipeline.methods import column_by_example, measured_examples
+from nextquill_core.pipeline.predict import CONTROLS, PREDICTED, chosen
+from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
-from nextquill_core.pipeline.shown_history import by_example, measured_examples
+from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, SLICES, Example
 from storage import Artifact, Staging, write_json, write_text
+from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
     from nextquill_core.evaluation.metrics import ExampleScores
-    from nextquill_core.evaluation.unicode_words import Letters
+    from nextquill_core.evaluation.tables import Row
+    from nextquill_core.evaluation.text_metrics import Letters
 
-Key = tuple[str, str]
+METRICS_FILE = "metrics.json"
+
 Texts = Mapping[Key, Mapping[str, str]]
-"""By method and preset, then by example."""
+"""Generated texts, by method and preset and then by example."""
 
 
-def part(run: Run, step: Step, progress: Progress, *, force: bool = False) -> Outcome:
-    """Make one of `EvaluationPlan.steps`; those before it are there."""
+def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
+    """Write metrics, tests, figures and the report; nothing is generated.
 
-    def build(staging: Staging) -> dict[str, Any]:
-        if step.kind == "relevance":
-            return preparing.relevance(run, staging, progress)
-        if step.kind == "summaries":
-            return preparing.summaries(run, staging, progress)
-        if step.kind == "personal":
-            return preparing.personal(run, staging, progress)
-        if step.kind == "choice":
-            return writing.choose(run, step.name.partition(":")[2], staging)
-        if step.kind == "likelihood":
-            return writing.likelihood(run, step, staging, progress)
-        written = next(found for found in run.plan.evaluation.writings if found.step is step)
-        return writing.predictions(run, written, staging, progress)
-
-    return run.make(step, build, force=force)
-
-
-def evaluation(run: Run, progress: Progress, *, force: bool = False) -> Outcome:
-    """Metrics with intervals and tests, figures and the report, from stored predictions; never generates."""
-
-    def build(staging: Staging) -> dict[str, Any]:
-        return _measure(run, staging, progress)
-
-    return run.make(run.plan.evaluate, build, force=force)
-
-
-def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
+    Args:
+        run: The run; all steps of `Plan.evaluation` are in its store.
+        step: `Plan.evaluate`.
+        staging: Folder of the new artifact.
+        progress: Receives the texts that are scored.
+    """
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
-    from nextquill_core.evaluation.metric_notes import settings as metric_settings
     from nextquill_core.pipeline.report import figures_of, report_of
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
-    for folder, written in ((PREDICTED, plan.predictions), (CONTROLS, plan.controls)):
-        for source in (run.artifact(found.step) for found in written.values()):
-            staging.adopt(source.folder, source.shards(f"{folder}/"))
-    texts = {key: _texts(run, found.step, PREDICTED) for key, found in plan.predictions.items()}
-    control_texts = {key: _texts(run, found.step, CONTROLS) for key, found in plan.controls.items()}
+    texts = {key: _adopted(run, one.step, PREDICTED, staging) for key, one in plan.predictions.items()}
+    control_texts = {key: _adopted(run, one.step, CONTROLS, staging) for key, one in plan.controls.items()}
     examples, repeated = measured_examples(run)
-    measure = _Measure(run, examples, progress, len(texts) + len(control_texts))
-    scores = measure(texts, plan.likelihoods)
-    controls = measure(control_texts, plan.control_likelihoods)
+    scorer = _Scorer(run, examples, progress, len(texts) + len(control_texts))
+    scores = scorer(texts, plan.likelihoods)
+    controls = scorer(control_texts, plan.control_likelihoods)
     users = [f"{example.category}/{example.user_id}" for example in examples]
     categories = [example.category for example in examples]
     progress(0, 0, phase="intervals and tests")
@@ -87,18 +67,22 @@ def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     rows = tables.metric_rows(scores, users, categories, **resampling)
     comparisons = tables.comparison_rows(scores, users, categories, **resampling)
     labels = slices.slice_labels(examples, dated=run.plan.source.dated)
-    parts = slices.slice_rows(scores, users, categories, labels, **resampling)
-    parts += slices.control_rows(scores, controls, users, categories, **resampling)
-    how = metric_settings(
-        delta=delta, effects=effects_source(run.plan.effects), bertscore=measure.bertscore, letters=letters
+    sliced = slices.slice_rows(scores, users, categories, labels, **resampling)
+    sliced += slices.control_rows(scores, controls, users, categories, **resampling)
+    how = metrics.metric_settings(
+        delta=delta,
+        effects=effects_source(run.plan.effects),
+        bertscore=scorer.bertscore,
+        letters=letters,
+        added=settings.metrics,
     )
-    choices = {name: writing.chosen(run, name) for name in plan.choices}
     how["repeated_targets"] = {"examples": repeated, "counted": settings.repeated_targets == "keep"}
+    choices = {name: chosen(run, name) for name in plan.choices}
     cautions = list(_cautions(how))
-    document = tables.to_document(how, rows, comparisons) | {"chosen_on_val": choices, "cautions": cautions}
-    write_json(staging.path("metrics.json"), document)
+    document = {"settings": how, "rows": rows, "comparisons": comparisons, "chosen_on_val": choices}
+    write_json(staging.path(METRICS_FILE), document | {"cautions": cautions})
     staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
-    staging.write_table("slices.parquet", pa.Table.from_pylist(parts, schema=SLICES))
+    staging.write_table("slices.parquet", pa.Table.from_pylist(sliced, schema=SLICES))
     ids = [example.example_id for example in examples]
     staging.write_table("examples.parquet", tables.example_table(scores, ids))
     progress(0, 0, phase="drawing the report")
@@ -106,18 +90,25 @@ def _measure(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     for name, picture in pictures.items():
         staging.path(f"figures/{name}.png").write_bytes(picture.png)
     page = report_of(
-        run, rows, comparisons, how, pictures, examples, texts, slices=parts,
-        notes=[*cautions, *_chosen_notes(choices)],
+        run, rows, comparisons, how, pictures, examples, texts, slices=sliced,
+        notes=[*cautions, *chosen_notes(choices)],
     )  # fmt: skip
     write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
     for log in ("costs.json", "report.html"):
-        staging.finish(log, log=True)  # tells times and paths too
+        staging.finish(log, log=True)  # they contain times and paths
     return {"examples": len(examples), "methods": list(settings.methods), "decoding": list(settings.decoding)}
 
 
-class _Measure:
-    """Scores sets of texts of the same examples against the same references, telling how far it is."""
+def _adopted(run: Run, step: Step, folder: str, staging: Staging) -> dict[str, str]:
+    """Take the texts of a step into the evaluation's artifact, and return them by example."""
+    source = run.artifact(step)
+    staging.adopt(source.folder, source.shards(f"{folder}/"))
+    return column_by_example(source.folder / folder, "text")
+
+
+class _Scorer:
+    """Scores sets of texts against the true reviews of the same examples, and reports its progress."""
 
     def __init__(self, run: Run, examples: Sequence[Example], progress: Progress, sets: int) -> None:
         self.run = run
@@ -127,7 +118,7 @@ class _Measure:
         self.done = 0
         self.references = [example.target.text for example in examples]
         self.bertscore: dict[str, Any] | None = None
-        effects = by_example(run.artifact(run.plan.score).folder / "effects", "effect")
+        effects = column_by_example(run.artifact(run.plan.score).folder / "effects", "effect")
         delta = float(np.float32(run.config.weights.delta))  # as the weights compare it
         self.preferred = [[effect > delta for effect in effects[example.example_id]] for example in examples]
         self._encoder: Any = None
@@ -151,25 +142,23 @@ class _Measure:
         def shown(done: float, total: float, note: str = "", *, phase: str = "") -> None:
             self.progress(before + done, self.total, note, phase=phase)
 
-        scores = metrics.score_examples(written, self.references, shown)
+        added = self.run.config.evaluate.metrics
+        scores = metrics.score_examples(written, self.references, shown, added=added)
         self.done += len(written)
-        found = by_example(self.run.artifact(step).folder / "likelihoods", "logp")
+        found = column_by_example(self.run.artifact(step).folder / "likelihoods", "logp")
         logps = [found[example.example_id] for example in self.examples]
-        sums = {
+        further = {
             metrics.LIKELIHOOD: metrics.likelihood_sums(logps),
             metrics.PREFERENCE_LIKELIHOOD: metrics.likelihood_sums(logps, self.preferred),
         }
-        means = {metrics.BERTSCORE: bert_f1(written, self.references, self._encoder)} if self._encoder else {}
-        return scores.plus(means=means, sums=sums)
-
-
-def _texts(run: Run, step: Step, folder: str) -> dict[str, str]:
-    return by_example(run.artifact(step).folder / folder, "text")
+        if self._encoder:
+            further[metrics.BERTSCORE] = bert_f1(written, self.references, self._encoder)
+        return scores.plus(further)
 
 
 def _letters(examples: Sequence[Example]) -> dict[str, Letters]:
     """Count the letters of the reference reviews of each category."""
-    from nextquill_core.evaluation.unicode_words import count_letters
+    from nextquill_core.evaluation.text_metrics import count_letters
 
     texts: dict[str, list[str]] = {}
     for example in examples:
@@ -178,10 +167,9 @@ def _letters(examples: Sequence[Example]) -> dict[str, Letters]:
 
 
 def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader must know to read the numbers right; shown with every table of them."""
-    from nextquill_core.evaluation.metric_notes import letters_note
+    """Yield what a reader must know to read the numbers right; it is shown with every table of them."""
     from nextquill_core.evaluation.metrics import METRICS as KNOWN
-    from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD
+    from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD, letters_note
 
     if note := letters_note(how["rouge"]["ignored_letters"], how["rouge_unicode"]["unspaced_letters"]):
         yield note
@@ -200,39 +188,47 @@ def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
         yield f"{KNOWN[PREFERENCE_LIKELIHOOD].name}: {how[PREFERENCE_LIKELIHOOD]['caution']}."
 
 
-def _chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What was chosen on val, for readers."""
-    named = {SANE: "the preset sane", STEERING: "the strength λ of cos"}
-    for name, choice in choices.items():
-        values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
-        why = f", because {choice['why']}" if choice.get("why") else ""
-        yield f"On val, {choice['by']} chose {choice['chosen']} as {named[name]} ({values}){why}."
+@dataclass(frozen=True)
+class Results:
+    """The content of a `metrics.json`.
+
+    Attributes:
+        settings: How the metrics are computed.
+        rows: Rows of the schema `METRICS`.
+        cautions: What a reader must know to read the numbers right.
+        chosen_on_val: What was chosen on val, as `predict.chosen` returns it.
+    """
+
+    settings: Mapping[str, Any]
+    rows: Sequence[Row]
+    cautions: Sequence[str]
+    chosen_on_val: Mapping[str, Mapping[str, Any]]
 
 
-def result_cautions(artifact: Artifact) -> list[str]:
-    """What a reader must know to read the tables of an evaluation right."""
-    from nextquill_core.evaluation.tables import read_document
+def read_results(evaluation: Artifact) -> Results:
+    """Read the results of an evaluation.
 
-    found: list[str] = read_document(artifact.folder / "metrics.json").get("cautions", [])
-    return found
-
-
-def result_tables(artifact: Artifact, *, intervals: bool = True) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """(title, a row a method) for each decoding preset and category, for people."""
-    from nextquill_core.evaluation.tables import from_document, read_document
-
-    path = artifact.folder / "metrics.json"
-    _, rows, _ = from_document(read_document(path), str(path))
-    yield from shown_tables(rows, intervals=intervals)
+    Raises:
+        UserError: The file cannot be read, or it is damaged.
+    """
+    document = read_checked(evaluation.folder / METRICS_FILE, EvaluationDocument, "evaluate again")
+    return Results(
+        document["settings"], document["rows"], document.get("cautions", []), document.get("chosen_on_val", {})
+    )
 
 
-def shown_tables(
+def result_tables(
     rows: Sequence[Mapping[str, Any]], *, intervals: bool = True
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The same from the rows of a metrics file."""
-    from nextquill_core.evaluation.tables import pivot
+    """Yield a table for each decoding preset and category: its title, and a row for each method.
 
-    for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
+    Args:
+        rows: Rows of the schema `METRICS`.
+        intervals: Whether the 95 % interval stands beside each value.
+    """
+    from nextquill_core.analysis.result_tables import pivot
+
+    for decoding, category in _presets_and_categories(rows):
         table = pivot(rows, decoding, category)
         names = [metric.name for metric in table.metrics]
         cells = [
@@ -245,25 +241,37 @@ def shown_tables(
         yield f"{category}, {decoding} decoding, n = {table.n}", cells
 
 
-def result_markdown(artifact: Artifact) -> str:
-    """The report in short: a table of methods by metrics for each preset and category, what was chosen on val, and
-    where the whole of it is."""
-    from nextquill_core.evaluation.tables import from_document, markdown_table, read_document
+def result_markdown(results: Results, report: str) -> str:
+    """Return the report in short: tables of methods by metrics, cautions, choices on val, and the path of the report.
 
-    path = artifact.folder / "metrics.json"
-    document = read_document(path)
-    _, rows, _ = from_document(document, str(path))
+    Args:
+        results: The results.
+        report: Path of the whole report.
+    """
+    from nextquill_core.analysis.result_tables import markdown_table
+
     parts = ["# Evaluation"]
-    for decoding, category in dict.fromkeys((row["decoding"], row["category"]) for row in rows):
-        n = max(row["n"] for row in rows if (row["decoding"], row["category"]) == (decoding, category))
-        parts += [f"## {category}, {decoding} decoding, n = {n}", markdown_table(rows, decoding, category)]
+    for decoding, category in _presets_and_categories(results.rows):
+        counts = (row["n"] for row in results.rows if (row["decoding"], row["category"]) == (decoding, category))
+        parts += [
+            f"## {category}, {decoding} decoding, n = {max(counts)}",
+            markdown_table(results.rows, decoding, category),
+        ]
     parts.append("The best of each metric is bold. In brackets: 95 % bootstrap intervals over users.")
-    parts += document.get("cautions", [])
-    parts += _chosen_notes(document.get("chosen_on_val", {}))
-    parts.append(f"Figures, tests between methods, examples and costs: `{artifact.folder / 'report.html'}`")
+    parts += results.cautions
+    parts += chosen_notes(results.chosen_on_val)
+    parts.append(f"Figures, tests between methods, examples and costs: `{report}`")
     return "\n\n".join(parts) + "\n"
 
 
-def result_cells(artifact: Artifact) -> list[dict[str, str]]:
-    """The same as one table."""
-    return [{"table": title, **row} for title, rows in result_tables(artifact) for row in rows]
+def chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a sentence for each choice that was made on val."""
+    names = {SANE: "the preset sane", STEERING: "the strength λ of cos"}
+    for name, choice in choices.items():
+        values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
+        why = f", because {choice['why']}" if choice.get("why") else ""
+        yield f"On val, {choice['by']} chose {choice['chosen']} as {names[name]} ({values}){why}."
+
+
+def _presets_and_categories(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["decoding"], row["category"]) for row in rows))

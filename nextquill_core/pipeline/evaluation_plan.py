@@ -1,4 +1,4 @@
-"""What an evaluation is made of: texts, what goes into them, what is chosen on val, and likelihoods.
+"""The plan of an evaluation: predictions, what methods need for them, choices on val, and likelihoods.
 
 relevance, summaries ─┐
 adapters, personal ───┼─▶ predictions on val ─▶ choices ─▶ predictions ─┐
@@ -23,21 +23,26 @@ from storage import DigestCache
 SANE, STEERING = "sane", "steering"
 """What is chosen on val: how the preset `sane` decodes, and how strongly `cos` steers."""
 CHOOSER = "latestk"
-"""The method whose val texts decide what `sane` is: no training of ours takes part, so it favours none."""
+"""The method whose val texts decide how `sane` decodes. Nothing of ours is trained for it, so it favours no method."""
 OWN, STRANGER = "own", "stranger"
+"""Whose history a prompt shows: the user's own, or another user's as a control."""
 
-Key = tuple[str, str]  # method, decoding
+Key = tuple[str, str]
+"""Method and decoding preset."""
 
 
 @dataclass(frozen=True)
-class Writing:
-    """What one set of predictions is.
+class PredictionSet:
+    """The texts that one method generates for every example of a split.
 
     Attributes:
+        step: The step that makes them.
+        method: Name of the method.
         decoding: A preset of the evaluation; on val, a candidate.
-        sampler: A name in `DECODINGS`; None for what was chosen as `sane`.
-        strength: Of steering; None where nothing is steered, or for the strength that was chosen.
-        past: Whose past reviews go in, the user's `own` or a `stranger`'s.
+        split: `val` or `test`.
+        sampler: A name in `DECODINGS`; None for the one that was chosen as `sane`.
+        strength: Strength of steering; None where nothing is steered, or for the strength that was chosen.
+        history: Whose history the prompts show, `own` or `stranger`.
     """
 
     step: Step
@@ -46,11 +51,11 @@ class Writing:
     split: str
     sampler: str | None
     strength: float | None = None
-    past: str = OWN
+    history: str = OWN
 
     @property
     def limit(self) -> int:
-        """The longest answer, in tokens."""
+        """Maximum number of tokens in an answer."""
         limit: int = self.step.settings["max_new_tokens"]
         return limit
 
@@ -60,50 +65,60 @@ class EvaluationPlan:
     """The steps before `evaluate`.
 
     Attributes:
-        relevance: How near each past review is to the query, by the encoder; None where no method asks.
-        summaries: For `llm-trsr`.
-        tasks: The adapters that personal ones stand on, `task-0` first.
-        personal: For `oppu`.
-        candidates: By what is chosen (`sane`, `steering`) and then by candidate: predictions on val.
-        choices: By what is chosen.
-        predictions: By method and decoding preset.
-        controls: The same with a stranger's past reviews, under the last preset.
-        likelihoods: By method, of the true reviews.
-        control_likelihoods: The same with a stranger's past reviews.
+        relevance: The encoder's relevance of each past review to the query; None where no method needs it.
+        summaries: Summaries of older reviews, for `llm-trsr`.
+        tasks: The adapters that personal adapters are trained on, `task-0` first.
+        personal: Personal adapters, for `oppu`.
+        candidates: Predictions on val, by what is chosen (`sane`, `steering`) and then by candidate.
+        choices: The choice on val, by what is chosen.
+        predictions: Predictions, by method and decoding preset.
+        controls: Predictions with a stranger's history under the last preset.
+        likelihoods: Likelihoods of the true reviews, by method.
+        control_likelihoods: The same with a stranger's history.
     """
 
     relevance: Step | None = None
     summaries: Step | None = None
     tasks: Mapping[str, Step] = field(default_factory=dict)
     personal: Step | None = None
-    candidates: Mapping[str, Mapping[str, Writing]] = field(default_factory=dict)
+    candidates: Mapping[str, Mapping[str, PredictionSet]] = field(default_factory=dict)
     choices: Mapping[str, Step] = field(default_factory=dict)
-    predictions: Mapping[Key, Writing] = field(default_factory=dict)
-    controls: Mapping[Key, Writing] = field(default_factory=dict)
+    predictions: Mapping[Key, PredictionSet] = field(default_factory=dict)
+    controls: Mapping[Key, PredictionSet] = field(default_factory=dict)
     likelihoods: Mapping[str, Step] = field(default_factory=dict)
     control_likelihoods: Mapping[str, Step] = field(default_factory=dict)
 
-    @property
-    def writings(self) -> Iterator[Writing]:
-        """All sets of predictions, those on val first."""
-        for candidates in self.candidates.values():
-            yield from candidates.values()
-        yield from self.predictions.values()
-        yield from self.controls.values()
+    def prediction_set(self, step: Step) -> PredictionSet:
+        """Return the set of predictions that a step makes."""
+        on_val = (one for candidates in self.candidates.values() for one in candidates.values())
+        sets = (*on_val, *self.predictions.values(), *self.controls.values())
+        return next(one for one in sets if one.step.fingerprint == step.fingerprint)
 
     @property
     def steps(self) -> Iterator[Step]:
-        """Everything that the evaluate stage makes before it measures, in the order in which it can be made."""
+        """The steps that the evaluate stage makes before `evaluate`, each after its inputs."""
         yield from (step for step in (self.relevance, self.summaries, self.personal) if step)
         for name, candidates in self.candidates.items():
-            yield from (writing.step for writing in candidates.values())
+            yield from (one.step for one in candidates.values())
             yield self.choices[name]
-        yield from (writing.step for writing in (*self.predictions.values(), *self.controls.values()))
+        yield from (one.step for one in (*self.predictions.values(), *self.controls.values()))
         yield from (*self.likelihoods.values(), *self.control_likelihoods.values())
 
 
-class _Planner:
-    """Puts the steps together; what each kind of past and of model brings along is said once, here."""
+class EvaluationPlanner:
+    """Puts the steps of an evaluation together.
+
+    Args:
+        config: The settings.
+        common: What decides every text: the model's identity and the settings of the prompt.
+        base: The ingest step first, then that of the offline base model, if there is one.
+        train: The step that trains each method.
+        tasks: The adapters that personal adapters are trained on, by name.
+        digests: Digests of the files of a local encoder.
+
+    Raises:
+        UserError: On construction: the folder of the encoder is missing.
+    """
 
     def __init__(
         self, config: Config, common: Mapping[str, Any], base: tuple[Step, ...], train: Mapping[str, Step],
@@ -116,30 +131,28 @@ class _Planner:
         self.train = train
         self.tasks = tasks
         self.digests = digests
-        chosen = [METHODS[name] for name in self.settings.methods]
-        shown = {method.shown for method in chosen}
+        self.choices: dict[str, Step] = {}
+        methods = [METHODS[name] for name in self.settings.methods]
+        shown = {method.shown for method in methods}
         self.relevance = self._relevance() if "contriever" in shown else None
         self.summaries = self._summaries() if "summary" in shown else None
-        self.personal = self._personal() if any(method.personal for method in chosen) else None
-        self.choices: dict[str, Step] = {}
+        self.personal = self._personal() if any(method.personal for method in methods) else None
 
     def plan(self) -> EvaluationPlan:
+        """Return the steps before `evaluate`."""
         settings = self.settings
-        candidates: dict[str, dict[str, Writing]] = {}
+        candidates: dict[str, dict[str, PredictionSet]] = {}
         if SANE in settings.decoding:
-            candidates[SANE] = {name: self._writing(CHOOSER, name, "val", name) for name in SANE_CANDIDATES}
+            candidates[SANE] = {name: self._predictions(CHOOSER, name, "val", name) for name in SANE_CANDIDATES}
             self._choose(SANE, candidates[SANE])
         if steered := next((name for name in settings.methods if METHODS[name].steered), None):
             candidates[STEERING] = {
-                f"{strength:g}": self._writing(steered, f"{SAMPLED.name}-{strength:g}", "val", SAMPLED.name, strength)
+                f"{strength:g}": self._predictions(
+                    steered, f"{SAMPLED.name}-{strength:g}", "val", SAMPLED.name, strength
+                )
                 for strength in STEERING_STRENGTHS
             }
             self._choose(STEERING, candidates[STEERING])
-        predictions: dict[Key, Writing] = {
-            (name, decoding): self._writing(name, decoding, settings.split, self._sampler(METHODS[name], decoding))
-            for name in settings.methods
-            for decoding in settings.decoding
-        }
         controlled = [name for name in settings.methods if METHODS[name].shown == "newest"]
         if settings.control == "none":
             controlled = []
@@ -151,66 +164,60 @@ class _Planner:
             self.personal,
             candidates,
             self.choices,
-            predictions,
-            {
-                (name, last): self._writing(
-                    name, last, settings.split, self._sampler(METHODS[name], last), past=STRANGER
-                )
-                for name in controlled
-            },
+            {(name, decoding): self._measured(name, decoding) for name in settings.methods
+             for decoding in settings.decoding},
+            {(name, last): self._measured(name, last, STRANGER) for name in controlled},
             {name: self._likelihood(name) for name in settings.methods},
             {name: self._likelihood(name, STRANGER) for name in controlled},
-        )
+        )  # fmt: skip
 
     def _relevance(self) -> Step:
-        """What the encoder finds near to what; a hub name or the digests of a folder say which encoder it is."""
         retrieval = self.settings.retrieval
-        encoder: Any = {"base": self.common["model"]}
-        if retrieval.encoder != BASE_ENCODER:
-            other = self.config.model.model_copy(
-                update={"name_or_path": retrieval.encoder, "revision": retrieval.revision, "dtype": "float32"}
-            )
-            encoder = external_model_identity(other, self.digests)
-        settings = {"encoder": encoder, "split": self.settings.split}
-        own_model = self.base if retrieval.encoder == BASE_ENCODER else self.base[:1]
-        return Step("relevance", "relevance", settings, own_model)
+        if retrieval.encoder == BASE_ENCODER:
+            encoder, inputs = {"base": self.common["model"]}, self.base
+        else:
+            encoder = encoder_identity(self.config, retrieval.encoder, retrieval.revision, self.digests)
+            inputs = self.base[:1]
+        return Step("relevance", "relevance", {"encoder": encoder, "split": self.settings.split}, inputs)
 
     def _summaries(self) -> Step:
-        settings = self.settings.summaries.semantic() | {"split": self.settings.split, "revision": PROMPT_REVISION}
+        settings = self.settings.summaries.fingerprint_fields() | {
+            "split": self.settings.split,
+            "revision": PROMPT_REVISION,
+        }
         return Step("summaries", "summaries", {**self.common, **settings}, self.base)
 
     def _personal(self) -> Step:
-        settings = {"personal": self.settings.personal.semantic(), "split": self.settings.split}
+        settings = {"personal": self.settings.personal.fingerprint_fields(), "split": self.settings.split}
         identity = {**self.common, **settings, "seed": self.config.seed}
         return Step("personal", "personal", identity, (*self.base, *self.tasks.values()))
 
-    def _choose(self, name: str, candidates: Mapping[str, Writing]) -> None:
+    def _choose(self, name: str, candidates: Mapping[str, PredictionSet]) -> None:
         settings = {"by": self.settings.choose_by, "candidates": list(candidates)}
-        inputs = (self.base[0], *(writing.step for writing in candidates.values()))
+        inputs = (self.base[0], *(one.step for one in candidates.values()))
         self.choices[name] = Step("choice", f"choice:{name}", settings, inputs)
 
-    def _sampler(self, method: Method, decoding: str) -> str | None:
-        """CoS brings its own sampler where the others decode as published."""
-        if decoding == SANE:
-            return None
-        return SAMPLED.name if method.steered else decoding
+    def _measured(self, name: str, decoding: str, history: str = OWN) -> PredictionSet:
+        """Plan the predictions of a method on the measured split; `cos` has its own sampler instead of the paper's."""
+        sampler = None if decoding == SANE else SAMPLED.name if METHODS[name].steered else decoding
+        return self._predictions(name, decoding, self.settings.split, sampler, history=history)
 
     @staticmethod
     def _shown(method: Method) -> dict[str, Any]:
-        """What of the past goes in, and how it is put."""
+        """Return which part of the history a method's prompts show, and the revision of its wording."""
         shown = {"shown": method.shown}
         return shown | ({"summary_revision": SUMMARY_REVISION} if method.shown == "summary" else {})
 
-    def _brought(self, method: Method) -> tuple[Step, ...]:
-        """What a method's texts and likelihoods are made from."""
-        brought = {"contriever": self.relevance, "summary": self.summaries}.get(method.shown)
-        parts = (brought, self.train.get(method.name), self.personal if method.personal else None)
-        return (*self.base, *(part for part in parts if part))
+    def _inputs(self, method: Method) -> tuple[Step, ...]:
+        """Return the steps that a method's texts and likelihoods are made from."""
+        shown = {"contriever": self.relevance, "summary": self.summaries}.get(method.shown)
+        own = (shown, self.train.get(method.name), self.personal if method.personal else None)
+        return (*self.base, *(step for step in own if step))
 
     def _engine(self, method: Method) -> dict[str, Any]:
-        """Return what generates a method's texts, under the names of the configuration, which explain a change.
+        """Return the engine that generates a method's texts, under the keys of the configuration, which `status` names.
 
-        A server counts by the name of its model for this method alone. Its URL, key, load and retries do not count.
+        Of a server, the name of the model that serves this method counts. Its URL, key, load and retries do not.
         """
         engine = self.settings.engine
         if engine == "transformers":
@@ -218,9 +225,15 @@ class _Planner:
         served = served_model(method, self.settings.server.models)
         return {"engine": engine, "server": {"models": {method.name: served}}}
 
-    def _writing(
-        self, name: str, decoding: str, split: str, sampler: str | None, strength: float | None = None, past: str = OWN
-    ) -> Writing:
+    def _predictions(
+        self,
+        name: str,
+        decoding: str,
+        split: str,
+        sampler: str | None,
+        strength: float | None = None,
+        history: str = OWN,
+    ) -> PredictionSet:
         method = METHODS[name]
         paper = decoding == PAPER.name
         settings: dict[str, Any] = {
@@ -228,57 +241,50 @@ class _Planner:
             "decoding": decoding,
             **self._shown(method),
             "split": split,
-            "past": past,
+            "past": history,  # the key is part of every fingerprint
             "max_new_tokens": self.settings.paper_max_new_tokens if paper else self.settings.max_new_tokens,
             "evaluate": self._engine(method),
         }
-        inputs = self._brought(method)
+        inputs = self._inputs(method)
         if sampler is None:
             inputs = (*inputs, self.choices[SANE])
         else:
             settings["sampler"] = {key: value for key, value in asdict(DECODINGS[sampler]).items() if key != "summary"}
-        if sampler is None or not DECODINGS[sampler].greedy or past == STRANGER:
+        if sampler is None or not DECODINGS[sampler].greedy or history == STRANGER:
             settings["seed"] = self.config.seed
         if method.steered and strength is None:
             inputs = (*inputs, self.choices[STEERING])
         elif method.steered:
             settings["strength"] = strength
-        label = f"{name}-{decoding}" + ("" if split == self.settings.split else f"-{split}")
-        label += "" if past == OWN else f"-{past}"
-        return Writing(
-            Step("predictions", label, {**self.common, **settings}, inputs),
-            name, decoding, split, sampler, strength, past,
-        )  # fmt: skip
+        label = f"{name}-{decoding}" + ("" if split == self.settings.split else f"-{split}") + _suffix(history)
+        step = Step("predictions", label, {**self.common, **settings}, inputs)
+        return PredictionSet(step, name, decoding, split, sampler, strength, history)
 
-    def _likelihood(self, name: str, past: str = OWN) -> Step:
+    def _likelihood(self, name: str, history: str = OWN) -> Step:
         method = METHODS[name]
         settings: dict[str, Any] = {"method": name, **self._shown(method)}
-        settings |= {"split": self.settings.split, "past": past}
-        settings |= {"seed": self.config.seed} if past == STRANGER else {}
-        inputs = self._brought(method) + ((self.choices[STEERING],) if method.steered else ())
-        label = f"likelihood:{name}" + ("" if past == OWN else f"-{past}")
-        return Step("likelihood", label, {**self.common, **settings}, inputs)
+        settings |= {"split": self.settings.split, "past": history}
+        settings |= {"seed": self.config.seed} if history == STRANGER else {}
+        inputs = self._inputs(method) + ((self.choices[STEERING],) if method.steered else ())
+        return Step("likelihood", f"likelihood:{name}{_suffix(history)}", {**self.common, **settings}, inputs)
 
 
-def plan_evaluation(
-    config: Config,
-    common: Mapping[str, Any],
-    base: tuple[Step, ...],
-    train: Mapping[str, Step],
-    tasks: Mapping[str, Step],
-    digests: DigestCache,
-) -> EvaluationPlan:
-    """Work out the steps before `evaluate`.
+def encoder_identity(config: Config, name: str, revision: str, digests: DigestCache, **changes: Any) -> dict[str, Any]:
+    """Return which text encoder this is: a hub name with its revision, or the digests of a local folder's files.
 
     Args:
         config: The settings.
-        common: What decides every text: the model's identity and the prompt's settings.
-        base: The ingest step first, then that of the offline base model, if there is one.
-        train: By method.
-        tasks: The adapters that personal ones stand on, by name.
-        digests: Of the files of a local encoder.
+        name: A hub name or a folder.
+        revision: Revision on the hub.
+        digests: Digests of the files of a local folder.
+        changes: Further keys of `model` that the encoder is loaded with.
 
     Raises:
-        UserError: The encoder's folder is missing.
+        ModelError: The name can only be a folder, and there is no model in it.
     """
-    return _Planner(config, common, base, train, tasks, digests).plan()
+    encoder = {"name_or_path": name, "revision": revision, "dtype": "float32", **changes}
+    return external_model_identity(config.model.model_copy(update=encoder), digests)
+
+
+def _suffix(history: str) -> str:
+    return "" if history == OWN else f"-{history}"

@@ -1,4 +1,4 @@
-"""What the model card of a trained adapter says, gathered from its plan, its inputs and its training."""
+"""The model card of a trained adapter, from its plan, its inputs and its training."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline import Step, method_weights
+from nextquill_core.pipeline.plan import method_weights
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.step import Step
 from nextquill_core.training.model_card import Card
 
 
 def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool = False) -> str:
-    """The card's text; only what decides the adapter's bytes is in it, and what training reported.
+    """Return the text of the card: what decides the adapter's bytes, and what training reported.
 
     Args:
-        run: The configuration and its store.
+        run: The run; the inputs of the training are in its store.
         name: A key of `Plan.adapters`.
-        stats: Of the adapter's manifest.
-        merged: The card is that of the whole model with the adapter merged into it.
+        stats: The stats in the adapter's manifest.
+        merged: Whether the card is for the whole model with the adapter merged into it.
     """
     step = run.plan.adapters[name]
     method = METHODS[run.plan.recipe(name)]
@@ -26,7 +27,7 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
     return Card(
         method=method.name,
         summary=method.summary,
-        base=_called(run),
+        base=_base_title(run),
         base_id=base.name if base.on_hub else None,
         revision=base.revision or "",
         rank=step.settings["train"]["lora"]["r"],
@@ -42,8 +43,8 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
     ).render()
 
 
-def _called(run: Run) -> str:
-    """The base model's name for people."""
+def _base_title(run: Run) -> str:
+    """Return the base model's name for readers."""
     return "the offline base model" if run.plan.model else run.base_name.name
 
 
@@ -53,7 +54,7 @@ def _clipped(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _base_files(run: Run) -> Iterator[tuple[str, str]]:
-    """Name and SHA-256 digest of each file of a base model that is a folder."""
+    """Yield name and SHA-256 digest of each file of a base model that is a folder."""
     if run.plan.model:
         for shard in run.artifact(run.plan.model).manifest.shards:
             folder, _, name = shard.path.partition("/")
@@ -78,7 +79,7 @@ def _data(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _settings(run: Run, name: str) -> Iterator[tuple[str, str]]:
     step = run.plan.adapters[name]
     recipe = step.settings["recipe"]
-    yield "base model", f"{_called(run)} ({run.config.model.dtype})"
+    yield "base model", f"{_base_title(run)} ({run.config.model.dtype})"
     if run.base_name.revision:
         yield "revision", run.base_name.revision
     yield "history in the prompt", "yes" if recipe["history"] else "no"
@@ -95,7 +96,7 @@ def _prompt(step: Step) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of every leaf that has a value; numbers with six digits that count."""
+    """Yield dotted name and value of every leaf that has a value; numbers with six significant digits."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

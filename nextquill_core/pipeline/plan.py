@@ -1,4 +1,4 @@
-"""The plan of a configuration: from raw files to the evaluation."""
+"""The plan of a configuration: every artifact from the raw files to the evaluation, worked out without a stage run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from nextquill_core.causal.weighting import weight_settings
+from nextquill_core.causal.weights import weight_settings
 from nextquill_core.config import Config, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.ingest.sources import PARTS, RawFiles, Source, source
+from nextquill_core.ingest.batches import PARTS
+from nextquill_core.ingest.sources import RawFiles, Source, source
 from nextquill_core.methods.registry import METHODS, Training
 from nextquill_core.model.identity import external_model_identity
 from nextquill_core.model.template_choice import TemplateChoice, choose_template
-from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, plan_evaluation
-from nextquill_core.pipeline.step import COMMANDS, Step
+from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, EvaluationPlanner, encoder_identity
+from nextquill_core.pipeline.step import KINDS, Step
 from nextquill_core.prompts import PLAIN, TEMPLATE_DATE
-from nextquill_core.training.deepspeed_config import configured, deciding
+from nextquill_core.training.engines import configured, deciding
 from storage import DigestCache
 
-# How the adapters that score in place of θ0 are trained: history in, plain loss. They come before the weights, so no
-# method that uses weights could stand here.
 FOLD_METHOD = "contextsft"
-# How the adapters are trained that personal ones stand on.
+"""The method that trains the adapters which score in place of θ0. Weights come after scores, so it may not use any."""
 TASK_METHOD = "sft"
+"""The method that trains the adapters which personal adapters are trained on."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All artifacts of a configuration, in the order in which they are made.
+    """The steps of a configuration.
 
     Attributes:
-        source: What reads raw files.
+        config: The settings.
+        source: The source that reads the raw files.
         files: The raw files of each category.
-        scans: By category.
-        model: The offline base model, or None where the model comes from outside.
-        weights: By weight policy that a method asks for by name: as `score`, with that policy's weights.
-        train: A step for each method that trains, the configured `train.method` first.
+        scans: The scan of each category's raw files.
+        ingest: Sequences, items and examples.
+        model: The offline base model, or None where the configuration names another model.
+        effects: The causal effects of history.
+        score: The effects with the configured weights.
+        weights: Like `score`, by weight policy that a method asks for by name.
+        train: The adapter of each method that trains, the configured `train.method` first.
         folds: The adapters that score in place of θ0 (`score.effect_source: adapter`), `fold-0` first; else empty.
-        evaluation: What comes before `evaluate`.
+        evaluation: The steps before `evaluate`.
+        evaluate: Metrics, figures and the report.
         template: The template of the prompts, and why it was chosen.
+        model_identity: Name and revision, or digests, of the base model.
     """
 
     config: Config
@@ -60,7 +66,7 @@ class Plan:
     model_identity: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self, step: Step) -> list[Step]:
-        """The artifacts behind a stage that `status` has no row for, such as scans, effects and predictions."""
+        """Return the steps behind a stage that have no row in `status`, such as scans, effects and predictions."""
         rows = {stage.fingerprint for stage in self.stages}
         found: dict[str, Step] = {}
         for part in step.inputs:
@@ -70,23 +76,51 @@ class Plan:
 
     @property
     def adapters(self) -> Mapping[str, Step]:
-        """Everything that is trained: by method, and those that a fold of the users is left out of."""
+        """The steps that train an adapter, by method; those without a fold of the users as `fold-0`, `task-0`, …."""
         return {**self.folds, **self.evaluation.tasks, **self.train}
 
+    def adapter(self, name: str) -> Step:
+        """Return the step that trains an adapter.
+
+        Args:
+            name: A key of `adapters`.
+
+        Raises:
+            UserError: This configuration does not train it.
+        """
+        if name in self.adapters:
+            return self.adapters[name]
+        if METHODS[name].training is None:
+            raise UserError(f"`{name}` trains no adapter", "--method", f"name one of {_trained_methods()}")
+        there = ", ".join(self.train)
+        raise UserError(f"this config trains no `{name}`", "--method", f"it trains {there}; add it to evaluate.methods")
+
+    def adapter_name(self, step: Step) -> str:
+        """Return the key of `adapters` under which a step stands."""
+        return next(name for name, adapter in self.adapters.items() if adapter.name == step.name)
+
     def recipe(self, adapter: str) -> str:
-        """The method that a key of `adapters` is trained as."""
+        """Return the method by which an adapter is trained.
+
+        Args:
+            adapter: A key of `adapters`.
+        """
         if adapter in self.folds:
             return FOLD_METHOD
         return TASK_METHOD if adapter in self.evaluation.tasks else adapter
 
+    def title(self, step: Step) -> str:
+        """Return the name of a step in messages and in the UI, such as `scan Books` and `train nextquill`."""
+        return f"train {self.adapter_name(step)}" if step.kind == "train" else step.name.replace(":", " ")
+
     @property
     def stages(self) -> Iterator[Step]:
-        """The steps that a person knows by name: one a stage, one a fold and one a trained method."""
+        """The steps that have a row in `status`: one for each stage, fold and trained method."""
         for stage in get_args(StageName):
             yield from self.made_by(stage)
 
     def made_by(self, stage: StageName) -> list[Step]:
-        """The steps that a person knows by name that one stage's command makes, its result last."""
+        """Return the steps with a row in `status` that a stage's command makes, its result last."""
         if stage == "ingest":
             return [self.ingest]
         if stage == "model":
@@ -98,11 +132,11 @@ class Plan:
         return [self.evaluate]
 
     def command(self, step: Step) -> str:
-        """The command of `nextquill` that makes a step."""
-        return "score" if step in self.folds.values() else COMMANDS[step.kind]
+        """Return the command of `nextquill` that makes a step; folds are trained by `score`."""
+        return "score" if step in self.folds.values() else KINDS[step.kind].command
 
     def needed_by(self, steps: Sequence[Step]) -> list[Step]:
-        """What other stages make for these steps, in the order in which it is made."""
+        """Return the steps with a row in `status` that other stages make for these steps, each after its inputs."""
         own = {step.fingerprint for step in steps}
         others = {step.fingerprint for step in self.stages} - own
         found = set[str]()
@@ -119,25 +153,25 @@ class Plan:
         return [step for step in self.stages if step.fingerprint in found]
 
     def stage(self, name: str) -> Step | None:
-        """The step of this name; `train` is the configured method's."""
+        """Return the step with a row in `status` that has this name; `train` is the configured method's."""
         return next((step for step in self.stages if step.name == name), None)
 
 
 def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Mapping[str, Any] | None = None) -> Plan:
-    """Work out every artifact of `config`.
+    """Return the plan of a configuration.
 
     Args:
         config: The settings.
-        digests: Of raw files.
-        fetch: Whether raw files that are to come from the hub may be downloaded.
-        privacy: What fingerprints may know of the key and the list of users to forget.
+        digests: Digests of raw files.
+        fetch: Whether raw files that come from the hub may be downloaded.
+        privacy: What fingerprints contain of the key of pseudonyms and the list of users to forget.
 
     Raises:
         UserError: Raw files or the model folder are missing, or a name is unknown.
     """
     reader = source(config.ingest.source, config.ingest.options)
     files = tuple(reader.find(raw, fetch=fetch) for raw in config.ingest.inputs)
-    settings = config.ingest.semantic()
+    settings = config.ingest.fingerprint_fields()
     del settings["inputs"]  # names of files say nothing about what is in them
     reading = {name: settings.pop(name) for name in ("source", "options")} | {"revision": reader.revision}
     scans: dict[str, Step] = {}
@@ -149,7 +183,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
 
     named = config.model.name_or_path, config.model.revision
     template = choose_template(config.prompt.template, *named, strict=fetch)
-    prompt = config.prompt.semantic() | {"template": template.name, "revision": PLAIN.revision}
+    prompt = config.prompt.fingerprint_fields() | {"template": template.name, "revision": PLAIN.revision}
     if template.name == "chat":
         prompt["date"] = TEMPLATE_DATE.isoformat()
     model, model_identity = _model(config, ingest, prompt, digests)
@@ -158,12 +192,11 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
 
     cross_fitted = config.score.effect_source == "adapter"
     folds = _left_out(config, FOLD_METHOD, "fold", config.score.folds, common, base) if cross_fitted else {}
-    scoring = common | {"score": config.score.semantic()}
+    scoring = common | {"score": config.score.fingerprint_fields()}
     effects = Step("effects", "effects", scoring, (*base, *folds.values()))
-    score = Step("score", "score", {"weights": weight_settings(**config.weights.semantic())}, (effects,))
+    score = Step("score", "score", {"weights": weight_settings(**config.weights.fingerprint_fields())}, (effects,))
     if METHODS[config.train.method].training is None:
-        trained = ", ".join(method.name for method in METHODS.values() if method.training)
-        raise UserError(f"{config.train.method} does not train", "train.method", f"name one of {trained}")
+        raise UserError(f"{config.train.method} does not train", "train.method", f"name one of {_trained_methods()}")
     needed = list(dict.fromkeys([config.train.method, *config.evaluate.methods]))
     weights = _weights(config, needed, effects)
     train: dict[str, Step] = {}
@@ -172,7 +205,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
             train[name] = _train(config, name, common, base, score=weights.get(training.policy or "", score))
     personal = any(METHODS[name].personal for name in needed)
     tasks = _left_out(config, TASK_METHOD, "task", config.evaluate.personal.folds, common, base) if personal else {}
-    evaluation = plan_evaluation(config, common, base, train, tasks, digests)
+    evaluation = EvaluationPlanner(config, common, base, train, tasks, digests).plan()
     inputs = (ingest, score, *train.values(), *evaluation.steps)
     measuring = {
         "evaluate": config.evaluate.measuring() | {"bertscore": _bertscore(config, digests)},
@@ -186,26 +219,29 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     )  # fmt: skip
 
 
+def _trained_methods() -> str:
+    return ", ".join(name for name, known in METHODS.items() if known.training)
+
+
 def _model(
     config: Config, ingest: Step, prompt: Mapping[str, Any], digests: DigestCache
 ) -> tuple[Step | None, dict[str, Any]]:
     if config.model.name_or_path == "tiny":
-        settings = {"tiny": config.model.tiny.semantic(), "prompt": prompt, "seed": config.seed}
+        settings = {"tiny": config.model.tiny.fingerprint_fields(), "prompt": prompt, "seed": config.seed}
         return Step("model", "model", settings, (ingest,)), {"name": "tiny", "dtype": config.model.dtype}
     return None, external_model_identity(config.model, digests)
 
 
 def _bertscore(config: Config, digests: DigestCache) -> dict[str, Any] | None:
-    """Return which encoder BERTScore has: a hub name with its revision, or the digests of a local folder's files."""
+    """Return which encoder BERTScore uses, or None without one; of a hub model, the data type is not part of it."""
     name, revision = config.evaluate.retrieval.bertscore, config.evaluate.retrieval.bertscore_revision
     if name is None or not Path(name).is_dir():
         return None if name is None else {"name": name, "revision": revision}
-    other = {"name_or_path": name, "revision": revision, "dtype": "float32", "trust_remote_code": False}
-    return external_model_identity(config.model.model_copy(update=other), digests)
+    return encoder_identity(config, name, revision, digests, trust_remote_code=False)
 
 
 def _weights(config: Config, methods: Sequence[str], effects: Step) -> dict[str, Step]:
-    """Weights by the policies that methods name, from the same effects, at their own defaults."""
+    """Return a step for each weight policy that a method names, at the policy's defaults."""
     trained = [training for name in methods if (training := METHODS[name].training)]
     stored = {training.policy: training for training in trained if training.policy and not _live(config, training)}
     return {
@@ -215,8 +251,8 @@ def _weights(config: Config, methods: Sequence[str], effects: Step) -> dict[str,
 
 
 def method_weights(config: Config, training: Training) -> dict[str, Any]:
-    """The weight policy of a method with its settings: the configured policy, or the method's at its own defaults."""
-    values = config.weights.semantic()
+    """Return the weight policy of a method with its settings: the configured one, or the method's at its defaults."""
+    values = config.weights.fingerprint_fields()
     policy, options = values.pop("policy"), values.pop("options")
     if training.policy:
         policy, options = training.policy, {}
@@ -224,12 +260,12 @@ def method_weights(config: Config, training: Training) -> dict[str, Any]:
 
 
 def _live(config: Config, training: Training) -> bool:
-    """Whether the model in training decides the weights."""
+    """Return whether the model in training decides the weights."""
     return training.weighted and training.settings(config.train).weights_from == "live"
 
 
 def _reads_score(config: Config, training: Training) -> bool:
-    """Whether stored weights or effects are read."""
+    """Return whether training reads stored weights or effects."""
     settings = training.settings(config.train)
     effects = training.causal and settings.alpha > 0 and settings.causal_loss.target == "effect"
     return effects or (training.weighted and settings.weights_from == "stored")
@@ -238,8 +274,7 @@ def _reads_score(config: Config, training: Training) -> bool:
 def _left_out(
     config: Config, method: str, label: str, count: int, common: Mapping[str, Any], base: tuple[Step, ...]
 ) -> dict[str, Step]:
-    """An adapter for each fold of the users, trained by a method without them; without weights, so nothing goes in a
-    circle."""
+    """Return a step for each fold of the users that trains an adapter without them, and without weights."""
     return {
         f"{label}-{fold}": _train(
             config, method, common, base, fold={"leave_out": fold, "of": count}, label=f"train:{label}-{fold}"
@@ -258,16 +293,26 @@ def _train(
     fold: Mapping[str, int] | None = None,
     label: str | None = None,
 ) -> Step:
-    """Training by a method's recipe, with the weights of `score` where it has any; or by it without a fold's users."""
+    """Return the step that trains an adapter by a method's recipe.
+
+    Args:
+        config: The settings.
+        name: Name of the method.
+        common: The identity of the model and the settings of the prompt.
+        base: The ingest step, and that of the offline base model if there is one.
+        score: Where stored effects and weights come from, for a method that reads them.
+        fold: The fold of users whose examples are left out; None for none.
+        label: Name of the step; by default it follows from the method.
+    """
     training = METHODS[name].training
     if training is None:
         raise ValueError(f"{name} does not train")
-    settings = training.settings(config.train).semantic()
+    settings = training.settings(config.train).fingerprint_fields()
     del settings["method"]
     if own := deciding(configured(config.train, config.model.dtype)):
         settings["deepspeed"] = {"config": own}
     if not training.causal:
-        del settings["alpha"], settings["causal_loss"]  # a method without L_p does not train again for another α
+        del settings["alpha"], settings["causal_loss"]  # without L_p, another α changes nothing
     elif not training.weighted:
         del settings["causal_loss"]["weighted"]  # every token counts 1
     if not training.weighted:

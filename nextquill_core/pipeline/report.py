@@ -1,4 +1,4 @@
-"""Gathers what a run's artifacts say into the values that figures and the report show."""
+"""The content of the report and its figures, collected from the artifacts of a run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import Case, Cohort, Picture, Report, RowCount, Stage, TokenEffect, Training
 from nextquill_core.config import EvaluateConfig
-from nextquill_core.evaluation.answer_forms import answer_rows
-from nextquill_core.evaluation.costs import cost_rows
-from nextquill_core.evaluation.tables import ALL, Row
+from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
-from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
+from nextquill_core.pipeline.step import Step
 from nextquill_core.schemas import Example, Review
-from nextquill_core.training.curves import METRICS as CURVE
-from nextquill_core.training.curves import Step as CurveStep
+from nextquill_core.training import curves
 from storage import Artifact, UserError
-from storage.documents import form_expected, read_lines
+from storage.stored_json import expect_form, read_lines
 from storage.tables import read_table
 
 CASES = 6
 
 
 def figures_of(run: Run, rows: Sequence[Row]) -> dict[str, Picture]:
-    """The pictures of a run, by file name."""
+    """Draw the figures of a run.
+
+    Args:
+        run: The run; everything but the evaluation is in its store.
+        rows: Rows of the schema `METRICS`.
+
+    Returns:
+        The figures, by file name without suffix.
+    """
     pictures: dict[str, Picture] = {}
     categories = list(dict.fromkeys(row["category"] for row in rows))
     category = ALL if ALL in categories else categories[0]
@@ -52,10 +57,10 @@ def figures_of(run: Run, rows: Sequence[Row]) -> dict[str, Picture]:
         figures.png(figures.effect_panels(counts, summary.edges, summary.delta)),
         "p(token | query, history) − p(token | query), every token of every split; the line is δ.",
     )
-    curves = {name: _curve(run.artifact(step)) for name, step in run.plan.train.items()}
-    if curves:
+    trained = {name: _curve(run.artifact(step)) for name, step in run.plan.train.items()}
+    if trained:
         pictures["training"] = Picture(
-            "Training", "Loss by step for each trained method", figures.png(figures.training_curves(curves))
+            "Training", "Loss by step for each trained method", figures.png(figures.training_curves(trained))
         )
     return pictures
 
@@ -70,33 +75,29 @@ def report_of(
     texts: Mapping[tuple[str, str], Mapping[str, str]],
     *,
     slices: Sequence[Row] = (),
-    costs: Sequence[Row] | None = None,
-    further: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Everything that the report of a run shows.
+    """Return the content of the report of a run.
 
     Args:
-        run: What was run.
-        rows: Of the schema `METRICS`.
-        comparisons: Of `tables.comparison_rows`.
+        run: The run; everything but the evaluation is in its store.
+        rows: Rows of the schema `METRICS`.
+        comparisons: Rows of `tables.comparison_rows`.
         settings: How the metrics are computed.
-        pictures: By file name, as `figures_of` gives them.
-        examples: Those that were predicted.
-        texts: What was written for each, by method and preset.
-        slices: Of the schema `SLICES`.
-        costs: Of `costs.cost_rows`; None for what the artifacts tell.
-        further: Differences from the paper's setting that the configuration does not tell.
+        pictures: Figures by file name, as `figures_of` returns them.
+        examples: The measured examples.
+        texts: Generated texts, by method and preset and then by example.
+        slices: Rows of the schema `SLICES`.
         notes: What else a reader must know, such as what was chosen on val.
     """
     config = run.config
     users = Counter(example.category for example in examples)
     sequences, weights = run.artifact(run.plan.ingest), run.artifact(run.plan.score)
-    with form_expected(weights.location, "run `nextquill score --force`"):
+    with expect_form(weights.location, "run `nextquill score --force`"):
         scored = weights.manifest.stats["per_category"].values()
         tokens, above = (sum(part[key] for part in scored) for key in ("tokens", "preference_tokens"))
         preferred = f"{above / tokens:.1%}"
-    with form_expected(sequences.location, "run `nextquill ingest --force`"):
+    with expect_form(sequences.location, "run `nextquill ingest --force`"):
         stats = sequences.manifest.stats
         counts = [
             RowCount(table, stats[table]["read"], stats[table]["kept"], stats[table]["dropped"])
@@ -124,8 +125,8 @@ def report_of(
         comparisons=comparisons,
         slices=slices,
         published=beside_published(rows),
-        differences=setting_differences(config.model_dump(mode="json"), users=users, further=further),
-        costs=costs_of(run) if costs is None else costs,
+        differences=setting_differences(config.model_dump(mode="json"), template=run.template.name, users=users),
+        costs=costs_of(run),
         answers=answers_of(run),
         settings=settings,
         scores_figures=[picture for name, picture in pictures.items() if name.startswith("metrics-")],
@@ -140,23 +141,23 @@ def report_of(
 
 
 def answers_of(run: Run) -> list[dict[str, Any]]:
-    """How the answers of each method and preset ended."""
+    """Return how the answers of each method and preset ended, as rows of `tables.answer_rows`."""
     columns = ["method", "decoding", "text", "n_tokens", "finish_reason"]
-    written = [run.artifact(found.step) for found in run.plan.evaluation.predictions.values()]
-    shards = [path for artifact in written for path in artifact.files("predictions/")]
+    artifacts = [run.artifact(one.step) for one in run.plan.evaluation.predictions.values()]
+    shards = [path for artifact in artifacts for path in artifact.files("predictions/")]
     return answer_rows(row for path in shards for row in read_table(path, columns=columns).to_pylist())
 
 
 def costs_of(run: Run) -> list[dict[str, Any]]:
-    """What each method and preset has cost, as far as the artifacts tell: `usage` among the stats of predictions."""
+    """Return the costs of each method and preset that manifests record, as rows of `tables.cost_rows`."""
     plan = run.plan.evaluation
-    usages = {key: run.artifact(found.step).manifest.stats.get("usage") for key, found in plan.predictions.items()}
+    usages = {key: run.artifact(one.step).manifest.stats.get("usage") for key, one in plan.predictions.items()}
     training = {name: _training(run.artifact(step), name).seconds for name, step in run.plan.train.items()}
     return cost_rows(usages, training, {name: dict(_preparation(run, name)) for name in run.config.evaluate.methods})
 
 
 def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
-    """What else a method needed before it could train or write, and the seconds that took."""
+    """Yield what else a method needed before it could train or generate, and the seconds that it took."""
     plan, method = run.plan.evaluation, METHODS[name]
     needed: list[tuple[str, Step | None]] = []
     if method.training and any(source.kind == "score" for source in run.plan.train[name].inputs):
@@ -229,27 +230,27 @@ def _training(artifact: Artifact, name: str) -> Training:
 
 
 def _curve(artifact: Artifact) -> list[dict[str, Any]]:
-    """Return the lines of a training's metrics.jsonl.
+    """Return the metrics of each optimizer step of a training.
 
     Raises:
         UserError: The file is damaged, or has no line.
     """
-    path, remedy = artifact.folder / CURVE, "run `nextquill train --force`"
-    lines: list[dict[str, Any]] = read_lines(path, CurveStep, remedy)
+    path, remedy = artifact.folder / curves.METRICS, "run `nextquill train --force`"
+    lines: list[dict[str, Any]] = read_lines(path, curves.Step, remedy)
     if not lines:
         raise UserError("the file has no line", str(path), remedy)
     return lines
 
 
 def _strongest_tokens(run: Run) -> list[TokenEffect]:
-    """The tokens with the highest mean effect among those scored a few times at least."""
-    tokenizer = load_tokenizer(run.model_spec)
+    """Return the tokens with the highest mean effect among those that were scored a few times at least."""
+    tokenizer = load_tokenizer(run.model)
     top = stored_summary(run.artifact(run.plan.score)).top_tokens
     return [TokenEffect(tokenizer.decode([token.token_id]), token.mean_effect, token.count) for token in top]
 
 
 def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Case]:
-    """A few examples spread evenly over the split, under the last decoding preset."""
+    """Return a few examples spread evenly over the split, with the texts of the last decoding preset."""
     decoding = run.config.evaluate.decoding[-1]
     chosen = examples[:: max(1, len(examples) // CASES)][:CASES]
     return [
@@ -264,7 +265,7 @@ def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str]
 
 
 def _request(target: Review) -> Iterator[str]:
-    """What a prompt asked for, as far as the data say it."""
+    """Yield what a prompt asked for: the item's title, the rating and the review's title, where the data have them."""
     if target.item.title:
         yield target.item.title
     if target.rating is not None:

@@ -1,4 +1,4 @@
-"""One configuration against one store: find, reuse or make its artifacts."""
+"""A run: one configuration, the store it names and the plan of its artifacts, which it finds, reuses or makes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nextquill_core.config import Config
+from nextquill_core.config import Config, ModelConfig, PromptConfig
 from nextquill_core.generation.decoding import PAPER
 from nextquill_core.ingest.privacy import Privacy, privacy
-from nextquill_core.model.identity import BaseName, ModelSpec, base_name
-from nextquill_core.model.limits import check_limits
+from nextquill_core.model.identity import BaseName, base_name, check_limits
 from nextquill_core.model.template_choice import TemplateChoice
-from nextquill_core.pipeline import Freshness, Plan, Step, freshness, make_plan, outdated
+from nextquill_core.pipeline.freshness import Freshness, FreshnessCache, freshness, outdated
+from nextquill_core.pipeline.plan import Plan, make_plan
+from nextquill_core.pipeline.step import KINDS, Step
+from nextquill_core.progress import Progress, silent
 from nextquill_core.tokens import prompt_lengths
-from storage import Artifact, Basis, Staging, Store, UserError, provenance
+from storage import Artifact, Basis, Staging, UserError, provenance
+from storage.remote import open_store
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "polars", "pyarrow", "prefect", "sacrebleu", "nltk")
 
 
+Build = Callable[[Staging], Mapping[str, Any]]
+"""Fills the staging folder of a new artifact and returns the stats for its manifest."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """An artifact and whether it was there already.
+    """The artifact of a step.
 
     Attributes:
-        why: Where it was made: what made that necessary.
+        artifact: The artifact in the store.
+        reused: Whether it was up to date and nothing was made.
+        why: What made it necessary to make the artifact; "" where it was reused.
     """
 
     artifact: Artifact
@@ -36,22 +46,25 @@ class Outcome:
 
 
 class Run:
-    """A configuration and its store.
+    """A configuration with its store and its plan.
 
     Args:
-        config: The run's settings.
-        fetch: Something is to be made: raw files that are to come from the hub are downloaded, and the store has to be
-            writable. Commands that only look leave it out.
-        secret: The key of the pseudonyms, where it comes from elsewhere than the environment.
+        config: The settings.
+        fetch: Whether artifacts are to be made: raw files are then downloaded from the hub where the configuration
+            names none, and the store has to be writable. Commands that only read leave it out.
+        secret: The key of the pseudonyms, if it does not come from the environment.
 
     Raises:
         UserError: On construction: raw files, the model folder or the key are missing, the store cannot be used, or
-            the model has no room for its tokenizer or the prompts.
+            the model's context is too short for its tokenizer or the prompts.
     """
+
+    cache: FreshnessCache | None = None
+    """Remembered states of steps, which the runs of one command share; None looks each step up again."""
 
     def __init__(self, config: Config, *, fetch: bool = True, secret: str | None = None) -> None:
         self.config = config
-        self.store = Store.open(config.store)
+        self.store = open_store(config.store)
         self.privacy: Privacy = privacy(config.privacy, secret)
         self.plan: Plan = make_plan(
             config, self.store.raw_digests(save=fetch), fetch=fetch, privacy=self.privacy.identity
@@ -62,10 +75,10 @@ class Run:
             self.store.require_writable()
 
     def artifact(self, step: Step) -> Artifact:
-        """The artifact of a step that another is made from.
+        """Return the artifact of a step.
 
         Raises:
-            UserError: It has not been made, or its manifest cannot be read.
+            UserError: It has not been made, or its manifest is damaged; the message names the command that makes it.
         """
         artifact = self.store.find(step.kind, step.fingerprint)
         if artifact is None:
@@ -78,68 +91,88 @@ class Run:
         return artifact
 
     def require_inputs(self, steps: Sequence[Step]) -> None:
-        """Make sure that what other stages make for these steps is there.
+        """Make sure that the artifacts exist which other stages make for these steps.
 
         Raises:
-            UserError: It has not been made; the message names the command that makes it.
+            UserError: One is missing; the message names the command that makes it.
         """
         for origin in self.plan.needed_by(steps):
             self.artifact(origin)
 
-    @cached_property
-    def model_spec(self) -> ModelSpec:
-        """θ0: the model that was named, or the folder of the offline base model."""
-        model = self.config.model
-        name = model.name_or_path
-        if self.plan.model:
-            name = str(self.artifact(self.plan.model).folder / "model")
-        elif Path(name).expanduser().is_dir():
-            name = str(Path(name).expanduser().resolve())
-        return ModelSpec(name, model.revision, model.dtype, model.attention, model.trust_remote_code)
+    def freshness(self, step: Step) -> Freshness:
+        """Return the state of a step's artifact; one command looks each step up once, see `FreshnessCache`."""
+        return self.cache(step) if self.cache else freshness(self.store, step)
 
-    @property
-    def base_name(self) -> BaseName:
-        """What the base model is called on any machine."""
-        return base_name(self.config.model.name_or_path, self.config.model.revision)
-
-    @property
-    def prompt_settings(self) -> dict[str, Any]:
-        """The `prompt` section with the template resolved for this model: plain or chat."""
-        return self.config.prompt.model_dump() | {"template": self.template.name}
-
-    @property
-    def template(self) -> TemplateChoice:
-        """The template of this model's prompts, and why it was chosen."""
-        return self.plan.template
+    def look_again(self) -> None:
+        """Forget remembered states, after another process or a removal changed the store."""
+        if self.cache:
+            self.cache.clear()
 
     def make(
-        self, step: Step, build: Callable[[Staging], Mapping[str, Any]], *, force: bool = False, tools: str = ""
+        self,
+        step: Step,
+        build: Build | None = None,
+        *,
+        progress: Progress = silent,
+        force: bool = False,
+        **options: Any,
     ) -> Outcome:
-        """Reuse the step's artifact, or build and commit it.
+        """Reuse the artifact of a step, or build and commit it.
 
         Args:
-            step: What to make.
-            build: Fills the staging folder and returns the stats for the manifest.
-            force: Make it anew even if it is fresh.
-            tools: What else has to be the same for unfinished work to be taken up, such as a library's version.
+            step: The step to make.
+            build: Fills the staging folder and returns the stats for the manifest; by default the function that
+                `KINDS` names for this kind of step.
+            progress: Receives the progress of the work.
+            force: Build the artifact even if it is up to date.
+            options: Further arguments of the function of `KINDS`.
 
         Raises:
             UserError: An input is missing, or another process is making this artifact.
         """
-        known = freshness(self.store, step)
+        known = self._checked(step)
         if known.state == "fresh" and known.artifact and not force:
-            self.store.sweep(step.kind, step.fingerprint)
+            self.store.remove_leftovers(step.kind, step.fingerprint)
             return Outcome(known.artifact, reused=True)
+        if self.cache:
+            self.cache.discard(step)
+        artifact, reused = self._built(step, build, progress, force, options)
+        if self.cache:
+            self.cache.committed(step, artifact)
+        if step.kind == "model":
+            self.__dict__.pop("model", None)  # a model that was made again may lie in another folder
+        return Outcome(artifact, reused, "" if reused else "forced" if force else _why(known))
+
+    def _checked(self, step: Step) -> Freshness:
+        """Return the state of a step's artifact; a remembered one that is no longer in the store is looked up again."""
+        known = self.freshness(step)
+        if self.cache and known.state == "fresh" and known.artifact:
+            found = self.store.find(step.kind, step.fingerprint)
+            if found is None or found.manifest != known.artifact.manifest:
+                self.cache.clear()
+                return self.freshness(step)
+        return known
+
+    def _built(
+        self,
+        step: Step,
+        build: Build | None,
+        progress: Progress,
+        force: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Artifact, bool]:
+        """Build and commit an artifact; the second value says whether another process finished it meanwhile."""
         origins = [self.artifact(source) for source in step.inputs]
         inputs = [origin.ref for origin in origins]
+        tools = "" if build else ", ".join(f"{name} {version(name)}" for name in KINDS[step.kind].libraries)
         with self.store.write(step.kind, step.fingerprint, Basis(tuple(inputs), tools), restart=force) as staging:
             found = self.store.find(step.kind, step.fingerprint)
-            if found and not force and not outdated(self.store, step, found):  # made while we waited for its writer
+            if found and not force and not outdated(self.store, step, found):
                 staging.discard()
-                return Outcome(found, reused=True)
+                return found, True
             if not staging.sealed:
                 started = datetime.now(UTC)
-                stats = build(staging)
+                stats = build(staging) if build else KINDS[step.kind].load()(self, step, staging, progress, **options)
                 for origin in origins:
                     self.store.verification.remember(origin.manifest)
                 staging.seal(
@@ -153,12 +186,37 @@ class Run:
                         started, LIBRARIES, model=dict(self.plan.model_identity), template=asdict(self.template)
                     ),
                 )
-            artifact = self.store.commit(step.kind, step.fingerprint)
-        return Outcome(artifact, reused=False, why="forced" if force else _why(known))
+            return self.store.commit(step.kind, step.fingerprint), False
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The section `model` with the folder of the offline base model, or the absolute path of a folder, as name."""
+        model = self.config.model
+        name = model.name_or_path
+        if self.plan.model:
+            name = str(self.artifact(self.plan.model).folder / "model")
+        elif Path(name).expanduser().is_dir():
+            name = str(Path(name).expanduser().resolve())
+        return model.model_copy(update={"name_or_path": name})
+
+    @property
+    def base_name(self) -> BaseName:
+        """The name of the base model on any machine."""
+        return base_name(self.config.model.name_or_path, self.config.model.revision)
+
+    @property
+    def prompt(self) -> PromptConfig:
+        """The section `prompt` with the template that was chosen for this model: plain or chat."""
+        return self.config.prompt.model_copy(update={"template": self.template.name})
+
+    @property
+    def template(self) -> TemplateChoice:
+        """The template of the prompts, and why it was chosen."""
+        return self.plan.template
 
 
 def _why(known: Freshness) -> str:
-    """Say why an artifact had to be made, from how it was found."""
+    """Return why an artifact had to be made, from the state it was found in."""
     if known.state == "failed":
         return f"resumed; it had failed: {known.why}"
     if known.state == "interrupted":
@@ -167,7 +225,7 @@ def _why(known: Freshness) -> str:
 
 
 def _lengths(config: Config) -> dict[str, int]:
-    """Tokens of a prompt and what follows it, by the settings that allow them."""
+    """Return the numbers of tokens that a prompt and its answer may have, by the settings that allow them."""
     prompt = config.prompt.max_prompt_tokens
     lengths = prompt_lengths(prompt, config.prompt.max_target_tokens)
     for preset in config.evaluate.decoding:

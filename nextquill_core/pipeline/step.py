@@ -1,55 +1,68 @@
-"""A step: one artifact to be, and everything that decides it."""
+"""Steps, each of which is one artifact to make, and the table of their kinds: where each is made, by which command.
+
+The table names functions by their path and imports none, so that a plan can be made without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from storage import fingerprint
 
-# Raised by hand when a stage's code changes what it produces from the same settings.
-REVISIONS = {
-    "scan": 2,
-    "ingest": 3,
-    "model": 2,
-    "effects": 2,
-    "score": 1,
-    "train": 2,
-    "relevance": 2,
-    "summaries": 2,
-    "personal": 2,
-    "predictions": 3,
-    "choice": 2,
-    "likelihood": 2,
-    "evaluate": 3,
-    "sweep": 2,
-    "reproduction": 2,
-}
-# The command of `nextquill` that makes an artifact of each kind. Folds, which `score` trains, are the plan's to know.
-COMMANDS = {
-    "scan": "ingest",
-    "ingest": "ingest",
-    "model": "model",
-    "effects": "score",
-    "score": "score",
-    "train": "train",
-    "relevance": "evaluate",
-    "summaries": "evaluate",
-    "personal": "evaluate",
-    "predictions": "evaluate",
-    "choice": "evaluate",
-    "likelihood": "evaluate",
-    "evaluate": "evaluate",
-    "sweep": "sweep",
-    "reproduction": "reproduce",
+
+@dataclass(frozen=True)
+class StepKind:
+    """How the steps of one kind are made.
+
+    Attributes:
+        revision: Part of the fingerprint. Raise it when the code makes another result from the same settings.
+        command: The command of `nextquill` that makes such a step.
+        path: `module:function` of the function that builds the artifact. It takes the run, the step, the staging folder
+            and a progress listener, fills the folder, and returns the stats for the manifest. Some take options too.
+        libraries: Libraries whose versions must be the same for unfinished work to be resumed.
+    """
+
+    revision: int
+    command: str
+    path: str
+    libraries: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Import the function that builds an artifact of this kind."""
+        module, _, function = self.path.partition(":")
+        return getattr(import_module(module), function)
+
+
+KINDS: Mapping[str, StepKind] = {
+    # The parts hold hashes that are compared with each other, and Polars may hash differently in another version.
+    "scan": StepKind(2, "ingest", "nextquill_core.pipeline.ingest:build_scan", ("polars",)),
+    "ingest": StepKind(3, "ingest", "nextquill_core.pipeline.ingest:build_sequences"),
+    # A checkpoint of another torch or transformers would end in other bytes.
+    "model": StepKind(
+        2, "model", "nextquill_core.pipeline.ingest:build_base_model", ("torch", "transformers", "tokenizers")
+    ),
+    "effects": StepKind(2, "score", "nextquill_core.pipeline.score:build_effects"),
+    "score": StepKind(1, "score", "nextquill_core.pipeline.score:build_weights"),
+    "train": StepKind(2, "train", "nextquill_core.pipeline.train:build_adapter"),
+    "relevance": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_relevance"),
+    "summaries": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_summaries"),
+    "personal": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_personal_adapters"),
+    "predictions": StepKind(3, "evaluate", "nextquill_core.pipeline.predict:build_predictions"),
+    "choice": StepKind(2, "evaluate", "nextquill_core.pipeline.predict:build_choice"),
+    "likelihood": StepKind(2, "evaluate", "nextquill_core.pipeline.predict:build_likelihoods"),
+    "evaluate": StepKind(3, "evaluate", "nextquill_core.pipeline.evaluate:build_evaluation"),
+    "sweep": StepKind(2, "sweep", "nextquill_core.studies.sweep:build_sweep"),
+    "reproduction": StepKind(2, "reproduce", "nextquill_core.studies.reproduce:build_reproduction"),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """One artifact to be: its kind, a name people read, what decides it, and what it is made from."""
+    """One artifact to make: its kind, a name for people, the settings that decide it, and its inputs."""
 
     kind: str
     name: str
@@ -61,7 +74,7 @@ class Step:
         """The fields behind the fingerprint."""
         return {
             "stage": self.kind,
-            "revision": REVISIONS[self.kind],
+            "revision": KINDS[self.kind].revision,
             **self.settings,
             "inputs": {step.name: step.fingerprint for step in self.inputs},
         }
@@ -70,3 +83,23 @@ class Step:
     def fingerprint(self) -> str:
         """The artifact's address below its kind."""
         return fingerprint(self.identity)
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """Kind and fingerprint, by which a store finds the artifact."""
+        return self.kind, self.fingerprint
+
+
+def lineage(*steps: Step) -> list[Step]:
+    """Return the steps and everything that they are made from, each once and after its own inputs."""
+    found: dict[tuple[str, str], Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.address not in found:
+            for origin in step.inputs:
+                visit(origin)
+            found[step.address] = step
+
+    for step in steps:
+        visit(step)
+    return list(found.values())

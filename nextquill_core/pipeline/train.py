@@ -1,4 +1,4 @@
-"""Training: an order for the worker, and what is kept of its work."""
+"""The stage `train`: the order for the training processes, and the adapter that they leave."""
 
 from __future__ import annotations
 
@@ -7,93 +7,101 @@ from pathlib import Path
 from typing import Any
 
 from nextquill_core.config import TrainConfig
+from nextquill_core.config.lora import ALL_LINEAR
 from nextquill_core.methods.registry import METHODS
+from nextquill_core.orders import TrainOrder
 from nextquill_core.pipeline.model_card import adapter_card
-from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.step import Step
+from nextquill_core.progress import Progress
 from nextquill_core.training import curves
-from nextquill_core.training.deepspeed_config import configured
-from nextquill_core.training.lora_targets import ALL_LINEAR, check_targets
-from nextquill_core.training.spec import LoraSpec, PromptSpec, TrainSpec
+from nextquill_core.training.engines import configured
+from nextquill_core.training.lora_targets import check_targets
 from storage import Staging, write_text
 
 Launch = Callable[[Path, Path], None]
-"""Runs the order at the first path to its end; its output goes to the log at the second."""
+"""Trains by the order at the first path; all output goes to the log at the second."""
 
 CARD = "adapter/README.md"
 LOGS = ("*.jsonl", "*.log", "checkpoints/**/*", "tensorboard/**/*", "wandb/**/*", "mlruns/**/*")
-"""What tells how training went, and depends on when checkpoints were due; the adapter alone is what was made."""
+"""Files that describe the training and depend on when checkpoints were due. The result is the adapter alone."""
 
 
-def train(run: Run, name: str, launch: Launch, *, force: bool = False) -> Outcome:
-    """The adapter of one method, or of one fold that scores.
+def build_adapter(run: Run, step: Step, staging: Staging, progress: Progress, *, launch: Launch) -> dict[str, Any]:
+    """Train the adapter of a method or of a fold.
 
     Args:
-        run: The configuration and its store.
-        name: A key of `Plan.adapters`: a method that trains, or `fold-0`, `task-0`, ...
-        launch: Starts the ranks and waits for them.
-        force: Train anew even if the adapter is fresh.
+        run: The run; sequences, base model and, where the method reads them, weights are in its store.
+        step: One of `Plan.adapters`.
+        staging: Folder of the new artifact.
+        progress: Not used; `launch` reports the progress of the processes that it starts.
+        launch: Starts the training processes and waits for them.
+
+    Raises:
+        ModelError: `train.lora.targets` names layers that the base model does not have.
     """
-    step = run.plan.adapters[name]
+    name = run.plan.adapter_name(step)
+    check_layers(run)
+    order = staging.scratch / "order.json"
+    train_order(run, name, staging.folder).save(order)
+    launch(order, staging.path("train.log"))
+    for path in sorted(path for pattern in LOGS for path in staging.folder.glob(pattern) if path.is_file()):
+        staging.finish(path.relative_to(staging.folder).as_posix(), log=True)
+    stats = _stats(run, name, staging.folder)
+    write_text(staging.path(CARD), adapter_card(run, name, stats))
+    staging.finish(CARD, log=True)  # it quotes the curves, which are logs too
+    return stats
 
-    def build(staging: Staging) -> dict[str, Any]:
-        check_layers(run)
-        order = staging.scratch / "order.json"
-        train_spec(run, name, staging.folder).save(order)
-        launch(order, staging.path("train.log"))
-        for path in sorted(path for pattern in LOGS for path in staging.folder.glob(pattern) if path.is_file()):
-            staging.finish(path.relative_to(staging.folder).as_posix(), log=True)
-        last: dict[str, Any] = curves.read(staging.folder / curves.METRICS)[-1]
-        stats: dict[str, Any] = {
-            "method": run.plan.recipe(name),
-            "steps": last["steps"],
-            "final": {key: last[key] for key in ("loss", "normal", "causal")},
-            **{key: last[key] for key in ("clipped_share", "left_out_users", "left_out_examples") if key in last},
-        }
-        if validated := curves.read(staging.folder / curves.VALIDATION):
-            best = min(validated, key=lambda line: line["loss"])
-            kept = best if run.config.train.keep == "best" else validated[-1]
-            stats["validation"] = {key: value for key, value in kept.items() if key != "first_example"}
-        write_text(staging.path(CARD), adapter_card(run, name, stats))
-        staging.finish(CARD, log=True)  # tells of the training, as its curves do
-        return stats
 
-    return run.make(step, build, force=force)
+def _stats(run: Run, name: str, folder: Path) -> dict[str, Any]:
+    """Return how a training ended, from the curves in its folder."""
+    last = curves.read(folder / curves.METRICS)[-1]
+    stats: dict[str, Any] = {
+        "method": run.plan.recipe(name),
+        "steps": last["steps"],
+        "final": {key: last[key] for key in ("loss", "normal", "causal")},
+        **{key: last[key] for key in ("clipped_share", "left_out_users", "left_out_examples") if key in last},
+    }
+    if validated := curves.read(folder / curves.VALIDATION):
+        best = min(validated, key=lambda line: line["loss"])
+        kept = best if run.config.train.keep == "best" else validated[-1]
+        stats["validation"] = {key: value for key, value in kept.items() if key != "first_example"}
+    return stats
 
 
 def check_layers(run: Run) -> None:
-    """Refuse `train.lora.targets` that the base model has not.
+    """Make sure that the base model has the layers of `train.lora.targets`.
 
     Raises:
-        ModelError: As `check_targets`.
-        UserError: The offline base model is missing.
+        ModelError: It does not.
+        UserError: The offline base model has not been made.
     """
-    targets = run.config.train.lora.targets
-    if targets != ALL_LINEAR:
-        check_targets(targets, run.model_spec)
+    if run.config.train.lora.targets != ALL_LINEAR:  # the offline base model may be missing
+        check_targets(run.config.train.lora, run.model)
 
 
-def fold_adapters(run: Run) -> tuple[str, ...]:
-    """The PEFT folders that score, by fold: the i-th has seen no example of users u with `fold_of(u, n)` = i.
+def fold_adapters(run: Run) -> tuple[Path, ...]:
+    """Return the PEFT folders that score, by fold: the i-th has seen no example of users u with `fold_of(u, n)` = i.
 
     Returns:
-        Empty under `score.effect_source: initial`.
+        The folders, none under `score.effect_source: initial`.
 
     Raises:
-        UserError: One has not been trained.
+        UserError: An adapter has not been trained.
     """
-    return tuple(str(run.artifact(step).folder / "adapter") for step in run.plan.folds.values())
+    return tuple(run.artifact(step).folder / "adapter" for step in run.plan.folds.values())
 
 
 def trained_by(run: Run, name: str) -> TrainConfig:
-    """The `train` section that an adapter is trained by: the configured one, with what belongs to its method."""
+    """Return the `train` section of an adapter: the configured one with the values that belong to its method."""
     training = METHODS[run.plan.recipe(name)].training
     if training is None:
         raise ValueError(f"{name} does not train")
     return training.settings(run.config.train)
 
 
-def train_spec(run: Run, name: str, output: Path) -> TrainSpec:
-    """The worker's order for one adapter: the same loop for all, told apart by the method's settings and the fold.
+def train_order(run: Run, name: str, output: Path) -> TrainOrder:
+    """Return the worker's order for one adapter.
 
     Args:
         run: The configuration and its store.
@@ -101,45 +109,19 @@ def train_spec(run: Run, name: str, output: Path) -> TrainSpec:
         output: Staging folder of the adapter.
     """
     step = run.plan.adapters[name]
-    recipe = step.settings["recipe"]
-    fold = step.settings.get("fold")
-    config = run.config
+    recipe, fold = step.settings["recipe"], step.settings.get("fold")
     settings = trained_by(run, name)
-    prompt = run.prompt_settings | ({} if recipe["history"] else {"max_history": 0})
-    return TrainSpec(
-        output=str(output),
-        sequences=str(run.artifact(run.plan.ingest).folder),
-        effects=next((str(run.artifact(source).folder) for source in step.inputs if source.kind == "score"), None),
+    return TrainOrder(
+        output=output,
+        sequences=run.artifact(run.plan.ingest).folder,
+        effects=next((run.artifact(source).folder for source in step.inputs if source.kind == "score"), None),
+        model=run.model,
+        prompt=run.prompt if recipe["history"] else run.prompt.model_copy(update={"max_history": 0}),
+        train=settings if recipe["causal"] else settings.model_copy(update={"alpha": 0.0}),
+        seed=run.config.seed,
         weighted=recipe["weighted"],
-        model=run.model_spec,
-        prompt=PromptSpec(**prompt),
-        lora=LoraSpec(**settings.lora.model_dump()),
-        alpha=settings.alpha if recipe["causal"] else 0.0,
-        counterfactual_grad=settings.causal_loss.counterfactual_grad,
-        causal_target=settings.causal_loss.target,
-        causal_weighted=settings.causal_loss.weighted,
         live_weights=step.settings.get("weights"),
-        normalization=settings.normalization,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_ratio=settings.warmup_ratio,
-        max_grad_norm=settings.max_grad_norm,
-        global_batch=settings.global_batch,
-        batch_tokens=settings.batch_tokens,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        checkpoint_every=settings.checkpoint_every,
-        keep_checkpoints=settings.keep_checkpoints,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        max_loss_ratio=settings.max_loss_ratio,
-        val_every=settings.val_every,
-        val_examples=settings.val_examples,
-        keep=settings.keep,
-        report_to=settings.report_to,
-        zero_stage=settings.deepspeed.zero_stage,
-        seed=config.seed,
         leave_out=(fold["leave_out"], fold["of"]) if fold else None,
-        offload=settings.deepspeed.offload,
-        deepspeed=configured(settings, run.model_spec.dtype),
+        deepspeed_json=configured(settings, run.model.dtype),
         base=run.base_name,
     )

@@ -1,4 +1,4 @@
-"""A trained adapter as a folder of its own, outside the store: as it is, or merged into its base model."""
+"""Export of a trained adapter to a folder outside the store, as it is or merged into its base model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nextquill_core.errors import ModelError, UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.methods.registry import method as known_method
 from nextquill_core.pipeline import outdated
 from nextquill_core.pipeline.model_card import adapter_card
 from nextquill_core.pipeline.run import Run
@@ -24,41 +21,41 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
     """Write an adapter with the tokenizer and a model card to `folder`.
 
     Args:
-        run: The configuration and its store.
-        name: The method.
-        folder: Must not exist, or be empty; it is there whole or not at all.
-        merge: Write the whole model, the adapter merged into it, in the base model's dtype.
+        run: The run; the adapter is in its store.
+        name: Name of the method.
+        folder: The folder to write, which must be empty or not exist. If writing fails, it is left as it was.
+        merge: Whether to write the whole model with the adapter merged into it, in the base model's dtype.
 
     Raises:
         UserError: The method trains nothing, is not trained by this configuration or not trained yet, or the folder
-            has something in it.
-        ModelError: The base model cannot be read, merging gives weights that are not finite, or the merged model does
-            not come back whole from the files that were written.
+            is not empty.
+        ModelError: The base model cannot be read, merging gives weights that are not finite, or the merged model cannot
+            be read back from its files.
     """
+    from nextquill_core.model.loading import load_tokenizer
+
     artifact = trained(run, name)
-    with _whole_folder(folder) as unfinished:
+    with _new_folder(folder) as unfinished:
         if merge:
             _write_merged(run, artifact.folder / "adapter", unfinished)
             _read_back(run, unfinished)
         else:
             shutil.copytree(artifact.folder / "adapter", unfinished, dirs_exist_ok=True)
-        _tokenizer(run).save_pretrained(str(unfinished))
+        load_tokenizer(run.model).save_pretrained(str(unfinished))
         write_text(unfinished / "README.md", adapter_card(run, name, artifact.manifest.stats, merged=merge))
 
 
 def trained(run: Run, name: str) -> Artifact:
-    """The fresh adapter of a method of this configuration.
+    """Return the adapter of a method, which must be up to date.
+
+    Args:
+        run: The run.
+        name: Name of the method.
 
     Raises:
         UserError: The method trains nothing, is not trained by this configuration, not trained yet, or stale.
     """
-    if known_method(name).training is None:
-        trains = ", ".join(method.name for method in METHODS.values() if method.training)
-        raise UserError(f"`{name}` trains no adapter", "--method", f"these do: {trains}")
-    if name not in run.plan.train:
-        there = ", ".join(run.plan.train)
-        raise UserError(f"this config trains no `{name}`", "--method", f"it trains {there}; add it to evaluate.methods")
-    step = run.plan.train[name]
+    step = run.plan.adapter(METHODS[name].name)
     artifact = run.artifact(step)
     if why := outdated(run.store, step, artifact):
         raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
@@ -70,8 +67,8 @@ def _write_merged(run: Run, adapter: Path, folder: Path) -> None:
 
     from nextquill_core.model.loading import load_adapter, load_model
 
-    # On the CPU: it takes a minute for billions of parameters, and never more memory than the model itself needs.
-    base = load_model(run.model_spec, torch.device("cpu"))
+    # On the CPU, merging billions of parameters takes a minute and needs no more memory than the model itself.
+    base = load_model(run.model, torch.device("cpu"))
     adapted = load_adapter(base, adapter)
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
@@ -81,7 +78,7 @@ def _write_merged(run: Run, adapter: Path, folder: Path) -> None:
 
 
 def _read_back(run: Run, folder: Path) -> None:
-    """Load the merged model from its files, by the function that loads every model: names, shapes, finite values.
+    """Load the merged model from its files by the function that loads every model, which checks all weights.
 
     Raises:
         ModelError: The files are not a whole model.
@@ -91,21 +88,15 @@ def _read_back(run: Run, folder: Path) -> None:
     from nextquill_core.model.loading import load_model
 
     try:
-        load_model(replace(run.model_spec, name_or_path=str(folder), revision="main"), torch.device("cpu"))
+        load_model(run.model.model_copy(update={"name_or_path": str(folder), "revision": "main"}), torch.device("cpu"))
     except ModelError as error:
         remedy = "check the disk and its free space, then export again"
         raise ModelError(f"the merged model does not come back whole ({error.what})", str(folder), remedy) from error
 
 
-def _tokenizer(run: Run) -> Any:
-    from nextquill_core.model.loading import load_tokenizer
-
-    return load_tokenizer(run.model_spec)
-
-
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; it takes the name `folder` only if the block ends without an error."""
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill, which takes the name `folder` if the block ends without an error."""
     unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with user_path(folder, "name another folder with --to"):

@@ -1,4 +1,4 @@
-"""Taking users out of a store: what was made before they were to be forgotten, and all that was made from it."""
+"""Removal of users from a store: every artifact that holds one of them, and everything made from it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import Any
 from nextquill_core.ingest.privacy import WITHHELD
 from nextquill_core.pipeline.run import Run
 from storage import Artifact, InputRef
+from storage.garbage import remove_with_dependents
 
 
 def forget_users(run: Run) -> list[str]:
-    """Remove every artifact that holds a user of `privacy.forget`, and every one that was made from it.
+    """Remove every artifact that holds a user of `privacy.forget`, and everything made from it.
 
-    New artifacts never hold them: their rows are left out where raw files are read. This is for what an earlier run
-    left in the store, whatever its configuration; weights that were trained on a user's reviews go too.
+    New artifacts never hold such users, because their rows are left out where raw files are read. This removes what
+    earlier runs left in the store, whatever their configuration, adapters trained on such reviews included.
 
     Returns:
-        What was removed, as `KIND/FINGERPRINT`.
+        The removed artifacts, as `KIND/FINGERPRINT`.
 
     Raises:
         UserError: Another process is making one of them.
     """
     if not run.privacy.forget:
         return []
-    return run.store.remove_with_descendants(_doomed(run))
+    removed = remove_with_dependents(run.store, _to_remove(run))
+    run.look_again()
+    return removed
 
 
-def _doomed(run: Run) -> Iterator[InputRef]:
+def _to_remove(run: Run) -> Iterator[InputRef]:
     wanted = {step.fingerprint for step in run.plan.scans.values()}
     raw = {digest for step in run.plan.scans.values() for digest in _digests(step.settings)}
     for scan in run.store.newest_first("scan"):
         if scan.manifest.fingerprint not in wanted and (_holds_users(run, scan) or _may_quote(scan, raw)):
             yield scan.ref
-    unnamed = [InputRef("scan", name, "") for name in run.store.unnamed("scan")]  # a removal may have been interrupted
+    unnamed = [InputRef("scan", name, "") for name in run.store.orphans("scan")]  # a removal may have been interrupted
     yield from (ref for ref in [*run.store.unfinished("scan"), *unnamed] if ref.fingerprint not in wanted)
 
 
 def _holds_users(run: Run, scan: Artifact) -> bool:
-    """Whether one of them is among the scan's users, or named in the text of a row that could not be read."""
+    """Return whether such a user is among the scan's users, or named in the text of a row that could not be read."""
     import polars as pl
 
     reviews = pl.scan_parquet(scan.files("reviews/"))
@@ -50,7 +53,7 @@ def _holds_users(run: Run, scan: Artifact) -> bool:
 
 
 def _may_quote(scan: Artifact, raw: set[str]) -> bool:
-    """Whether it holds text of unreadable rows of the same raw files: nobody can tell whose sentences they are."""
+    """Return whether a scan holds unreadable rows of the same raw files, whose author is unknown."""
     import polars as pl
 
     if not raw & set(_digests(scan.manifest.identity)):

@@ -1,4 +1,4 @@
-"""What of a store is still wanted: what configurations ask for, what was accepted, and what these are made from."""
+"""Garbage collection: what configurations ask for and what was accepted stays in a store; the rest can be removed."""
 
 from __future__ import annotations
 
@@ -7,43 +7,50 @@ from typing import Any
 
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
+from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import Run
 from nextquill_core.studies.reproduce import reproduction_step, whole_table
-from nextquill_core.studies.sweep import all_steps, open_points, steps_behind, sweep_step
+from nextquill_core.studies.sweep import open_points, sweep_step
 from storage import Store
-from storage.documents import form_expected
-from storage.garbage import Held, Name
+from storage.garbage import Name, StoredItem
 from storage.pointers import pointer_names, read_pointer
+from storage.stored_json import expect_form
 
 OpenRun = Callable[[Config], Run]
 
 
 def current(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:
-    """What these configurations ask for: their stages, the sweeps over them and their reproduction, if they are there,
-    and what their adapters are judged by on val.
+    """Return the artifacts that these configurations ask for.
+
+    They are the stages and everything behind them, sweeps over the configurations and their reproduction if the store
+    has these, and the val likelihoods by which their adapters are accepted.
+
+    Args:
+        runs: The runs of the configurations.
+        open_run: Opens a configuration.
 
     Raises:
-        UserError: What `open_run` raises.
+        UserError: As `open_run`.
     """
     wanted: set[Name] = set()
     for run in runs:
-        steps = [*run.plan.stages, *all_steps(run.plan)]
-        wanted |= {(step.kind, step.fingerprint) for stage in steps for step in steps_behind(stage)}
+        wanted |= {step.address for step in lineage(*run.plan.stages, run.plan.evaluate)}
         wanted |= {("sweep", name) for name in _sweeps(run, open_run)}
         judged = run.config.evaluate.model_copy(
             update={"split": "val", "methods": tuple(run.plan.train), "control": "none"}
         )
         on_val = open_run(run.config.model_copy(update={"evaluate": judged}))
-        wanted |= {(step.kind, step.fingerprint) for step in on_val.plan.evaluation.likelihoods.values()}
+        wanted |= {step.address for step in on_val.plan.evaluation.likelihoods.values()}
     for together in (list(runs), *([run] for run in runs)):
         wanted |= _reproduction(together, open_run)
     return wanted
 
 
 def accepted(store: Store) -> dict[Name, list[str]]:
-    """By artifact, the names that point at it, or did so before they last moved; with what it was judged by.
+    """Return the artifacts that are accepted, or were before, with the names under which they are.
 
-    A step back needs the target before; those before that stay only as long as something else needs them.
+    `promote --back` needs the target before the present one, so that stays too; older ones do not. The measurement by
+    which a target was accepted stays with it.
     """
     found: dict[Name, list[str]] = {}
     for name in pointer_names(store):
@@ -54,8 +61,8 @@ def accepted(store: Store) -> dict[Name, list[str]]:
     return found
 
 
-def what(held: Held) -> str:
-    """What an artifact holds, in a few words: its method, decoding preset, fold, ..."""
+def what(held: StoredItem) -> str:
+    """Describe an artifact in a few words: its method, decoding preset, fold and so on."""
     identity = held.manifest.identity if held.manifest else {}
     words = [str(identity[key]) for key in ("method", "decoding", "split") if identity.get(key)]
     if identity.get("past") not in (None, "own"):
@@ -69,30 +76,30 @@ def what(held: Held) -> str:
 
 
 def _reproduction(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:
-    """The paper's table on these configurations and what it is made from, if it is there."""
+    """Return the reproduction over these configurations and what it is made from, if the store has it."""
     if next(runs[0].store.newest_first("reproduction"), None) is None:
         return set()
     try:
         table = reproduction_step([open_run(whole_table(run.config)) for run in runs])
     except UserError:
-        return set()  # what it needs is not to be had any more, so it could not be asked for
+        return set()  # its inputs are gone, so no command can ask for it
     if runs[0].store.find(table.kind, table.fingerprint) is None:
         return set()
-    return {(step.kind, step.fingerprint) for step in steps_behind(table)}
+    return {step.address for step in lineage(table)}
 
 
 def _sweeps(run: Run, open_run: OpenRun) -> Iterator[str]:
-    """The sweeps in the store that are over this configuration: their grids laid over it give their fingerprints."""
+    """Yield the stored sweeps that are over this configuration: with their grid it gives the same fingerprint."""
     for artifact in run.store.newest_first("sweep"):
         grid: dict[str, list[Any]] = {}
         try:
-            with form_expected(artifact.location, "delete it"):
+            with expect_form(artifact.location, "delete it"):
                 for point in artifact.manifest.identity["points"]:
                     for key, value in point.items():
                         if value not in (values := grid.setdefault(key, [])):
                             values.append(value)
             same = sweep_step(open_points(run.config, grid, open_run)).fingerprint
         except UserError:
-            continue  # its keys do not fit this configuration, so it is another's
+            continue  # its keys do not fit this configuration, so it is a sweep over another one
         if same == artifact.manifest.fingerprint:
             yield same

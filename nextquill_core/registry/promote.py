@@ -1,7 +1,8 @@
 """Promotion: an adapter is accepted only if it beats the last accepted one on val by more than noise.
 
-Both are judged on the val split; the test split stays for what has been chosen. The difference is that of the metric
-over the examples that both were measured on, its interval the paired bootstrap over users (`evaluation.significance`).
+Both are measured on the val split; the test split stays for what has been chosen. The two are compared by the
+difference of a metric over the examples that both were measured on, with the interval of the paired bootstrap over
+users (`evaluation.significance`).
 """
 
 from __future__ import annotations
@@ -15,22 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
-from nextquill_core.pipeline import Plan, Step
+from nextquill_core.pipeline import Plan, Step, lineage
+from nextquill_core.pipeline.methods import column_by_example, split_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.shown_history import by_example, split_examples
 from nextquill_core.registry.export import trained
-from nextquill_core.studies.sweep import steps_behind
 from storage import Artifact
 from storage.pointers import (
     Pointer,
     Target,
+    is_unchanged,
+    log_event,
     move_back,
     move_pointer,
-    moving,
     pointer_location,
+    pointer_lock,
     read_pointer,
-    stands,
-    tell,
 )
 
 if TYPE_CHECKING:
@@ -39,30 +39,35 @@ if TYPE_CHECKING:
 
     from nextquill_core.evaluation.significance import Interval
 
+    Stats = Mapping[str, np.ndarray[Any, Any]]  # what a metric sums over examples, (K,), by example
+
 SPLIT = "val"
 LIKELIHOOD = "log_likelihood"
 METRICS = (LIKELIHOOD, "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu")
 """Metrics that can decide: those of which more is better and that need no further model."""
 FEWEST_USERS = 20
-FEWEST_COMMON = 0.5  # of the candidate's examples
+"""Number of users below which two adapters are not compared."""
+FEWEST_COMMON = 0.5
+"""Share of the candidate's examples that the accepted adapter must have been measured on too."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate.
+    """The decision about a candidate.
 
     Attributes:
-        name: Of the pointer.
-        accepted: Whether the pointer stands for the candidate now.
+        name: Name of the pointer.
+        metric: The metric that decided.
+        accepted: Whether the pointer now points at the candidate.
         reason: One line, with the numbers.
-        candidate: Fingerprint of its adapter.
-        against: That of the adapter that was accepted before; None where none was.
-        value: Of the candidate over all its val examples, in the metric's unit.
-        difference: To the accepted one over the common examples, in the metric's unit; None where none was compared.
-        low: The lower end of its 95 % interval over users.
-        high: The upper end.
-        examples: How many were compared.
-        users: Whose they are.
+        candidate: Fingerprint of the candidate's adapter.
+        against: Fingerprint of the adapter that was accepted before; None where there was none.
+        value: The metric of the candidate over all its val examples.
+        difference: Candidate minus accepted adapter over the common examples; None where nothing was compared.
+        low: Lower end of the 95 % interval of the difference, over users.
+        high: Upper end of the interval.
+        examples: Number of common examples.
+        users: Number of their users.
     """
 
     name: str
@@ -79,18 +84,16 @@ class Verdict:
     users: int = 0
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """An adapter's val examples: by id, what the metric sums over examples, (K,) each."""
-
-    stats: Mapping[str, np.ndarray[Any, Any]]
-
-
 def val_run(config: Config, method: str, open_run: Callable[[Config], Run]) -> Run:
-    """The configuration on val with this method alone: artifacts are those that a sweep's point would have.
+    """Open a configuration on val with one method alone; its artifacts are shared with the points of sweeps.
+
+    Args:
+        config: The settings; they train the method.
+        method: Name of the method.
+        open_run: Opens a configuration.
 
     Raises:
-        UserError: The method has no fresh adapter in this configuration, or what `open_run` raises.
+        UserError: The method has no up-to-date adapter in this configuration; or as `open_run`.
     """
     trained(open_run(config), method)
     evaluate = {"split": SPLIT, "methods": (method,), "control": "none"}
@@ -98,7 +101,12 @@ def val_run(config: Config, method: str, open_run: Callable[[Config], Run]) -> R
 
 
 def measuring_step(plan: Plan, method: str, metric: str) -> Step:
-    """What judges the adapter: log-likelihoods of the true reviews, or texts under the last decoding preset.
+    """Return the step that measures an adapter: likelihoods of the true reviews, or texts under the last preset.
+
+    Args:
+        plan: The plan of a run on val.
+        method: The method that trained the adapter.
+        metric: The metric that decides.
 
     Raises:
         UserError: The metric cannot decide.
@@ -111,21 +119,26 @@ def measuring_step(plan: Plan, method: str, metric: str) -> Step:
 
 
 def missing_steps(run: Run, method: str, metric: str) -> list[Step]:
-    """What has to be made before `decide`, in order; the parts among it that are fresh cost nothing."""
-    last = measuring_step(run.plan, method, metric)
-    wanted = {(step.kind, step.fingerprint) for step in steps_behind(last)}
-    return [step for step in run.plan.evaluation.steps if (step.kind, step.fingerprint) in wanted]
+    """Return the steps that must be made before `decide`, each after its inputs; some may be up to date.
+
+    Args:
+        run: A run on val.
+        method: The method that trained the adapter.
+        metric: The metric that decides.
+    """
+    wanted = {step.address for step in lineage(measuring_step(run.plan, method, metric))}
+    return [step for step in run.plan.evaluation.steps if step.address in wanted]
 
 
 def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdict:
-    """Compare the candidate with what `name` points at, and move the pointer if it is better beyond noise.
+    """Compare a candidate with the accepted adapter, and move the pointer if the candidate is better beyond noise.
 
-    On val reviews of which the metric ignores too many letters, its form for every script decides.
+    Where the metric ignores too many letters of the val reviews, its form for every script decides.
 
     Args:
         run: As from `val_run`; the `missing_steps` have been made.
-        method: Whose adapter is the candidate.
-        name: Of the pointer.
+        method: The method whose adapter is the candidate.
+        name: Name of the pointer.
         metric: One of `METRICS`.
 
     Raises:
@@ -137,34 +150,38 @@ def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdic
     metric, ignored = _deciding(run, metric)
     adapter = run.artifact(run.plan.train[method])
     candidate = _stats(run, measured, metric)
-    value = _value(metric, list(candidate.stats.values()))
+    value = _value(metric, list(candidate.values()))
     if not math.isfinite(value):
         raise UserError(f"{metric} of the candidate on val is {value}", measured.location, "look at the adapter")
-    with moving(run.store, name):
+    with pointer_lock(run.store, name):
         known = read_pointer(run.store, name)
         verdict = _verdict(run, name, metric, adapter, candidate, value, known)
         verdict = replace(verdict, reason=verdict.reason + ignored)
         note = {"method": method, "at": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(verdict)}
         target = Target(adapter.ref, measured.ref, note)
         if not verdict.accepted:
-            tell(run.store, name, "rejected", target)
+            log_event(run.store, name, "rejected", target)
         elif known is None or known.target.ref != adapter.ref:
             move_pointer(run.store, name, target)
     return verdict
 
 
 def back(run: Run, name: str) -> Target:
-    """Let the pointer stand for what it stood for before.
+    """Move a pointer back to the adapter that was accepted before.
 
     Raises:
-        UserError: There was nothing before, it is gone, or another process is moving the pointer.
+        UserError: There was none before, it is gone, or another process is moving the pointer.
     """
-    with moving(run.store, name):
+    with pointer_lock(run.store, name):
         return move_back(run.store, name)
 
 
 def accepted(run: Run, name: str) -> Artifact:
-    """The adapter that a pointer stands for.
+    """Return the accepted adapter.
+
+    Args:
+        run: A run on the store.
+        name: Name of the pointer.
 
     Raises:
         UserError: None has been accepted under this name, or it is no longer in the store as it was.
@@ -175,7 +192,7 @@ def accepted(run: Run, name: str) -> Artifact:
         raise UserError(f"nothing has been accepted as `{name}`", where, "run `nextquill promote` first")
     ref = known.target.ref
     found = run.store.find(ref.kind, ref.fingerprint)
-    if found is None or not stands(run.store, ref):
+    if found is None or not is_unchanged(run.store, ref):
         raise UserError(
             f"{ref.kind} {ref.fingerprint}, accepted as `{name}`, is no longer in the store as it was",
             where,
@@ -185,11 +202,11 @@ def accepted(run: Run, name: str) -> Artifact:
 
 
 def _deciding(run: Run, metric: str) -> tuple[str, str]:
-    """Return the metric that decides on these val reviews, and why it is another one than was asked for, or ""."""
+    """Return the metric that decides on these val reviews, and why it is not the one that was asked for, or ""."""
     if metric == LIKELIHOOD:
         return metric, ""
     from nextquill_core.evaluation.metrics import choosing_metric
-    from nextquill_core.evaluation.unicode_words import count_letters
+    from nextquill_core.evaluation.text_metrics import count_letters
 
     letters = count_letters(example.target.text for example in split_examples(run, SPLIT))
     decides = choosing_metric(metric, letters)
@@ -199,7 +216,7 @@ def _deciding(run: Run, metric: str) -> tuple[str, str]:
 
 
 def _verdict(
-    run: Run, name: str, metric: str, adapter: Artifact, candidate: _Measured, value: float, known: Pointer | None
+    run: Run, name: str, metric: str, adapter: Artifact, candidate: Stats, value: float, known: Pointer | None
 ) -> Verdict:
     made = adapter.manifest.fingerprint
     if known is None:
@@ -209,18 +226,18 @@ def _verdict(
     if against == adapter.ref:
         return Verdict(name, metric, True, f"{made} is accepted as `{name}` already", made, made, value)
     other = _stats(run, measurement(run, known.target, metric), metric)
-    ids = [key for key, row in candidate.stats.items() if _comparable(metric, row, other.stats.get(key))]
+    ids = [key for key, row in candidate.items() if _comparable(metric, row, other.get(key))]
     owners = {example.example_id: f"{example.category}/{example.user_id}" for example in split_examples(run, SPLIT)}
     users = [owners[key] for key in ids]
-    if len(set(users)) < FEWEST_USERS or len(ids) < FEWEST_COMMON * len(candidate.stats):
+    if len(set(users)) < FEWEST_USERS or len(ids) < FEWEST_COMMON * len(candidate):
         raise UserError(
-            f"{made} and the accepted {against.fingerprint} have {len(ids)} of {len(candidate.stats)} val examples "
+            f"{made} and the accepted {against.fingerprint} have {len(ids)} of {len(candidate)} val examples "
             f"in common, of {len(set(users))} users: too few to compare them",
             f"promote {name}",
-            f"it takes half of them and {FEWEST_USERS} users; accept it under a name of its own with --as NAME",
+            f"it takes half of them and {FEWEST_USERS} users; accept it under another name with --as NAME",
         )
     found = compared(
-        metric, [candidate.stats[key] for key in ids], [other.stats[key] for key in ids], users,
+        metric, [candidate[key] for key in ids], [other[key] for key in ids], users,
         samples=run.config.evaluate.bootstrap_samples, seed=run.config.seed,
     )  # fmt: skip
     better = found.low > 0
@@ -244,18 +261,15 @@ def compared(
     samples: int,
     seed: int,
 ) -> Interval:
-    """The difference and its interval over users, of two adapters on the same examples.
+    """Return the difference of a metric between two adapters on the same examples, with its interval over users.
 
     Args:
         metric: One of `METRICS`.
         mine: What the metric sums over examples, (n, K).
-        theirs: The same of the other.
-        users: Each example's.
-        samples: Resamples.
-        seed: Of their draws.
-
-    Returns:
-        In the metric's unit.
+        theirs: The same for the other adapter, (n, K).
+        users: The user of each example.
+        samples: Number of resamples.
+        seed: Seed of the resampling.
     """
     from nextquill_core.evaluation.significance import paired_bootstrap
 
@@ -263,23 +277,29 @@ def compared(
 
 
 def _comparable(metric: str, mine: Any, theirs: Any) -> bool:
-    """Whether both measured the same: a true review that was cut or split into tokens otherwise is another one."""
+    """Return whether both measured the same text; cut or split into other tokens, a true review is another text."""
     return theirs is not None and (metric != LIKELIHOOD or bool(mine[1] == theirs[1]))
 
 
-def _stats(run: Run, measured: Artifact, metric: str) -> _Measured:
-    """What was measured, per example."""
-    from nextquill_core.evaluation.metrics import likelihood_sums, score_examples
+def _stats(run: Run, measured: Artifact, metric: str) -> Stats:
+    from nextquill_core.evaluation.metrics import score_examples
 
     if metric == LIKELIHOOD:
-        logps = by_example(measured.folder / "likelihoods", "logp")
-        return _Measured(dict(zip(logps, likelihood_sums(list(logps.values())), strict=True)))
-    texts = by_example(measured.folder / "predictions", "text")
+        return likelihood_stats(measured)
+    texts = column_by_example(measured.folder / "predictions", "text")
     examples = [example for example in split_examples(run, SPLIT) if example.example_id in texts]
     scores = score_examples(
         [texts[example.example_id] for example in examples], [example.target.text for example in examples]
     )
-    return _Measured(dict(zip((example.example_id for example in examples), scores.stats(metric), strict=True)))
+    return dict(zip((example.example_id for example in examples), scores.statistics[metric], strict=True))
+
+
+def likelihood_stats(measured: Artifact) -> Stats:
+    """Return log-probability and number of tokens of each example of a likelihood artifact, (2,) each."""
+    from nextquill_core.evaluation.metrics import likelihood_sums
+
+    logps = column_by_example(measured.folder / "likelihoods", "logp")
+    return dict(zip(logps, likelihood_sums(list(logps.values())), strict=True))
 
 
 def _value(metric: str, rows: Sequence[Any]) -> float:
@@ -295,10 +315,15 @@ def _statistic(metric: str) -> Any:
 
 
 def measurement(run: Run, target: Target, metric: str) -> Artifact:
-    """By which the accepted adapter is judged: that of its acceptance, or another of it that the store has.
+    """Return the artifact that measures an accepted adapter: that of its acceptance, or another in the store.
+
+    Args:
+        run: A run on val.
+        target: The target of the pointer.
+        metric: The metric that decides.
 
     Raises:
-        UserError: The store has none.
+        UserError: The store has no such artifact.
     """
     kind = "likelihood" if metric == LIKELIHOOD else "predictions"
     preset = None if metric == LIKELIHOOD else run.config.evaluate.decoding[-1]

@@ -1,7 +1,7 @@
-"""Whether a newly trained adapter has fallen behind the accepted one: on val, below the interval that that one reached.
+"""Quality alarm: a new adapter is reported if it does worse on val than the interval of the accepted one.
 
-This is an alarm and decides nothing; `stages.promote` decides, on the difference of the two over all val examples. What
-is looked at here is there already: the validation that training ends with, and the log-likelihoods by which an adapter
+The alarm decides nothing; `registry.promote` decides, by the difference of the two over all val examples. The alarm
+needs no further measurement: it compares the last validation of a training with the log-likelihoods by which an adapter
 was accepted.
 """
 
@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from nextquill_core.errors import UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline.method_models import method_encoder
+from nextquill_core.pipeline.methods import method_encoder, split_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.shown_history import by_example, split_examples
-from nextquill_core.registry.promote import FEWEST_COMMON, FEWEST_USERS, LIKELIHOOD, SPLIT, measurement
+from nextquill_core.registry.promote import (
+    FEWEST_COMMON,
+    FEWEST_USERS,
+    LIKELIHOOD,
+    SPLIT,
+    likelihood_stats,
+    measurement,
+)
 from nextquill_core.schemas import Example
 from storage.pointers import Target, pointer_names, read_pointer
 
@@ -29,19 +35,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fall:
-    """An adapter that does worse on val than the accepted one did.
+    """An adapter that does worse on val than the accepted one.
 
     Attributes:
-        method: Whose adapters the two are.
-        candidate: Fingerprint of the new one.
-        value: Its log-likelihood of the true val reviews, nats a token; not finite where training went wrong.
-        name: The pointer that stands for the accepted one.
-        accepted: Fingerprint of the accepted one.
-        against: Its log-likelihood.
-        low: The lower end of the 95 % interval of `against`, over users.
-        high: The upper end.
-        examples: How many the interval is over.
-        users: Whose they are.
+        method: The method of both adapters.
+        candidate: Fingerprint of the new adapter.
+        value: Its log-likelihood of the true val reviews, nats a token; not finite where training diverged.
+        name: The pointer of the accepted adapter.
+        accepted: Fingerprint of the accepted adapter.
+        against: Its log-likelihood, nats a token.
+        low: Lower end of the 95 % interval of `against`, over users.
+        high: Upper end of the interval.
+        examples: Number of examples in the interval.
+        users: Number of their users.
     """
 
     method: str
@@ -57,7 +63,7 @@ class Fall:
 
     @property
     def line(self) -> str:
-        """What happened, with both numbers."""
+        """The alarm as one line, with both numbers."""
         value = f"{self.value:.4f}" if math.isfinite(self.value) else "not finite"
         return (
             f"quality fell: {LIKELIHOOD} of {self.method} {self.candidate} on {SPLIT} is {value}, below the interval "
@@ -67,22 +73,22 @@ class Fall:
 
 
 def below(value: float, interval: Interval) -> bool:
-    """Whether a value lies below an interval; one that is no number does."""
+    """Return whether a value lies below an interval, or is not a number."""
     return not value >= interval.low
 
 
 def fall_of(run: Run, method: str) -> Fall | None:
-    """Compare a trained adapter's last validation with what was accepted for its method.
+    """Compare the last validation of a trained adapter with the adapter that was accepted for its method.
 
-    The accepted adapter is the one accepted last among those that were measured on the same examples: half of them, of
-    20 users at least, with the same number of tokens each. The interval is over these (`evaluation.significance`).
+    Of several accepted adapters the last one counts that was measured on the same examples: at least half of them, of
+    at least 20 users, with the same number of tokens each. The interval is over these (`evaluation.significance`).
 
     Args:
-        run: The configuration; the adapter has been trained.
-        method: Whose adapter.
+        run: The run; the adapter is in its store.
+        method: The method that trained it.
 
     Returns:
-        The fall; None where there is none, where training validated nothing, or where nothing accepted compares.
+        The fall; None where there is none, where training did not validate, or where no accepted adapter compares.
 
     Raises:
         UserError: The adapter is missing, or a pointer is damaged.
@@ -120,33 +126,29 @@ def fall_of(run: Run, method: str) -> Fall | None:
 
 
 def _accepted(run: Run, method: str) -> list[tuple[str, Target]]:
-    """What was accepted for a method, by the names of the pointers, the last accepted first."""
+    """Return the pointers of a method with their targets, the last accepted first."""
     found = {name: pointer.target for name in pointer_names(run.store) if (pointer := read_pointer(run.store, name))}
     mine = [(name, target) for name, target in found.items() if target.note.get("method") == method]
     return sorted(mine, key=lambda one: str(one[1].note.get("at", "")), reverse=True)
 
 
 def _validated(run: Run) -> list[Example]:
-    """The val examples that training measured."""
-    from nextquill_core.training.validation import chosen
+    """Return the val examples that training measured."""
+    from nextquill_core.training.data import validation_subset
 
-    return chosen(split_examples(run, SPLIT), run.config.train.val_examples, run.config.seed)
+    return validation_subset(split_examples(run, SPLIT), run.config.train.val_examples, run.config.seed)
 
 
 def _target_tokens(run: Run, method: str, examples: Sequence[Example]) -> dict[str, int]:
-    """By example, the number of tokens of the true review; it does not depend on the prompt before it."""
+    """Return the number of tokens of each true review, which does not depend on the prompt before it."""
     bare = [replace(example, history=()) for example in examples]
     pairs = method_encoder(run, METHODS[method]).encode(bare)
     return {pair.example_id: len(pair.target) for pair in pairs}
 
 
 def _sums(run: Run, target: Target) -> Mapping[str, NDArray[Any]]:
-    """Log-probability and tokens of each val example under an accepted adapter; empty where nothing measured them."""
-    from nextquill_core.evaluation.metrics import likelihood_sums
-
+    """Return `likelihood_stats` of an accepted adapter; empty where it was accepted by another metric."""
     try:
-        measured = measurement(run, target, LIKELIHOOD)
+        return likelihood_stats(measurement(run, target, LIKELIHOOD))
     except UserError:
-        return {}  # it was accepted by another metric
-    logps = by_example(measured.folder / "likelihoods", "logp")
-    return dict(zip(logps, likelihood_sums(list(logps.values())), strict=True))
+        return {}

@@ -1,7 +1,7 @@
-"""Sweeps: a grid of settings, each point of it a configuration, and one table of what all of them reach on val.
+"""Sweeps: a grid of settings, each point of it a configuration, and one table of the results of all points on val.
 
-A sweep exists so that somebody chooses from it, and what is chosen by the test split can no longer be measured on it.
-So every point is measured on the val split, whatever the configuration says.
+The results of a sweep are for choosing, and what was chosen by the test split can no longer be measured on it. So every
+point is measured on the val split, whatever the configuration says.
 """
 
 from __future__ import annotations
@@ -17,44 +17,52 @@ import yaml
 
 from nextquill_core.config import Config, parse_config
 from nextquill_core.errors import UserError
-from nextquill_core.pipeline import Plan, Step, freshness, outdated
+from nextquill_core.pipeline import Step, freshness, lineage, outdated
 from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.progress import Progress
 from storage import Artifact, Staging, write_json, write_text
-from storage.documents import read_checked
+from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
-    from nextquill_core.evaluation.forms import SweepDocument
-    from nextquill_core.evaluation.tables import Cell, Row
+    from nextquill_core.analysis.result_tables import Cell
+    from nextquill_core.evaluation.tables import Row
 
 SPLIT = "val"
-ANY = "any"  # of a setting that has no say in a method's texts
+DOCUMENT = "metrics.json"
+ANY = "any"
+"""The value of a key that does not change a method's texts."""
 Grid = Mapping[str, Sequence[Any]]
 """Values by dotted key."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the grid: its values by dotted key, and the run of its configuration."""
+    """A point of the grid.
+
+    Attributes:
+        values: Its values by dotted key.
+        run: The run of its configuration.
+    """
 
     values: Mapping[str, Any]
     run: Run
 
     @property
     def label(self) -> str:
-        """`train.alpha=0.05 weights.high=0.9`."""
+        """The point's values as text, such as `train.alpha=0.05 weights.high=0.9`."""
         return label_of(self.values)
 
 
 def label_of(values: Mapping[str, Any]) -> str:
-    """`train.alpha=0.05 weights.high=0.9`."""
+    """Return the values of a point as text, such as `train.alpha=0.05 weights.high=0.9`."""
     return " ".join(f"{key}={_shown(value)}" for key, value in values.items())
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """The grid of `KEY=VALUE,VALUE,…`, the values in YAML.
+    """Parse a grid from texts of the form `KEY=VALUE,VALUE,…`, the values in YAML.
 
     Raises:
-        UserError: A text is something else, or names a key again.
+        UserError: A text has another form, or names a key again.
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
@@ -72,7 +80,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Config]]:
-    """The values and the configuration of each point, the last key's values changing fastest; all measure on val.
+    """Return the values and the configuration of each point, which measures on val; the last key changes fastest.
 
     Raises:
         UserError: The grid is empty or sets the split, a key is unknown, or a value does not fit.
@@ -86,25 +94,24 @@ def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Confi
         values = {key: _plain(value) for key, value in zip(grid, chosen, strict=True)}
         settings = config.model_dump(mode="json")
         for key, value in values.items():
-            _lay(settings, key, value)
+            _set(settings, key, value)
         if isinstance(settings["evaluate"], dict):
             settings["evaluate"]["split"] = SPLIT
         point = parse_config(settings, where=f"sweep {label_of(values)}")
-        found.append((values, point.with_laid_over(values)))
+        found.append((values, point.with_overridden(values)))
     return found
 
 
 def open_points(config: Config, grid: Grid, open_run: Callable[[Config], Run]) -> list[Point]:
-    """The points of a grid, each against its store.
+    """Return the points of a grid with their runs.
 
     Args:
-        config: What all points share.
+        config: The settings that all points share.
         grid: Values by dotted key; the points are all their combinations.
         open_run: Opens a configuration.
 
     Raises:
-        UserError: The grid does not fit, two points would write the same texts and somebody would wait for nothing, or
-            what `open_run` raises.
+        UserError: The grid does not fit, or two points would generate the same texts; or what `open_run` raises.
     """
     points: list[Point] = []
     seen: dict[frozenset[str], Point] = {}
@@ -123,91 +130,86 @@ def open_points(config: Config, grid: Grid, open_run: Callable[[Config], Run]) -
 
 
 def missing(run: Run) -> set[tuple[str, str]]:
-    """(kind, fingerprint) of every artifact of a run that is not there as it should be."""
+    """Return kind and fingerprint of every artifact of a run's evaluation that is missing or stale."""
     return {
-        (step.kind, step.fingerprint)
-        for step in all_steps(run.plan)
+        step.address
+        for step in lineage(run.plan.evaluate)
         if (artifact := run.store.find(step.kind, step.fingerprint)) is None or outdated(run.store, step, artifact)
     }
 
 
-def all_steps(plan: Plan) -> list[Step]:
-    """Every step that a plan's evaluation is made from, and itself."""
-    return steps_behind(plan.evaluate)
-
-
-def steps_behind(step: Step) -> list[Step]:
-    """Every step that one is made from, and itself."""
-    found: dict[tuple[str, str], Step] = {}
-    waiting = [step]
-    while waiting:
-        one = waiting.pop()
-        if (one.kind, one.fingerprint) not in found:
-            found[one.kind, one.fingerprint] = one
-            waiting += one.inputs
-    return list(found.values())
-
-
 def sweep_step(points: Sequence[Point]) -> Step:
-    """The artifact of a sweep: made from the evaluations of all its points."""
+    """Return the step of a sweep, whose inputs are the evaluations of all points."""
     inputs = tuple(replace(point.run.plan.evaluate, name=f"point {number}") for number, point in enumerate(points))
     return Step("sweep", "sweep", {"points": [dict(point.values) for point in points]}, inputs)
 
 
 def fresh_sweep(points: Sequence[Point]) -> Artifact | None:
-    """The sweep's artifact, if it is there and nothing is left to do."""
-    standing = freshness(points[0].run.store, sweep_step(points))
-    return standing.artifact if standing.state == "fresh" else None
+    """Return the artifact of a sweep if it is up to date, else None."""
+    known = freshness(points[0].run.store, sweep_step(points))
+    return known.artifact if known.state == "fresh" else None
 
 
 def collect(points: Sequence[Point], *, force: bool = False) -> Outcome:
-    """One table of all points: metrics.json, metrics.parquet and sweep.html.
+    """Make the artifact of a sweep: one table of all points.
+
+    Args:
+        points: The points, all evaluated.
+        force: Make it even if it is up to date.
 
     Raises:
         UserError: A point has not been evaluated.
     """
+    return points[0].run.make(sweep_step(points), force=force, points=points)
 
-    def build(staging: Staging) -> dict[str, Any]:
-        import pyarrow as pa
 
-        from nextquill_core.analysis.html import page
-        from nextquill_core.schemas import SWEEP
+def build_sweep(
+    run: Run, step: Step, staging: Staging, progress: Progress, *, points: Sequence[Point]
+) -> dict[str, Any]:
+    """Write metrics.json, metrics.parquet and sweep.html.
 
-        document = _document(points)
-        write_json(staging.path("metrics.json"), document)
-        rows = [{**row, "values": json.dumps(points[row["point"]].values)} for row in document["rows"]]
-        staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=SWEEP))
-        tables = list(_tables(document))
-        title = f"Sweep over {', '.join(points[0].values)}"
-        shown = {"title": title, "tables": tables, "split": SPLIT, "cautions": document["cautions"]}
-        write_text(staging.path("sweep.html"), page("sweep.html.j2", **shown))
-        return {"points": len(points), "split": SPLIT}
+    Args:
+        run: The run of the first point.
+        step: As from `sweep_step`.
+        staging: Folder of the new artifact.
+        progress: Not used.
+        points: All points; they have been evaluated.
+    """
+    import pyarrow as pa
 
-    return points[0].run.make(sweep_step(points), build, force=force)
+    from nextquill_core.analysis.html import page
+    from nextquill_core.schemas import SWEEP
+
+    document = _document(points)
+    write_json(staging.path(DOCUMENT), document)
+    rows = [{**row, "values": json.dumps(points[row["point"]].values)} for row in document["rows"]]
+    staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=SWEEP))
+    title = f"Sweep over {', '.join(points[0].values)}"
+    shown = {"title": title, "tables": list(_tables(document)), "split": SPLIT, "cautions": document["cautions"]}
+    write_text(staging.path("sweep.html"), page("sweep.html.j2", **shown))
+    return {"points": len(points), "split": SPLIT}
 
 
 def _document(points: Sequence[Point]) -> dict[str, Any]:
-    from nextquill_core.evaluation.tables import from_document, read_document  # late: `status` needs no metrics
+    from nextquill_core.pipeline.evaluate import read_results
 
     described: list[dict[str, Any]] = []
     rows: list[Row] = []
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = {}
     cautions: dict[str, None] = {}
     for number, point in enumerate(points):
         evaluation = point.run.artifact(point.run.plan.evaluate)
-        path = evaluation.folder / "metrics.json"
-        measured = read_document(path)
-        settings, found, _ = from_document(measured, str(path))
-        cautions |= dict.fromkeys(measured.get("cautions", []))
-        rows += [{"point": number, **row} for row in found]
-        written = point.run.plan.evaluation.predictions
-        predictions = {"/".join(key): found.step.fingerprint for key, found in written.items()}
+        results = read_results(evaluation)
+        settings = results.settings
+        cautions |= dict.fromkeys(results.cautions)
+        rows += [{"point": number, **row} for row in results.rows]
+        predictions = point.run.plan.evaluation.predictions
         described.append(
             {
                 "point": number,
                 "values": dict(point.values),
                 "evaluate": evaluation.manifest.fingerprint,
-                "predictions": predictions,
+                "predictions": {"/".join(key): one.step.fingerprint for key, one in predictions.items()},
             }
         )
     return {"split": SPLIT, "settings": settings, "cautions": list(cautions), "points": described, "rows": rows}
@@ -215,11 +217,12 @@ def _document(points: Sequence[Point]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class SweepTable:
-    """One decoding preset and category: a line for each method and point at which its texts differ.
+    """The table of one decoding preset and category, with a line for each method and point at which its texts differ.
 
     Attributes:
-        keys: What was swept.
-        metrics: Names of the columns of cells.
+        title: Category, preset and number of examples.
+        keys: The keys that were swept.
+        metrics: Names of the metrics, one for each cell of a line.
         lines: (method, the value of each key, the cells).
     """
 
@@ -229,44 +232,34 @@ class SweepTable:
     lines: tuple[tuple[str, tuple[str, ...], tuple[Cell, ...]], ...]
 
 
-def sweep_tables(artifact: Artifact) -> list[SweepTable]:
-    """The tables of a sweep's artifact, for people."""
-    return list(_tables(_stored(artifact)))
-
-
-def sweep_cautions(artifact: Artifact) -> list[str]:
-    """What a reader must know to read the tables of a sweep right."""
-    return list(_stored(artifact).get("cautions", []))
-
-
-def _stored(artifact: Artifact) -> SweepDocument:
-    """Return metrics.json of a sweep.
+def read_sweep(artifact: Artifact) -> tuple[list[SweepTable], list[str]]:
+    """Read the tables of a sweep, and what a reader must know to read the numbers right.
 
     Raises:
-        UserError: It is damaged, or its points do not all have values of the same keys.
+        UserError: The file is damaged, or its points do not all have values of the same keys.
     """
     from nextquill_core.evaluation.forms import SweepDocument
 
-    path, remedy = artifact.folder / "metrics.json", "run `nextquill sweep --force`"
-    document: SweepDocument = read_checked(path, SweepDocument, remedy)
+    path, remedy = artifact.folder / DOCUMENT, "run `nextquill sweep --force`"
+    document: Any = read_checked(path, SweepDocument, remedy)
     if len({frozenset(point["values"]) for point in document["points"]}) != 1:
         raise UserError("its points do not have the same keys", str(path), remedy)
-    return document
+    return list(_tables(document)), document.get("cautions", [])
 
 
 def sweep_cells(artifact: Artifact) -> list[dict[str, str]]:
-    """The same as one table of texts."""
+    """Return the tables of a sweep as one table of texts."""
     return [
         {"table": table.title, "method": method}
         | dict(zip(table.keys, values, strict=True))
         | dict(zip(table.metrics, map(str, cells), strict=True))
-        for table in sweep_tables(artifact)
+        for table in read_sweep(artifact)[0]
         for method, values, cells in table.lines
     ]
 
 
 def _tables(document: Mapping[str, Any]) -> Iterator[SweepTable]:
-    from nextquill_core.evaluation.tables import pivot
+    from nextquill_core.analysis.result_tables import pivot
 
     points: list[dict[str, Any]] = document["points"]
     keys = tuple(points[0]["values"])
@@ -276,9 +269,9 @@ def _tables(document: Mapping[str, Any]) -> Iterator[SweepTable]:
         chosen: list[Row] = []
         methods = dict.fromkeys(name.rpartition("/")[0] for point in points for name in point["predictions"])
         for method in methods:
-            for members in _alike(points, f"{method}/{decoding}"):
+            for members in _sharing(points, f"{method}/{decoding}"):
                 name = str(len(lines))
-                lines[name] = method, tuple(_spanned(key, members, points) for key in keys)
+                lines[name] = method, tuple(_values(key, members, points) for key in keys)
                 chosen += [
                     {**row, "method": name}
                     for row in rows
@@ -293,8 +286,8 @@ def _tables(document: Mapping[str, Any]) -> Iterator[SweepTable]:
         )
 
 
-def _alike(points: Sequence[Mapping[str, Any]], prediction: str) -> list[list[Mapping[str, Any]]]:
-    """The points in groups that have this prediction in common."""
+def _sharing(points: Sequence[Mapping[str, Any]], prediction: str) -> list[list[Mapping[str, Any]]]:
+    """Return the points in groups that share this set of predictions."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         if prediction in point["predictions"]:
@@ -302,13 +295,13 @@ def _alike(points: Sequence[Mapping[str, Any]], prediction: str) -> list[list[Ma
     return list(groups.values())
 
 
-def _spanned(key: str, members: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> str:
-    """The value of a key in a group of points, or that any value of the grid gives the same."""
+def _values(key: str, members: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> str:
+    """Return the values of a key in a group of points, or `any` where all values of the grid are in the group."""
     mine, all_values = (dict.fromkeys(_shown(point["values"][key]) for point in group) for group in (members, points))
     return ANY if len(mine) > 1 and mine == all_values else ", ".join(mine)
 
 
-def _lay(settings: dict[str, Any], key: str, value: Any) -> None:
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     section: Any = settings
     for name in parents:
@@ -319,7 +312,7 @@ def _lay(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A YAML value as JSON has it."""
+    """Return a YAML value as a JSON value."""
     return value.isoformat() if isinstance(value, date) else value
 
 

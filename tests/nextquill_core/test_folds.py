@@ -28,5 +28,5 @@ def test_users_are_spread_evenly(folds: int) -> None:
 
 
 def test_there_is_one_fold_at_least() -> None:
-    with pytest.raises(ValueError, match="one fold at least"):
+    with pytest.raises(ValueError, match="at least one fold"):
         fold_of("u0", 0)

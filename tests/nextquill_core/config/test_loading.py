@@ -104,11 +104,11 @@ def test_missing_file() -> None:
 
 
 def test_operational_fields_take_no_part() -> None:
-    semantic = Config().semantic()
-    assert "store" not in semantic
-    assert "batch_tokens" not in semantic["score"]
-    assert "launcher" not in semantic["train"]
-    assert semantic["weights"] == {"policy": "threshold", "delta": 0.05, "high": 0.9, "low": 0.1, "options": {}}
+    fields = Config().fingerprint_fields()
+    assert "store" not in fields
+    assert "batch_tokens" not in fields["score"]
+    assert "launcher" not in fields["train"]
+    assert fields["weights"] == {"policy": "threshold", "delta": 0.05, "high": 0.9, "low": 0.1, "options": {}}
 
 
 def test_a_served_model_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
@@ -117,8 +117,11 @@ def test_a_served_model_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
 
 
 def test_folds_decide_only_where_adapters_score(tmp_path: Path) -> None:
-    assert ScoreConfig(folds=5).semantic() == {"effect_source": "initial"}
-    assert ScoreConfig(effect_source="adapter", folds=5).semantic() == {"effect_source": "adapter", "folds": 5}
+    assert ScoreConfig(folds=5).fingerprint_fields() == {"effect_source": "initial"}
+    assert ScoreConfig(effect_source="adapter", folds=5).fingerprint_fields() == {
+        "effect_source": "adapter",
+        "folds": 5,
+    }
     with pytest.raises(UserError, match=r"`score\.folds`: Input should be greater than or equal to 2"):
         load_config(write(tmp_path, "score: {effect_source: adapter, folds: 1}"))
 

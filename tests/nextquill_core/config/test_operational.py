@@ -13,10 +13,11 @@ from pydantic.fields import FieldInfo
 
 from nextquill_core.config import Config
 from nextquill_core.config.base import Section
-from nextquill_core.config.evaluate import EvaluateConfig
+from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
 from tests.nextquill_core.pipeline.test_plan import every_step
+from tests.plugins import add_package
 from tests.world import small_config
 
 PLACE, SPEED, DISPLAY, GUARD = "place", "speed", "display", "guard"
@@ -69,7 +70,7 @@ OPERATIONAL_KEYS: dict[str, tuple[str, str]] = {
 # The tests that show it by running both, where a small model can.
 CORE = "tests/nextquill_core"
 RANKS = "tests/tasks/ranks/test_launch.py::test_two_ranks_zero_and_offloading_change_nothing"
-HOSTS = "tests/tasks/ranks/test_launch.py::test_two_hosts_are_as_one"
+HOSTS = "tests/tasks/ranks/test_launch.py::test_two_hosts_give_the_result_of_one"
 SHOWN_BY: dict[str, str] = {
     "Config.store": f"{CORE}/pipeline/test_plan.py::test_the_place_of_the_store_moves_nothing",
     "ModelConfig.attention": f"{CORE}/evaluation/test_likelihood.py::test_attention_kernels_agree_to_rounding",
@@ -81,13 +82,13 @@ SHOWN_BY: dict[str, str] = {
     "ScoreConfig.workers": f"{CORE}/causal/test_shard_queue.py::test_three_workers_make_the_same_bytes_as_one",
     "TrainConfig.batch_tokens": f"{CORE}/training/test_losses.py::test_micro_batches_add_up_to_the_step",
     "TrainConfig.gradient_checkpointing": (
-        f"{CORE}/training/test_objective.py::test_gradient_checkpointing_changes_nothing_but_rounding"
+        f"{CORE}/training/test_losses.py::test_gradient_checkpointing_changes_nothing_but_rounding"
     ),
     "TrainConfig.checkpoint_every": (
         f"{CORE}/training/test_checkpoints.py::test_killed_and_resumed_is_as_if_never_stopped"
     ),
     "TrainConfig.max_loss_ratio": (
-        f"{CORE}/training/test_stability.py::test_a_loss_that_runs_away_ends_the_run_and_the_last_good_checkpoint_stays"
+        f"{CORE}/training/test_trainer.py::test_a_loss_that_runs_away_ends_the_run_and_the_last_good_checkpoint_stays"
     ),
     **dict.fromkeys(("DeepSpeedConfig.zero_stage", "DeepSpeedConfig.offload", "LauncherConfig.processes"), RANKS),
     **dict.fromkeys(("LauncherConfig.kind", "SlurmConfig.nodes"), HOSTS),
@@ -118,6 +119,7 @@ VALUES: dict[str, Any] = {
     "train.val_every": 3,
     "evaluate.methods": ["qwen"],
     "evaluate.decoding": ["sane"],
+    "evaluate.metrics": ["another"],
     "evaluate.retrieval.encoder": "org/encoder",
     "evaluate.retrieval.bertscore": "org/bert",
     "evaluate.server.models": {"nextquill": "other"},
@@ -125,7 +127,7 @@ VALUES: dict[str, Any] = {
     "slurm.resubmit_after": ["TIMEOUT"],
 }
 JOB = {"gpus": 2, "memory": "4G", "time": "1-0", "arguments": ["--exclusive"]}
-# What else has to be set for a key to have a meaning.
+# Other settings without which a key has no effect.
 CONTEXT: dict[str, dict[str, Any]] = {
     "model.tiny": {"model": {"name_or_path": "tiny"}},
     "ingest.options": {"ingest": {"source": "table"}},
@@ -141,7 +143,13 @@ CONTEXT: dict[str, dict[str, Any]] = {
 
 
 def keys(section: type[Section] = Config, prefix: str = "", inherited: bool = False) -> Iterator[tuple[str, str, bool]]:
-    """The path of each key, its class and name, and whether it is operational."""
+    """Yield the path of each key, its class and name, and whether it is operational.
+
+    Args:
+        section: The class.
+        prefix: Path of the section.
+        inherited: Whether the section is operational.
+    """
     for name, field in section.model_fields.items():
         extra = field.json_schema_extra
         operational = inherited or (isinstance(extra, dict) and bool(extra.get("operational")))
@@ -153,7 +161,7 @@ def keys(section: type[Section] = Config, prefix: str = "", inherited: bool = Fa
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
-    """The section that a field is, or may be; a list of sections is a value."""
+    """Return the section that a field is, or may be; a list of sections is a value."""
     options = () if get_origin(annotation) is tuple else (annotation, *get_args(annotation))
     return [kind for kind in options if isinstance(kind, type) and issubclass(kind, Section)]
 
@@ -172,7 +180,7 @@ def field_of(path: str) -> FieldInfo:
 
 
 def another(annotation: Any, default: Any) -> Any:
-    """Another value of a simple type than the default."""
+    """Return a value of a simple type that is not the default."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return another(get_args(annotation)[0], default)
@@ -216,14 +224,15 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def base(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings under which as many keys as possible mean something."""
+    # Under these settings as many keys as possible have an effect.
     monkeypatch.chdir(tmp_path)  # relative paths are made here
     for name in ("NEXTQUILL_PSEUDONYM_KEY", "OTHER_KEY"):
         monkeypatch.setenv(name, "a secret of more than sixteen bytes")
     settings = small_config(small_world, tmp_path).model_dump(mode="json")
-    methods = list(get_args(get_args(EvaluateConfig.model_fields["methods"].annotation)[0]))
+    add_package(tmp_path / "added", monkeypatch, "added", "", "nextquill.metrics", {"another": "added:another"})
     return merged(
-        settings, {"model": {"name_or_path": "org/name-base"}, "evaluate": {"methods": methods, "control": "stranger"}}
+        settings,
+        {"model": {"name_or_path": "org/name-base"}, "evaluate": {"methods": list(METHODS), "control": "stranger"}},
     )
 
 
@@ -232,7 +241,13 @@ def fingerprints(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def moved(base: dict[str, Any], path: str, value: Any) -> set[str]:
-    """The steps whose fingerprints a value of a key moves."""
+    """Return the steps whose fingerprints change with a value of a key.
+
+    Args:
+        base: The other settings.
+        path: The dotted key.
+        value: Its value.
+    """
     for prefix, further in CONTEXT.items():
         if path.startswith(prefix):
             base = merged(base, further)

@@ -1,8 +1,9 @@
-"""Every method of the table for real on a small world: what its prompts show, who answers, what is chosen on val."""
+"""Every method of the table for real on a small world: its prompts, its model, and what is chosen on val."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,13 @@ from safetensors import safe_open
 
 from nextquill_core.folds import fold_of
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline import evaluate, score, train
-from nextquill_core.pipeline import ingest as prepare
-from nextquill_core.pipeline import predict as writing
 from nextquill_core.pipeline.evaluation_plan import OWN, SANE, STEERING, STRANGER
-from nextquill_core.pipeline.method_models import method_encoder
+from nextquill_core.pipeline.methods import method_encoder, shown_examples, split_examples
+from nextquill_core.pipeline.predict import choice, chosen
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.shown_history import shown_examples, split_examples
-from nextquill_core.progress import silent
 from nextquill_core.prompts import HISTORY_HEADING, SUMMARY_HEADING, build_prompt
 from nextquill_core.schemas import Example
-from tasks.ranks.launch import run_ranks
+from tests.stages import make, ranks
 from tests.world import small_config
 
 pytestmark = pytest.mark.ranks
@@ -32,7 +29,8 @@ TRAINED = ("oppu", "perce")
 
 
 @pytest.fixture(scope="module")
-def whole(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    store = shutil.copytree(prepared_store, tmp_path_factory.mktemp("methods") / "store")
     evaluation = {
         "methods": [*UNTRAINED, *TRAINED],
         "control": "stranger",
@@ -40,20 +38,8 @@ def whole(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "summaries": {"newest": 1, "block": 2, "max_tokens": 6},
     }
     changes: dict[str, Any] = {"evaluate": evaluation, "train": {"method": "perce"}}
-    run = Run(small_config(small_world, tmp_path_factory.mktemp("store"), **changes))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
-    prepare.base_model(run, silent)
-    score.effects(run, silent)
-    score.weights(run)
-    for policy in run.plan.weights:
-        score.weights(run, policy)
-    for name in run.plan.adapters:
-        train.train(run, name, lambda order, log: run_ranks(order, log, ranks=1, on_step=lambda metrics: None))
-    for step in run.plan.evaluation.steps:
-        evaluate.part(run, step, silent)
-    evaluate.evaluation(run, silent)
+    run = Run(small_config(small_world, store, **changes))
+    make(run, run.plan.evaluate, launch=ranks(1))
     return run
 
 
@@ -69,7 +55,7 @@ def texts(run: Run, name: str, decoding: str) -> dict[str, str]:
     return {row["example_id"]: row["text"] for row in rows if (row["method"], row["decoding"]) == (name, decoding)}
 
 
-def test_each_method_answers_every_example_under_both_presets(whole: Run) -> None:
+def test_each_method_generates_for_every_example_under_both_presets(whole: Run) -> None:
     examples = split_examples(whole, "test")
     for name in (*UNTRAINED, *TRAINED):
         for decoding in ("paper", "sane"):
@@ -106,7 +92,7 @@ def test_what_each_method_shows(whole: Run) -> None:
     assert text.index(SUMMARY_HEADING) < text.index(HISTORY_HEADING)
 
 
-def test_a_stranger_s_past_is_nobody_s_own(whole: Run) -> None:
+def test_a_stranger_s_history_is_not_the_user_s_own(whole: Run) -> None:
     own = {one.example_id: one for one in shown_examples(whole, METHODS["latestk"], "test", OWN)}
     for one in shown_examples(whole, METHODS["latestk"], "test", STRANGER):
         assert one.history
@@ -119,17 +105,17 @@ def test_a_stranger_s_past_is_nobody_s_own(whole: Run) -> None:
 def test_choices_are_made_on_val_alone(whole: Run) -> None:
     val = {example.example_id for example in split_examples(whole, "val")}
     for name, candidates in whole.plan.evaluation.candidates.items():
-        values = writing.chosen(whole, name)["values"]
+        values = chosen(whole, name)["values"]
         assert list(values) == list(candidates)
-        assert writing.choice(whole, name) == max(values, key=values.__getitem__)
-        for written in candidates.values():
-            folder = whole.artifact(written.step).folder / "predictions"
+        assert choice(whole, name) == max(values, key=values.__getitem__)
+        for candidate in candidates.values():
+            folder = whole.artifact(candidate.step).folder / "predictions"
             ids = {name for path in folder.glob("*.parquet") for name in pq.read_table(path)["example_id"].to_pylist()}
             assert ids == val
     sane = whole.artifact(whole.plan.evaluation.predictions["latestk", "sane"].step).manifest.stats
-    assert sane["sampler"] == writing.choice(whole, SANE)
+    assert sane["sampler"] == choice(whole, SANE)
     steered = whole.artifact(whole.plan.evaluation.predictions["cos", "paper"].step).manifest.stats
-    assert steered["strength"] == float(writing.choice(whole, STEERING))
+    assert steered["strength"] == float(choice(whole, STEERING))
 
 
 def test_personal_adapters_stand_on_models_that_have_not_seen_their_users(whole: Run) -> None:

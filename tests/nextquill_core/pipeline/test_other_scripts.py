@@ -12,17 +12,17 @@ import pyarrow as pa
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.pipeline import Step, evaluate
-from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline import Step
+from nextquill_core.pipeline.evaluate import chosen_notes
+from nextquill_core.pipeline.methods import measured_examples, split_examples
 from nextquill_core.pipeline.predict import chosen
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.shown_history import measured_examples, split_examples
-from nextquill_core.progress import silent
 from nextquill_core.registry.promote import decide, missing_steps, val_run
 from nextquill_core.schemas import PREDICTIONS
 from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
 from tests.nextquill_core.pipeline.test_plan import every_step
+from tests.stages import make
 from tests.world import small_config
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
@@ -58,9 +58,7 @@ def write_reviews(folder: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def ingested(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(small_config(world, tmp_path_factory.mktemp("store")))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
+    make(run, run.plan.ingest)
     return run
 
 
@@ -94,7 +92,7 @@ def choice(run: Run, **texts: list[str]) -> dict[str, Any]:
             stand_in(run, step)
     for name, writing in candidates.items():
         written(run, writing.step, texts[name])
-    evaluate.part(run, run.plan.evaluation.choices["sane"], silent)
+    run.make(run.plan.evaluation.choices["sane"])
     return chosen(run, "sane")
 
 
@@ -115,7 +113,7 @@ def test_no_choice_among_zeros(ingested: Run) -> None:
     assert (found["chosen"], found["by"], found["asked"]) == ("sampled", "rouge1_unicode", "rouge1")
     assert found["values"] == {"greedy": pytest.approx(0, abs=0.05), "sampled": 1.0}
     assert "rouge1 ignores 9" in found["why"] or "rouge1 ignores 100" in found["why"]
-    (note,) = evaluate._chosen_notes({"sane": found})
+    (note,) = chosen_notes({"sane": found})
     assert "rouge1_unicode chose sampled" in note
     assert "because rouge1 ignores" in note
 
@@ -131,9 +129,7 @@ def test_a_metric_that_is_zero_for_all_gives_way(ingested: Run) -> None:
 
 def test_english_reviews_are_chosen_by_the_standard_metric(small_world: Path, tmp_path: Path) -> None:
     run = Run(small_config(small_world, tmp_path))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
+    make(run, run.plan.ingest)
     found = choice(run, greedy=references(run), sampled=["nothing of the kind"] * len(references(run)))
     assert (found["chosen"], found["by"], found["asked"], found["why"]) == ("greedy", "rouge1", "rouge1", "")
 
@@ -143,7 +139,7 @@ def test_promotion_decides_by_the_metric_that_sees_the_letters(ingested: Run) ->
     *before, last = missing_steps(run, "nextquill", "rouge1")
     for step in before:
         if step.kind == "choice":
-            evaluate.part(run, step, silent)
+            run.make(step)
         else:
             written(run, step, references(run))
     written(run, last, references(run))
@@ -173,9 +169,7 @@ def test_repeated_targets_are_left_out_where_asked(ingested: Run, world: Path, t
     shutil.copy(world / "items.jsonl", tmp_path)
     write_reviews(tmp_path, rows)
     run = Run(small_config(tmp_path, tmp_path / "store"))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
+    make(run, run.plan.ingest)
     kept, repeated = measured_examples(run)
     assert (len(kept), repeated) == (len(examples), 1)
     rest, repeated = measured_examples(again(run, repeated_targets="leave_out"))
@@ -189,6 +183,6 @@ def clean(text: str) -> str:
 
 
 def test_nothing_left_is_one_line(ingested: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextquill_core.pipeline.shown_history.is_repeated", lambda text, earlier: True)
+    monkeypatch.setattr("nextquill_core.pipeline.methods.is_repeated", lambda text, earlier: True)
     with pytest.raises(DataError, match=r"evaluate\.repeated_targets: .*set it to keep"):
         measured_examples(again(ingested, repeated_targets="leave_out"))

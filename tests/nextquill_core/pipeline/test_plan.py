@@ -13,10 +13,10 @@ from typing import Any, get_args
 import pyarrow as pa
 import pytest
 
-from nextquill_core.config import Config, MethodName, StageName
+from nextquill_core.config import Config, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.pipeline import COMMANDS, REVISIONS, Plan, Step, freshness
-from nextquill_core.pipeline.freshness import INTERRUPTED
+from nextquill_core.methods import registry
+from nextquill_core.pipeline import KINDS, Plan, Step, freshness
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
 from storage import Staging
@@ -250,33 +250,6 @@ def test_raw_files_count_by_content_not_by_name(small_world: Path, tmp_path: Pat
     assert fingerprints(small_config(copy, tmp_path))["ingest"] != before["ingest"]
 
 
-def test_status_from_missing_to_fresh_to_stale(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
-    assert set(states(run).values()) == {"missing"}
-    make_all(run)
-    assert set(states(run).values()) == {"fresh"}
-    changed = Run(small_config(small_world, tmp_path, weights={"delta": 0.2}))
-    assert states(changed) == {
-        "ingest": "fresh", "model": "fresh", "score": "stale", "train": "stale", "train:contextsft": "fresh",
-        "evaluate": "stale",
-    }  # fmt: skip
-    assert freshness(changed.store, changed.plan.score).why == "weights.delta 0.05 → 0.2"
-    assert "score: weights.delta 0.05 → 0.2" in freshness(changed.store, changed.plan.train["nextquill"]).why
-
-
-def test_a_deleted_input_makes_what_depends_on_it_stale_until_it_is_back(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
-    make_all(run)
-    shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
-    assert states(run)["ingest"] == "missing"
-    assert freshness(run.store, run.plan.score).why.endswith("its input ingest is missing")
-    run.make(run.plan.ingest, lambda staging: {"same": bool(staging.write_table("0.parquet", pa.table({"x": [1]})))})
-    assert set(states(run).values()) == {"fresh"}
-    shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
-    run.make(run.plan.ingest, lambda staging: {"same": not staging.write_table("0.parquet", pa.table({"x": [2]}))})
-    assert "its input ingest was made again and differs" in freshness(run.store, run.plan.score).why
-
-
 def test_thresholds_never_scan_again_and_a_category_is_scanned_once_for_all_configs(
     small_world: Path, tmp_path: Path
 ) -> None:
@@ -297,56 +270,19 @@ def test_thresholds_never_scan_again_and_a_category_is_scanned_once_for_all_conf
     assert scans(source="amazon-2018") != before
 
 
-def test_failed_and_interrupted(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_every_kind_of_step_names_a_command_and_the_function_that_builds_it() -> None:
+    import inspect
 
-    def broken(staging: Staging) -> dict[str, Any]:
-        raise RuntimeError("disk on fire")
-
-    (scan,) = run.plan.scans.values()
-    with pytest.raises(RuntimeError):
-        run.make(scan, broken)
-    standing = freshness(run.store, scan)
-    assert (standing.state, standing.why) == ("failed", "disk on fire")
-    next(run.store.root.glob("scan/.staging-*/failure.json")).unlink()
-    assert freshness(run.store, scan).state == "interrupted"
-
-
-@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143)], ids=repr)
-def test_a_signal_leaves_interrupted_work_that_is_resumed(
-    small_world: Path, tmp_path: Path, signal: BaseException
-) -> None:
-    run = Run(small_config(small_world, tmp_path))
-    (scan,) = run.plan.scans.values()
-
-    def stopped(staging: Staging) -> dict[str, Any]:
-        staging.path("part").write_text("kept")
-        staging.finish("part")
-        raise signal
-
-    with pytest.raises(type(signal)):
-        run.make(scan, stopped)
-    standing = freshness(run.store, scan)
-    assert (standing.state, standing.why) == ("interrupted", INTERRUPTED)
-    assert "the same command resumes" in standing.why
-
-    def resumed(staging: Staging) -> dict[str, Any]:
-        assert staging.has("part")
-        return {}
-
-    outcome = run.make(scan, resumed)
-    assert outcome.why == "resumed; it had been interrupted"
-    assert freshness(run.store, scan).state == "fresh"
-
-
-def test_the_command_of_every_kind_of_step_exists() -> None:
     import typer
 
     from flows.cli.main import app
 
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    assert set(COMMANDS) == set(REVISIONS), "a kind without a command"
-    assert set(COMMANDS.values()) <= commands
+    assert {kind.command for kind in KINDS.values()} <= commands
+    for kind in KINDS.values():
+        parameters = inspect.signature(kind.load()).parameters
+        assert list(parameters)[:4] == ["run", "step", "staging", "progress"], kind.path
+        assert all(one.kind is one.KEYWORD_ONLY for one in list(parameters.values())[4:]), kind.path
 
 
 def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_plan(
@@ -355,7 +291,7 @@ def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_p
     """Every method, both presets and cross-fitted effects: all kinds of steps that a configuration can ask for."""
     full = small_config(
         small_world, tmp_path, score={"effect_source": "adapter"},
-        evaluate={"methods": list(get_args(MethodName)), "decoding": ["paper", "sane"], "control": "stranger",
+        evaluate={"methods": list(registry.METHODS), "decoding": ["paper", "sane"], "control": "stranger",
                   "retrieval": {"encoder": "base"}},
     )  # fmt: skip
     run = Run(full)
@@ -365,7 +301,7 @@ def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_p
         step = waiting.pop()
         steps[step.fingerprint] = step
         waiting += [origin for origin in step.inputs if origin.fingerprint not in steps]
-    assert {step.kind for step in steps.values()} == set(REVISIONS) - {"sweep", "reproduction"}
+    assert {step.kind for step in steps.values()} == set(KINDS) - {"sweep", "reproduction"}
     makes = {step.fingerprint: stage for stage in get_args(StageName) for step in run.plan.made_by(stage)}
     for step in steps.values():
         command = run.plan.command(step)
@@ -483,8 +419,17 @@ def test_the_manifest_says_what_was_asked_and_where_it_came_from(small_world: Pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("./nowhere", "no such model folder"), ("/", "it has no config.json"), ("unheard-of", "no such model folder")],
+    [("./nowhere", "no such model folder"), ("/", "it has no config.json"), ("no-such", "no such model folder")],
 )
 def test_unknown_model_folders(small_world: Path, tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Run(small_config(small_world, tmp_path, model={"name_or_path": name}))
+
+
+def test_an_adapter_that_is_not_trained_is_refused_in_one_line(small_world: Path, tmp_path: Path) -> None:
+    plan = Run(small_config(small_world, tmp_path)).plan
+    assert plan.adapter("contextsft") is plan.train["contextsft"]
+    with pytest.raises(UserError, match=r"--method: this config trains no `sft`; it trains nextquill, contextsft"):
+        plan.adapter("sft")
+    with pytest.raises(UserError, match=r"--method: `qwen` trains no adapter; name one of "):
+        plan.adapter("qwen")

@@ -9,19 +9,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nextquill_core.pipeline import ingest as prepare
 from nextquill_core.pipeline.run import Outcome, Run
-from nextquill_core.progress import silent
 from tests.world import small_config
 
 
 def test_what_another_finished_while_we_waited_for_it_is_taken(small_world: Path, tmp_path: Path) -> None:
-    theirs = prepare.scan(Run(small_config(small_world, tmp_path / "theirs")), "Small", silent)
+    other = Run(small_config(small_world, tmp_path / "theirs"))
+    theirs = other.make(other.plan.scans["Small"])
     run = Run(small_config(small_world, tmp_path / "ours"))
     folder = run.store.folder("scan", run.plan.scans["Small"].fingerprint)
     folder.parent.mkdir(parents=True)
     outcomes: list[Outcome] = []
-    waiting = threading.Thread(target=lambda: outcomes.append(prepare.scan(run, "Small", silent)))
+    waiting = threading.Thread(target=lambda: outcomes.append(run.make(run.plan.scans["Small"])))
     with FileLock(folder.parent / f".lock-{folder.name}"):  # as its writer has it
         waiting.start()
         time.sleep(0.5)

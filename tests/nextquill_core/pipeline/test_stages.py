@@ -11,50 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core import schemas
-from nextquill_core.pipeline import evaluate, score, train
-from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline import score
+from nextquill_core.pipeline.evaluate import read_results, result_markdown
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
-from tasks.ranks.launch import run_ranks
 from tests.models import adapted_model
+from tests.stages import make
 from tests.world import small_config
 
 pytestmark = pytest.mark.ranks
-
-
-def launch(order: Path, log: Path) -> None:
-    run_ranks(order, log, ranks=2, on_step=lambda metrics: None)
-
-
-def ingest(run: Run) -> None:
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
-
-
-def run_all(run: Run) -> None:
-    ingest(run)
-    prepare.base_model(run, silent)
-    score.effects(run, silent)
-    score.weights(run)
-    for method in run.plan.train:
-        train.train(run, method, launch)
-    for step in run.plan.evaluation.steps:
-        evaluate.part(run, step, silent)
-    evaluate.evaluation(run, silent)
 
 
 def contents(run: Run) -> dict[str, str]:
     plan = run.plan
     steps = [plan.ingest, plan.model, plan.effects, plan.score, *plan.train.values(), *plan.evaluation.steps]
     return {step.name: run.artifact(step).manifest.content for step in steps if step}
-
-
-@pytest.fixture(scope="module")
-def whole(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(small_config(small_world, tmp_path_factory.mktemp("store")))
-    run_all(run)
-    return run
 
 
 def read(run: Run, step: Any, pattern: str) -> Any:
@@ -76,7 +46,7 @@ def test_tables_have_the_promised_columns(whole: Run) -> None:
         assert read(whole, step, pattern).schema.equals(schema), pattern
 
 
-def test_every_example_is_scored_weighted_and_answered(whole: Run) -> None:
+def test_every_example_is_scored_weighted_and_has_predictions(whole: Run) -> None:
     examples = read(whole, whole.plan.ingest, "examples/*.parquet").to_pylist()
     ids = [row["example_id"] for row in examples]
     effects = read(whole, whole.plan.score, "effects/*.parquet").to_pylist()
@@ -109,8 +79,9 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     assert caution.startswith(
         "Preference log-likelihood: measured on tokens that the effects of history under the init"
     )
-    assert evaluate.result_cautions(whole.artifact(whole.plan.evaluate)) == [caution]
-    assert caution in evaluate.result_markdown(whole.artifact(whole.plan.evaluate))
+    results = read_results(whole.artifact(whole.plan.evaluate))
+    assert results.cautions == [caution]
+    assert caution in result_markdown(results, "report.html")
     scored = read(whole, whole.plan.evaluate, "examples.parquet").to_pylist()
     assert all(row["rouge1_unicode"] == row["rouge1"] for row in scored if row["rouge1"] == 1)
     assert None not in {row["rougeL_unicode"] for row in scored}
@@ -122,7 +93,7 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
 
 def test_the_adapter_opens_with_plain_peft_and_holds_no_pickle(whole: Run) -> None:
     folder = whole.artifact(whole.plan.train["nextquill"]).folder
-    model = adapted_model(whole.model_spec.name_or_path, folder / "adapter")
+    model = adapted_model(whole.model.name_or_path, folder / "adapter")
     trained = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert trained
     assert all(bool(parameter.abs().sum() > 0) for parameter in trained), "every LoRA matrix has moved"
@@ -140,8 +111,8 @@ def test_the_adapter_opens_with_plain_peft_and_holds_no_pickle(whole: Run) -> No
 
 def test_changed_weights_never_score_again(whole: Run, small_world: Path) -> None:
     changed = Run(small_config(small_world, whole.store.root, weights={"delta": 0.0, "high": 0.7}))
-    assert score.effects(changed, silent).reused
-    outcome = score.weights(changed)
+    assert changed.make(changed.plan.effects).reused
+    outcome = changed.make(changed.plan.score)
     assert not outcome.reused
     assert outcome.why == "weights.delta 0.05 → 0.0; weights.high 0.9 → 0.7"
     derived = read(changed, changed.plan.score, "weights/*.parquet")["weight"].combine_chunks().flatten().to_pylist()
@@ -150,7 +121,8 @@ def test_changed_weights_never_score_again(whole: Run, small_world: Path) -> Non
 
 def test_a_second_run_reuses_everything(whole: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.store.root.rglob("manifest.json")}
-    run_all(Run(whole.config))
+    again = Run(whole.config)
+    make(again, again.plan.evaluate)
     assert {path: path.stat().st_mtime_ns for path in whole.store.root.rglob("manifest.json")} == before
 
 
@@ -170,21 +142,20 @@ def dies_after(calls: int) -> Callable[..., None]:
     return progress
 
 
-def test_interrupted_equals_uninterrupted(whole: Run, small_world: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(score, "EXAMPLES_A_SHARD", 16)  # several shards, so that there is a middle
+def test_interrupted_equals_uninterrupted(small_world: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    order = score.score_order
+    small = {"shard_examples": 16}  # several shards, so that there is a middle
+    monkeypatch.setattr(score, "score_order", lambda *given: order(*given).model_copy(update=small))
     steady, broken = (Run(small_config(small_world, tmp_path / name)) for name in ("steady", "broken"))
-    for run in (steady, broken):
-        ingest(run)
-        prepare.base_model(run, silent)
-    score.effects(steady, silent)
+    make(broken, broken.plan.model)
+    make(steady, steady.plan.effects)
     for calls in (0, 24, 24):  # one an example, 16 of them a shard
         with pytest.raises(Killed):
-            score.effects(broken, dies_after(calls))
+            broken.make(broken.plan.effects, progress=dies_after(calls))
     finished = list((broken.store.root / "effects").glob(".staging-*/effects/*.parquet"))
     assert 0 < len(finished) < len(steady.artifact(steady.plan.effects).shards("effects/"))
-    score.effects(broken, silent)
-    score.weights(steady)
-    score.weights(broken)
+    make(broken, broken.plan.score)
+    make(steady, steady.plan.score)
     for step in (steady.plan.effects, steady.plan.score):
         assert steady.artifact(step).manifest.content == broken.artifact(step).manifest.content
 
@@ -196,15 +167,12 @@ def test_a_training_killed_in_the_middle_resumes_to_the_same_bytes(
     from tests.tasks.processes import kill_in_the_middle
 
     run = Run(small_config(small_world, tmp_path))
-    ingest(run)
-    for stage in (prepare.base_model, score.effects):
-        stage(run, silent)
-    score.weights(run)
+    make(run, run.plan.score)
     staging = run.store.root / "train" / f".staging-{run.plan.train['nextquill'].fingerprint}"
     kill_in_the_middle(run.config, "nextquill", until=lambda: any((staging / "checkpoints").glob("step-*")))
     resumed_from = sorted(path.name for path in (staging / "checkpoints").glob("step-*"))
     assert resumed_from
-    train.train(run, "nextquill", launch)
+    make(run, run.plan.train["nextquill"])
     ours, theirs = (r.artifact(r.plan.train["nextquill"]) for r in (run, whole))
     assert ours.manifest.shards != (), "the adapter was committed"
     name = "adapter/adapter_model.safetensors"
@@ -221,10 +189,10 @@ def test_answers_of_a_killed_run_are_kept_and_change_no_byte(whole: Run, small_w
     run = Run(config)
     step = run.plan.evaluation.predictions["nextquill", "paper"].step
     with pytest.raises(Killed):
-        evaluate.part(run, step, dies_after(7))
+        run.make(step, progress=dies_after(7))
     journal = next((run.store.root / "predictions").glob(f".staging-{step.fingerprint}/**/answers-*.jsonl"))
     kept = journal.read_text().splitlines()
     assert len(kept) >= 7
-    resumed = evaluate.part(run, step, silent).artifact
+    resumed = run.make(step).artifact
     assert resumed.manifest.stats["usage"]["answers"] == resumed.manifest.stats["examples"] - len(kept)
-    assert evaluate.part(run, step, silent, force=True).artifact.manifest.content == resumed.manifest.content
+    assert run.make(step, force=True).artifact.manifest.content == resumed.manifest.content

@@ -13,21 +13,15 @@ import torch
 from nextquill_core.errors import UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
-from nextquill_core.model.loading import load_tokenizer
-from nextquill_core.pipeline import ingest as prepare
-from nextquill_core.pipeline import score, train
+from nextquill_core.model.loading import encoder_for, load_tokenizer
+from nextquill_core.pipeline import train
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
 from nextquill_core.schemas import Example
-from nextquill_core.tokens import encoder_for
-from tasks.ranks.launch import run_ranks
 from tests.models import adapted_model
-from tests.nextquill_core.pipeline.test_stages import ingest
+from tests.stages import make, ranks
 from tests.world import small_config
 
-
-def launch(order: Path, log: Path) -> None:
-    run_ranks(order, log, ranks=1, on_step=lambda metrics: None)
+launch = ranks(1)
 
 
 def test_theta0_scores_without_adapters(small_world: Path, tmp_path: Path) -> None:
@@ -40,25 +34,24 @@ def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(small_world
             small_world, tmp_path, score={"effect_source": "adapter"}, model={"name_or_path": "some/model-base"}
         )
     )
-    ingest(run)
-    orders = {name: train.train_spec(run, name, tmp_path) for name in ("contextsft", "fold-0", "fold-1")}
+    make(run, run.plan.ingest)
+    orders = {name: train.train_order(run, name, tmp_path) for name in ("contextsft", "fold-0", "fold-1")}
     assert {name: order.leave_out for name, order in orders.items()} == {
         "contextsft": None, "fold-0": (0, 2), "fold-1": (1, 2),
     }  # fmt: skip
-    assert (orders["fold-0"].effects, orders["fold-0"].alpha) == (None, 0.0)
+    assert (orders["fold-0"].effects, orders["fold-0"].train.alpha) == (None, 0.0)
     assert orders["fold-0"].prompt.max_history == 2
 
 
 @pytest.mark.ranks
 def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, tmp_path: Path) -> None:
     run = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"}))
-    ingest(run)
-    prepare.base_model(run, silent)
+    make(run, run.plan.model)
     with pytest.raises(UserError, match="run `nextquill score` with the same config first"):
         train.fold_adapters(run)
     users = Counter(e.user_id for e in read_examples(run.artifact(run.plan.ingest).folder, ("train",)))
-    for number, (name, step) in enumerate(run.plan.folds.items()):
-        assert not train.train(run, name, launch).reused
+    for number, step in enumerate(run.plan.folds.values()):
+        assert not run.make(step, launch=launch).reused
         inside = [user for user in users if fold_of(user, 2) == number]
         stats = run.artifact(step).manifest.stats
         assert stats["method"] == "contextsft"
@@ -67,12 +60,12 @@ def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, 
         curve = (run.artifact(step).folder / "metrics.jsonl").read_text().splitlines()
         trained_on = users.total() - stats["left_out_examples"]
         assert json.loads(curve[-1])["steps"] == -(-trained_on // run.config.train.global_batch)
-    folders = [Path(folder) for folder in train.fold_adapters(run)]
+    folders = list(train.fold_adapters(run))
     assert folders == [run.artifact(step).folder / "adapter" for step in run.plan.folds.values()]
     assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in folders}) == 2
-    assert train.train(run, "fold-0", launch).reused
+    assert run.make(run.plan.folds["fold-0"], launch=launch).reused
 
-    score.effects(run, silent)
+    run.make(run.plan.effects)
     stored = {row["example_id"]: row for path in run.artifact(run.plan.effects).files("effects/")
               for row in pq.read_table(path).to_pylist()}  # fmt: skip
     examples = list(read_examples(run.artifact(run.plan.ingest).folder))
@@ -88,8 +81,8 @@ def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, 
 
 def plain_logps(run: Run, adapter: Path, example: Example) -> list[float]:
     """The log-probability of each answer token with history, as PEFT and transformers give it without our code."""
-    model = adapted_model(run.model_spec.name_or_path, adapter)
-    (pair,) = encoder_for(run.model_spec, load_tokenizer(run.model_spec), **run.prompt_settings).encode([example])
+    model = adapted_model(run.model.name_or_path, adapter)
+    (pair,) = encoder_for(run.model, run.prompt, load_tokenizer(run.model)).encode([example])
     with torch.no_grad():
         logits = model(torch.tensor([pair.factual + pair.target])).logits[0].log_softmax(-1)
     first = len(pair.factual) - 1

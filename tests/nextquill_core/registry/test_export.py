@@ -13,14 +13,12 @@ import torch
 import yaml
 
 from nextquill_core.model.identity import BaseName, base_name
-from nextquill_core.pipeline import ingest as prepare
-from nextquill_core.pipeline import train
+from nextquill_core.orders import TrainOrder
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
 from nextquill_core.registry.export import export
-from nextquill_core.training.spec import TrainSpec
 from storage import UserError
 from tests.models import adapted_model
+from tests.stages import make
 from tests.world import small_config
 
 METHOD = "contextsft"
@@ -33,15 +31,17 @@ def untrained(order: Path, log: Path) -> None:
     from nextquill_core.model.loading import load_model
     from nextquill_core.training.checkpoints import write_adapter
 
-    spec = TrainSpec.load(order)
+    given = TrainOrder.load(order)
     torch.manual_seed(0)
-    lora = LoraConfig(r=spec.lora.r, lora_alpha=spec.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(load_model(spec.model, torch.device("cpu")), lora)
+    lora = LoraConfig(
+        r=given.train.lora.r, lora_alpha=given.train.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(load_model(given.model, torch.device("cpu")), lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    output = Path(spec.output)
-    write_adapter(model, output / "adapter", spec.base)
+    output = given.output
+    write_adapter(model, output / "adapter", given.base)
     line = {"step": 3, "steps": 3, "loss": 2.5, "normal": 2.25, "causal": 0.25, "seconds": 1.0}
     (output / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     measured = [{"step": step, "loss": loss, "nll": 4.5, "examples": 20} for step, loss in ((2, 2.0), (3, 2.75))]
@@ -51,11 +51,8 @@ def untrained(order: Path, log: Path) -> None:
 
 def trained(small_world: Path, store: Path) -> Run:
     run = Run(small_config(small_world, store, evaluate={"methods": ["qwen", METHOD]}))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
-    prepare.base_model(run, silent)
-    train.train(run, METHOD, untrained)
+    make(run, run.plan.model)
+    run.make(run.plan.train[METHOD], launch=untrained)
     return run
 
 
@@ -108,7 +105,7 @@ def test_an_exported_adapter_opens_with_its_tokenizer(run: Run, tmp_path: Path) 
     export(run, METHOD, tmp_path / "out" / "adapter")
     folder = tmp_path / "out" / "adapter"
     assert (folder / "README.md").read_bytes() == (adapter_of(run) / "README.md").read_bytes()
-    exported, stored = (adapted_model(run.model_spec.name_or_path, one) for one in (folder, adapter_of(run)))
+    exported, stored = (adapted_model(run.model.name_or_path, one) for one in (folder, adapter_of(run)))
     assert torch.equal(logits(exported), logits(stored))
     assert AutoTokenizer.from_pretrained(folder)("abc")["input_ids"]
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing unfinished stays behind"
@@ -125,7 +122,7 @@ def test_nothing_that_leaves_names_a_path_of_this_machine(run: Run, tmp_path: Pa
         config = json.loads((folder / "adapter_config.json").read_text())
         assert (config["base_model_name_or_path"], config["revision"]) == ("nextquill-tiny", None)
     card = (tmp_path / "False" / "README.md").read_text()
-    weights = Path(run.model_spec.name_or_path, "model.safetensors")
+    weights = Path(run.model.name_or_path, "model.safetensors")
     assert f"| model.safetensors | `{hashlib.sha256(weights.read_bytes()).hexdigest()}` |" in card
     assert "## Base model" not in (tmp_path / "True" / "README.md").read_text()
 
@@ -151,8 +148,8 @@ def test_the_merged_model_computes_what_base_and_adapter_compute(run: Run, tmp_p
     folder.mkdir()
     export(run, METHOD, folder, merge=True)
     merged = AutoModelForCausalLM.from_pretrained(folder)
-    with_adapter = adapted_model(run.model_spec.name_or_path, adapter_of(run))
-    base = AutoModelForCausalLM.from_pretrained(run.model_spec.name_or_path)
+    with_adapter = adapted_model(run.model.name_or_path, adapter_of(run))
+    base = AutoModelForCausalLM.from_pretrained(run.model.name_or_path)
     expected = logits(with_adapter)
     torch.testing.assert_close(logits(merged.eval()), expected, rtol=1e-4, atol=1e-4)
     assert (logits(base.eval()) - expected).abs().max() > 0.01, "the adapter does something"

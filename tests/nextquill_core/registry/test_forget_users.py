@@ -17,7 +17,7 @@ from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.forget_users import forget_users
 from storage.objects import Objects
 from tests.nextquill_core.ingest.test_privacy import everything
-from tests.nextquill_core.pipeline.test_stages import ingest, run_all, whole  # noqa: F401 (a fixture)
+from tests.stages import make
 from tests.world import small_config
 
 
@@ -26,7 +26,7 @@ def artifacts(run: Run) -> set[str]:
 
 
 @pytest.mark.ranks
-def test_after_a_rerun_no_artifact_of_any_stage_holds_them(whole: Run, small_world: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_after_a_rerun_no_artifact_of_any_stage_holds_them(whole: Run, small_world: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(whole.store.root, store)
     sequences = pl.read_parquet(store / "ingest" / "*" / "sequences" / "*.parquet")
@@ -45,7 +45,7 @@ def test_after_a_rerun_no_artifact_of_any_stage_holds_them(whole: Run, small_wor
     assert {name.partition("/")[0] for name in removed} == {
         "scan", "ingest", "model", "effects", "score", "train", "predictions", "choice", "likelihood", "evaluate",
     }  # fmt: skip
-    run_all(run)
+    make(run, run.plan.evaluate)
     shown = everything(store)
     for secret in (user, *sentences):
         assert secret not in shown
@@ -60,8 +60,8 @@ def test_others_keep_what_they_have_and_unfinished_work_goes(small_world: Path, 
     store = tmp_path / "store"
     write_sample(tmp_path / "other", users=20, seed=7)
     mine, other = Run(small_config(small_world, store)), Run(small_config(tmp_path / "other", store))
-    ingest(mine)
-    ingest(other)
+    for run in (mine, other):
+        make(run, run.plan.ingest)
     kept = {f"{step.kind}/{step.fingerprint}" for step in (*other.plan.scans.values(), other.plan.ingest)}
     with pytest.raises(KeyboardInterrupt):  # work on what would be made from an artifact that has to go
         mine.make(mine.plan.ingest, lambda staging: _interrupt(staging.path("half.txt")), force=True)
@@ -82,7 +82,7 @@ def test_a_removal_that_was_interrupted_in_an_object_store_is_finished(
     monkeypatch.setenv("NEXTQUILL_CACHE", str(tmp_path / "cache"))
     store = f"memory://{tmp_path.name}/store"
     mine = Run(small_config(small_world, store))  # type: ignore[arg-type]
-    ingest(mine)
+    make(mine, mine.plan.ingest)
     user = pl.read_parquet(mine.artifact(mine.plan.ingest).folder / "sequences" / "*.parquet")["user_id"][0]
     (tmp_path / "forget.txt").write_text(user)
     config = small_config(small_world, store, privacy={"forget": str(tmp_path / "forget.txt")})  # type: ignore[arg-type]

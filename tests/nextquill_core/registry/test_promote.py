@@ -16,10 +16,9 @@ import pyarrow as pa
 import pytest
 
 from nextquill_core.errors import ModelError, UserError
-from nextquill_core.pipeline import ingest as prepare
+from nextquill_core.pipeline import lineage
+from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.shown_history import split_examples
-from nextquill_core.progress import silent
 from nextquill_core.registry.garbage import accepted as pointed
 from nextquill_core.registry.garbage import current, what
 from nextquill_core.registry.promote import (
@@ -32,12 +31,13 @@ from nextquill_core.registry.promote import (
     val_run,
 )
 from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS
-from nextquill_core.studies.sweep import all_steps, open_points, sweep_step
+from nextquill_core.studies.sweep import open_points, sweep_step
 from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
 from storage.garbage import inventory, needed, removable, remove
 from storage.pointers import pointer_names, read_pointer
 from tests.nextquill_core.pipeline.test_plan import make_all
+from tests.stages import make
 from tests.world import small_config
 
 METHOD = "nextquill"
@@ -55,9 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ingested(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("ingested")
     run = Run(small_config(world, store))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
+    make(run, run.plan.ingest)
     return store
 
 
@@ -145,7 +143,8 @@ def test_val_alone_is_looked_at(world: Path, store: Path) -> None:
         assert {one.settings.get("split", "val") for one in missing_steps(run, METHOD, metric)} == {"val"}
         assert missing_steps(run, METHOD, metric)[-1] is step
     on_val = Run(small_config(world, store, evaluate={"split": "val"}))
-    assert measuring_step(run.plan, METHOD, "log_likelihood") in all_steps(on_val.plan), "shared with a sweep's point"
+    shared = lineage(on_val.plan.evaluate)
+    assert measuring_step(run.plan, METHOD, "log_likelihood") in shared, "a sweep's point has the same step"
 
 
 def test_other_examples_are_left_out_and_too_few_are_refused(world: Path, store: Path) -> None:

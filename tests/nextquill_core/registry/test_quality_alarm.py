@@ -1,4 +1,4 @@
-"""An adapter that falls below the accepted one's interval on val is told, with both numbers.
+"""An adapter that falls below the accepted one's interval on val is reported with both numbers.
 
 Ingest and the tokenizer are real; what is trained and measured are stand-ins, so that their numbers can be chosen.
 """
@@ -17,8 +17,8 @@ import pytest
 
 from nextquill_core.config import Config
 from nextquill_core.evaluation.significance import Interval
+from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.shown_history import split_examples
 from nextquill_core.registry.promote import decide, missing_steps, val_run
 from nextquill_core.registry.quality_alarm import below, fall_of
 from nextquill_core.schemas import LIKELIHOODS, Example

@@ -1,4 +1,4 @@
-"""The whole table beside the published one: which methods, which numbers, what is told."""
+"""The whole table beside the published one: which methods, which numbers, which notes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nextquill_core.schemas import METRICS
 from nextquill_core.studies.reproduce import DOCUMENT, TABLES, collect, reproduced, reproduction_step, whole_table
 from storage import Staging, write_json
 from tests.nextquill_core.pipeline.test_plan import make_all
+from tests.stages import make
 from tests.world import small_config
 
 
@@ -33,11 +34,7 @@ def evaluated(world: Path, store: Path, category: str) -> Run:
     """A run whose evaluation says 0.25 everywhere; the rest are stand-ins, except for the sequences."""
     inputs = [{"category": category, "reviews": str(world / "reviews.jsonl"), "items": str(world / "items.jsonl")}]
     run = Run(small_config(world, store, ingest={"inputs": inputs}))
-    from nextquill_core.pipeline import ingest as prepare
-    from nextquill_core.progress import silent
-
-    prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
+    make(run, run.plan.ingest)
     make_all(run)
 
     def build(staging: Staging) -> dict[str, int]:

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core.config import Config
+from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import SWEEP
 from nextquill_core.studies.sweep import (
     Point,
-    all_steps,
     collect,
     fresh_sweep,
     grid_configs,
@@ -23,8 +23,8 @@ from nextquill_core.studies.sweep import (
     missing,
     open_points,
     parse_grid,
+    read_sweep,
     sweep_cells,
-    sweep_tables,
 )
 from storage import Basis, UserError, write_json
 from tests.world import small_config
@@ -108,7 +108,7 @@ def test_points_share_everything_before_what_is_swept(small_world: Path, tmp_pat
     kinds = sorted(kind for kind, _ in missing(first.run) & missing(second.run))
     shared = ["choice", "effects", "ingest", *["likelihood"] * 2, "model", *["predictions"] * 6, "scan", "score"]
     assert kinds == [*shared, "train"], "contextsft, what it and qwen write and find likely, and what chooses `sane`"
-    assert len(missing(first.run)) == len(all_steps(first.run.plan))
+    assert len(missing(first.run)) == len(lineage(first.run.plan.evaluate))
 
 
 VALUES = {0.1: 0.30, 0.2: 0.40}
@@ -118,7 +118,7 @@ def pretend_evaluated(points: list[Point]) -> None:
     """Artifacts without content for all steps, and metrics for the evaluations; qwen's are the same at every point."""
     for point in points:
         run = point.run
-        for step in reversed(all_steps(run.plan)):
+        for step in lineage(run.plan.evaluate):
             _pretend(run, step, point)
 
 
@@ -154,7 +154,7 @@ def test_the_table_names_each_method_once_for_what_decides_it(small_world: Path,
     assert not any(missing(point.run) for point in points)
     artifact = collect(points).artifact
     assert artifact.folder.parent == tmp_path / "sweep"
-    [table] = sweep_tables(artifact)
+    [table], _ = read_sweep(artifact)
     assert table.title == "Small, sane decoding, val, n = 20"
     assert [(method, values, str(cells[0]), cells[0].best) for method, values, cells in table.lines] == [
         ("qwen", ("any",), "0.2000 [0.1900, 0.2100]", False),
