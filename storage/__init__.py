@@ -1,4 +1,7 @@
-"""Artifacts on disk: manifests, shards, fingerprints, one writer each. Knows no word of the domain."""
+"""Artifacts in a folder or an object store: manifests, shards, fingerprints, and one writer per artifact.
+
+This package knows nothing of the data that the artifacts hold.
+"""
 
 from storage.errors import UserError
 from storage.files import sha256_of, write_json, write_text

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: what is wrong, where, and what to do."""
+"""The errors that are shown to the user as one line: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(ValueError):
-    """Input or surroundings that only the user can correct; the command line prints it as one line and exits with 2.
+    """An error in input or environment that only the user can fix; commands print it as one line and exit with 2.
 
     Attributes:
-        what: The fault in a few words.
-        where: The file, key or folder it concerns; may be empty.
-        remedy: What the user can do about it.
+        what: What is wrong, in a few words.
+        where: The file, key or folder that is wrong; may be empty.
+        remedy: How to fix it.
     """
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
-        super().__init__(what, where, remedy)  # all three in args, so that it survives pickling between processes
+        super().__init__(what, where, remedy)  # all three in args, so that processes can pass it on
         self.what, self.where, self.remedy = what, where, remedy
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
         if self.remedy:
             line = f"{line}; {self.remedy}"
-        # One line whatever came in: raw data may be quoted here, and a terminal obeys control characters.
+        # The message may quote raw data: it stays one line, and control characters do not reach the terminal.
         return redact("".join(sign if sign.isprintable() else "·" for sign in " ".join(line.split())))
 
 
 def system_error(error: BaseException) -> int:
-    """Return the operating system's number of an error, 0 for none; Rust's libraries give it in the text alone."""
+    """Return the operating system's number of an error, or 0; libraries in Rust give it only in the message."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     match = re.search(r"\(os error (\d+)\)", str(error))
@@ -44,11 +44,11 @@ def system_error(error: BaseException) -> int:
 
 
 @contextmanager
-def space_needed(where: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk, whichever library raises it, into the user's one line.
+def explain_full_disk(where: Path) -> Iterator[None]:
+    """Turn the error of a full or read-only disk, whichever library raises it, into one line for the user.
 
     Args:
-        where: The folder that is written to, for the message.
+        where: The folder that the block writes to, for the message.
 
     Raises:
         UserError: The disk is full or read-only.
@@ -62,21 +62,25 @@ def space_needed(where: Path) -> Iterator[None]:
             raise
         name = error.filename if isinstance(error, OSError) else None
         what = f"cannot be written ({os.strerror(number)}{f': {name}' if name else ''})"
-        remedy = "make room, or name another store; the same command resumes"
+        remedy = "free some space, or name another store; the same command resumes"
         raise UserError(what, str(where), remedy) from error
 
 
-class Busy(UserError):  # noqa: N818  it says what the artifact is
+class Busy(UserError):  # noqa: N818  names the state of the artifact
     """Another process is making this artifact."""
 
 
-class UnreadableManifest(UserError):  # noqa: N818  it says what the file is
-    """A manifest that cannot be used."""
+class UnreadableManifest(UserError):  # noqa: N818  names the state of the file
+    """A manifest cannot be used."""
 
 
 class DamagedManifest(UnreadableManifest):
-    """A manifest whose text is not a manifest; its artifact counts as absent and is made again."""
+    """The text of a manifest is not valid; its artifact counts as absent and is made again."""
 
 
 class NewerManifest(UnreadableManifest):
-    """A manifest that a newer version wrote; its artifact is not replaced."""
+    """A newer version wrote a manifest; its artifact is not replaced."""
+
+
+class Damaged(UserError):  # noqa: N818  names the state of the artifact
+    """A file of an artifact is missing, or its bytes differ from the manifest."""

@@ -1,10 +1,10 @@
 """Files and folders that exist whole or not at all, and survive a loss of power.
 
-Durability policy. The bytes of a file are synced before anything names the file: a rename, a shard record, a manifest.
-The entries of folders are synced at three moments: all folders of a staging folder before its manifest is written; the
-parent folder after a change that others rely on (an artifact or a pointer gets its name, an artifact is removed); and
-the parents of the folders of a store when they are made. So whatever a manifest names is on disk before the manifest
-is, and what a command has reported as done survives a loss of power.
+Durability policy: the bytes of a file are synced before anything refers to the file, such as a rename, a shard record
+or a manifest. The entries of folders are synced at three moments: all folders of a staging folder before its manifest
+is written; the parent folder after a change that others rely on (an artifact or a pointer gets its name, an artifact
+is removed); and the parents of a store's folders when they are made. So all files of a manifest are on disk before the
+manifest, and what a command has reported as done survives a loss of power.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from storage.errors import UserError
 
 TEMPORARY = ".tmp"
 MOST_TEXT = 256_000_000
-"""Bytes of the largest manifest or note that is read: a million shards."""
+"""Size in bytes above which a manifest or note is not read; it is enough for a million shards."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; it takes the name `path` only if the block ends without an error."""
+    """Yield a temporary file beside `path` to write to; it is renamed to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
@@ -48,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def discard_temporaries(path: Path) -> None:
-    """Remove the temporary siblings that killed writers of `path` left behind; the caller is its only writer."""
+    """Remove the temporary files that killed writers of `path` left behind; the caller is its only writer."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
         leftover.unlink(missing_ok=True)
 
@@ -68,7 +68,7 @@ def read_text(path: Path) -> str:
     """Return the UTF-8 text of a small file.
 
     Raises:
-        OSError: There is none, it cannot be read, it is not a regular file (a pipe would block), or it is too large.
+        OSError: The file is absent, unreadable, not a regular file (a pipe would block), or too large.
         ValueError: It is not UTF-8.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -86,7 +86,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read, see `read_text`.
-        ValueError: It holds no JSON.
+        ValueError: The file does not hold JSON.
     """
     try:
         return json.loads(read_text(path))
@@ -102,14 +102,14 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def user_path(path: Path | str, remedy: str) -> Iterator[None]:
-    """Turn an error of the operating system about a path that the user named into the user's one line.
+    """Turn an error of the operating system about a path that the user named into one line for the user.
 
-    It belongs around the first use of such a path: a file in the place of a folder, no permission, a read-only or full
-    file system, and a name that is too long all come up there.
+    Use it around the first access to such a path. It covers a file in place of a folder, missing permission, a
+    read-only or full file system, and a name that is too long.
 
     Args:
         path: The path, for the message.
-        remedy: What the user can do about it, with the option or setting that names the path.
+        remedy: How to fix it, with the option or setting that names the path.
 
     Raises:
         UserError: The block raised an `OSError`, or the path has a NUL character in it.
@@ -126,14 +126,14 @@ def user_path(path: Path | str, remedy: str) -> Iterator[None]:
 
 
 def require_writable(folder: Path, remedy: str) -> None:
-    """Make sure that a folder the user named exists, or can be made, and that files can be written to it.
+    """Create a folder that the user named, if it is missing, and check that files can be written to it.
 
     Raises:
-        UserError: They cannot.
+        UserError: The folder cannot be created, or not written to.
     """
     with user_path(folder, remedy):
         make_folder(folder)
-        with TemporaryFile(dir=folder) as probe:  # a file without a name: nothing is left if the process is killed
+        with TemporaryFile(dir=folder) as probe:  # the file has no name, so a killed process leaves nothing
             probe.write(b"x")
 
 
@@ -164,7 +164,7 @@ def sync_tree(root: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents; the entries of those that are made are on disk afterwards."""
+    """Create a folder and its missing parents; their entries are on disk afterwards."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
@@ -172,10 +172,15 @@ def make_folder(path: Path) -> None:
 
 
 def replace_folder(new: Path, name: Path, aside: Path) -> None:
-    """Give the folder `new` another name; the folder that has this name is called `aside` afterwards.
+    """Rename the folder `new` to `name`; a folder that has this name is called `aside` afterwards.
 
-    Linux exchanges two names in one step. Elsewhere, and on file systems that cannot, there is a moment in which no
-    folder has the name.
+    Linux exchanges two names in one step. On other systems, and on file systems without this operation, no folder has
+    the name for a moment.
+
+    Args:
+        new: The new folder.
+        name: The name it gets.
+        aside: The name for the folder that it replaces.
 
     Raises:
         OSError: The folder cannot be renamed.
@@ -193,7 +198,7 @@ def replace_folder(new: Path, name: Path, aside: Path) -> None:
 
 @cache
 def _renameat2() -> Any:
-    """Return the C library's `renameat2`, or None where there is none."""
+    """Return the C library's `renameat2`, or None if there is none."""
     if sys.platform != "linux":
         return None
     with suppress(OSError, AttributeError):

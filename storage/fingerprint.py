@@ -1,4 +1,4 @@
-"""Names for content: what an artifact was asked to be, hashed, and told apart field by field."""
+"""Fingerprints: hashes of JSON values by which artifacts are named, and the differences between two such values."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ _MISSING = object()
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spare blanks: equal values give equal text on every machine."""
+    """Return JSON with sorted keys and without spaces: equal values give equal texts on every machine."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def fingerprint(value: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a JSON value's canonical text."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a JSON value's canonical text."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Say field by field how two identities differ: `train.alpha 0.05 → 0.1`."""
+    """Yield the differences between two identities field by field, such as `train.alpha 0.05 → 0.1`.
+
+    Args:
+        old: The earlier identity.
+        new: The later identity.
+        prefix: Dotted name of the section that both come from.
+    """
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, _MISSING), new.get(key, _MISSING)
         if before == after:

@@ -1,4 +1,4 @@
-"""What is in a store, what of it is still needed, and taking the rest away."""
+"""Contents of a store: what it holds, whether it is intact, what is still needed, and removing the rest."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from storage.errors import Busy
+from storage.errors import Busy, UserError
 from storage.manifest import InputRef, Manifest
-from storage.pointers import KIND as POINTERS
+from storage.pointers import FOLDER as POINTERS
 from storage.staging import Basis
 from storage.store import ASIDE, Artifact, Progress, Store
 
@@ -23,17 +23,19 @@ UNFINISHED = ("running", "failed", "interrupted")
 
 
 @dataclass(frozen=True)
-class Held:
-    """Something in a store.
+class StoredItem:
+    """An artifact, unfinished work or a leftover in a store.
 
     Attributes:
-        state: Of an artifact `complete`, or `damaged` where its manifest cannot be read; of unfinished work what became
-            of it; `removed` is what a removal that was killed left behind.
-        bytes: Of its files; parts that artifacts have in common by hard links count for each.
-        age_s: Seconds since it was made, or since unfinished work was last touched.
-        inputs: What it is made from.
-        manifest: Of an artifact.
-        linked: Whether a symbolic link stands in its place; such things are looked at and never removed.
+        kind: Kind of the artifact.
+        fingerprint: Its fingerprint.
+        state: `complete` for an artifact, or `damaged` if its manifest cannot be read; the state of unfinished work;
+            `removed` for what a killed removal left behind.
+        bytes: Size of its files; a file that artifacts share by hard links counts for each.
+        age_s: Seconds since it was made, or since unfinished work last changed.
+        inputs: The artifacts it is made from.
+        manifest: The manifest of an artifact.
+        linked: Whether a symbolic link is in its place; links are listed and never removed.
     """
 
     kind: str
@@ -47,15 +49,15 @@ class Held:
 
     @property
     def name(self) -> Name:
-        """Kind and fingerprint."""
+        """The kind and the fingerprint."""
         return self.kind, self.fingerprint
 
 
-class Glance(Store):
-    """A store as it stands while somebody looks at it once: no manifest is read twice.
+class CachedStore(Store):
+    """A read-only view of a store for one look, in which each manifest is read at most once.
 
     Args:
-        store: What is looked at; a folder or a remote store.
+        store: The store, in a folder or remote.
     """
 
     def __init__(self, store: Store) -> None:
@@ -66,17 +68,17 @@ class Glance(Store):
         self._listed: dict[str, tuple[list[Artifact], Iterator[Artifact]]] = {}
 
     def location(self, kind: str, fingerprint: str) -> str:
-        """As the store says."""
+        """Return the place of this artifact in the store, for messages."""
         return self._store.location(kind, fingerprint)
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
-        """As the store found it first."""
+        """Return the artifact as it was first found, or None if there was none."""
         if (kind, fingerprint) not in self._found:
             self._found[kind, fingerprint] = self._store.find(kind, fingerprint)
         return self._found[kind, fingerprint]
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
-        """As the store lists them; read as far as somebody wants to know."""
+        """Yield the artifacts of this kind as they were first listed; the listing is read on demand."""
         seen, rest = self._listed.setdefault(kind, ([], self._store.newest_first(kind)))
         index = 0
         while True:
@@ -90,36 +92,49 @@ class Glance(Store):
             index += 1
 
     def fault(self, artifact: Artifact) -> str:
-        """As the store found it first."""
+        """Return the fault of an artifact as it was first found."""
         name = (artifact.manifest.kind, artifact.manifest.fingerprint)
         if name not in self._faults:
             self._faults[name] = self._store.fault(artifact)
         return self._faults[name]
 
     def manifest_fault(self, kind: str, fingerprint: str) -> str:
-        """As the store says now."""
+        """Return what is wrong with an artifact's manifest at present."""
         return self._store.manifest_fault(kind, fingerprint)
 
-    def look_again(self, kind: str, fingerprint: str) -> None:
-        """Ask the store once more for this artifact."""
+    def refresh(self, kind: str, fingerprint: str) -> None:
+        """Drop what is cached of an artifact, so that the store is asked again."""
         self._found.pop((kind, fingerprint), None)
         self._faults.pop((kind, fingerprint), None)
+        self._store.refresh(kind, fingerprint)
 
     def progress(self, kind: str, fingerprint: str) -> tuple[Progress, str]:
-        """As the store says now."""
+        """Return the state of unfinished work at present."""
         return self._store.progress(kind, fingerprint)
 
+    def note_names(self, folder: str) -> list[str]:
+        """Return the names of the notes in a folder at present."""
+        return self._store.note_names(folder)
 
-def inventory(store: Store) -> list[Held]:
+    def note_location(self, folder: str, name: str) -> str:
+        """Return the place of a note, for messages."""
+        return self._store.note_location(folder, name)
+
+    def read_note(self, folder: str, name: str) -> str | None:
+        """Return the text of a note at present, or None if there is none."""
+        return self._store.read_note(folder, name)
+
+
+def inventory(store: Store) -> list[StoredItem]:
     """Return everything in a store, kind by kind: the newest artifact first, damaged ones, then unfinished work."""
-    found: list[Held] = []
+    found: list[StoredItem] = []
     for kind in sorted(name for name in store.kinds() if name != POINTERS and name[0] != "."):
         linked = (store.root / kind).is_symlink()
         for artifact in store.newest_first(kind):
             manifest = artifact.manifest
             folder = store.folder(kind, manifest.fingerprint)
             found.append(
-                Held(
+                StoredItem(
                     kind,
                     manifest.fingerprint,
                     "complete",
@@ -132,22 +147,23 @@ def inventory(store: Store) -> list[Held]:
             )
         for name in store.unreadable(kind):
             folder = store.folder(kind, name)
-            measured = _measured(folder) if folder.exists() else (0, 0.0)
-            found.append(Held(kind, name, "damaged", *measured, linked=linked or folder.is_symlink()))
+            size_and_age = _size_and_age(folder) if folder.exists() else (0, 0.0)
+            found.append(StoredItem(kind, name, "damaged", *size_and_age, linked=linked or folder.is_symlink()))
         found += (_unfinished(store, ref, linked) for ref in store.unfinished(kind))
-        for name, (size, age) in store.unnamed(kind).items():
-            shown: State = "running" if store.progress(kind, name)[0] == "running" else "interrupted"
-            found.append(Held(kind, name, shown, size, age))
+        for name, (size, age) in store.orphans(kind).items():
+            state: State = "running" if store.progress(kind, name)[0] == "running" else "interrupted"
+            found.append(StoredItem(kind, name, state, size, age))
         for leftover in (store.root / kind).glob(f"{ASIDE}*"):
-            found.append(Held(kind, leftover.name.removeprefix(ASIDE), "removed", *_measured(leftover), linked=linked))
+            name = leftover.name.removeprefix(ASIDE)
+            found.append(StoredItem(kind, name, "removed", *_size_and_age(leftover), linked=linked))
     return found
 
 
-def damaged(store: Store) -> Iterator[tuple[Name, str]]:
+def verify_artifacts(store: Store) -> Iterator[tuple[Name, str]]:
     """Compare every file of every artifact with its manifest.
 
     Yields:
-        Each artifact as it is done, and what is wrong with it; "" for nothing.
+        The name of each artifact when it is verified, and what is wrong with it, or "".
     """
     for kind in sorted(name for name in store.kinds() if name != POINTERS):
         for artifact in store.newest_first(kind):
@@ -160,12 +176,12 @@ def damaged(store: Store) -> Iterator[tuple[Name, str]]:
             yield (kind, name), fault
 
 
-def dependents(found: Iterable[Held], names: Iterable[Name]) -> set[Name]:
-    """Return the artifacts that were made from any of these, directly or not."""
+def dependents(found: Iterable[StoredItem], names: Iterable[Name]) -> set[Name]:
+    """Return the artifacts that were made from any of `names`, directly or indirectly."""
     children: dict[Name, set[Name]] = {}
-    for held in found:
-        for origin in held.inputs:
-            children.setdefault(origin, set()).add(held.name)
+    for item in found:
+        for origin in item.inputs:
+            children.setdefault(origin, set()).add(item.name)
     waiting, reached = list(names), set[Name]()
     while waiting:
         for child in children.get(waiting.pop(), set()) - reached:
@@ -174,22 +190,22 @@ def dependents(found: Iterable[Held], names: Iterable[Name]) -> set[Name]:
     return reached
 
 
-def needed(found: Iterable[Held], wanted: Iterable[Name], *, younger_than_s: float = 0.0) -> set[Name]:
-    """What has to stay: what is wanted, being made, young or linked, and everything that any of it is made from.
+def needed(found: Iterable[StoredItem], wanted: Iterable[Name], *, younger_than_s: float = 0.0) -> set[Name]:
+    """Return what must stay: what is wanted, running, recent or linked, and everything that it is made from.
 
     Args:
-        found: As from `inventory`.
-        wanted: What somebody asks for.
+        found: The items of the store, from `inventory`.
+        wanted: The artifacts that configurations or pointers ask for.
         younger_than_s: Artifacts of a lower age stay.
     """
     origins: dict[Name, frozenset[Name]] = {}
     waiting = list(wanted)
     asked = set(waiting)
-    for held in found:
-        origins[held.name] = origins.get(held.name, frozenset()) | held.inputs
-        young = held.state == "complete" and held.age_s < younger_than_s
-        if held.state == "running" or young or held.linked or (held.state in UNFINISHED and held.age_s < DAY_S):
-            waiting.append(held.name)
+    for item in found:
+        origins[item.name] = origins.get(item.name, frozenset()) | item.inputs
+        recent = item.state == "complete" and item.age_s < younger_than_s
+        if item.state == "running" or recent or item.linked or (item.state in UNFINISHED and item.age_s < DAY_S):
+            waiting.append(item.name)
     kept: set[Name] = set()
     while waiting:
         name = waiting.pop()
@@ -199,52 +215,112 @@ def needed(found: Iterable[Held], wanted: Iterable[Name], *, younger_than_s: flo
     return kept | asked
 
 
-def removable(found: Iterable[Held], kept: set[Name]) -> list[Held]:
-    """What may go, in the order in which it has to: nothing before what is made from it."""
-    doomed = [held for held in found if not held.linked and (held.state == "removed" or held.name not in kept)]
-    origins = {held.name: held.inputs for held in doomed if held.state != "removed"}
+def removable(found: Iterable[StoredItem], kept: set[Name]) -> list[StoredItem]:
+    """Return what is not kept, in the order of removal: each artifact after all that are made from it."""
+    doomed = [item for item in found if not item.linked and (item.state == "removed" or item.name not in kept)]
+    depths = _depths({item.name: item.inputs for item in doomed if item.state != "removed"})
+    return sorted(doomed, key=lambda item: (-depths.get(item.name, 1), item.name))
+
+
+def remove(store: Store, doomed: Iterable[StoredItem]) -> Iterator[tuple[StoredItem, bool]]:
+    """Remove items one by one, and yield whether each is gone; an item that a process is making stays.
+
+    An artifact loses its name before it loses a file, so a killed removal leaves no artifact with a part missing.
+    """
+    for item in doomed:
+        if item.state == "removed":
+            shutil.rmtree(store.root / item.kind / f"{ASIDE}{item.fingerprint}", ignore_errors=True)
+            yield item, True
+            continue
+        try:
+            with store.writer_lock(item.kind, item.fingerprint, patience=0):
+                if item.state in ("complete", "damaged"):
+                    store.remove(item.kind, item.fingerprint)
+                else:
+                    store.remove_unfinished(item.kind, item.fingerprint)
+        except Busy:
+            yield item, False
+            continue
+        for folder in (store.folder(item.kind, item.fingerprint), store.staging_folder(item.kind, item.fingerprint)):
+            shutil.rmtree(folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}"), ignore_errors=True)
+        yield item, True
+
+
+def remove_with_dependents(store: Store, refs: Iterable[InputRef]) -> list[str]:
+    """Remove artifacts, everything that was made from them, and unfinished work on what would be.
+
+    Artifacts with an unreadable manifest and files without one go too, because their inputs are unknown.
+
+    Returns:
+        What was removed, as `KIND/FINGERPRINT`, the last made first.
+
+    Raises:
+        UserError: Another process is making one of them; the others are removed.
+    """
+    doomed = {(ref.kind, ref.fingerprint) for ref in refs}
+    removed, busy = [], []
+    if doomed:
+        found = inventory(store)
+        doomed |= {(kind, name) for kind in store.kinds() for name in (*store.unreadable(kind), *store.orphans(kind))}
+        doomed |= dependents(found, doomed)
+        depths = _depths({item.name: item.inputs for item in found})
+        for kind, name in sorted(doomed, key=lambda name: (-depths.get(name, 1), name)):
+            try:
+                with store.writer_lock(kind, name, patience=0):
+                    store.remove(kind, name)
+                removed.append(f"{kind}/{name}")
+            except Busy:
+                busy.append(f"{kind}/{name}")
+    for leftover in store.root.glob(f"*/{ASIDE}*"):  # also those of a process that was killed during a removal
+        shutil.rmtree(leftover)
+    if busy:
+        what = f"{', '.join(busy)} must be removed, but is being made"
+        raise UserError(what, str(store.root), "stop that process, then run the same command again")
+    return removed
+
+
+def total_bytes(found: Iterable[StoredItem]) -> int:
+    """Return the total size of the items in bytes."""
+    return sum(item.bytes for item in found)
+
+
+def by_kind(found: Iterable[StoredItem]) -> Mapping[str, tuple[int, int]]:
+    """Return the number of items of each kind and their size in bytes."""
+    sums: dict[str, tuple[int, int]] = {}
+    for item in found:
+        count, size = sums.get(item.kind, (0, 0))
+        sums[item.kind] = (count + 1, size + item.bytes)
+    return sums
+
+
+def _depths(inputs: Mapping[Name, Iterable[Name]]) -> dict[Name, int]:
+    """Return the length of the longest chain of inputs that ends in each artifact."""
     depths: dict[Name, int] = {}
 
     def depth(name: Name) -> int:
         if name not in depths:
-            depths[name] = 0  # a manifest that named itself would lead round and round
-            depths[name] = 1 + max((depth(origin) for origin in origins.get(name, ())), default=0)
+            depths[name] = 0  # a damaged manifest may name itself
+            depths[name] = 1 + max((depth(origin) for origin in inputs.get(name, ())), default=0)
         return depths[name]
 
-    return sorted(doomed, key=lambda held: (-depth(held.name), held.name))
+    for name in inputs:
+        depth(name)
+    return depths
 
 
-def remove(store: Store, doomed: Iterable[Held]) -> Iterator[tuple[Held, bool]]:
-    """Remove things one by one, and say of each whether it is gone; what somebody is making now stays.
-
-    An artifact loses its name before it loses a file, so one that is half removed is none.
-    """
-    for held in doomed:
-        if held.state == "removed":
-            shutil.rmtree(store.root / held.kind / f"{ASIDE}{held.fingerprint}", ignore_errors=True)
-            yield held, True
-            continue
-        try:
-            with store.alone(held.kind, held.fingerprint, patience=0):
-                if held.state in ("complete", "damaged"):
-                    store.remove(held.kind, held.fingerprint)
-                else:
-                    store.remove_unfinished(held.kind, held.fingerprint)
-        except Busy:
-            yield held, False
-            continue
-        for aside in (store.folder(held.kind, held.fingerprint), store.staging_folder(held.kind, held.fingerprint)):
-            shutil.rmtree(aside.with_name(f"{ASIDE}{aside.name.lstrip('.')}"), ignore_errors=True)
-        yield held, True
-
-
-def _unfinished(store: Store, ref: InputRef, linked: bool) -> Held:
-    state, _ = store.progress(ref.kind, ref.fingerprint)
+def _unfinished(store: Store, ref: InputRef, linked: bool) -> StoredItem:
+    progress, _ = store.progress(ref.kind, ref.fingerprint)
     folder = store.staging_folder(ref.kind, ref.fingerprint)
     basis = Basis.of(folder) or Basis()
-    size, age = _measured(folder)
-    shown: State = "interrupted" if state == "absent" else state
-    return Held(ref.kind, ref.fingerprint, shown, size, age, _names(basis.inputs), None, linked or folder.is_symlink())
+    state: State = "interrupted" if progress == "absent" else progress
+    return StoredItem(
+        ref.kind,
+        ref.fingerprint,
+        state,
+        *_size_and_age(folder),
+        _names(basis.inputs),
+        linked=linked or folder.is_symlink(),
+    )
 
 
 def _names(refs: Iterable[InputRef]) -> frozenset[Name]:
@@ -262,8 +338,8 @@ def _age(manifest: Manifest, folder: Path) -> float:
     return max(0.0, time.time() - made)
 
 
-def _measured(folder: Path) -> tuple[int, float]:
-    """Bytes in a folder and seconds since anything in it changed; links are not followed."""
+def _size_and_age(folder: Path) -> tuple[int, float]:
+    """Return the bytes in a folder and the seconds since anything in it changed; links are not followed."""
     size, newest = 0, folder.lstat().st_mtime
     for path in folder.rglob("*"):
         try:
@@ -273,17 +349,3 @@ def _measured(folder: Path) -> tuple[int, float]:
         size += status.st_size if path.is_file() else 0
         newest = max(newest, status.st_mtime)
     return size, max(0.0, time.time() - newest)
-
-
-def total_bytes(found: Iterable[Held]) -> int:
-    """Of all of them."""
-    return sum(held.bytes for held in found)
-
-
-def by_kind(found: Iterable[Held]) -> Mapping[str, tuple[int, int]]:
-    """(count, bytes) of each kind."""
-    sums: dict[str, tuple[int, int]] = {}
-    for held in found:
-        count, size = sums.get(held.kind, (0, 0))
-        sums[held.kind] = (count + 1, size + held.bytes)
-    return sums

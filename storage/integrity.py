@@ -1,8 +1,8 @@
-"""Whether the files of an artifact are still those that its manifest names.
+"""Verification of the files of an artifact against its manifest.
 
-Existence and size are compared whenever an artifact is looked at. The SHA-256 of a file is compared once before it is
-read; the file then counts as verified for as long as its inode, size and times stay the same. A writer remembers the
-files it has just hashed, so nothing is hashed twice in the usual case. Readers keep what they verified in memory only.
+Existence and size are checked at every look. The SHA-256 of a file is compared once before it is read; the file then
+counts as verified while its inode, size and times stay the same. A writer records the files that it has just hashed,
+so usually no file is hashed twice. Readers keep what they verified in memory only.
 """
 
 from __future__ import annotations
@@ -13,25 +13,21 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from storage.errors import UserError
 from storage.files import read_json, sha256_of
 from storage.manifest import Manifest, Shard
 
-FOLDER = ".verified"
+VERIFIED = ".verified"
+"""Folder of a store for the records of verified files."""
 Stamp = list[int]
 DAMAGED: Stamp = []
-"""Remembered of a file that was found to be damaged; no file has this stamp, so it is hashed at every look."""
-
-
-class Damaged(UserError):  # noqa: N818  it says what the artifact is
-    """A file of an artifact is missing, or its bytes are not those that the manifest names."""
+"""Stamp recorded for a damaged file; no file has this stamp, so it is hashed at every look."""
 
 
 class Verification:
-    """Remembers which files of a store have been compared with their manifests.
+    """Records which files of a store have been compared with their manifests.
 
     Args:
-        folder: Where the memory is kept: one JSON file an artifact. It can be deleted at any time.
+        folder: Folder of the records, one JSON file per artifact. It can be deleted at any time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,10 +42,10 @@ class Verification:
         Args:
             home: Folder of the artifact's files.
             manifest: The artifact's manifest.
-            shards: Which of its files to look at.
-            read: Whether the files are about to be read: those that were never verified are then hashed. A verified
-                file that was touched since is hashed in any case.
-            everything: Hash all of them. A disk that loses bits changes no time of a file.
+            shards: The files to check.
+            read: Whether the files are about to be read: files that were never verified are then hashed. A verified
+                file that has changed since is always hashed.
+            everything: Hash all of them, because a disk that loses bits does not change the times of a file.
         """
         known = self._known(manifest)
         for shard in shards:
@@ -73,26 +69,27 @@ class Verification:
         return ""
 
     def remember(self, manifest: Manifest) -> None:
-        """Write down what is verified of an artifact; called by writers only, and lost without harm.
+        """Write the record of an artifact; only writers call it.
 
-        The file is neither written atomically nor synced: one that cannot be read means that nothing is verified.
+        The file is neither written atomically nor synced, because a lost or damaged record only means that nothing
+        counts as verified.
         """
         known = self._known(manifest)
         if known == self._load(manifest):
             return
         text = json.dumps({"content": manifest.content, "files": known})
-        with suppress(OSError):  # a store that cannot be written verifies again in the next process
+        with suppress(OSError):  # the next process verifies again
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file(manifest).write_text(text, encoding="utf-8")
 
     def trust(self, home: Path, manifest: Manifest) -> None:
-        """Count all files of an artifact as verified; for a writer that has just hashed them."""
+        """Record all files of an artifact as verified, for a writer that has just hashed them."""
         stamps = {shard.path: stamp_of(home / shard.path) for shard in manifest.shards}
         self._memory[_name(manifest)] = {path: stamp for path, stamp in stamps.items() if stamp is not None}
         self.remember(manifest)
 
     def forget(self, kind: str, fingerprint: str) -> None:
-        """Drop what is known of an artifact that is removed."""
+        """Drop the record of an artifact that is removed."""
         self._memory = {
             name: known for name, known in self._memory.items() if not name.startswith(f"{kind}-{fingerprint}")
         }

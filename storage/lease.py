@@ -1,9 +1,10 @@
-"""One writer per artifact where no file lock reaches: an object that its holder renews, and that dies with the holder.
+"""Leases: one writer per artifact across machines, where no file lock reaches.
 
-Clocks of different machines are not compared. Who wants a lease that somebody has watches it: if it changes, its
-holder is alive; if it stays the same for `LIFE` seconds, nobody renews it, and it is taken over. Two who take over a
-dead lease in the same moment may both believe that they have it; a lease saves double work, and what keeps an artifact
-whole is that each writer has a subfolder of its own and the manifest is put on a condition.
+A lease is an object that its holder renews. A process that waits for a lease polls it: if the object changes, the
+holder is alive; if it stays the same for `LIFE` seconds, the holder is dead and the lease is taken over. Clocks of
+different machines are not compared. Two processes that take over a dead lease at the same moment may both believe that
+they hold it. That only costs double work: an artifact stays intact, because each writer has its own subfolder and the
+manifest is put on the condition that there is none yet.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from storage.objects import Objects
 BEAT = 10.0
 """Seconds between two renewals."""
 LIFE = 45.0
-"""Seconds without a renewal after which a holder counts as dead; a few beats, since a throttled one may be late."""
+"""Seconds without a renewal after which a holder counts as dead: a few beats, since a throttled renewal is late."""
 
 
 class Lease:
-    """What this process holds.
+    """A lease that this process holds.
+
+    Args:
+        objects: The object store.
+        key: Key of the lease.
+        place: Name of the working copy whose file lock the caller holds.
 
     Attributes:
-        lost: Somebody else took it over; this process was silent too long.
+        lost: Whether another process has taken the lease over, because this one did not renew it in time.
     """
 
     def __init__(self, objects: Objects, key: str, place: str) -> None:
@@ -42,34 +48,38 @@ class Lease:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease {key}", daemon=True)
 
-    def take(self, what: str, patience: float) -> None:
+    def acquire(self, what: str, patience: float) -> None:
         """Become the holder.
 
+        Args:
+            what: Kind and fingerprint of the artifact, for the message.
+            patience: Seconds to wait for a living holder.
+
         Raises:
-            Busy: Somebody else is, and is alive, and still is after `patience` seconds.
+            Busy: Another process is alive and still holds it.
         """
         patient_until = time.monotonic() + patience
         while not self._objects.create(self._key, self._value(0)):
-            standing = self._objects.get(self._key)
-            # The caller has the lock of this place: a holder from here who lacks it no longer runs.
-            if standing is not None and _parsed(standing).get("place") != self._record["place"]:
-                standing = self._watched(standing, what, patient_until)
-            if standing is not None and self._objects.get(self._key) == standing:
+            current = self._objects.get(self._key)
+            # The caller holds the file lock of this place, so another holder from here no longer runs.
+            if current is not None and _parsed(current).get("place") != self._record["place"]:
+                current = self._wait_for_end(current, what, patient_until)
+            if current is not None and self._objects.get(self._key) == current:
                 self._objects.delete([self._key])
         self._thread.start()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lease."""
         self._done.set()
         self._thread.join()
         try:
             if not self.lost and self._holds():
                 self._objects.delete([self._key])
         except UserError:
-            return  # it dies by itself, and what went wrong before must be what is said
+            return  # the lease expires by itself, and an earlier error must not be hidden by this one
 
-    def _watched(self, first: bytes, what: str, patient_until: float) -> bytes | None:
-        """The lease once it is dead, None once it is gone."""
+    def _wait_for_end(self, first: bytes, what: str, patient_until: float) -> bytes | None:
+        """Wait until the lease is dead and return it, or None once it is gone."""
         deadline = time.monotonic() + LIFE
         while time.monotonic() < deadline:
             time.sleep(min(1.0, BEAT / 4))
@@ -97,44 +107,51 @@ class Lease:
                 beat += 1
                 self._objects.put(self._key, self._value(beat))
             except UserError:
-                continue  # the work itself says that the store is out of reach
+                continue  # the work itself reports that the store cannot be reached
 
     def _holds(self) -> bool:
-        standing = self._objects.get(self._key)
-        return standing is not None and _parsed(standing).get("holder") == self._record["holder"]
+        current = self._objects.get(self._key)
+        return current is not None and _parsed(current).get("holder") == self._record["holder"]
 
     def _value(self, beat: int) -> bytes:
         return json.dumps({**self._record, "beat": beat, "time": datetime.now(UTC).isoformat()}).encode()
 
 
 @contextmanager
-def held(objects: Objects, key: str, place: str, what: str, patience: float) -> Iterator[Lease]:
-    """Hold a lease for as long as the block runs.
+def hold_lease(objects: Objects, key: str, place: str, what: str, patience: float) -> Iterator[Lease]:
+    """Hold a lease while the block runs.
 
     Args:
-        objects: Where it stands.
-        key: Its key.
-        place: Names the folder whose file lock the caller has: two holders from one place cannot both be alive.
-        what: What is made under it, for the message.
+        objects: The object store.
+        key: Key of the lease.
+        place: Name of the working copy whose file lock the caller holds: two holders from one place cannot both be
+            alive.
+        what: Kind and fingerprint of the artifact, for the message.
         patience: Seconds to wait for a living holder.
 
     Raises:
         Busy: Another process holds it.
     """
     lease = Lease(objects, key, place)
-    lease.take(what, patience)
+    lease.acquire(what, patience)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def held_elsewhere(objects: Objects, key: str, place: str) -> bool:
-    """Whether a writer from another place seems to be at work: for people to read, since it trusts both clocks."""
-    standing = objects.get(key)
-    if standing is None:
+def is_leased_elsewhere(objects: Objects, key: str, place: str) -> bool:
+    """Return whether a writer from another place seems to be at work; only for display, since it trusts both clocks.
+
+    Args:
+        objects: The object store.
+        key: Key of the lease.
+        place: Name of the working copy of this process.
+    """
+    current = objects.get(key)
+    if current is None:
         return False
-    record = _parsed(standing)
+    record = _parsed(current)
     try:
         age = (datetime.now(UTC) - datetime.fromisoformat(record["time"])).total_seconds()
     except (KeyError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Writer locks of artifacts, which readers can query without taking them."""
+"""File locks of writers, which readers can query without taking them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CAN_QUERY = hasattr(fcntl, "F_OFD_GETLK")
 
 
 class WriterLock:
-    """Exclusive lock of one artifact.
+    """Exclusive lock at a path, held by one process.
 
-    `filelock` excludes other writers. Its kind of lock (flock) cannot be queried, so the holder also puts an
-    open-file-description lock on the same file; the kernel drops both when the holder dies.
+    `filelock` excludes other writers. Its kind of lock (flock) cannot be queried, so the holder also takes an
+    open-file-description lock on the same file. The kernel releases both when the holder dies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,10 +30,7 @@ class WriterLock:
         self._marker: int | None = None
 
     def acquire(self, timeout: float) -> None:
-        """Take the lock.
-
-        Args:
-            timeout: Seconds to wait for another holder.
+        """Acquire the lock, waiting `timeout` seconds for another holder; -1 waits without limit.
 
         Raises:
             Timeout: Another process still holds it.
@@ -42,11 +39,11 @@ class WriterLock:
         self._lock.acquire(timeout=timeout)
         if _CAN_QUERY:
             self._marker = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            with suppress(OSError):  # a file system without these locks: readers then see no writer
+            with suppress(OSError):  # the file system has no such locks; readers then see no writer
                 fcntl.fcntl(self._marker, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
 
     def release(self) -> None:
-        """Let another process take the lock."""
+        """Release the lock."""
         if self._marker is not None:
             os.close(self._marker)
             self._marker = None
@@ -54,9 +51,9 @@ class WriterLock:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds the writer lock at `path`; nothing is taken, created or written.
+    """Return whether a process holds the writer lock at `path`; nothing is locked, created or written.
 
-    Only where the platform cannot query a lock (macOS), it is taken for a moment.
+    On platforms that cannot query a lock (macOS), it is taken for a moment.
     """
     if not _CAN_QUERY:
         if not path.exists():

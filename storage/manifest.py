@@ -1,23 +1,23 @@
-"""What an artifact is and how it came to be: the record that is written last and whose existence means "complete"."""
+"""The manifest: what an artifact is and how it was made. It is written last, so its existence means "complete"."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from storage.errors import DamagedManifest, NewerManifest
 from storage.files import read_text
 from storage.fingerprint import fingerprint
+from storage.stored_json import type_adapter
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 _NO_OTHER_FIELDS = {"extra": "forbid"}
 MOST_SECONDS = 1e10
-"""A longer time of making is damage: three hundred years."""
+"""A longer duration means that the manifest is damaged: three hundred years."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Shard:
 
     Attributes:
         path: Relative to the artifact's folder, with forward slashes.
-        rows: Rows of a table; None for other files.
-        log: True for a file that tells how the work went (timings, curves) and is not part of what was made.
+        rows: Number of rows of a table; None for other files.
+        log: Whether the file only describes the run (timings, curves) and is not part of the content.
     """
 
     __pydantic_config__: ClassVar = _NO_OTHER_FIELDS
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class InputRef:
-    """An artifact this one was made from; `content` is its content digest at that moment."""
+    """An input of an artifact, by kind and fingerprint; `content` is its content digest when it was read."""
 
     __pydantic_config__: ClassVar = _NO_OTHER_FIELDS
 
@@ -52,14 +52,21 @@ class InputRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole record.
+    """The manifest of an artifact.
 
     Attributes:
-        identity: The fields behind the fingerprint.
-        config: The full configuration of the run that made it, operational fields too.
-        content: Digest over the paths and hashes of all shards that are not logs: equal content, equal digest.
-        generation: The subfolder that holds the files; "" where they stand beside the manifest. An object store cannot
-            rename, so each writer there has a subfolder of its own, and the manifest says whose counts.
+        kind: Kind of the artifact.
+        fingerprint: Hash of `identity`.
+        identity: The settings and inputs that decide the content.
+        config: The full configuration of the run that made it, operational settings included.
+        inputs: The artifacts it was made from.
+        shards: Its files.
+        stats: Counts and measurements of the run.
+        provenance: Code version, host, times and library versions.
+        content: Digest of the paths and hashes of all shards that are not logs: equal content, equal digest.
+        generation: Subfolder of the files; "" if they are beside the manifest. An object store cannot rename, so each
+            writer there has its own subfolder, and the manifest names the one that counts.
+        schema_version: Version of this record.
     """
 
     __pydantic_config__: ClassVar = _NO_OTHER_FIELDS
@@ -78,22 +85,22 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Rows of all tables."""
+        """The number of rows of all tables."""
         return sum(shard.rows or 0 for shard in self.shards)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files, the manifest itself left out."""
+        """The size of all files in bytes, without the manifest."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def seconds(self) -> float:
-        """How long it took to make, in seconds; 0 where the provenance does not say."""
+        """The time in seconds that it took to make; 0 if the provenance does not say."""
         found = self.provenance.get("seconds")
         return float(found) if isinstance(found, int | float) and 0 <= found < MOST_SECONDS else 0.0
 
     def to_json(self) -> str:
-        """Indented JSON, one trailing newline."""
+        """Return indented JSON with one trailing newline."""
         values = asdict(self)
         if not self.generation:
             del values["generation"]
@@ -101,11 +108,11 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """Return the manifest of an artifact's folder, or None where there is none: no manifest, no artifact.
+        """Return the manifest in an artifact's folder, or None if there is none, and so no artifact.
 
         Raises:
             DamagedManifest: The file is damaged.
-            NewerManifest: It was written by a newer version.
+            NewerManifest: A newer version wrote it.
         """
         path = folder / MANIFEST_NAME
         try:
@@ -122,11 +129,11 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str, where: str) -> Manifest:
-        """Return the manifest whose JSON was read at `where`.
+        """Return the manifest in a JSON text that was read at `where`.
 
         Raises:
-            DamagedManifest: It is damaged or names files outside its folder.
-            NewerManifest: It was written by a newer version.
+            DamagedManifest: It is damaged, or names files outside its folder.
+            NewerManifest: A newer version wrote it.
         """
         damaged = DamagedManifest("the manifest is damaged", where, "run its stage again")
         try:
@@ -143,7 +150,7 @@ class Manifest:
         if version != SCHEMA_VERSION:
             raise damaged
         try:
-            manifest: Manifest = _checker().validate_python(values)
+            manifest: Manifest = type_adapter(Manifest).validate_python(values)
         except (ValueError, RecursionError):  # pydantic's error is a ValueError
             raise damaged from None
         for name in (
@@ -157,14 +164,6 @@ class Manifest:
         return manifest
 
 
-@cache
-def _checker() -> Any:
-    """Return what checks the types of a manifest's fields; unknown fields are refused."""
-    from pydantic import TypeAdapter  # late: a GPU worker that only writes shards needs no check
-
-    return TypeAdapter(Manifest)
-
-
 def content_digest(shards: tuple[Shard, ...]) -> str:
-    """Digest of what was made, independent of logs, times and order of writing."""
+    """Return the digest of the content, which does not depend on logs, times and the order of writing."""
     return fingerprint(sorted((shard.path, shard.sha256) for shard in shards if not shard.log))

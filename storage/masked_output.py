@@ -1,9 +1,9 @@
-"""Masking of secrets in what a process writes: log records, tracebacks, warnings, and the logs of its children.
+"""Masking of secrets in the output of a process: log records, tracebacks, warnings, and the logs of its children.
 
-Each output has one place. Log records are masked when they are created, before any handler prints them or sends them to
-Prefect. Tracebacks that end a process or a thread are masked by the interpreter's hooks. What a child process prints by
-other means, such as a library in C++, is masked in its log file when the child has ended. The message of an error,
-which Prefect stores as the state of a flow or task, is masked where the error leaves the function.
+Each kind of output is masked in one place. Log records are masked when they are created, before any handler prints or
+sends them. Tracebacks that end a process or a thread are masked by the interpreter's hooks. What a child process prints
+by other means, such as a library in C++, is masked in its log file after the child has ended. The message of an error,
+which a workflow engine may store, is masked where the error leaves the function.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def mask_output() -> None:
 
 
 class _MaskedRecords:
-    """A factory of log records whose message and traceback hold no secrets.
+    """Creates log records whose message and traceback hold no secrets.
 
     Args:
-        create: The factory that it stands before.
+        create: The factory that creates the unmasked records.
     """
 
     def __init__(self, create: Any) -> None:
@@ -48,12 +48,12 @@ class _MaskedRecords:
         record: logging.LogRecord = self._create(*args, **kwargs)
         try:
             message = record.getMessage()
-        except Exception:  # the handler reports a message that does not fit its arguments
+        except Exception:  # the handler reports a message that does not match its arguments
             return record
         if (masked := redact(message)) != message:
             record.msg, record.args = masked, ()
         if record.exc_info and record.exc_info[0]:
-            # Formatters use the text that is there and do not format the exception once more.
+            # Formatters use this text and do not format the exception again.
             record.exc_text = redact(_FORMATTER.formatException(record.exc_info))
         if record.stack_info:
             record.stack_info = redact(record.stack_info)
@@ -61,15 +61,15 @@ class _MaskedRecords:
 
 
 class MaskedError(RuntimeError):
-    """An error whose message held a secret; its cause is the original one."""
+    """Replaces an error whose message held a secret; its cause is the original error."""
 
 
 @contextmanager
-def errors_masked() -> Iterator[None]:
-    """Replace an error whose message holds a secret; it can decorate a function.
+def mask_errors() -> Iterator[None]:
+    """Replace an error whose message holds a secret; also usable as a decorator.
 
     Raises:
-        MaskedError: The block raised such an error. Any other error is passed on as it is.
+        MaskedError: The block raised such an error. Other errors are raised unchanged.
     """
     try:
         yield
@@ -81,15 +81,15 @@ def errors_masked() -> Iterator[None]:
 
 
 def masked_traceback(error: BaseException) -> str:
-    """Return the traceback that Python prints of an error, without secrets."""
+    """Return the traceback of an error as Python prints it, without secrets."""
     return redact("".join(traceback.format_exception(error)))
 
 
 def mask_files(logs: Iterable[Path]) -> None:
-    """Mask the secrets in log files, line by line; nothing may write to them any more.
+    """Mask the secrets in log files, line by line, after their writers have ended.
 
     Args:
-        logs: Some may be absent; a file without secrets is left alone.
+        logs: The files. Absent ones are skipped, and files without secrets are not rewritten.
     """
     for log in logs:
         text = partial(log.open, encoding="utf-8", errors="surrogateescape", newline="")

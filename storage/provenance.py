@@ -1,4 +1,4 @@
-"""Where an artifact comes from: code version, machine, command, libraries."""
+"""Provenance of an artifact: code version, machine, command and library versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def code_version() -> tuple[str, bool | None]:
-    """The commit this code stands at and whether the tree has uncommitted changes (None where git cannot say)."""
+    """Return the commit of this code, and whether it has uncommitted changes; without git the version, and None."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
@@ -38,12 +38,12 @@ def _git(*arguments: str) -> str:
 
 
 def provenance(started: datetime, libraries: Sequence[str], **facts: Any) -> dict[str, Any]:
-    """The provenance record of work that began at `started` and ends now.
+    """Return the provenance record of work that began at `started` and ends now.
 
     Args:
-        started: UTC time at which this run took the work up.
+        started: Start of this run, in UTC.
         libraries: Distributions whose versions matter to the result.
-        facts: Further fields, for instance the model revision.
+        facts: More fields of the record.
     """
     ended = datetime.now(UTC)
     version, dirty = code_version()

@@ -1,8 +1,9 @@
-"""Secrets in texts: found where settings are read, and masked in whatever is stored or shown.
+"""Secrets in texts: detected where settings are read, and masked in everything that is stored or shown.
 
-Two things count as a secret: what has the form of one (a password in a URL, a signed query, `--password x`, a bearer
-token, a key whose issuer gives it a known prefix), and the value of an environment variable that holds one, by its name
-(`OPENAI_API_KEY`), because a setting names it, or because it is a URL with a password.
+Two things count as a secret. The first is a text that has the form of one: a password in a URL, a signed query,
+`--password x`, a bearer token, or a key with the known prefix of its issuer. The second is the value of an environment
+variable that holds one, by its name (`OPENAI_API_KEY`), because a setting names it, or because it is a URL with a
+password.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import quote, unquote
 
 MASK = "***"
 SHORTEST = 6
-"""Characters below which a variable's value is not looked for: `1` or `true` would mask half of a text."""
+"""Shortest value of a variable that is masked, in characters: masking `1` or `true` would hide half of a text."""
 
 NAME = (
     r"(?:password|passwd|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key(?:[-_]?id)?|secret[-_]?key|"
@@ -62,20 +63,22 @@ FORMS = (
 )
 
 IN_ADDRESS = FORMS[:2]
-"""Forms of what stands before the host of a URL."""
+"""Forms of credentials before the host of a URL."""
 
 SECRET_NAME = re.compile(rf"(?:.*[-_.])?{NAME}", re.IGNORECASE)
 """Names of options whose values are secrets."""
 
 _variables = {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "SSHPASS"}
-"""Environment variables that hold secrets though their names do not end as `SECRET_NAME` does, or are none yet."""
+"""Environment variables that hold secrets though their names do not match `SECRET_NAME`."""
 _PLACES = {"GOOGLE_APPLICATION_CREDENTIALS", "PWD"}
-"""Environment variables that are named like secrets and hold paths."""
+"""Environment variables with names like secrets that hold paths."""
+_NAMES_OF_SECRETS = {"key_secret"}
+"""Settings that hold the name under which a secret is stored, and not the secret."""
 _values: set[str] = set()
 
 
-def keep_secret(*, variable: str | None = None, value: str | None = None) -> None:
-    """Mask the value of an environment variable, or a value, from now on in this process."""
+def register_secret(*, variable: str | None = None, value: str | None = None) -> None:
+    """Mask a value, or the value of an environment variable, from now on in this process."""
     if variable:
         _variables.add(variable)
     if value and len(value) >= SHORTEST:
@@ -83,7 +86,7 @@ def keep_secret(*, variable: str | None = None, value: str | None = None) -> Non
 
 
 def secret_in(text: str) -> str | None:
-    """Return what kind of secret a text holds by its form, or None."""
+    """Return the kind of secret that a text holds by its form, or None."""
     return next((form.what for form in FORMS if any(_secrets(form, text))), None)
 
 
@@ -103,19 +106,19 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any) -> Any:
-    """Return settings, as JSON has them, with the secrets in all texts masked; a key's name may say that it is one."""
+    """Return a JSON value with the secrets in all texts masked, and the values of keys whose names mean a secret."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
         return {
             redact(str(name)): MASK
-            if isinstance(inner, str) and name != "key_secret" and SECRET_NAME.fullmatch(str(name))
+            if isinstance(inner, str) and name not in _NAMES_OF_SECRETS and SECRET_NAME.fullmatch(str(name))
             else redact_values(inner)
             for name, inner in value.items()
         }
     if isinstance(value, list | tuple):
         words = " ".join(item for item in value if isinstance(item, str))
-        # An option and its value may be two words, neither of which looks like a secret.
+        # An option and its value may be two words, neither of which has the form of a secret.
         split = secret_in(words) and not any(isinstance(item, str) and secret_in(item) for item in value)
         return [MASK if split and isinstance(item, str) else redact_values(item) for item in value]
     return value
@@ -127,7 +130,7 @@ def _named_secret(variable: str) -> bool:
 
 
 def _known_values() -> set[str]:
-    """The secrets in this process's environment and those that were added, as they are and as a URL writes them."""
+    """Return the registered secrets and those in the environment, as they are and as a URL writes them."""
     found = set(_values)
     for name, value in os.environ.items():
         if holds_secret(name):

@@ -1,4 +1,4 @@
-"""Which raw file is which, without reading tens of gigabytes to find that nothing has changed."""
+"""Digests of large raw files, without reading them as a whole each time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SAMPLE_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a file as it stood at one moment.
+    """What is known of a file in one state.
 
     Attributes:
-        digest: What it goes by.
+        digest: The digest that identifies it.
         sample: Digest of its size and of pieces of it.
-        whole: Digest of all its bytes, once somebody has read them.
+        whole: Digest of all its bytes, if they have been read.
     """
 
     digest: str
@@ -32,14 +32,15 @@ class _Known:
 class DigestCache:
     """Digests of large files (XXH3, 128 bits), remembered by path, size, inode and modification time.
 
-    A raw file that is met for the first time goes by a digest of its size and of 64 pieces of 64 kB spread over it. One
-    that agrees with a known one in all these, but was touched, copied or written anew, is read as a whole and held
-    against the other's bytes. So a change is seen unless size, inode and modification time all stay (writing in place
-    and setting the clock back). What stores cannot tell each other is that two files differ between the pieces.
+    A new raw file is identified by a digest of its size and of 64 pieces of 64 kB spread over it. A file that agrees
+    with a known one in all of these, but was touched, copied or written again, is read as a whole and compared with
+    the other's bytes. So a change is seen unless size, inode and modification time all stay the same (writing in place
+    and setting the clock back). Two stores that have never seen both files cannot tell that they differ only between
+    the pieces.
 
     Args:
-        path: JSON file with what is remembered; it need not exist.
-        save: Whether new digests are written to it. Commands that only read a store leave it as it is.
+        path: JSON file of the known digests; it need not exist.
+        save: Whether to write new digests to it. Commands that only read a store do not change it.
     """
 
     def __init__(self, path: Path, *, save: bool = True) -> None:
@@ -48,12 +49,12 @@ class DigestCache:
         self._known = _load(path)
 
     def __call__(self, file: Path) -> str:
-        """What `file` goes by.
+        """Return the digest that identifies `file`.
 
         Raises:
             OSError: The file cannot be read.
         """
-        key = _standing(file)
+        key = _state_of(file)
         if key not in self._known:
             sample = _sample(file)
             alike = {other: known for other, known in self._known.items() if known.sample == sample}
@@ -67,25 +68,25 @@ class DigestCache:
         return self._known[key].digest
 
     def whole(self, file: Path) -> str:
-        """The digest of all bytes of `file`.
+        """Return the digest of all bytes of `file`.
 
         Raises:
             OSError: The file cannot be read.
         """
         self(file)
-        return self._whole_of(_standing(file)) or _whole(file)
+        return self._whole_of(_state_of(file)) or _whole(file)
 
     def confirm(self, file: Path, whole: str) -> None:
-        """Take note of the digest of all bytes of `file`, from somebody who had to read them anyway."""
+        """Record the digest of all bytes of `file`, from a caller that had to read them anyway."""
         self(file)
-        key = _standing(file)
+        key = _state_of(file)
         self._remember(key, replace(self._known[key], whole=whole))
 
     def _whole_of(self, key: str) -> str | None:
-        """The digest of all bytes of a known file; None if they were not read while it stood like that."""
+        """Return the digest of all bytes of a known file, or None if it has changed since and they were never read."""
         known = self._known[key]
         file = Path(key.rsplit("|", 3)[0])
-        if known.whole is None and file.exists() and _standing(file) == key:
+        if known.whole is None and file.exists() and _state_of(file) == key:
             known = replace(known, whole=_whole(file))
             self._remember(key, known)
         return known.whole
@@ -97,9 +98,9 @@ class DigestCache:
                 self._write()
 
     def _write(self) -> None:
-        """Write what is remembered, with what other processes have written since."""
+        """Write the known digests, together with those that other processes have written since."""
         lock = WriterLock(self._path.with_name(f".lock-{self._path.stem.lstrip('.')}"))
-        with suppress(OSError):  # in a store that cannot be written, nothing is remembered
+        with suppress(OSError):  # a read-only store remembers nothing
             lock.acquire(timeout=-1)
             try:
                 discard_temporaries(self._path)
@@ -117,7 +118,7 @@ def _load(path: Path) -> dict[str, _Known]:
         return {}
 
 
-def _standing(file: Path) -> str:
+def _state_of(file: Path) -> str:
     stat = file.stat()
     return f"{file.resolve()}|{stat.st_size}|{stat.st_ino}|{stat.st_mtime_ns}"
 

@@ -1,7 +1,7 @@
-"""Work in progress: a folder that fills shard by shard and becomes an artifact in one rename.
+"""Staging: unfinished work in a folder that is filled shard by shard and becomes an artifact in one rename.
 
-A shard is finished once its record stands in `.shards/`; a killed run finds the finished ones again and makes the
-rest. The manifest is written when all files are there, and only then does the folder get its name.
+A shard is finished when its record is in `.shards/`. After a kill, the next run keeps the finished shards and makes the
+rest. The manifest is written when all files are there, and only then is the folder renamed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BASIS = f"{RECORDS}/basis.json"
 
 @dataclass(frozen=True)
 class Basis:
-    """What unfinished work was begun with; if any of it changes, the work begins anew.
+    """What unfinished work started from; if any of it changes, the work starts again.
 
     Attributes:
-        inputs: The artifacts it is made from, and what they held.
-        tools: What else decides the bytes of the parts, such as a library's version.
+        inputs: The artifacts it is made from, with their content digests.
+        tools: Anything else that decides the bytes of the shards, such as the version of a library.
     """
 
     inputs: tuple[InputRef, ...] = ()
@@ -41,7 +41,7 @@ class Basis:
 
     @classmethod
     def of(cls, folder: Path) -> Basis | None:
-        """The basis of the work standing in `folder`, or None where that cannot be told."""
+        """Return the basis of the work in `folder`, or None if it is unknown."""
         try:
             values = read_json(folder / BASIS)
             return cls(tuple(InputRef(**ref) for ref in values["inputs"]), values["tools"])
@@ -50,7 +50,7 @@ class Basis:
 
 
 class Staging:
-    """The unfinished form of one artifact; made by `Store.write`, under its lock."""
+    """The unfinished form of an artifact, opened by `Store.write` under the writer lock."""
 
     def __init__(self, folder: Path, basis: Basis) -> None:
         self.folder = folder
@@ -61,64 +61,76 @@ class Staging:
 
     @classmethod
     def attach(cls, folder: Path) -> Staging:
-        """The work that stands in `folder`, for a process that helps the writer who opened it.
+        """Return the work in `folder`, for a process that helps the writer that opened it.
 
-        Nothing is swept or begun anew, because others may be at work. Helpers may finish different shards side by
-        side: file and record get their names in one step each, and the record comes last. Only the writer seals.
+        Nothing is removed, because other processes may be at work. Helpers may finish different shards at the same
+        time: file and record are each renamed in one step, the record last. Only the writer seals.
 
         Raises:
-            FileNotFoundError: Nobody has opened it.
+            FileNotFoundError: No writer has opened the folder.
         """
         if not (folder / BASIS).is_file():
-            raise FileNotFoundError(f"{folder}: no unfinished work stands here")
+            raise FileNotFoundError(f"{folder}: there is no unfinished work here")
         staging = cls.__new__(cls)
         staging.folder = folder
         return staging
 
     @property
     def sealed(self) -> bool:
-        """Whether all is done but the rename: a run was killed between the manifest and `Store.commit`."""
+        """Whether only the rename is missing: a run was killed between the manifest and `Store.commit`."""
         return (self.folder / MANIFEST_NAME).is_file()
 
     @property
     def scratch(self) -> Path:
-        """A subfolder for what resuming needs and the artifact does not keep."""
+        """A subfolder for files that resuming needs and the artifact does not keep."""
         path = self.folder / SCRATCH
         path.mkdir(exist_ok=True)
         return path
 
     def path(self, name: str) -> Path:
-        """Where the file `name` of the artifact stands for now; its folder exists."""
+        """Return the present path of the artifact's file `name`, and create its folder."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def has(self, name: str) -> bool:
-        """Return whether this shard is finished and its file is still the one that was finished.
+        """Return whether this shard is finished and its file is unchanged.
 
         A file that was touched since is hashed; a damaged one counts as unfinished.
         """
         return self._finished(self._record(name)) is not None
 
     def write_table(self, name: str, table: pa.Table, *, log: bool = False) -> Shard:
-        """Write a table as a Parquet shard; same rows, same bytes."""
-        from storage.tables import write_table  # late: a process that only looks at a store needs no Arrow
+        """Write a table as a Parquet shard; equal rows give equal bytes.
+
+        Args:
+            name: Path of the file in the artifact.
+            table: The table.
+            log: Whether the file only describes the run and is not part of the content.
+        """
+        from storage.tables import write_table  # late: a process that only reads manifests needs no Arrow
 
         with atomic_path(self.path(name)) as temporary:
             write_table(temporary, table)
         return self.finish(name, rows=table.num_rows, log=log)
 
     def finish(self, name: str, rows: int | None = None, *, log: bool = False) -> Shard:
-        """Record a file that is complete under `name`; its bytes are on disk before the record names them."""
+        """Record a complete file as a finished shard; its bytes are on disk before the record is.
+
+        Args:
+            name: Path of the file in the artifact.
+            rows: Number of rows of a table; None for other files.
+            log: Whether the file only describes the run and is not part of the content.
+        """
         path = self.folder / name
-        path.chmod(0o666 & ~_umask())  # some libraries write files that only their owner may read
+        path.chmod(0o666 & ~_umask())  # some libraries write files that only the owner can read
         sync(path)
         shard = Shard(name, rows, path.stat().st_size, sha256_of(path), log)
         self._write_record(shard)
         return shard
 
     def adopt(self, source: Path, shards: Iterable[Shard]) -> None:
-        """Take finished shards over from another artifact's folder, by hard link where the file system has them."""
+        """Adopt shards from another artifact's folder, by hard link if the file system supports it."""
         for shard in shards:
             with atomic_path(self.path(shard.path)) as temporary:
                 try:
@@ -128,23 +140,23 @@ class Staging:
             self._write_record(shard)
 
     def finished(self) -> list[Shard]:
-        """The finished shards, in the order of their paths."""
+        """Return the finished shards, sorted by path."""
         basis = self.folder / BASIS
         records = [path for path in (self.folder / RECORDS).rglob("*.json") if path != basis]
         shards = (self._finished(record) for record in records)
         return sorted((shard for shard in shards if shard), key=lambda shard: shard.path)
 
     def discard_unfinished(self) -> None:
-        """Remove temporary files that a killed run left behind."""
+        """Remove the temporary files that a killed run left behind."""
         for leftover in self.folder.rglob(f".*{TEMPORARY}"):
             leftover.unlink()
 
     def discard(self) -> None:
-        """Drop the work, for a writer who finds that somebody else has finished it."""
+        """Discard the work, for a writer that finds that another process has finished it."""
         shutil.rmtree(self.folder)
 
     def fail(self, error: BaseException) -> None:
-        """Leave a note of why the work stopped, for `status` to show; finished shards stay."""
+        """Record why the work stopped, for `status` to show; finished shards stay."""
         if not self.folder.is_dir():
             return  # committed or discarded already
         message = str(error) or type(error).__name__
@@ -161,7 +173,17 @@ class Staging:
         stats: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Manifest:
-        """Record the files that have no record yet, drop the scratch folder, write the manifest."""
+        """Record the remaining files, remove the scratch folder and write the manifest.
+
+        Args:
+            kind: Kind of the artifact.
+            fingerprint: Its fingerprint.
+            identity: The settings and inputs behind the fingerprint.
+            config: The full configuration of the run.
+            inputs: The artifacts it is made from.
+            stats: Counts and measurements of the run.
+            provenance: Where it comes from, see `storage.provenance`.
+        """
         shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         for path in self._files():
             name = path.relative_to(self.folder).as_posix()
@@ -185,10 +207,10 @@ class Staging:
 
     @classmethod
     def is_complete(cls, folder: Path, inputs: tuple[InputRef, ...]) -> bool:
-        """Return whether the work in `folder` was sealed, from these inputs, and nothing of it was damaged since.
+        """Return whether the work in `folder` was sealed from these inputs and is undamaged.
 
-        Such work only lacks its name: a run was killed between the manifest and the rename. The shard records may be
-        gone already.
+        Only the rename of such work is missing, because a run was killed after the manifest was written. The shard
+        records may be gone already.
         """
         try:
             manifest = Manifest.read(folder)
@@ -212,7 +234,7 @@ class Staging:
         write_json(self._record(shard.path), {"shard": asdict(shard), "stamp": stamp_of(self.folder / shard.path)})
 
     def _finished(self, record: Path) -> Shard | None:
-        """Return the shard of a record, or None where there is no record or the file is not the recorded one."""
+        """Return the shard of a record, or None if there is no record or the file has changed."""
         try:
             values = read_json(record)
             shard, recorded = Shard(**values["shard"]), values["stamp"]

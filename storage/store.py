@@ -1,11 +1,9 @@
-"""The store in a folder: `STORE/KIND/FINGERPRINT/` is an artifact, complete from the moment it has that name."""
+"""The store in a folder: `STORE/KIND/FINGERPRINT/` is an artifact, and complete as soon as it has that name."""
 
 from __future__ import annotations
 
-import errno
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,16 +12,24 @@ from typing import Literal
 
 from filelock import Timeout
 
-from storage.errors import Busy, DamagedManifest, NewerManifest, UnreadableManifest, UserError, space_needed
-from storage.files import read_json, replace_folder, require_writable, sync, user_path
-from storage.integrity import FOLDER as VERIFIED
-from storage.integrity import Damaged, Verification
+from storage.errors import (
+    Busy,
+    Damaged,
+    DamagedManifest,
+    NewerManifest,
+    UnreadableManifest,
+    UserError,
+    explain_full_disk,
+)
+from storage.files import read_json, read_text, replace_folder, require_writable, sync, write_text
+from storage.integrity import VERIFIED, Verification
 from storage.locks import WriterLock, is_held
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard
 from storage.source_digests import DigestCache
 from storage.staging import FAILURE, RECORDS, Basis, Staging
 
 STAGING, ASIDE = ".staging-", ".aside-"
+"""Name prefixes of folders: unfinished work, and what is being removed."""
 ANOTHER_STORE = "name a folder that you can write to, with --store or `store`"
 Progress = Literal["absent", "running", "failed", "interrupted"]
 
@@ -33,10 +39,10 @@ class Artifact:
     """A committed artifact.
 
     Attributes:
-        home: The folder of its files on this machine; those of a remote store are there once they have been asked for.
-        manifest: What is known of it.
-        location: Where the store has it: a folder or a URI, for people to read.
-        fetch: Brings shards into `home` and verifies them; called before any file is handed out.
+        home: The folder of its files on this machine. Files of a remote store are downloaded to it on demand.
+        manifest: Its manifest.
+        location: Its place in the store, a folder or a URI, for messages.
+        fetch: Makes sure that shards are in `home` and intact; called before the path of any file is returned.
     """
 
     home: Path
@@ -46,23 +52,23 @@ class Artifact:
 
     @property
     def folder(self) -> Path:
-        """Its folder, with every file in it.
+        """The folder of its files, all of which are present and intact.
 
         Raises:
-            Damaged: A file is not the one that the manifest names.
+            Damaged: A file differs from its manifest.
         """
         self.fetch(list(self.manifest.shards))
         return self.home
 
     def shards(self, prefix: str) -> list[Shard]:
-        """The shards whose path starts with `prefix`, in order."""
+        """Return the shards whose path starts with `prefix`, in order."""
         return [shard for shard in self.manifest.shards if shard.path.startswith(prefix)]
 
     def files(self, prefix: str) -> list[Path]:
-        """The files of the shards whose path starts with `prefix`, in order.
+        """Return the files of the shards whose path starts with `prefix`, in order; they are present and intact.
 
         Raises:
-            Damaged: A file is not the one that the manifest names.
+            Damaged: A file differs from its manifest.
         """
         shards = self.shards(prefix)
         self.fetch(shards)
@@ -70,7 +76,7 @@ class Artifact:
 
     @property
     def ref(self) -> InputRef:
-        """How another artifact's manifest refers to this one."""
+        """The reference to this artifact in the manifests of artifacts made from it."""
         return InputRef(self.manifest.kind, self.manifest.fingerprint, self.manifest.content)
 
 
@@ -81,50 +87,27 @@ class Store:
         self.root = root
         self.verification = Verification(root / VERIFIED)
 
-    @classmethod
-    def open(cls, uri: str) -> Store:
-        """The store at `uri`: a folder that need not exist yet, or a prefix on an object store such as s3://bucket/prefix.
-
-        Raises:
-            UserError: There is a file in its place, or it cannot be listed. Or the remote store cannot be used: its
-                library is missing, or the URI has credentials in it.
-        """
-        scheme, separator, rest = uri.partition("://")
-        if separator and scheme != "file":
-            from storage.remote import RemoteStore  # late: a folder needs no network library
-
-            return RemoteStore.at(uri)
-        named = rest if separator else uri
-        with user_path(named, ANOTHER_STORE):
-            root = Path(named).expanduser().resolve()
-            nearest = next(path for path in (root, *root.parents) if path.exists())
-            if not nearest.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "it is a file" if nearest == root else f"{nearest} is a file")
-            if nearest == root:
-                next(root.iterdir(), None)  # one that may not be listed shows here
-        return cls(root)
-
     def require_writable(self) -> None:
-        """Make sure that artifacts can be written, before hours go into one.
+        """Check that artifacts can be written, before hours go into one.
 
         Raises:
-            UserError: They cannot.
+            UserError: They cannot be written.
         """
         require_writable(self.root, ANOTHER_STORE)
 
     def folder(self, kind: str, fingerprint: str) -> Path:
-        """Where this artifact stands on this machine once it is complete."""
+        """Return the folder that this artifact has on this machine once it is complete."""
         return self.root.joinpath(kind, fingerprint)
 
     def location(self, kind: str, fingerprint: str) -> str:
-        """Where the store has this artifact, for people to read."""
+        """Return the place of this artifact in the store, for messages."""
         return str(self.folder(kind, fingerprint))
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
-        """Return the artifact, or None where there is none; one with a damaged manifest counts as absent.
+        """Return the artifact, or None if there is none; an artifact with a damaged manifest counts as absent.
 
         Raises:
-            NewerManifest: A newer version wrote it.
+            NewerManifest: A newer version wrote the manifest.
         """
         folder = self.folder(kind, fingerprint)
         try:
@@ -136,29 +119,29 @@ class Store:
         home = folder / manifest.generation
         return Artifact(home, manifest, str(folder), partial(self._verify, home, manifest))
 
-    def look_again(self, kind: str, fingerprint: str) -> None:
-        """Forget what is remembered of an artifact, for a reader whose looks contradict each other."""
+    def refresh(self, kind: str, fingerprint: str) -> None:
+        """Drop what is cached of an artifact; a store in a folder caches nothing."""
 
     def successor(self, artifact: Artifact) -> Artifact | None:
-        """Return the artifact that has taken another's place since that was found, or None.
+        """Return the artifact that has replaced another one since that was found, or None.
 
-        A reader that found the old manifest and then looks at the new files would believe that they are damaged.
+        A reader that has the old manifest and finds the new files would take them for damaged.
         """
         kind, fingerprint = artifact.manifest.kind, artifact.manifest.fingerprint
-        self.look_again(kind, fingerprint)
+        self.refresh(kind, fingerprint)
         current = self.find(kind, fingerprint)
         return current if current and current.manifest != artifact.manifest else None
 
     def fault(self, artifact: Artifact) -> str:
         """Return which file of a committed artifact is missing or damaged, or "".
 
-        Existence and size of every file are compared, and the bytes of those that were touched since they were
+        Existence and size of every file are checked, and the bytes of those files that changed since they were
         verified. Nothing is written.
         """
         return self.verification.fault(artifact.home, artifact.manifest, artifact.manifest.shards, read=False)
 
     def verify(self, artifact: Artifact) -> str:
-        """As `fault`, and compare the bytes of every file, whatever is remembered; remember the result."""
+        """Compare the bytes of every file with the manifest and record the result; return the fault as `fault` does."""
         shards = artifact.manifest.shards
         fault = self.verification.fault(artifact.home, artifact.manifest, shards, read=True, everything=True)
         self.verification.remember(artifact.manifest)
@@ -167,18 +150,18 @@ class Store:
     def _verify(self, home: Path, manifest: Manifest, shards: list[Shard]) -> None:
         if fault := self.verification.fault(home, manifest, shards, read=True):
             if self._manifest(manifest.kind, manifest.fingerprint) != manifest:
-                raise UserError("it was replaced while it was read", str(home), "run the same command again")
-            raise Damaged(fault, str(home), "make it again: `nextquill verify --repair`, or run its stage again")
+                raise UserError("the artifact was replaced while it was read", str(home), "run the same command again")
+            raise Damaged(fault, str(home), "fix it with `nextquill verify --repair`, or run its stage again")
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
-        """All complete artifacts of this kind, the last committed first."""
+        """Yield all complete artifacts of this kind, the last committed first."""
         for _, name in sorted(self._committed(kind), reverse=True):
             with suppress(NewerManifest):
                 if artifact := self.find(kind, name):
                     yield artifact
 
     def _committed(self, kind: str) -> Iterator[tuple[int, str]]:
-        """When each artifact of this kind was committed, in nanoseconds, and its fingerprint.
+        """Yield the time of commit (ns) and the fingerprint of each artifact of this kind.
 
         Raises:
             UserError: The folder of this kind cannot be listed.
@@ -189,44 +172,51 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise UserError(f"cannot be listed ({error.strerror})", str(folder), "allow yourself to read it") from None
+            what = f"the folder cannot be listed ({error.strerror})"
+            raise UserError(what, str(folder), "give yourself permission to read it") from None
         for name in names:
             path = folder / name / MANIFEST_NAME
             try:
                 yield path.lstat().st_mtime_ns, name
             except PermissionError:
-                yield 0, name  # reading it will say so
+                yield 0, name  # reading the manifest raises the error
             except OSError:
-                continue  # no manifest, or one that is a link to nowhere
+                continue  # there is no manifest, or it is a broken link
 
     @contextmanager
     def write(self, kind: str, fingerprint: str, basis: Basis, *, restart: bool = False) -> Iterator[Staging]:
-        """Open the artifact's staging folder as its only writer; call `commit` when `Staging.seal` has been called.
+        """Open the artifact's staging folder as its only writer; call `commit` after `Staging.seal`.
 
-        What an earlier, interrupted run finished is still there, unless `restart` is set or `basis` is no longer what
-        it was. An error leaves a note in the folder and passes on. An interruption leaves none.
+        An error in the block is recorded in the folder and raised again. An interruption is not recorded.
+
+        Args:
+            kind: Kind of the artifact.
+            fingerprint: Its fingerprint.
+            basis: What the work starts from. Shards that an interrupted run finished are kept if its basis was the
+                same.
+            restart: Discard what an interrupted run finished.
 
         Raises:
             Busy: Another process is writing this artifact.
         """
-        with self.alone(kind, fingerprint, patience=2):
+        with self.writer_lock(kind, fingerprint, patience=2):
             folder = self.staging_folder(kind, fingerprint)
             if restart or not (Basis.of(folder) == basis or Staging.is_complete(folder, basis.inputs)):
                 shutil.rmtree(folder, ignore_errors=True)
             staging = Staging(folder, basis)
             try:
-                with space_needed(self.root):
+                with explain_full_disk(self.root):
                     yield staging
             except Exception as error:
-                with suppress(OSError):  # the note matters less than the error
+                with suppress(OSError):  # the error itself matters more than its record
                     staging.fail(error)
                 raise
 
     def commit(self, kind: str, fingerprint: str) -> Artifact:
-        """Give a sealed staging folder its name, in place of an older artifact of the same fingerprint.
+        """Rename a sealed staging folder to its artifact's name, replacing an older artifact of the same fingerprint.
 
-        Until the rename, a killed run finds sealed work; from the rename on it finds the artifact. What is removed
-        before is not needed to find either, so no moment loses work.
+        A run that is killed before the rename leaves sealed work, and after it a complete artifact. What is removed
+        before the rename is needed for neither, so a kill never loses work.
         """
         staging, folder = self.staging_folder(kind, fingerprint), self.folder(kind, fingerprint)
         shutil.rmtree(staging / RECORDS, ignore_errors=True)
@@ -243,18 +233,18 @@ class Store:
         return artifact
 
     def progress(self, kind: str, fingerprint: str) -> tuple[Progress, str]:
-        """Return how unfinished work on an artifact stands; nothing is locked or written.
+        """Return the state of unfinished work on an artifact; nothing is locked or written.
 
         Returns:
-            "running" while a writer holds the lock; "failed", with its message, or "interrupted" for work that
-            stopped; "absent" where there is none.
+            "running" while a writer holds the lock; "failed" with the error's message, or "interrupted", for work
+            that stopped; "absent" if there is none.
         """
         if is_held(self._lock_path(kind, fingerprint)):
             return "running", ""
         staging = self.staging_folder(kind, fingerprint)
         try:
             unfinished = staging.is_dir()
-        except PermissionError:  # of the folder above; reading the manifest says so
+        except PermissionError:  # the parent folder is not readable; reading the manifest raises the error
             unfinished = False
         if not unfinished:
             return "absent", ""
@@ -263,44 +253,13 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return "interrupted", ""
 
-    def sweep(self, kind: str, fingerprint: str) -> None:
+    def remove_leftovers(self, kind: str, fingerprint: str) -> None:
         """Remove what a writer that was killed after its commit left beside the artifact."""
         aside = self._aside(self.staging_folder(kind, fingerprint))
         if not (aside.exists() or self.staging_folder(kind, fingerprint).exists()):
             return
-        with suppress(Busy, OSError), self.alone(kind, fingerprint, patience=0):
+        with suppress(Busy, OSError), self.writer_lock(kind, fingerprint, patience=0):
             shutil.rmtree(self.set_aside(self.staging_folder(kind, fingerprint)), ignore_errors=True)
-
-    def remove_with_descendants(self, doomed: Iterable[InputRef]) -> list[str]:
-        """Remove artifacts, all that was made from them, and unfinished work on what would be.
-
-        Returns:
-            What was removed, as `KIND/FINGERPRINT`, the last made first.
-
-        Raises:
-            UserError: Another process is making one of them; what can be removed then is.
-        """
-        gone = {(ref.kind, ref.fingerprint) for ref in doomed}
-        lineage = dict(entry for kind in self.kinds() for entry in self._lineage(kind))
-        if gone:  # an artifact that cannot say what it was made from may hold what must go
-            gone |= {(kind, name) for kind in self.kinds() for name in self.unreadable(kind)}
-        while grown := {name for name, inputs in lineage.items() if inputs & gone} - gone:
-            gone |= grown
-        removed, busy = [], []
-        for kind, name in sorted(gone, key=lambda entry: self._age(*entry)):
-            try:
-                with self.alone(kind, name, patience=0):
-                    self.remove(kind, name)
-                removed.append(f"{kind}/{name}")
-            except Busy:
-                busy.append(f"{kind}/{name}")
-        for leftover in self.root.glob(f"*/{ASIDE}*"):  # those of a process that was killed here as well
-            shutil.rmtree(leftover)
-        if busy:
-            raise UserError(
-                f"{', '.join(busy)} must be removed, but is being made", str(self.root), "stop that process"
-            )
-        return removed
 
     def unreadable(self, kind: str) -> dict[str, str]:
         """Return what is wrong with each artifact of this kind whose manifest cannot be read, by fingerprint."""
@@ -308,7 +267,7 @@ class Store:
         return {name: fault for name, fault in faults.items() if fault}
 
     def manifest_fault(self, kind: str, fingerprint: str) -> str:
-        """Return what is wrong with an artifact's manifest, or "" where there is nothing wrong or no artifact."""
+        """Return what is wrong with an artifact's manifest; "" if it is intact or there is no artifact."""
         try:
             self._manifest(kind, fingerprint)
         except UnreadableManifest as error:
@@ -319,22 +278,22 @@ class Store:
         return Manifest.read(self.folder(kind, fingerprint))
 
     def unfinished(self, kind: str) -> list[InputRef]:
-        """Unfinished work of this kind; what it will hold is not known yet."""
+        """Return references to the unfinished work of this kind; their content digests are not known yet."""
         folders = (self.root / kind).glob(f"{STAGING}*")
         return [InputRef(kind, path.name.removeprefix(STAGING), "") for path in folders if path.is_dir()]
 
-    def unnamed(self, kind: str) -> dict[str, tuple[int, float]]:
-        """Return the files in the store of which neither a manifest nor a staging folder here tells.
+    def orphans(self, kind: str) -> dict[str, tuple[int, float]]:
+        """Return the files in the store that belong to no manifest and no staging folder on this machine.
 
         An interrupted upload or removal leaves them in an object store; a store in a folder has none.
 
         Returns:
-            Their bytes, and the seconds since the last of them was written, by fingerprint.
+            By fingerprint, their bytes and the seconds since the last of them was written.
         """
         return {}
 
     def set_aside(self, folder: Path) -> Path:
-        """Take a folder's name away in one step, so that it is never an artifact with a part missing."""
+        """Rename a folder for removal in one step, so that it is never an artifact with a part missing."""
         aside = self._aside(folder)
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
@@ -345,7 +304,7 @@ class Store:
         return folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}")
 
     def remove(self, kind: str, fingerprint: str) -> None:
-        """Take an artifact and unfinished work on it away; the caller is its only writer."""
+        """Remove an artifact and unfinished work on it; the caller holds the writer lock."""
         for folder in (self.folder(kind, fingerprint), self.staging_folder(kind, fingerprint)):
             self.set_aside(folder)
         if (self.root / kind).is_dir():
@@ -353,32 +312,16 @@ class Store:
         self.verification.forget(kind, fingerprint)
 
     def remove_unfinished(self, kind: str, fingerprint: str) -> None:
-        """Take unfinished work on an artifact away; the caller is its only writer, and the artifact itself stays."""
+        """Remove unfinished work on an artifact, not the artifact itself; the caller holds the writer lock."""
         self.set_aside(self.staging_folder(kind, fingerprint))
 
     def kinds(self) -> set[str]:
-        """Names of the kinds of which there is something."""
+        """Return the kinds of which the store holds anything."""
         return {path.name for path in self.root.glob("[!.]*") if path.is_dir()}
-
-    def _lineage(self, kind: str) -> Iterator[tuple[tuple[str, str], set[tuple[str, str]]]]:
-        """Each artifact and each unfinished work of a kind, with what it is made from."""
-        complete = set()
-        for artifact in self.newest_first(kind):
-            complete.add(artifact.manifest.fingerprint)
-            inputs = {(ref.kind, ref.fingerprint) for ref in artifact.manifest.inputs}
-            yield (kind, artifact.manifest.fingerprint), inputs
-        for ref in self.unfinished(kind):
-            basis = Basis.of(self.staging_folder(kind, ref.fingerprint)) or Basis()
-            if ref.fingerprint not in complete:
-                yield (kind, ref.fingerprint), {(origin.kind, origin.fingerprint) for origin in basis.inputs}
-
-    def _age(self, kind: str, fingerprint: str) -> float:
-        folder = self.folder(kind, fingerprint)
-        return time.time() - folder.stat().st_mtime if folder.exists() else 0.0
 
     @property
     def digests(self) -> DigestCache:
-        """Digests of raw files, remembered in this store."""
+        """The digests of raw files that this store remembers."""
         return self.raw_digests(save=True)
 
     def raw_digests(self, *, save: bool) -> DigestCache:
@@ -386,29 +329,62 @@ class Store:
         return DigestCache(self.root / ".digests.json", save=save)
 
     def staging_folder(self, kind: str, fingerprint: str) -> Path:
-        """Where the artifact is made, until it is committed."""
+        """Return the folder in which the artifact is made until it is committed."""
         return self.root / kind / f"{STAGING}{fingerprint}"
 
-    @contextmanager
-    def alone(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
-        """Be this artifact's only writer.
+    def note_names(self, folder: str) -> list[str]:
+        """Return the names of the notes in a folder; a note is a small text that is replaced in one step."""
+        return [path.name for path in (self.root / folder).glob("[!.]*")]
 
-        Args:
-            kind: Of what.
-            fingerprint: Of what.
-            patience: Seconds to wait for another to finish.
+    def note_location(self, folder: str, name: str) -> str:
+        """Return the place of a note, for messages."""
+        return str(self.root / folder / name)
+
+    def read_note(self, folder: str, name: str) -> str | None:
+        """Return the text of a note, or None if there is none.
 
         Raises:
-            Busy: Another process still is.
+            UserError: The note cannot be read.
+        """
+        path = self.root / folder / name
+        try:
+            return read_text(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            fault = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(f"the file cannot be read ({fault})", str(path), "fix or delete it") from None
+
+    def write_note(self, folder: str, name: str, text: str) -> None:
+        """Write or replace a note.
+
+        Args:
+            folder: Folder of the note.
+            name: Name of its file.
+            text: Its text.
+        """
+        write_text(self.root / folder / name, text)
+        sync(self.root / folder)
+
+    @contextmanager
+    def writer_lock(self, kind: str, fingerprint: str, patience: float) -> Iterator[None]:
+        """Hold the lock of an artifact's only writer.
+
+        Args:
+            kind: Kind of the artifact.
+            fingerprint: Its fingerprint.
+            patience: Seconds to wait for another writer.
+
+        Raises:
+            Busy: Another process still holds it.
         """
         lock = WriterLock(self._lock_path(kind, fingerprint))
-        with space_needed(self.root):
+        with explain_full_disk(self.root):
             try:
                 lock.acquire(timeout=patience)
             except Timeout:
-                raise Busy(
-                    f"another process is making {kind} {fingerprint}", str(self.root), "wait for it, or stop it"
-                ) from None
+                what = f"another process is making {kind} {fingerprint}"
+                raise Busy(what, str(self.root), "wait for it, or stop it") from None
             try:
                 yield
             finally:

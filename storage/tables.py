@@ -1,4 +1,4 @@
-"""Parquet tables of artifacts: every page is written with a checksum, which is verified when it is read."""
+"""Parquet tables of artifacts. Every page is written with a checksum, which is verified when the page is read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.integrity import Damaged
+from storage.errors import Damaged
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table; same rows, same bytes."""
+    """Write a table; equal rows give equal bytes."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
@@ -22,20 +22,25 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     Args:
         path: The file.
-        columns: Which columns; None for all.
+        columns: Names of the columns to read; None for all.
 
     Raises:
-        Damaged: The file is no Parquet, or a page does not match its checksum.
+        Damaged: The file is not Parquet, or a page does not match its checksum.
     """
     with _damage(path):
         return pq.read_table(path, columns=columns and list(columns), page_checksum_verification=True)
 
 
 def read_batches(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Read a table in batches of at most `rows` rows, in bounded memory.
+    """Read a table in batches, in bounded memory.
+
+    Args:
+        path: The file.
+        rows: Maximum number of rows of a batch.
+        columns: Names of the columns to read.
 
     Raises:
-        Damaged: As for `read_table`.
+        Damaged: The file is not Parquet, or a page does not match its checksum.
     """
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield from file.iter_batches(rows, columns=list(columns))

@@ -1,4 +1,4 @@
-"""Copies of remote files: from a server that speaks S3's protocol and from a web server, both on loopback."""
+"""Copies of remote files, from a server that speaks S3's protocol and from a web server, both on loopback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from nextquill_core.ingest.sources import source
 from nextquill_core.ingest.sources.base import is_data, remote_files
 from storage import UserError, download
 from storage.objects import Objects
-from tests.s3 import environment, new_store, s3_server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -29,19 +28,11 @@ def everything(names: object, pattern: object) -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
 @pytest.fixture
-def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URI in a bucket of its own."""
-    for name, value in environment(server, tmp_path / "cache").items():
-        monkeypatch.setenv(name, value)
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a prefix in an unused bucket."""
     monkeypatch.setattr(download, "PAUSE_S", 0.01)
-    return new_store(server)
+    return s3
 
 
 def put(uri: str, content: bytes) -> None:
@@ -50,7 +41,7 @@ def put(uri: str, content: bytes) -> None:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """A web server that remembers requests and plays faults: `faults` maps a path to statuses, or None to break off."""
+    """A web server that records requests and injects faults: `faults` maps a path to statuses, or None to break off."""
 
     seen: list[tuple[str, str]]
     faults: dict[str, list[int | None]]
@@ -83,7 +74,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 class Web:
-    """The folder that a web server shows, its address, and what it was asked."""
+    """A running web server: the folder that it serves, its address, and its requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,10 +105,10 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 def test_a_glob_on_s3_gives_copies_in_order_that_keep_their_names(bucket: str) -> None:
     for name in ("part-1.csv", "part-0.csv", "_SUCCESS", "deep/part-2.csv", "other.txt"):
         put(f"{bucket}/{name}", name.encode())
-    paths = download.fetched(f"{bucket}/part-*.csv", everything)
+    paths = download.fetch(f"{bucket}/part-*.csv", everything)
     assert [path.name for path in paths] == ["part-0.csv", "part-1.csv"]
     assert [path.read_bytes() for path in paths] == [b"part-0.csv", b"part-1.csv"]
-    assert download.known(f"{bucket}/part-*.csv") == paths
+    assert download.local_copies(f"{bucket}/part-*.csv", "") == paths
     folder = [path.name for path in remote_files(bucket, fetch=True)]
     assert folder == ["part-2.csv", "other.txt", "part-0.csv", "part-1.csv"]
     assert [path.name for path in remote_files(f"{bucket}/**/*.csv", fetch=True)] == [folder[0], *folder[2:]]
@@ -127,40 +118,42 @@ def test_a_glob_on_s3_gives_copies_in_order_that_keep_their_names(bucket: str) -
 @pytest.mark.process
 def test_a_file_on_s3_is_fetched_again_only_when_it_changed(bucket: str) -> None:
     put(f"{bucket}/r.csv", b"one")
-    (path,) = download.fetched(f"{bucket}/r.csv", everything)
+    (path,) = download.fetch(f"{bucket}/r.csv", everything)
     before = path.stat().st_mtime_ns
-    assert download.fetched(f"{bucket}/r.csv", everything) == (path,)
+    assert download.fetch(f"{bucket}/r.csv", everything) == (path,)
     assert path.stat().st_mtime_ns == before
     put(f"{bucket}/r.csv", b"two")  # of the same size
-    assert download.known(f"{bucket}/r.csv")[0].read_bytes() == b"one"
-    assert download.fetched(f"{bucket}/r.csv", everything)[0].read_bytes() == b"two"
+    assert download.local_copies(f"{bucket}/r.csv", "")[0].read_bytes() == b"one"
+    assert download.fetch(f"{bucket}/r.csv", everything)[0].read_bytes() == b"two"
 
 
 @pytest.mark.process
-def test_what_is_wrong_on_s3_is_one_line_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_on_s3_are_one_line_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put(f"{bucket}/r.csv", b"one")
     began = time.monotonic()
     for address, message in (
-        (f"{bucket}/nothing.csv", "no such file; correct the address"),
+        (f"{bucket}/nothing.csv", "there is no such file; correct the address"),
         (f"{bucket}/*.parquet", "no file matches; correct the address"),
-        ("s3://no-such-bucket-at-all/r.csv", "no such (bucket|file); correct the address"),
-        ("s3:///r.csv", "names no server or bucket"),
+        ("s3://no-such-bucket-at-all/r.csv", "there is no such (bucket|file); correct the address"),
+        ("s3:///r.csv", "the address names no server or bucket"),
         ("s3://KEY:SECRET@bucket/r.csv", "must not carry credentials"),
-        ("nothing-known://bucket/r.csv", "nothing-known:// is not known"),
+        ("nothing-known://bucket/r.csv", "the protocol nothing-known:// is unknown"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            download.fetched(address, everything)
+            download.fetch(address, everything)
         assert "SECRET" not in str(caught.value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(
+        "AWS_ENDPOINT_URL", "http://127.0.0.1:1"
+    )  # s3fs caches clients by endpoint: no other test has it
     with pytest.raises(UserError, match="the server cannot be reached"):
-        download.fetched(f"{bucket}/r.csv", everything)
+        download.fetch(f"{bucket}/r.csv", everything)
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UserError, match=r"access is refused \(NoCredentialsError\); set AWS_ACCESS_KEY_ID"):
-        download.fetched(f"{bucket}/r.csv", everything)
+        download.fetch(f"{bucket}/r.csv", everything)
     assert time.monotonic() - began < 30
 
 
@@ -177,52 +170,52 @@ def test_a_library_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, address.partition(":")[0], raising=False)
     with pytest.raises(UserError, match=f"is not installed; {remedy}"):
-        download.fetched(address, everything)
+        download.fetch(address, everything)
 
 
 def test_a_file_of_a_web_server_is_fetched_once(web: Web) -> None:
     (web.folder / "data").mkdir()
     (web.folder / "data" / "r.csv").write_bytes(b"one")
-    (path,) = download.fetched(f"{web.address}/data/r.csv?token=abc", everything)
+    (path,) = download.fetch(f"{web.address}/data/r.csv?token=abc", everything)
     assert (path.name, path.read_bytes()) == ("r.csv", b"one")
     assert web.gets() == 1
-    download.fetched(f"{web.address}/data/r.csv?token=abc", everything)
+    download.fetch(f"{web.address}/data/r.csv?token=abc", everything)
     assert web.gets() == 1
     os.utime(web.folder / "data" / "r.csv", (1, 1))
     (web.folder / "data" / "r.csv").write_bytes(b"three")
-    assert download.fetched(f"{web.address}/data/r.csv?token=abc", everything)[0].read_bytes() == b"three"
+    assert download.fetch(f"{web.address}/data/r.csv?token=abc", everything)[0].read_bytes() == b"three"
 
 
 def test_a_broken_download_is_tried_again_and_leaves_nothing_half(web: Web) -> None:
     (web.folder / "r.csv").write_bytes(b"x" * 1000)
     web.handler.faults = {"/r.csv": [None, 503, None]}
-    (path,) = download.fetched(f"{web.address}/r.csv", everything)
+    (path,) = download.fetch(f"{web.address}/r.csv", everything)
     assert path.read_bytes() == b"x" * 1000
     web.handler.faults = {"/other.csv": [None] * 9}
     (web.folder / "other.csv").write_bytes(b"y" * 1000)
-    with pytest.raises(UserError, match=r"other\.csv: cannot be fetched \(.*\); check the address and the network"):
-        download.fetched(f"{web.address}/other.csv", everything)
+    with pytest.raises(UserError, match=r"other\.csv: cannot be downloaded \(.*\); check the address and the network"):
+        download.fetch(f"{web.address}/other.csv", everything)
     assert sorted(each.name for each in path.parent.iterdir()) == [".r.csv.version.json", "r.csv"]
-    with pytest.raises(UserError, match="it is not fetched yet; run `nextquill ingest` first"):
-        download.known(f"{web.address}/other.csv")
+    with pytest.raises(UserError, match="it is not downloaded yet; download it first"):
+        download.local_copies(f"{web.address}/other.csv", "download it first")
 
 
 @pytest.mark.parametrize(
     ("path", "status", "message"),
     [
-        ("/none.csv", 404, "no such file; correct the address"),
+        ("/none.csv", 404, "there is no such file; correct the address"),
         ("/r.csv?X-Amz-Signature=SECRET", 403, r"r\.csv\?…: access is refused \(403\); .*may have expired"),
         ("/r.csv", 401, r"access is refused \(401\)"),
-        ("/r.csv", 410, "no such file"),
-        ("/r.csv?key=SECRET", 500, r"cannot be fetched \(500"),
-        ("/", 404, "names no file|no such file"),
-        ("/part-*.csv", 404, "http:// has no globs: a web server cannot list files; name one file"),
+        ("/r.csv", 410, "there is no such file"),
+        ("/r.csv?key=SECRET", 500, r"cannot be downloaded \(500"),
+        ("/", 404, "names no file|there is no such file"),
+        ("/part-*.csv", 404, "http:// has no globs, because a web server cannot list files; name one file"),
     ],
 )
-def test_what_a_web_server_refuses_is_one_line(web: Web, path: str, status: int, message: str) -> None:
+def test_refusals_of_a_web_server_are_one_line(web: Web, path: str, status: int, message: str) -> None:
     web.handler.faults = {path.partition("?")[0]: [status] * 50}
     with pytest.raises(UserError, match=message) as caught:
-        download.fetched(web.address + path, everything)
+        download.fetch(web.address + path, everything)
     assert "SECRET" not in str(caught.value)
 
 
@@ -233,7 +226,7 @@ def test_a_server_that_is_not_there_is_noticed_at_once() -> None:
     began = time.monotonic()
     for address in (f"http://127.0.0.1:{port}/r.csv", "https://nowhere.invalid/r.csv", "hf://datasets/a/b/r.csv"):
         with pytest.raises(UserError, match=r"the server cannot be reached \("):
-            download.fetched(address, everything)
+            download.fetch(address, everything)
     assert time.monotonic() - began < 20
 
 
@@ -251,7 +244,7 @@ def test_a_source_reads_remote_files_like_local_ones(web: Web, tmp_path: Path) -
     (tmp_path / "i.jsonl").write_text("{}\n")
     raw = RawInput(category="C", reviews=f"{web.address}/r.jsonl", items=(tmp_path / "i.jsonl").as_uri())
     reader = source("amazon-2023")
-    with pytest.raises(DataError, match="it is not fetched yet"):
+    with pytest.raises(DataError, match="it is not downloaded yet; run `nextquill ingest` first"):
         reader.find(raw, fetch=False)
     found = reader.find(raw, fetch=True)
     assert found == reader.find(raw, fetch=False)

@@ -11,8 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from storage import Artifact, Basis, InputRef, Store
-from storage.garbage import DAY_S, Glance, Held, inventory, needed, removable, remove, total_bytes
+from storage import Artifact, Basis, InputRef, Store, UserError
+from storage.garbage import (
+    DAY_S,
+    CachedStore,
+    StoredItem,
+    inventory,
+    needed,
+    removable,
+    remove,
+    remove_with_dependents,
+    total_bytes,
+)
+from storage.remote import open_store
 
 
 def make(store: Store, kind: str, name: str, *inputs: Artifact, days: float = 0.0) -> Artifact:
@@ -38,7 +49,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def names(found: list[Held]) -> list[str]:
+def names(found: list[StoredItem]) -> list[str]:
     return [held.fingerprint for held in found]
 
 
@@ -63,7 +74,7 @@ def test_only_what_was_listed_goes(store: Store) -> None:
     assert not list(store.root.glob("*/.aside-*"))
 
 
-def test_killed_in_the_middle_nothing_looks_whole_and_the_next_goes_on(
+def test_a_killed_removal_leaves_nothing_that_looks_whole_and_the_next_one_finishes_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = inventory(store)
@@ -102,7 +113,7 @@ def abandon(store: Store, name: str, *inputs: InputRef, days: float) -> Path:
     return folder
 
 
-def test_unfinished_work_goes_after_a_day_unless_somebody_asks_for_it(store: Store) -> None:
+def test_unfinished_work_is_removed_after_a_day_unless_it_is_wanted(store: Store) -> None:
     origin = store.find("d", "d0")
     assert origin is not None
     young, old, asked = (
@@ -120,10 +131,10 @@ def test_what_is_being_made_stays_with_its_inputs(store: Store) -> None:
     origin = store.find("d", "d0")
     assert origin is not None
     folder = abandon(store, "now", origin.ref, days=3)
-    with store.alone("e", "now", patience=0):
+    with store.writer_lock("e", "now", patience=0):
         found = inventory(store)
         assert {("e", "now"), ("d", "d0")} <= needed(found, [])
-        stale = [Held("e", "now", "failed", 0, 0.0)]  # began after the look
+        stale = [StoredItem("e", "now", "failed", 0, 0.0)]  # began after the look
         assert [gone for _, gone in remove(store, stale)] == [False]
     assert folder.exists()
 
@@ -154,7 +165,7 @@ def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     assert (moved / "manifest.json").is_file()
 
 
-def test_a_glance_reads_a_manifest_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_store_reads_a_manifest_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[tuple[str, str]] = []
     find = Store.find
 
@@ -164,12 +175,57 @@ def test_a_glance_reads_a_manifest_once(store: Store, monkeypatch: pytest.Monkey
         return find(self, kind, fingerprint)
 
     monkeypatch.setattr(Store, "find", counted)
-    glance = Glance(store)
-    both = zip(glance.newest_first("b"), glance.newest_first("b"), strict=True)
+    cached = CachedStore(store)
+    both = zip(cached.newest_first("b"), cached.newest_first("b"), strict=True)
     assert [(one.manifest.fingerprint, other.manifest.fingerprint) for one, other in both] == [
         ("b1", "b1"), ("b0", "b0"),
     ]  # fmt: skip
-    assert glance.find("b", "b0") is not None
-    assert glance.find("b", "no") is None
-    assert glance.find("b", "no") is None
+    assert cached.find("b", "b0") is not None
+    assert cached.find("b", "no") is None
+    assert cached.find("b", "no") is None
     assert sorted(reads) == [("b", "b0"), ("b", "b1"), ("b", "no")]
+
+
+def chain(store: Store, *names: str) -> None:
+    """Artifacts of one kind each, every one made from the one before."""
+    inputs: list[InputRef] = []
+    for name in names:
+        with store.write(name, "x", Basis(tuple(inputs))) as staging:
+            staging.path("note.txt").write_text(name)
+            staging.seal(kind=name, fingerprint="x", identity={}, config={}, inputs=inputs, stats={}, provenance={})
+            inputs = [store.commit(name, "x").ref]
+
+
+def test_removing_takes_all_that_was_made_from_it_and_nothing_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    chain(store, "a", "b", "c")
+    chain(store, "other")
+    ref = InputRef("b", "x", "")
+    with pytest.raises(ZeroDivisionError), store.write("d", "x", Basis((ref,))) as staging:
+        staging.path("note.txt").write_text(str(1 / 0))
+    (tmp_path / "c" / ".aside-y").mkdir()  # of a process that was killed while it removed
+    assert sorted(remove_with_dependents(store, [ref])) == ["b/x", "c/x", "d/x"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name == "x") == ["x", "x"]
+    assert store.find("a", "x")
+    assert store.find("other", "x")
+    assert [path.name for path in tmp_path.rglob(".*") if path.is_dir()] == [".verified"]
+    assert remove_with_dependents(store, [ref]) == ["b/x"]
+
+
+def test_an_artifact_that_is_being_made_is_not_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    chain(store, "a", "b")
+    with store.write("b", "x", Basis(), restart=True), pytest.raises(UserError, match="b/x must be removed, but is"):
+        remove_with_dependents(store, [InputRef("a", "x", "")])
+    assert store.find("a", "x") is None
+    assert store.find("b", "x")
+
+
+def test_a_cached_store_reads_notes_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXTQUILL_CACHE", str(tmp_path / "cache"))
+    remote = open_store("memory://notes/prefix")
+    remote.write_note("accepted", "p.json", "{}")
+    cached = CachedStore(remote)
+    assert cached.note_names("accepted") == ["p.json"]
+    assert cached.note_location("accepted", "p.json") == "memory://notes/prefix/.accepted/p.json"
+    assert (cached.read_note("accepted", "p.json"), cached.read_note("accepted", "q.json")) == ("{}", None)

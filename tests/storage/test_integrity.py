@@ -12,7 +12,7 @@ import pytest
 
 import storage.integrity
 from storage import Artifact, Basis, Store
-from storage.integrity import Damaged
+from storage.errors import Damaged
 from storage.manifest import Shard
 
 

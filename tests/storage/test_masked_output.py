@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UserError
-from storage.masked_output import MaskedError, errors_masked, mask_files
-from storage.redaction import keep_secret
+from storage.masked_output import MaskedError, mask_errors, mask_files
+from storage.redaction import register_secret
 
 S = "pl4nt3d-S3cret.value"
 CODE = f"""
@@ -47,7 +47,7 @@ def test_records_tracebacks_and_warnings_are_masked(tmp_path: Path) -> None:
 
 
 def test_an_error_with_a_secret_is_replaced_and_others_pass() -> None:
-    @errors_masked()
+    @mask_errors()
     def fail(error: Exception) -> None:
         raise error
 
@@ -62,7 +62,7 @@ def test_an_error_with_a_secret_is_replaced_and_others_pass() -> None:
 
 def test_files_are_masked_and_others_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKED_OUTPUT_KEY", S)
-    keep_secret(variable="MASKED_OUTPUT_KEY")
+    register_secret(variable="MASKED_OUTPUT_KEY")
     secret, plain = tmp_path / "secret.log", tmp_path / "plain.log"
     secret.write_bytes(f"one\r\ntwo {S}\n".encode() + b"\xff\n")
     plain.write_bytes(b"\xff nothing\n")

@@ -8,7 +8,7 @@ import pytest
 
 from storage.errors import UserError
 from storage.provenance import provenance
-from storage.redaction import holds_secret, keep_secret, redact, redact_values, secret_in
+from storage.redaction import holds_secret, redact, redact_values, register_secret, secret_in
 
 S = "pl4nt3d-S3cret.value"
 TEXTS = (
@@ -83,7 +83,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_values_of_variables_are_masked_in_errors_and_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_OWN_KEY", S)
     assert S in str(UserError(f"the server says: wrong key {S}"))
-    keep_secret(variable="MY_OWN_KEY")
+    register_secret(variable="MY_OWN_KEY")
     assert str(UserError(f"the server says: wrong key {S}")) == "the server says: wrong key ***"
     monkeypatch.setattr("sys.argv", ["nextquill", "run", "--set", "evaluate.server.url=http://a:b3c4d5@h", f"x={S}"])
     command = provenance(datetime.now(UTC), [])["command"]

@@ -71,7 +71,7 @@ def test_an_edit_between_the_pieces_is_seen_and_a_touch_is_none(
     second = cache(file)(file)
     assert second != first
     edit(file, MIDDLE)  # and back again
-    assert (cache(file)(file) == first) is confirmed, "what nobody read cannot be recognised"
+    assert (cache(file)(file) == first) is confirmed, "bytes that were never read cannot be recognised"
     assert whole_reads
 
 
@@ -111,7 +111,7 @@ def test_small_and_damaged_caches(tmp_path: Path) -> None:
     assert cache(small)(small) == first
 
 
-def test_two_processes_do_not_forget_what_the_other_has_learnt(file: Path) -> None:
+def test_two_processes_keep_each_others_digests(file: Path) -> None:
     other = file.with_name("other.jsonl")
     other.write_text("x")
     leftover = file.parent / "..digests.json.0123abcd.tmp"  # of a process that was killed

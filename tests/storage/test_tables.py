@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage.integrity import Damaged
+from storage.errors import Damaged
 from storage.tables import read_batches, read_table, write_table
 
 TABLE = pa.table({"x": list(range(2000)), "y": [f"text {number}" for number in range(2000)]})
@@ -38,3 +38,14 @@ def test_a_flipped_bit_in_a_page_is_noticed(tmp_path: Path, share: float) -> Non
 def test_an_absent_file_is_no_damage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "t.parquet")
+
+
+def test_users_open_tables_with_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    for part in range(2):
+        write_table(tmp_path / f"{part}.parquet", TABLE)
+    files = str(tmp_path / "*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert (loaded.num_rows, loaded.column_names) == (4000, ["x", "y"])
+    assert loaded[2001] == {"x": 1, "y": "text 1"}

@@ -1,0 +1,82 @@
+"""Unfinished work: what an interrupted run leaves, and what the next one keeps of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from storage import Basis, Store, UserError
+from tests.storage.test_store import fill
+
+BASIS = Basis(tools="b")
+
+
+def test_an_error_leaves_finished_shards_and_a_note(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ZeroDivisionError), store.write("kind", "a", BASIS) as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        _ = 1 / 0
+    assert store.find("kind", "a") is None
+    assert store.progress("kind", "a") == ("failed", "division by zero")
+    with store.write("kind", "a", BASIS) as staging:
+        assert staging.has("0.parquet")
+
+
+def test_an_interruption_is_no_failure(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.write("kind", "a", BASIS) as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        raise KeyboardInterrupt
+    assert store.progress("kind", "a") == ("interrupted", "")
+    with store.write("kind", "a", BASIS) as staging:
+        assert staging.has("0.parquet")
+
+
+def test_a_full_disk_is_the_user_s_to_fix_and_keeps_what_is_done(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "1.parquet")
+    with pytest.raises(UserError) as caught, store.write("kind", "a", BASIS) as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        raise full
+    assert str(caught.value) == (
+        f"{tmp_path}: cannot be written (No space left on device: 1.parquet); free some space, or name another store; "
+        "the same command resumes"
+    )
+    with store.write("kind", "a", BASIS) as staging:
+        assert staging.has("0.parquet")
+
+
+def test_work_on_other_inputs_is_not_taken_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for basis, restart, expected in (("b", False, False), ("b", False, True), ("c", False, False), ("c", True, False)):
+        with store.write("kind", "a", Basis(tools=basis), restart=restart) as staging:
+            assert staging.has("0.parquet") is expected
+            staging.write_table("0.parquet", pa.table({"x": [1]}))
+
+
+def test_a_run_killed_between_manifest_and_rename_only_renames(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.write("kind", "a", BASIS) as staging:
+        staging.write_table("0.parquet", pa.table({"x": [1]}))
+        staging.seal(kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={})
+    with store.write("kind", "a", BASIS) as staging:
+        assert staging.sealed
+        artifact = store.commit("kind", "a")
+    assert [shard.path for shard in artifact.manifest.shards] == ["0.parquet"]
+
+
+def test_adopted_shards_outlive_their_source(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    source = store.find("kind", "a")
+    assert source is not None
+    with store.write("other", "o", BASIS) as staging:
+        staging.adopt(source.folder, source.shards("part/"))
+        staging.seal(kind="other", fingerprint="o", identity={}, config={}, inputs=[], stats={}, provenance={})
+        adopted = store.commit("other", "o")
+    (source.folder / "part" / "0.parquet").unlink()
+    assert pa.parquet.read_table(adopted.folder / "part" / "0.parquet").num_rows == 3
