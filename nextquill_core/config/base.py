@@ -1,44 +1,43 @@
-"""What every group of settings has: it is frozen, refuses unknown keys, and knows which fields decide a result."""
+"""The base class of all sections of the configuration, and types that several sections use."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from nextquill_core.methods.registry import METHODS
+
 OPERATIONAL = {"operational": True}
+"""Marks a field that says how a stage runs, not what it makes."""
 DEFAULTS, CHANGED = "Defaults", "Change"
 """What a form calls the two states of a group of settings."""
-MethodName = Literal[
-    "qwen", "contriever", "bm25", "latestk", "llm-trsr", "cos", "sft", "oppu", "contextsft", "perce", "causal-only",
-    "norm-only", "nextquill", "nextquill-official",
-]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 
 
 def _title(section: type) -> str:
-    """What a form calls a group of settings: `TinyModelConfig` is Tiny Model."""
+    """Return the title of a section in a form: `TinyModelConfig` becomes Tiny Model."""
     name = re.sub(r"(Config|Settings)$", "", section.__name__) or section.__name__
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """Return the group of settings that a field holds, or None where it holds a value."""
+    """Return the section that a field holds, or None if it holds a value."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def variable_name(name: str | None) -> str | None:
-    """Check the name of an environment variable; a key in its place would be stored with the settings.
+    """Check the name of an environment variable, because a key in its place would be stored with the settings.
 
-    The value is not quoted, because it may be the key.
+    The message does not quote the value, because it may be the key.
     """
     if name and (not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or re.fullmatch(r"[0-9a-fA-F]{16,}", name)):
         raise PydanticCustomError(
@@ -47,10 +46,28 @@ def variable_name(name: str | None) -> str | None:
     return name
 
 
-class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know.
+class MethodNames:
+    """Marks a value as the name of a method; its JSON schema lists the names, so that forms offer them."""
 
-    Null for a group inside it means that group's defaults. A form shows such a group closed until it is opened.
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "enum": list(METHODS)}
+
+
+def _method_name(name: str) -> str:
+    if name not in METHODS:
+        expected = ", ".join(f"'{known}'" for known in METHODS)
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_method_name), MethodNames()]
+"""The name of a method, built in or added by another package."""
+
+
+class Section(BaseModel):
+    """A frozen section of the configuration that refuses unknown keys.
+
+    Null for a section inside it means that section's defaults. A form shows such a section closed at first.
     """
 
     model_config = ConfigDict(
@@ -72,34 +89,34 @@ class Section(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Describe each group inside as null or the group, with null as its default."""
+        """Describe each section inside as null or the section, with null as its default."""
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema)["properties"]
         for name, field in cls.model_fields.items():
             if (section := section_of(field)) and "$ref" in properties[name]:
                 described = dict(properties[name])
-                group = {"$ref": described.pop("$ref"), "title": CHANGED}
+                changed = {"$ref": described.pop("$ref"), "title": CHANGED}
                 properties[name] = described | {
                     "title": _title(section),
-                    "anyOf": [{"type": "null", "title": DEFAULTS}, group],
+                    "anyOf": [{"type": "null", "title": DEFAULTS}, changed],
                     "default": None,
                 }
         return schema
 
-    def semantic(self) -> dict[str, Any]:
-        """The fields that decide what a stage produces, as JSON values; operational ones are left out, at any depth."""
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return the fields that decide what a stage makes, as JSON values, without operational ones at any depth."""
         values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"):
                 continue
             value = getattr(self, name)
-            values[name] = value.semantic() if isinstance(value, Section) else _plain(value)
+            values[name] = value.fingerprint_fields() if isinstance(value, Section) else _plain(value)
         return values
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
-        return value.semantic()
+        return value.fingerprint_fields()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, date):

@@ -1,4 +1,4 @@
-"""What the pipeline reads: raw files, who stays, who is hidden, and what of it a model sees."""
+"""Settings of the data: raw files, the data protocol, privacy, and the prompt."""
 
 from __future__ import annotations
 
@@ -10,57 +10,105 @@ from pydantic import Field, field_validator, model_validator
 from nextquill_core.config.base import OPERATIONAL, NonNegative, Positive, Section, Share, variable_name
 
 
-class RawInput(Section):
-    """One category's raw files."""
+class SyntheticInput(Section):
+    """A synthetic category in the layout of Amazon Reviews 2023, whose users have known tastes."""
 
-    category: Annotated[str, Field(min_length=1, description="its name; of a hub data set the one that it has there")]
-    reviews: Annotated[str | None, Field(description="path or glob; empty fetches the category from the hub")] = None
-    items: Annotated[str | None, Field(description="path or glob of the item metadata")] = None
+    folder: Annotated[
+        str, Field(min_length=1, description="Folder of the files, which are written if they are missing")
+    ]
+    users: Annotated[Positive, Field(description="Number of regular users")] = 60
+    seed: Annotated[int, Field(ge=0, description="Seed of the category")] = 42
+
+
+class RawInput(Section):
+    """The raw files of one category."""
+
+    category: Annotated[
+        str, Field(min_length=1, description="Name of the category; for a hub data set, its name there")
+    ]
+    reviews: Annotated[
+        str | None, Field(description="Path, address or glob of the review files; null downloads them from the hub")
+    ] = None
+    items: Annotated[
+        str | None, Field(description="Path, address or glob of the item metadata; null downloads it from the hub")
+    ] = None
+    synthetic: Annotated[
+        SyntheticInput | None, Field(description="Writes and reads a synthetic category instead of files of yours")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> RawInput:
+        if self.synthetic and (self.reviews or self.items):
+            raise ValueError("reviews and items name files, and synthetic writes others; leave one of them out")
+        return self
 
 
 class ProtocolConfig(Section):
-    """Who and what stays, by the published data procedure (DPL), and how targets are split."""
+    """Which reviews, users and items are kept, by the published data procedure (DPL), and how targets are split."""
 
     name: Annotated[
         Literal["dpl", "global-time"],
         Field(
-            description="dpl: each user's last target tests; global-time: two points in time part the targets of all "
-            "users, so that nothing trains that is younger than a test target"
+            description="How targets are split. dpl: each user's last target is a test target; global-time: two points "
+            "in time split the targets of all users, so that no training target is later than a test target"
         ),
     ] = "dpl"
-    min_text_chars: Annotated[int, Field(ge=0, description="characters a raw review text needs")] = 200
-    min_user_reviews: Annotated[int, Field(ge=1, description="reviews a user needs, without repeats")] = 18
-    max_user_reviews: Annotated[int, Field(ge=1, description="reviews above which a user is left out")] = 500
-    min_item_users: Annotated[int, Field(ge=1, description="distinct users an item needs")] = 8
+    min_text_chars: Annotated[int, Field(ge=0, description="Minimum number of characters of a raw review text")] = 200
+    min_user_reviews: Annotated[
+        int, Field(ge=1, description="Minimum number of reviews of a user, not counting repeats")
+    ] = 18
+    max_user_reviews: Annotated[
+        int, Field(ge=1, description="Maximum number of reviews of a user; users with more are left out")
+    ] = 500
+    min_item_users: Annotated[int, Field(ge=1, description="Minimum number of distinct users of an item")] = 8
     n_targets: Annotated[
-        int, Field(ge=3, description="newest reviews a user: all but two train, one val, one test")
+        int,
+        Field(
+            ge=3,
+            description="Number of targets per user, the newest reviews: all but two train, one is val, one is test",
+        ),
     ] = 10
-    min_profile_reviews: Annotated[int, Field(ge=0, description="reviews a base profile needs")] = 8
-    min_profile_item_users: Annotated[int, Field(ge=0, description="distinct users an item of a profile needs")] = 5
-    min_description_chars: Annotated[NonNegative, Field(description="characters an item's description needs")] = 100
+    min_profile_reviews: Annotated[
+        int, Field(ge=0, description="Minimum number of reviews of a user before the first target")
+    ] = 8
+    min_profile_item_users: Annotated[
+        int, Field(ge=0, description="Minimum number of distinct users of an item among these earlier reviews")
+    ] = 5
+    min_description_chars: Annotated[
+        NonNegative, Field(description="Minimum number of characters of an item description")
+    ] = 100
     max_description_chars: Annotated[
-        Positive, Field(description="characters of a description above which its item is left out")
+        Positive,
+        Field(description="Maximum number of characters of an item description; items with a longer one are left out"),
     ] = 2000
     require_rating: Annotated[
-        bool, Field(description="leave out reviews without a rating, where the data have ratings")
+        bool, Field(description="Leave out reviews without a rating, if the data have ratings")
     ] = True
     require_review_title: Annotated[
-        bool, Field(description="leave out reviews without a title, where the data have titles")
+        bool, Field(description="Leave out reviews without a title, if the data have review titles")
     ] = True
     require_item_title: Annotated[
-        bool, Field(description="leave out items without a title, where the data have item titles")
+        bool, Field(description="Leave out items without a title, if the data have item titles")
     ] = True
     require_categories: Annotated[
-        bool, Field(description="leave out items without categories, where the data have categories")
+        bool, Field(description="Leave out items without categories, if the data have categories")
     ] = True
     require_rating_number: Annotated[
-        bool, Field(description="leave out items without a number of ratings, where the data have that number")
+        bool, Field(description="Leave out items without a number of ratings, if the data have it")
     ] = True
-    val_from: Annotated[date | None, Field(description="global-time: first day (UTC) of val")] = None
-    test_from: Annotated[date | None, Field(description="global-time: first day (UTC) of test")] = None
-    val_share: Annotated[float, Field(gt=0, lt=0.5, description="global-time: targets in val, without val_from")] = 0.1
+    val_from: Annotated[date | None, Field(description="For global-time: first day (UTC) of the val split")] = None
+    test_from: Annotated[date | None, Field(description="For global-time: first day (UTC) of the test split")] = None
+    val_share: Annotated[
+        float,
+        Field(gt=0, lt=0.5, description="For global-time without val_from: share of the targets in the val split"),
+    ] = 0.1
     test_share: Annotated[
-        float, Field(gt=0, lt=0.5, description="global-time: newest targets in test, without test_from")
+        float,
+        Field(
+            gt=0,
+            lt=0.5,
+            description="For global-time without test_from: share of the targets in the test split, the newest",
+        ),
     ] = 0.1
 
     @model_validator(mode="after")
@@ -73,26 +121,31 @@ class ProtocolConfig(Section):
 
 
 class IngestConfig(Section):
-    """Raw reviews and items into user sequences."""
+    """The ingest stage: from raw reviews and items to user sequences."""
 
-    source: Annotated[str, Field(description="a name that `nextquill sources` lists")] = "amazon-2023"
+    source: Annotated[str, Field(description="Name of the source of raw data, as listed by `nextquill sources`")] = (
+        "amazon-2023"
+    )
     options: Annotated[
         dict[str, Any], Field(description="Settings of the source itself; see docs/how-to/sources.md")
     ] = {}
-    inputs: Annotated[tuple[RawInput, ...], Field(min_length=1, description="categories with their raw files")] = (
+    inputs: Annotated[tuple[RawInput, ...], Field(min_length=1, description="Categories with their raw files")] = (
         RawInput(category="Books"),
     )
     protocol: ProtocolConfig = ProtocolConfig()
     bad_rows: Annotated[
-        Literal["quarantine", "drop", "fail"], Field(description="what happens to a row that cannot be read")
+        Literal["quarantine", "drop", "fail"],
+        Field(description="What happens to an unreadable row: list it in the quarantine, drop it, or fail"),
     ] = "quarantine"
-    max_bad_share: Annotated[Share, Field(description="share of bad rows above which the stage stops")] = 0.01
+    max_bad_share: Annotated[
+        Share, Field(description="Maximum share of unreadable rows; with more the stage fails")
+    ] = 0.01
     suspect_rows: Annotated[
         Literal["list", "bad", "ignore"],
         Field(
-            description="a row whose time is negative, in seconds or in the future, or whose rating is out of range: "
-            "list: kept, as the published procedure does, and listed in the quarantine; bad: treated as a row that "
-            "cannot be read; ignore: kept"
+            description="What happens to a row whose time is negative, in seconds or in the future, or whose rating is "
+            "out of range. list: keep it, as the published procedure does, and list it in the quarantine; bad: treat "
+            "it as unreadable; ignore: keep it"
         ),
     ] = "list"
 
@@ -102,47 +155,58 @@ class IngestConfig(Section):
         if len(set(names)) < len(names):
             raise ValueError("each category may be named once")
         if "all" in names:
-            raise ValueError("a category may not be named `all`: that is what all of them together are called")
+            raise ValueError("a category must not be named `all`, which stands for all categories together")
         return self
 
 
 class PrivacyConfig(Section):
-    """Whose ids are replaced, and who is forgotten."""
+    """Pseudonyms for user ids, and users to forget."""
 
     pseudonymize: Annotated[
-        bool, Field(description="replace user ids by a keyed hash; raw texts of bad rows are then withheld")
+        bool, Field(description="Replace user ids by a keyed hash; raw texts of unreadable rows are then withheld")
     ] = False
     key_env: Annotated[
         str,
-        Field(min_length=1, description="environment variable with the key", json_schema_extra=OPERATIONAL),
+        Field(
+            min_length=1,
+            description="Name of the environment variable that holds the key of the hash",
+            json_schema_extra=OPERATIONAL,
+        ),
     ] = "NEXTQUILL_PSEUDONYM_KEY"
     key_secret: Annotated[
-        str | None, Field(description="name of a Prefect Secret block with the key", json_schema_extra=OPERATIONAL)
+        str | None,
+        Field(
+            description="Name of a Prefect Secret block that holds the key of the hash", json_schema_extra=OPERATIONAL
+        ),
     ] = None
-    _named_as_variables_are = field_validator("key_env")(variable_name)
+    _is_a_variable_name = field_validator("key_env")(variable_name)
 
     forget: Annotated[
-        str | None, Field(description="text file of user ids, one a line, raw or as pseudonyms, who must not appear")
+        str | None, Field(description="Path of a text file of user ids to forget, one per line, raw or as pseudonyms")
     ] = None
 
 
 class PromptConfig(Section):
-    """What the model reads."""
+    """The prompt that a model reads."""
 
-    max_history: Annotated[int, Field(ge=0, description="most recent past reviews shown")] = 8
+    max_history: Annotated[
+        int, Field(ge=0, description="Maximum number of reviews in the shown history, the most recent ones")
+    ] = 8
     max_prompt_tokens: Annotated[
         int,
         Field(
             ge=32,
-            description="maximum number of tokens in a prompt; a long item is cut to half of it, then the oldest "
+            description="Maximum number of tokens in a prompt; a long item is cut to half of it, then the oldest "
             "reviews of the history are left out",
         ),
     ] = 2048
-    max_target_tokens: Annotated[int, Field(ge=1, description="longer reviews are cut at this many tokens")] = 2048
+    max_target_tokens: Annotated[
+        int, Field(ge=1, description="Maximum number of tokens in a target review; a longer one is cut")
+    ] = 2048
     template: Annotated[
         Literal["auto", "plain", "chat"],
         Field(
-            description="text around a prompt: none (plain) or the tokenizer's chat template (chat); auto decides by "
-            "the model's names and files, and says why"
+            description="Text around a prompt: none (plain) or the tokenizer's chat template (chat); auto decides by "
+            "the model's name and files, and logs why"
         ),
     ] = "auto"

@@ -1,128 +1,149 @@
-"""Evaluation."""
+"""Settings of the evaluate stage: methods, decoding presets, metrics, and what each needs."""
 
 from __future__ import annotations
 
-import difflib
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, variable_name
+from nextquill_core.methods.registry import BASE_MODEL, METHODS
+from nextquill_core.plugins import Plugins, suggestion
 
 DecodingName = Literal["paper", "sane"]
 
+ADDED_METRICS = Plugins[object]("metric", "nextquill.metrics", "evaluate.metrics", {})
+"""The metrics of other packages by name; `evaluation.metrics.METRICS` has the built-in ones too."""
+
 
 class RetrievalConfig(Section):
-    """What finds past reviews for the method `contriever`, and what reads texts for BERTScore."""
+    """The encoders that the method `contriever` and the metric BERTScore use."""
 
     encoder: Annotated[
-        str, Field(description="a folder or a hub name of safetensors weights; base: θ0's own hidden states, offline")
+        str,
+        Field(
+            description="encoder of `contriever`: a folder or hub name with safetensors weights; base: the base "
+            "model's own hidden states, which works offline"
+        ),
     ] = "facebook/contriever"
     revision: Annotated[str, Field(description="branch, tag or commit of the encoder on the hub")] = "main"
     bertscore: Annotated[
-        str | None, Field(description="a folder or a hub name of an encoder; null: BERTScore is left out")
+        str | None, Field(description="encoder of BERTScore: a folder or hub name; null: BERTScore is not measured")
     ] = None
-    bertscore_revision: Annotated[str, Field(description="branch, tag or commit of that encoder on the hub")] = "main"
+    bertscore_revision: Annotated[
+        str, Field(description="branch, tag or commit of the BERTScore encoder on the hub")
+    ] = "main"
 
 
 class SummariesConfig(Section):
-    """How `llm-trsr` summarises: block by block, each summary going into the next; the newest reviews stay as they
-    are."""
+    """How `llm-trsr` summarises a history: block by block, each summary is part of the prompt for the next."""
 
-    newest: Annotated[int, Field(ge=0, description="reviews that are shown and not summarised")] = 2
-    block: Annotated[int, Field(ge=1, description="reviews a block")] = 4
-    max_tokens: Annotated[int, Field(ge=1, description="of one summary")] = 256
+    newest: Annotated[int, Field(ge=0, description="number of newest reviews that are shown unsummarised")] = 2
+    block: Annotated[int, Field(ge=1, description="number of reviews added to the summary in one step")] = 4
+    max_tokens: Annotated[int, Field(ge=1, description="maximum number of tokens in one summary")] = 256
 
 
 class PersonalConfig(Section):
-    """One adapter a user (`oppu`) on top of one that was trained on the other users; OPPU, arXiv 2402.04401."""
+    """How `oppu` trains one adapter per user on an adapter of other users (OPPU, arXiv 2402.04401)."""
 
-    folds: Annotated[int, Field(ge=2, description="parts of the users; each is trained without one of them")] = 2
-    r: Annotated[Positive, Field(description="rank of a user's adapter")] = 8
-    alpha: Annotated[Positive, Field(description="it is scaled by alpha / r")] = 8
-    learning_rate: Annotated[float, Field(gt=0, description="AdamW's, for the users' adapters")] = 1e-4
-    epochs: Annotated[Positive, Field(description="passes over a user's history")] = 2
+    folds: Annotated[
+        int, Field(ge=2, description="number of parts of the users; one shared adapter is trained without each part")
+    ] = 2
+    r: Annotated[Positive, Field(description="LoRA rank of a user's adapter")] = 8
+    alpha: Annotated[Positive, Field(description="LoRA alpha; a user's adapter is scaled by alpha / r")] = 8
+    learning_rate: Annotated[float, Field(gt=0, description="learning rate of AdamW for the users' adapters")] = 1e-4
+    epochs: Annotated[Positive, Field(description="number of passes over a user's history")] = 2
 
 
 class ServerConfig(Section):
-    """A server that speaks OpenAI's protocol (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
+    """A server with an OpenAI-compatible API (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
 
     url: Annotated[
-        str, Field(description="address of the server, up to and with /v1", json_schema_extra=OPERATIONAL)
+        str, Field(description="address of the server, up to and including /v1", json_schema_extra=OPERATIONAL)
     ] = "http://127.0.0.1:8000/v1"
     models: Annotated[
         dict[str, str],
         Field(
-            description="name of the server's model for each method, and under `base` for all methods that do not "
-            "train (vLLM serves each adapter under a name); a changed name generates this method's texts again"
+            description="the server's model name for each method, and under `base` for all methods that do not train "
+            "(vLLM serves each adapter under a name); a changed name generates the texts of its method again"
         ),
     ] = {}
     api_key_env: Annotated[
-        str | None, Field(description="environment variable that holds the key", json_schema_extra=OPERATIONAL)
+        str | None,
+        Field(description="name of the environment variable that holds the API key", json_schema_extra=OPERATIONAL),
     ] = None
     concurrency: Annotated[
-        int, Field(ge=1, description="requests under way at a time", json_schema_extra=OPERATIONAL)
+        int, Field(ge=1, description="number of requests in flight at a time", json_schema_extra=OPERATIONAL)
     ] = 16
     timeout_s: Annotated[
-        float, Field(gt=0, description="seconds without a byte that fail a request", json_schema_extra=OPERATIONAL)
+        float,
+        Field(gt=0, description="seconds without any data after which a request fails", json_schema_extra=OPERATIONAL),
     ] = 600.0
     retries: Annotated[
-        int,
-        Field(
-            ge=0, description="times that a request which the server fails is repeated", json_schema_extra=OPERATIONAL
-        ),
+        int, Field(ge=0, description="number of times a failed request is repeated", json_schema_extra=OPERATIONAL)
     ] = 6
 
-    _named_as_variables_are = field_validator("api_key_env")(variable_name)
+    _names_a_variable = field_validator("api_key_env")(variable_name)
 
     @field_validator("models")
     @classmethod
     def _of_known_methods(cls, models: dict[str, str]) -> dict[str, str]:
-        known = ("base", *get_args(MethodName))
+        known = (BASE_MODEL, *METHODS)
         for name in models:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise ValueError(
-                    f"`{name}` is no method; "
-                    + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}")
-                )
+                raise ValueError(f"`{name}` is no method; {suggestion(name, known)}")
         return models
 
 
 class EvaluateConfig(Section):
     """Methods, decoding presets and metrics."""
 
-    split: Annotated[Literal["test", "val"], Field(description="whose reviews are written and measured")] = "test"
+    split: Annotated[Literal["test", "val"], Field(description="split that is generated for and measured on")] = "test"
     methods: Annotated[
-        tuple[MethodName, ...], Field(min_length=1, description="rows of the table; see `nextquill methods`")
+        tuple[MethodName, ...],
+        Field(min_length=1, description="methods to compare, the rows of the tables; see `nextquill methods`"),
     ] = ("qwen", "latestk", "contextsft", "nextquill")
     decoding: Annotated[
         tuple[DecodingName, ...],
-        Field(min_length=1, description="paper: as published; sane: without penalty, what is better on val"),
+        Field(
+            min_length=1,
+            description="decoding presets: paper: as published; sane: no repetition penalty, greedy or sampled, "
+            "whichever is better on val",
+        ),
     ] = ("paper", "sane")
     engine: Annotated[
         Literal["transformers", "openai"],
-        Field(description="what generates the texts: transformers in this process, or openai, the evaluate.server"),
+        Field(description="what generates the texts: transformers: this process; openai: the server evaluate.server"),
     ] = "transformers"
     server: ServerConfig = ServerConfig()
-    max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `sane`")] = 512
-    paper_max_new_tokens: Annotated[int, Field(ge=1, description="longest answer under `paper`")] = 2048
+    max_new_tokens: Annotated[int, Field(ge=1, description="maximum number of tokens generated under `sane`")] = 512
+    paper_max_new_tokens: Annotated[
+        int, Field(ge=1, description="maximum number of tokens generated under `paper`")
+    ] = 2048
+    metrics: Annotated[
+        tuple[str, ...],
+        Field(description="metrics of other packages to measure beside the built-in ones; see `nextquill metrics`"),
+    ] = ()
     choose_by: Annotated[
         Literal["rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"],
         Field(
-            description="metric on val that decides what `sane` and the strength of `cos` are; rouge1 and rougeL give "
-            "way to their Unicode forms where they ignore more than 5 % of the letters of the reviews"
+            description="metric on val that chooses how `sane` decodes and how strongly `cos` steers; rouge1 and "
+            "rougeL are replaced by their Unicode forms where they ignore more than 5 % of the letters of the reviews"
         ),
     ] = "rouge1"
     control: Annotated[
         Literal["stranger", "none"],
-        Field(description="stranger: methods that show history also write and read with a stranger's"),
+        Field(
+            description="stranger: methods that show the newest reviews are also measured with another user's history; "
+            "none: no such control"
+        ),
     ] = "stranger"
     repeated_targets: Annotated[
         Literal["keep", "leave_out"],
         Field(
-            description="target reviews whose text stands in an earlier review of the same user: keep, as the "
-            "published procedure does, or leave_out of the metrics (their texts are generated in any case)"
+            description="target reviews whose text occurs in an earlier review of the same user: keep: measure them, "
+            "as published; leave_out: exclude them from the metrics (texts are generated in any case)"
         ),
     ] = "keep"
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -132,26 +153,36 @@ class EvaluateConfig(Section):
         int | None,
         Field(
             ge=1,
-            description="tokens, with padding, of the answers written at once and their prompts; null: as many as half "
-            "of the free memory has room for, 262,144 at most",
+            description="maximum number of token positions in a generation batch, prompts and padding included; null: "
+            "as many as fit into half of the free memory, at most 262,144",
             json_schema_extra=OPERATIONAL,
         ),
     ] = None
     bootstrap_samples: Annotated[
-        int, Field(ge=100, description="resamples of users behind each interval and p-value")
+        int, Field(ge=100, description="number of bootstrap resamples of users for intervals and p-values")
     ] = 10000
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in ADDED_METRICS:
+                known = list(ADDED_METRICS)
+                what = suggestion(name, known) if known else "no installed package adds one"
+                raise PydanticCustomError(
+                    "unknown_metric", "{message}", {"message": f"unknown metric `{name}`; {what}"}
+                )
+        return names
 
     @model_validator(mode="after")
     def _each_once(self) -> EvaluateConfig:
-        for name in ("methods", "decoding"):
+        for name in ("methods", "decoding", "metrics"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} names one twice")
         return self
 
     def measuring(self) -> dict[str, Any]:
-        """Return the settings that decide the numbers once the texts are there, without the encoder of BERTScore."""
-        return {
-            key: value
-            for key, value in self.semantic().items()
-            if key in ("split", "methods", "decoding", "control", "bootstrap_samples", "repeated_targets")
-        }
+        """Return the settings that decide the numbers once the texts exist, without the encoder of BERTScore."""
+        keys = ["split", "methods", "decoding", "control", "bootstrap_samples", "repeated_targets"]
+        keys += ["metrics"] if self.metrics else []
+        return {key: value for key, value in self.fingerprint_fields().items() if key in keys}

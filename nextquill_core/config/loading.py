@@ -1,4 +1,4 @@
-"""A whole configuration: from a YAML file, with what the command line lays over it."""
+"""The whole configuration, and reading it from a YAML file and the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from nextquill_core.config.base import OPERATIONAL, Section
 from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
-from nextquill_core.config.faults import SEE, explained, first_fault
+from nextquill_core.config.messages import SEE, explained, first_error
 from nextquill_core.config.model import ModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
 from nextquill_core.config.secrets import first_secret
@@ -24,28 +24,28 @@ from nextquill_core.config.yaml_text import (
     DEEPEST,
     LARGEST_BYTES,
     LARGEST_SEED,
-    YamlFault,
+    InvalidYaml,
     first_odd_value,
     parse_yaml,
     shortened,
 )
 from storage.errors import UserError
-from storage.redaction import keep_secret
+from storage.redaction import register_secret
 
 
 class Config(Section):
-    """A whole run."""
+    """The settings of a whole run."""
 
     store: Annotated[
         str,
         Field(
             min_length=1,
             pattern=r"\S",
-            description="artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix",
+            description="Artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix",
             json_schema_extra=OPERATIONAL,
         ),
     ] = "./artifacts"
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything that is drawn at random")] = 42
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of all random draws")] = 42
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -55,7 +55,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     slurm: Annotated[SlurmJobs, Field(json_schema_extra=OPERATIONAL)] = SlurmJobs()
-    _laid_over: tuple[str, ...] = PrivateAttr(default=())
+    _overridden: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _every_value_can_be_stored(self) -> Config:
@@ -74,34 +74,34 @@ class Config(Section):
     @model_validator(mode="after")
     def _variables_are_masked(self) -> Config:
         for name in (self.privacy.key_env, self.evaluate.server.api_key_env):
-            keep_secret(variable=name)
+            register_secret(variable=name)
         return self
 
     @property
-    def laid_over(self) -> tuple[str, ...]:
-        """The dotted keys whose values were laid over a file, for a run's name."""
-        return self._laid_over
+    def overridden(self) -> tuple[str, ...]:
+        """The dotted keys whose values replace those of the file; they name a run."""
+        return self._overridden
 
-    def with_laid_over(self, keys: Iterable[str]) -> Config:
-        """Return the same settings, knowing that the values of these keys were laid over a file."""
-        known = self.model_copy()
-        known._laid_over = tuple(dict.fromkeys(keys))
-        return known
+    def with_overridden(self, keys: Iterable[str]) -> Config:
+        """Return the same settings with a record of the keys that replace values of the file."""
+        copy = self.model_copy()
+        copy._overridden = tuple(dict.fromkeys(keys))
+        return copy
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config and lay `a.b=value` overrides over it (command line over file over defaults).
+    """Read a YAML configuration; overrides replace values of the file, which replace the defaults.
 
     Args:
         path: The YAML file.
         overrides: `dotted.key=value`, the value in YAML.
 
     Raises:
-        UserError: The file is missing or not a YAML mapping, a key is unknown, or a value does not fit.
+        UserError: The file is missing or not a YAML mapping, a key is unknown, or a value is invalid.
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would block, a device never ends
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would block and a device never ends
             raise UserError("the config is not a file", str(path), "name a file with --config")
         with path.open("rb") as file:
             text = file.read(LARGEST_BYTES + 1).decode("utf-8-sig")
@@ -120,28 +120,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ) from None
     try:
         loaded = parse_yaml(text)
-    except YamlFault as error:
+    except InvalidYaml as error:
         raise UserError(f"not valid YAML: {error}", str(path), "fix the file") from None
     values = loaded if loaded is not None else {}
     if not isinstance(values, dict):
         raise UserError("a config is a YAML mapping of sections", str(path), "see configs/demo.yaml")
     for override in overrides:
-        _lay_over(values, override)
-    laid_over = (override.partition("=")[0] for override in overrides)
-    return parse_config(values, where=str(path)).with_laid_over(laid_over)
+        _override(values, override)
+    keys = (override.partition("=")[0] for override in overrides)
+    return parse_config(values, where=str(path)).with_overridden(keys)
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> Config:
-    """Check plain values against the schema; `where` names their origin in the error."""
+    """Return the configuration made of plain values; `where` is their origin, for messages.
+
+    Raises:
+        UserError: A key is unknown, or a value is invalid.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise _first_fault(error, where) from None
+        raise _explained(error, where) from None
     except RecursionError:
         raise UserError("a value is nested too deeply", where, SEE) from None
 
 
-def _lay_over(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(
@@ -149,7 +153,7 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
         )
     try:
         value = parse_yaml(text)
-    except YamlFault as error:
+    except InvalidYaml as error:
         raise UserError(f"--set {shortened(key)}: the value is not valid YAML ({error})", remedy="quote it") from None
     *parents, last = key.split(".")
     if len(parents) >= DEEPEST or not all((*parents, last)):
@@ -164,27 +168,28 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _first_fault(error: ValidationError, where: str) -> UserError:
-    if odd := [fault for fault in error.errors(include_url=False) if fault["type"] == "odd_value"]:
+def _explained(error: ValidationError, where: str) -> UserError:
+    errors = error.errors(include_url=False)
+    if odd := [each for each in errors if each["type"] == "odd_value"]:
         return UserError(odd[0]["msg"], where, "set another value")
-    if secrets := [fault for fault in error.errors(include_url=False) if fault["type"] == "secret"]:
+    if secrets := [each for each in errors if each["type"] == "secret"]:
         key = ".".join(map(str, secrets[0]["loc"]))
         what = f"`{key}`: {secrets[0]['msg']}" if key else f"{secrets[0]['msg']}, and settings are stored"
         return UserError(what, where, secrets[0]["ctx"]["remedy"])
-    key, faults = first_fault(Config, error.errors(include_url=False))
-    if faults[0]["type"] == "extra_forbidden":
+    key, errors_of_key = first_error(Config, errors)
+    if errors_of_key[0]["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5) or difflib.get_close_matches(
             key.rpartition(".")[2], [known.rpartition(".")[2] for known in known_keys()], n=1
         )
         remedy = f"did you mean `{near[0]}`?" if near else "remove it"
         return UserError(f"unknown config key `{shortened(key)}`", where, remedy)
-    what, remedy = explained(Config, faults)
-    key = re.sub(r"(\.\d+)+$", "", key)  # an element of a list is known by its value
+    what, remedy = explained(Config, errors_of_key)
+    key = re.sub(r"(\.\d+)+$", "", key)  # the message names an element of a list by its value
     return UserError(f"`{key}`: {what}" if key else what, where, remedy)
 
 
 def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """The dotted name of every key, sections first."""
+    """Yield the dotted name of every key, each section before its keys."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for kind in (field.annotation, *get_args(field.annotation)):

@@ -1,4 +1,4 @@
-"""Configurations and presets that come with NextQuill, found by name.
+"""Configurations and presets that are part of the package, found by name.
 
 `nextquill_core/configs` is a link to the folder `configs` of the repository, and a copy of it in an installed package.
 """
@@ -21,24 +21,24 @@ ENDINGS = (".yaml", ".yml")
 
 
 def config_path(name: str) -> Path:
-    """Return the file of a configuration: a path, or one of NextQuill's own by its name, such as `demo`.
+    """Return the file of a configuration, given as a path or by the name of a packaged one, such as `demo`.
 
     Raises:
-        UserError: The name has no ending of a YAML file, and nothing is known by it.
+        UserError: The name is neither a path of a YAML file nor the name of a packaged one.
     """
     return _found(name, FOLDER, "configuration", "--config")
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that come with NextQuill."""
+    """Return the names of the packaged presets."""
     return _names(PRESETS)
 
 
 def preset_path(name: str) -> Path:
-    """Return the file of a preset: a path, or one of NextQuill's own by its name.
+    """Return the file of a preset, given as a path or by the name of a packaged one.
 
     Raises:
-        UserError: The name has no ending of a YAML file, and nothing is known by it.
+        UserError: The name is neither a path of a YAML file nor the name of a packaged one.
     """
     return _found(name, PRESETS, "preset", "--preset")
 
@@ -60,22 +60,22 @@ def _names(folder: Path) -> list[str]:
 
 
 def preset_overrides(name: str) -> list[str]:
-    """Return a preset as overrides for `load_config`, which go before those of the command line.
+    """Return a preset as overrides for `load_config`, to be followed by those of the command line.
 
-    The order is: `--set` over the preset, the preset over the file, the file over the defaults. A preset is named on
-    the command line by a user who expects its values, and not those of the file.
+    `--set` replaces values of the preset, the preset those of the file, and the file the defaults: a user who names a
+    preset on the command line expects its values rather than those of the file.
 
     Args:
-        name: As `preset_path` takes it.
+        name: The preset, as for `preset_path`.
 
     Returns:
         `dotted.key=value` for each key, the value in YAML.
 
     Raises:
-        UserError: There is no such preset, or what is in it does not fit the configuration.
+        UserError: There is no such preset, or its values are invalid.
     """
     path = preset_path(name)
-    load_config(path)  # so that an error names the preset, not the config
+    load_config(path)  # an error then names the preset and not the config
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return [f"{key}={_flow(value)}" for key, value in _leaves(values)]
 
@@ -89,6 +89,6 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _flow(value: Any) -> str:
-    """A value as YAML on one line, without the marker of a document's end."""
+    """Return a value as YAML on one line, without the marker of a document's end."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
     return text.removesuffix("...\n").strip()

@@ -1,4 +1,4 @@
-"""Secrets in settings: refused where settings are read, because settings are stored with each artifact."""
+"""Detection of secrets in settings. They are refused, because settings are stored with each artifact."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ REMEDIES = {
     "model": HUB,
     "evaluate.retrieval": HUB,
 }
-OTHERWISE = "put it into an environment variable; the environment goes along to all processes"
+OTHERWISE = "put it into an environment variable; all processes receive the environment"
 
 
 def first_secret(settings: BaseModel) -> tuple[str, str, str] | None:
-    """Return the key of the first setting that holds a secret, what it holds, and the remedy; None without any."""
+    """Return the first setting that holds a secret as key, kind of secret and remedy; None if there is none."""
     for key, text in _texts(settings):
         if kind := secret_in(text):
             return key, kind, _remedy(key)
@@ -42,7 +42,7 @@ def _remedy(key: str) -> str:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each text in the settings with its dotted key, names of free options among them."""
+    """Yield each text in the settings with its dotted key, including the names of free options."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, BaseModel):

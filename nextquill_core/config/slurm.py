@@ -1,4 +1,4 @@
-"""Stages as jobs of a Slurm cluster."""
+"""Settings of stages that run as jobs of a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -10,27 +10,36 @@ from pydantic import Field, field_validator
 from nextquill_core.config.base import NonNegative, Section
 
 StageName = Literal["ingest", "model", "score", "train", "evaluate"]
-OURS = ("job-name", "output", "error", "open-mode", "array", "wrap", "wait", "test-only", "parsable", "clusters")
-OURS_SHORT = ("-J", "-o", "-e", "-a", "-W", "-M")
-"""Options of sbatch without which a job could not be followed."""
+RESERVED = ("job-name", "output", "error", "open-mode", "array", "wrap", "wait", "test-only", "parsable", "clusters")
+RESERVED_SHORT = ("-J", "-o", "-e", "-a", "-W", "-M")
+"""Options of sbatch that NextQuill sets itself, because it follows the job by them."""
 
 
 class SlurmJob(Section):
-    """What a job asks for; null is what `slurm.common` says, and where that says nothing, what the cluster gives."""
+    """The resources of a job. Null means the value of `slurm.common`, and null there means the cluster's default."""
 
-    partition: Annotated[str | None, Field(description="partitions, one or several with commas (--partition)")] = None
-    account: Annotated[str | None, Field(description="that it is charged to (--account)")] = None
-    qos: Annotated[str | None, Field(description="quality of service (--qos)")] = None
-    gpus: Annotated[int | str | None, Field(description="of each node: a number, or TYPE:NUMBER (--gres=gpu:…)")] = None
-    cpus: Annotated[int | None, Field(ge=1, description="of each node (--cpus-per-task)")] = None
+    partition: Annotated[str | None, Field(description="Partition, or several separated by commas (--partition)")] = (
+        None
+    )
+    account: Annotated[str | None, Field(description="Account that is charged (--account)")] = None
+    qos: Annotated[str | None, Field(description="Quality of service (--qos)")] = None
+    gpus: Annotated[
+        int | str | None, Field(description="GPUs of each node: a number, or TYPE:NUMBER (--gres=gpu:…)")
+    ] = None
+    cpus: Annotated[int | None, Field(ge=1, description="CPU cores of each node (--cpus-per-task)")] = None
     memory: Annotated[
-        str | None, Field(pattern=r"^(0|[1-9]\d*[KMGT])$", description="of each node, such as 64G; '0': all it has")
+        str | None,
+        Field(
+            pattern=r"^(0|[1-9]\d*[KMGT])$", description="Memory of each node, such as 64G; '0' for all it has (--mem)"
+        ),
     ] = None
     time: Annotated[
-        str | None, Field(description="limit as sbatch takes it, in quotes: '12:00:00', or '2-0' for two days")
+        str | None,
+        Field(description="Time limit in quotes, as sbatch takes it: '12:00:00', or '2-0' for two days (--time)"),
     ] = None
     arguments: Annotated[
-        tuple[str, ...], Field(description="further options of sbatch, such as --constraint=a100; common's come first")
+        tuple[str, ...],
+        Field(description="More options of sbatch, such as --constraint=a100; they follow those of slurm.common"),
     ] = ()
 
     @field_validator("time", "memory", mode="before")
@@ -46,24 +55,24 @@ class SlurmJob(Section):
     @classmethod
     def _one_word(cls, value: int | str | None) -> int | str | None:
         if isinstance(value, int) and value < 1:
-            raise ValueError("must be 1 at least")
+            raise ValueError("it must be at least 1")
         if isinstance(value, str) and not re.fullmatch(r"[^\s-]\S*", value):
-            raise ValueError("must be one word")
+            raise ValueError("it must be one word")
         return value
 
     @field_validator("arguments")
     @classmethod
-    def _leave_ours_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _no_reserved_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             if not text.isprintable() or not re.fullmatch(r"--[\w-]+(=.+)?|-\w\S*", text):
-                raise ValueError(f"{text!r} is no option; write each as one word, --name=value")
-            if text.startswith(OURS_SHORT) or text.removeprefix("--").partition("=")[0] in OURS:
-                raise ValueError(f"{text!r} is set by nextquill, which follows the job by it")
+                raise ValueError(f"{text!r} is not an option; write each as one word, --name=value")
+            if text.startswith(RESERVED_SHORT) or text.removeprefix("--").partition("=")[0] in RESERVED:
+                raise ValueError(f"{text!r} is set by nextquill, which follows the job by it; remove it")
         return value
 
 
 class SlurmJobs(Section):
-    """The stages that run as Slurm jobs: those with a section of their own here, be it `{}`; it makes nothing stale."""
+    """Stages that run as Slurm jobs: those that have a section here, even an empty one (`{}`)."""
 
     common: SlurmJob = SlurmJob()
     ingest: SlurmJob | None = None
@@ -72,26 +81,26 @@ class SlurmJobs(Section):
     train: SlurmJob | None = None
     evaluate: SlurmJob | None = None
     resubmit: Annotated[
-        NonNegative, Field(description="times that a job which Slurm ended is submitted again; it goes on")
+        NonNegative, Field(description="Number of times that a job which Slurm ended is submitted again; it resumes")
     ] = 3
     resubmit_after: Annotated[
         tuple[Literal["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT"], ...],
-        Field(description="the ends of which that is true, where Slurm has not requeued the job by itself"),
+        Field(description="States of an ended job after which it is submitted again, unless Slurm has requeued it"),
     ] = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
-    poll_s: Annotated[float, Field(gt=0, description="seconds between two questions to Slurm about a job")] = 10.0
+    poll_s: Annotated[float, Field(gt=0, description="Seconds between two queries to Slurm about a job")] = 10.0
     folder: Annotated[
         str | None,
         Field(
-            description="scripts and logs of jobs, where all nodes see it; null: .slurm in the store, or in the "
-            "current folder where the store is remote"
+            description="Folder for scripts and logs of jobs, visible to all nodes; null: .slurm in the store, or in "
+            "the current folder if the store is remote"
         ),
     ] = None
 
     def job(self, stage: StageName) -> SlurmJob | None:
-        """What a stage's job asks for, with what `common` says; None where the stage runs in the flow's process."""
+        """Return the resources of a stage's job, completed by `common`; None if the stage is not run as a job."""
         own: SlurmJob | None = getattr(self, stage)
         if own is None:
             return None
-        said: dict[str, Any] = {name: value for name, value in own if value is not None}
-        said["arguments"] = (*self.common.arguments, *own.arguments)
-        return self.common.model_copy(update=said)
+        changes: dict[str, Any] = {name: value for name, value in own if value is not None}
+        changes["arguments"] = (*self.common.arguments, *own.arguments)
+        return self.common.model_copy(update=changes)

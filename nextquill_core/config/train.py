@@ -1,4 +1,4 @@
-"""Training."""
+"""Settings of the train stage: losses, optimizer, LoRA, DeepSpeed and where the ranks run."""
 
 from __future__ import annotations
 
@@ -7,54 +7,35 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, Share
-from nextquill_core.training.lora_targets import checked_targets, peft_targets
-from nextquill_core.training.spec import Normalization
+from nextquill_core.config.lora import LoraSettings
 
-
-class LoraSettings(Section):
-    """LoRA; rank and targets are nowhere stated in the paper, these are the field's habit."""
-
-    r: Annotated[Positive, Field(description="rank")] = 16
-    alpha: Annotated[Positive, Field(description="the update is scaled by alpha / r")] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="on the adapter's input, in training")] = 0.05
-    targets: Annotated[
-        str | tuple[str, ...],
-        Field(
-            description="linear layers that get an adapter, as in PEFT's target_modules: all-linear; a list of names "
-            "such as [q_proj, v_proj]; or a regular expression that matches whole module paths, such as "
-            r".*self_attn\.[qv]_proj"
-        ),
-    ] = "all-linear"
-
-    _as_peft_takes_them = field_validator("targets")(checked_targets)
-
-    def semantic(self) -> dict[str, Any]:
-        """As for any section; however a list of names is written, it is the same list."""
-        return super().semantic() | {"targets": peft_targets(self.targets)}
+Normalization = Literal["sequence", "weight", "sample_weight"]
+"""What the losses of a step are divided by; `nextquill_core.training.losses` has the equations."""
 
 
 class DeepSpeedConfig(Section):
-    """DeepSpeed's settings."""
+    """Settings of DeepSpeed."""
 
     zero_stage: Annotated[
         Literal[0, 1, 2, 3],
         Field(
-            description="what ranks share out: 0: nothing; 1: AdamW's state; 2: gradients too; 3: θ0 as well",
+            description="what is sharded over the ranks: 0: nothing; 1: AdamW's state; 2: also gradients; 3: also θ0",
             json_schema_extra=OPERATIONAL,
         ),
     ] = 2
     offload: Annotated[
         Literal["none", "optimizer", "parameters"],
         Field(
-            description="into the host's memory: optimizer: AdamW's state, ZeRO 1 up; parameters: θ0 too, ZeRO 3",
+            description="what is kept in the host's memory: optimizer: AdamW's state (ZeRO 1 to 3); parameters: also "
+            "θ0 (ZeRO 3)",
             json_schema_extra=OPERATIONAL,
         ),
     ] = "none"
     config: Annotated[
         str | None,
         Field(
-            description="path of a DeepSpeed JSON file, laid under the keys above; those of its keys that can change "
-            "the adapter, such as loss scaling, make it stale when they change"
+            description="path of a DeepSpeed JSON file, over which the settings of train are laid; a changed key "
+            "that can change the adapter, such as loss scaling, makes it stale"
         ),
     ] = None
 
@@ -69,16 +50,18 @@ class DeepSpeedConfig(Section):
 
 def _auto_or_positive(count: int | str) -> int | str:
     if isinstance(count, int) and count < 1:
-        raise ValueError("must be `auto`, or 1 at least")
+        raise ValueError("must be `auto` or at least 1")
     return count
 
 
 class SlurmConfig(Section):
-    """The allocation that srun asks for, or, inside one, the part of it that is used."""
+    """The allocation that srun requests, or the part of the current allocation that is used."""
 
-    nodes: Annotated[Positive, Field(description="machines")] = 2
-    ranks_per_node: Annotated[int | Literal["auto"], Field(description="auto: one an accelerator, or one")] = "auto"
-    partition: Annotated[str | None, Field(description="null: the cluster's own choice")] = None
+    nodes: Annotated[Positive, Field(description="number of machines")] = 2
+    ranks_per_node: Annotated[
+        int | Literal["auto"], Field(description="number of ranks on a machine; auto: one per accelerator, or one")
+    ] = "auto"
+    partition: Annotated[str | None, Field(description="Slurm partition; null: the cluster's default")] = None
     arguments: Annotated[
         tuple[str, ...], Field(description="further arguments of srun, such as --gpus-per-node=8 or --time=2-0")
     ] = ()
@@ -91,20 +74,35 @@ class LauncherConfig(Section):
 
     kind: Annotated[
         Literal["local", "hostfile", "slurm"],
-        Field(description="local: this machine; hostfile: hosts reached by a remote shell; slurm: srun"),
+        Field(
+            description="where the ranks run: local: on this machine; hostfile: on hosts reached by a remote shell; "
+            "slurm: by srun"
+        ),
     ] = "local"
     processes: Annotated[
-        int | Literal["auto"], Field(description="local: ranks; auto: one an accelerator, one on a CPU")
+        int | Literal["auto"], Field(description="number of ranks under local; auto: one per accelerator, one on a CPU")
     ] = "auto"
-    hostfile: Annotated[str | None, Field(description="hostfile: DeepSpeed's, lines of `host slots=N`")] = None
+    hostfile: Annotated[
+        str | None, Field(description="path of DeepSpeed's hostfile, with lines `host slots=N`, for hostfile")
+    ] = None
     remote_shell: Annotated[
-        str, Field(min_length=1, description="hostfile: gets a host and a command line as its last two arguments")
+        str,
+        Field(
+            min_length=1,
+            description="command for hostfile that gets a host and a command line as its last two arguments",
+        ),
     ] = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
     address: Annotated[
-        str | None, Field(description="hostfile, slurm: the first host as the others reach it; null: by its name")
+        str | None,
+        Field(description="address of the first host for the other hosts, under hostfile and slurm; null: its name"),
     ] = None
     port: Annotated[
-        int | None, Field(ge=1, le=65535, description="hostfile, slurm: where ranks meet; null: one that is free here")
+        int | None,
+        Field(
+            ge=1,
+            le=65535,
+            description="port at which ranks meet, under hostfile and slurm; null: one that is free here",
+        ),
     ] = None
     slurm: SlurmConfig = SlurmConfig()
 
@@ -121,20 +119,22 @@ class CausalLossConfig(Section):
     """Variants of the causal preference loss L_p; the defaults are the paper's."""
 
     counterfactual_grad: Annotated[
-        Literal["through", "stop"], Field(description="whether the branch without history learns from L_p as well")
+        Literal["through", "stop"],
+        Field(description="whether gradients of L_p flow through the branch without history"),
     ] = "through"
     weighted: Annotated[
         bool,
         Field(
-            description="true: tokens count in L_p by their preference weights (Eq. 6); false: each counts 1, as in "
-            "the official code"
+            description="weights in L_p: true: preference weights (Eq. 6); false: 1 for each token, as in the "
+            "official code"
         ),
     ] = True
     target: Annotated[
         Literal["label", "effect"],
         Field(
-            description="label: cross-entropy of the difference of logits with the token (Eq. 6); effect: squared "
-            "distance of the model's effect on the token's probability from the stored effect"
+            description="loss behind L_p: label: cross-entropy of the difference of logits with the token (Eq. 6); "
+            "effect: squared distance of the model's effect on the token's probability from the stored "
+            "effect"
         ),
     ] = "label"
 
@@ -142,78 +142,91 @@ class CausalLossConfig(Section):
 class TrainConfig(Section):
     """A LoRA adapter on L = L_n + α·L_p (Eqs. 5 to 7)."""
 
-    method: Annotated[MethodName, Field(description="trained in any case; what `export` and `promote` mean")] = (
-        "nextquill"
-    )
-    alpha: Annotated[float, Field(ge=0, description="α, the share of the causal preference loss (Eq. 7)")] = 0.05
+    method: Annotated[
+        MethodName, Field(description="method that is always trained, and that `export` and `promote` use")
+    ] = "nextquill"
+    alpha: Annotated[float, Field(ge=0, description="factor α of the causal preference loss (Eq. 7)")] = 0.05
     normalization: Annotated[
         Normalization,
         Field(
             description="what the losses of a step are divided by: sequence: the number of samples (paper, Eq. 5); "
-            "weight: the step's Σω, the sum of all weights (MIRROR's code); sample_weight: each sample by its own Σω, "
-            "then the number of samples (the official code); see docs/explanation/training.md"
+            "weight: the step's Σω, the sum of all weights (MIRROR's code); sample_weight: each sample "
+            "by its own Σω, then the number of samples (the official code); see "
+            "docs/explanation/training.md"
         ),
     ] = "sequence"
     weights_from: Annotated[
         Literal["stored", "live"],
         Field(
             description="where preference weights come from: stored: the score stage, once, before training (the "
-            "paper); live: the model in training, in each step, by the same weight policy (the official code, PerCE)"
+            "paper); live: the model in training, in each step, by the same weight policy (the official "
+            "code, PerCE)"
         ),
     ] = "stored"
     causal_loss: CausalLossConfig = CausalLossConfig()
-    epochs: Annotated[Positive, Field(description="passes over the train split")] = 5
-    learning_rate: Annotated[float, Field(gt=0, description="AdamW's highest, after the warm-up")] = 5e-6
-    weight_decay: Annotated[float, Field(ge=0, description="AdamW's")] = 0.025
+    epochs: Annotated[Positive, Field(description="number of passes over the train split")] = 5
+    learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of AdamW, after the warm-up")] = 5e-6
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 0.025
     warmup_ratio: Annotated[Share, Field(description="share of the steps in which the learning rate rises")] = 0.01
     max_grad_norm: Annotated[
         float,
         Field(
             gt=0,
-            description="gradients with a greater norm are scaled down to this norm; under normalization sequence, "
-            "losses are sums over tokens and 1.0 clips nearly every step; see docs/explanation/training.md",
+            description="norm to which larger gradients are scaled down; under normalization sequence, losses are "
+            "sums over tokens and 1.0 clips nearly every step; see docs/explanation/training.md",
         ),
     ] = 1.0
-    global_batch: Annotated[int, Field(ge=1, description="examples an optimizer step, over all ranks")] = 16
+    global_batch: Annotated[int, Field(ge=1, description="number of examples in an optimizer step, over all ranks")] = (
+        16
+    )
     batch_tokens: Annotated[
-        int, Field(ge=1, description="token budget of one micro-batch, both branches", json_schema_extra=OPERATIONAL)
+        int,
+        Field(
+            ge=1, description="token budget of one micro-batch, both branches counted", json_schema_extra=OPERATIONAL
+        ),
     ] = 8192
     gradient_checkpointing: Annotated[
         bool,
-        Field(description="compute activations twice and keep none: less memory", json_schema_extra=OPERATIONAL),
+        Field(
+            description="compute activations a second time instead of keeping them, which saves memory",
+            json_schema_extra=OPERATIONAL,
+        ),
     ] = False
     checkpoint_every: Annotated[
-        int, Field(ge=1, description="optimizer steps between checkpoints", json_schema_extra=OPERATIONAL)
+        int, Field(ge=1, description="number of optimizer steps between checkpoints", json_schema_extra=OPERATIONAL)
     ] = 100
     checkpoint_minutes: Annotated[
         float | None,
         Field(
             gt=0,
-            description="a checkpoint after so long at the latest; null: by steps alone",
+            description="maximum minutes between checkpoints; null: no limit",
             json_schema_extra=OPERATIONAL,
         ),
     ] = 30.0
     keep_checkpoints: Annotated[
-        int, Field(ge=1, description="newest checkpoints that stay", json_schema_extra=OPERATIONAL)
+        int, Field(ge=1, description="number of checkpoints that stay, the newest ones", json_schema_extra=OPERATIONAL)
     ] = 2
     max_loss_ratio: Annotated[
         float | None,
         Field(
             gt=1,
-            description="stop when the averaged loss stays above this times its best; null: never",
+            description="ratio of the averaged loss to its best value above which a run stops; null: never stop",
             json_schema_extra=OPERATIONAL,
         ),
     ] = 3.0
     val_every: Annotated[
-        int | None, Field(ge=0, description="optimizer steps between validations; null: once an epoch; 0: never")
+        int | None,
+        Field(ge=0, description="number of optimizer steps between validations; null: one epoch; 0: no validation"),
     ] = None
-    val_examples: Annotated[int, Field(ge=1, description="val examples at most, chosen by a seeded hash")] = 200
+    val_examples: Annotated[int, Field(ge=1, description="maximum number of val examples, chosen by a seeded hash")] = (
+        200
+    )
     keep: Annotated[
-        Literal["last", "best"], Field(description="the adapter that stays: the last, or the best on the val split")
+        Literal["last", "best"], Field(description="which adapter stays: the last, or the best on the val split")
     ] = "last"
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
-        Field(description="where else to show the curves", json_schema_extra=OPERATIONAL),
+        Field(description="trackers that also get the curves", json_schema_extra=OPERATIONAL),
     ] = ()
     lora: LoraSettings = LoraSettings()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
@@ -234,10 +247,10 @@ class TrainConfig(Section):
             )
         return self
 
-    def semantic(self) -> dict[str, Any]:
-        """As for any section; how often and on how much is validated decides nothing unless the best is kept."""
-        values = super().semantic()
-        del values["deepspeed"]  # the plan reads the file and counts what in it decides (training.zero.deciding)
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return the settings that decide the adapter; those of validation count only if the best adapter is kept."""
+        values = super().fingerprint_fields()
+        del values["deepspeed"]  # the plan adds what decides in the user's file (training.engines.deciding)
         if self.keep == "last":
             del values["val_every"], values["val_examples"]
         return values

@@ -1,4 +1,4 @@
-"""YAML from users, read within limits: each key once and a text, no nesting and no growth without end."""
+"""Reading of YAML from users within limits: size, nesting, number of values, and each key once and a text."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pydantic import BaseModel
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 32
-"""Levels of nesting; the settings have five."""
+"""Maximum number of nested levels; the settings have five."""
 MOST_VALUES = 100_000
-"""Values after every alias is written out."""
+"""Maximum number of values, counted with every alias written out."""
 LONGEST_TEXT = 10_000
 SMALLEST_INT, LARGEST_INT = -(1 << 63), (1 << 63) - 1
 LARGEST_SEED = LARGEST_INT
 TEXT_TAG, MERGE_TAG = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
-class YamlFault(ValueError):  # noqa: N818  it is always turned into a UserError
-    """Text that is not YAML, or YAML past a limit; the message is one sentence with the line."""
+class InvalidYaml(ValueError):  # noqa: N818  it is always turned into a UserError
+    """A text is not YAML, or YAML beyond a limit; the message is one sentence with the line."""
 
 
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        YamlFault: It is not YAML, or past a limit.
+        InvalidYaml: It is not YAML, or beyond a limit.
     """
     if len(text) > LARGEST_BYTES:
-        raise YamlFault(f"it is longer than {LARGEST_BYTES:,} characters")
+        raise InvalidYaml(f"it is longer than {LARGEST_BYTES:,} characters")
     loader = None
     try:
         loader = _Loader(text)
@@ -43,11 +43,11 @@ def parse_yaml(text: str) -> Any:
         _check(node, {}, set())
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        raise YamlFault(f"{error.problem or 'not valid YAML'}{_line(error.problem_mark)}") from None
+        raise InvalidYaml(f"{error.problem or 'not valid YAML'}{_line(error.problem_mark)}") from None
     except yaml.YAMLError as error:
-        raise YamlFault(str(error)) from None
+        raise InvalidYaml(str(error)) from None
     except RecursionError:
-        raise YamlFault("it is nested too deeply") from None
+        raise InvalidYaml("it is nested too deeply") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -58,7 +58,7 @@ def _line(mark: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, whose every fault is a `MarkedYAMLError`."""
+    """PyYAML's safe loader, with every error raised as a `MarkedYAMLError`."""
 
     _depth = 0
 
@@ -88,7 +88,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check(node: Any, sizes: dict[int, int], open_nodes: set[int]) -> int:
-    """Check keys and size of a node and of all below; returns how many values it has with aliases written out."""
+    """Check a node and all nodes below; return the number of their values with aliases written out."""
     if id(node) in sizes:
         return sizes[id(node)]
     if id(node) in open_nodes:
@@ -127,7 +127,7 @@ def first_odd_value(value: Any, key: str = "", depth: int = 0) -> tuple[str, str
     Args:
         value: A section, or a value in one.
         key: Its dotted key.
-        depth: Levels above it.
+        depth: Number of levels above it.
     """
     if depth > DEEPEST:
         return key, f"it is nested more than {DEEPEST} levels deep"
@@ -155,7 +155,7 @@ def _odd(value: Any, key: str) -> str:
         if len(value) > LONGEST_TEXT:
             return f"is longer than {LONGEST_TEXT:,} characters"
         if any("\ud800" <= sign <= "\udfff" for sign in value):
-            return "has half of a surrogate pair, which is no character"
+            return "has half of a surrogate pair, which is not a character"
         if value.startswith("~") and not key.startswith("ingest.options"):
             try:
                 Path(value).expanduser()

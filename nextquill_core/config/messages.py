@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in plain words: the key, the value, what is allowed, the nearest match."""
+"""Messages for invalid settings: pydantic's errors in plain words, with the key, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ WORDS = {
     "date": "a date such as 2020-12-31",
     "none": "null",
 }
-"""What a value has to be, by the beginning of the type of pydantic's error."""
-Fault = Mapping[str, Any]
+"""The expected value in words, by the first part of the type of pydantic's error."""
+Error = Mapping[str, Any]
 """One of pydantic's errors: its `type`, `loc`, `msg`, `input` and `ctx`."""
 
 
-def first_fault(model: type[Section], faults: Sequence[Fault]) -> tuple[str, list[Fault]]:
-    """Return the key of the fault to show, and all faults of this key: a union has one for each of its types.
+def first_error(model: type[Section], errors: Sequence[Error]) -> tuple[str, list[Error]]:
+    """Return the key of the error to show, and all errors of this key: a union has one for each of its types.
 
     An unknown key comes before a wrong value, because it often explains the value.
 
     Args:
         model: What the values were checked against.
-        faults: pydantic's errors, at least one.
+        errors: pydantic's errors, at least one.
     """
-    chosen = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    chosen = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     key, _ = key_and_type(model, chosen["loc"])
-    return key, [fault for fault in faults if key_and_type(model, fault["loc"])[0] == key]
+    return key, [error for error in errors if key_and_type(model, error["loc"])[0] == key]
 
 
 def key_and_type(model: type[Section], location: Sequence[int | str]) -> tuple[str, Any]:
@@ -57,19 +57,19 @@ def key_and_type(model: type[Section], location: Sequence[int | str]) -> tuple[s
     return ".".join(parts), annotation
 
 
-def explained(model: type[Section], faults: Sequence[Fault]) -> tuple[str, str]:
+def explained(model: type[Section], errors: Sequence[Error]) -> tuple[str, str]:
     """Return what is wrong with a key's value, and what to write.
 
     Args:
         model: What the values were checked against.
-        faults: All faults of one key, at least one.
+        errors: All errors of one key, at least one.
     """
-    value, kind = faults[0]["input"], faults[0]["type"]
-    if literal := next((fault for fault in faults if fault["type"] == "literal_error"), None):
-        others = [f"write {_wanted(fault)}" for fault in faults if fault["type"] != "literal_error"]
+    value, kind = errors[0]["input"], errors[0]["type"]
+    if literal := next((error for error in errors if error["type"] == "literal_error"), None):
+        others = [f"write {_wanted(error)}" for error in errors if error["type"] != "literal_error"]
         return f"unknown value {_quoted(value)}", " or ".join((nearest(str(value), _allowed(literal)), *others))
     if kind in ("tuple_type", "list_type", "set_type"):
-        return "it takes a list", _list_remedy(_section(key_and_type(model, faults[0]["loc"])[1]), value)
+        return "it takes a list", _list_remedy(_section(key_and_type(model, errors[0]["loc"])[1]), value)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         if value is None:
             return "the section is empty", "give it keys, or leave it out"
@@ -78,7 +78,7 @@ def explained(model: type[Section], faults: Sequence[Fault]) -> tuple[str, str]:
         return "it is missing", f"set it; {SEE}"
     if kind == "string_type" and isinstance(value, str | int | float):
         return "it takes a text", f"put it in quotes: '{shortened(str(value))}'"
-    return " or ".join(dict.fromkeys(map(_sentence, faults))), f"got {_quoted(value)}"
+    return " or ".join(dict.fromkeys(map(_sentence, errors))), f"got {_quoted(value)}"
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
@@ -98,9 +98,9 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.casefold())
 
 
-def _allowed(fault: Fault) -> list[str]:
+def _allowed(error: Error) -> list[str]:
     """The values of a Literal, from pydantic's list: `'a', 'b' or 3`."""
-    expected = str(fault["ctx"]["expected"])
+    expected = str(error["ctx"]["expected"])
     return [quoted or bare for quoted, bare in re.findall(r"'([^']*)'|(\b[\w.]+\b)", expected) if bare != "or"]
 
 
@@ -114,14 +114,14 @@ def _list_remedy(section: type[Section] | None, value: Any) -> str:
     return f"write [{', '.join(part.strip() for part in str(value).split(',') if part.strip())}]"
 
 
-def _sentence(fault: Fault) -> str:
-    words = _wanted(fault)
-    return f"it takes {words}" if words else str(fault["msg"]).removeprefix("Value error, ")
+def _sentence(error: Error) -> str:
+    words = _wanted(error)
+    return f"it takes {words}" if words else str(error["msg"]).removeprefix("Value error, ")
 
 
-def _wanted(fault: Fault) -> str:
+def _wanted(error: Error) -> str:
     """What the value has to be, in words; "" where pydantic's own sentence says more."""
-    kind, _, rest = str(fault["type"]).partition("_")
+    kind, _, rest = str(error["type"]).partition("_")
     return WORDS.get(kind, "") if rest.endswith(("type", "parsing", "from_float", "required")) else ""
 
 
