@@ -1,6 +1,6 @@
-"""Start of the command line, as `nextquill` or `python -m flows`.
+"""Entry point of the command line: `nextquill` or `python -m flows`.
 
-Signals are taken care of before the command line itself is imported, which takes a few tenths of a second.
+Signal handlers are installed before the command line is imported, which takes a few tenths of a second.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from flows.cli import interruption
 
 
 def main() -> None:
-    """Run a command, see `flows.cli.main.main`."""
+    """Run a command; see `flows.cli.main.main`."""
     interruption.exit_quickly()
     interruption.run(_run)
 

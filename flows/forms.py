@@ -1,4 +1,4 @@
-"""The forms that Prefect's UI makes of a flow's parameters: a stage's own settings come first, the others are short.
+"""The forms that Prefect's UI makes of a flow's parameters: the settings of the stage come first, the others are short.
 
 A form is drawn from the JSON schema of the parameters, which also refuses invalid parameters when a deployment is made
 or run. The UI orders fields by `position`, shows what may be null as two tabs, and shows an object that lists no
@@ -17,20 +17,19 @@ AFTER_THE_OTHERS = 100
 SETTINGS: Any = Field(json_schema_extra={"position": AFTER_THE_OTHERS})
 """Default of a flow's parameter `config`: it is required, and the form shows it below the short parameters."""
 REQUIRED: Any = Field()
-"""Default of a required parameter that stands behind such a one."""
+"""Default of a required parameter that follows `config`."""
 Schema = dict[str, Any]
 
 
 class Form:
-    """Annotation of a flow's configuration: how the form shows its sections.
+    """Annotation of a flow's configuration that says how the form shows its sections.
 
-    A section that is named nowhere is shown as JSON of the values that are set, which takes a few lines. Whatever is
-    shown, everything is checked.
+    A section that is not named is shown as a few lines of JSON with the values that are set. Everything is checked,
+    whatever is shown.
 
     Args:
         own: Names of the sections that come first, in this order, with all their fields.
-        brief: Names of the sections that come next, without the fields that say how a stage is run and not what it
-            makes.
+        brief: Names of the sections that come next, without operational fields, which do not change a result.
     """
 
     def __init__(self, *own: str, brief: Sequence[str] = ()) -> None:
@@ -49,7 +48,7 @@ class Form:
         return schema
 
     def _shown(self, name: str, field: Mapping[str, Any], handler: GetJsonSchemaHandler) -> Schema:
-        """Describe a section as the form is to show it; a single value stays as it is."""
+        """Return the schema by which the form shows a section; that of a single value stays as it is."""
         section = next((part["$ref"] for part in field.get("anyOf", ()) if "$ref" in part), None)
         if section is None:
             return dict(field)
@@ -63,7 +62,7 @@ class Form:
 
 
 def _brief(section: Mapping[str, Any]) -> Schema:
-    """Return a section's schema that gives no field to what is operational, and still checks it."""
+    """Return the schema of a section that shows no operational field, and still checks them."""
     fields = section["properties"]
     hidden = {f"^{name}$": field for name, field in fields.items() if field.get("operational")}
     shown = {name: field for name, field in fields.items() if not field.get("operational")}

@@ -1,18 +1,24 @@
-"""Names and tags of flow runs: which stage, of which data, and which settings are different from the usual ones.
+"""Names and tags of flow runs: which stage, of which data, and which settings differ from the usual ones.
 
-Everything here is text made of plain values. What is usual is for the caller to say (flows/labels.py).
+`run_name` and `run_tags` make them from plain values; `flow_run_name` and `tag_at_start` ask Prefect for these values.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from nextquill_core.config import known_keys
+from prefect.client.orchestration import get_client
+from prefect.runtime import deployment
+from prefect.runtime import flow_run as current
+
+from nextquill_core.config import Config, known_keys, parse_config
 from nextquill_core.methods.registry import METHODS
+from tasks.ui import tag_run
 
 LONGEST, LONGEST_VALUE, MOST_CHANGES = 80, 24, 3
 STAGES = ("ingest", "model", "score", "train", "evaluate")
@@ -21,7 +27,7 @@ SYMBOLS = {
     "model.name_or_path": "model",
 }  # fmt: skip
 NEVER_SHOWN = ("store", "slurm", "ingest.inputs", "train.method")
-"""Where a run is stored and queued does not tell runs apart; categories and the method have a place in the name."""
+"""Where a run is stored and queued does not distinguish runs; categories and the method are in the name already."""
 DATA = ("ingest", "privacy")
 MODEL = ("model", "prompt", "seed", *DATA)
 SCORE = ("score", "weights", *MODEL)
@@ -32,7 +38,66 @@ READS = {"ingest": DATA, "model": MODEL, "score": SCORE, "train": TRAIN, "evalua
 PIPELINE, COMPARISON = "pipeline", "comparison"
 REUSED, MADE = "reused", "made"
 GENERATED = re.compile(r"[a-zA-Z]+-[a-zA-Z]+")
-"""A name as Prefect makes one up, such as `sleek-conure`; what a person writes usually has a space or a digit."""
+"""A name that Prefect generates, such as `sleek-conure`; what a person writes usually has a space or a digit."""
+
+
+def flow_run_name(module: str) -> str:
+    """Return the name of the flow run that is about to begin; a name that a person typed into a form stays.
+
+    Args:
+        module: The flow's module in `flows`.
+    """
+    given = current.name or ""
+    if typed_by_a_person(given):
+        return given
+    return run_name(module, _plain(current.parameters), _changed(current.parameters))
+
+
+def tag_at_start(module: str) -> None:
+    """Tag the current flow run with what it is about.
+
+    Args:
+        module: The flow's module in `flows`.
+    """
+    tag_run(*run_tags(module, _plain(current.parameters)))
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a flow with each configuration as plain values, defaults included."""
+    values = dict(parameters)
+    if "config" in values:
+        values["config"] = _config(values["config"]).model_dump(mode="json")
+    if "configs" in values:
+        values["configs"] = [_config(one).model_dump(mode="json") for one in values["configs"]]
+    return values
+
+
+def _config(values: Any) -> Config:
+    return values if isinstance(values, Config) else parse_config(values, "the flow's parameters")
+
+
+def _changed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were laid over a configuration file, or differ from those of the deployment."""
+    if "config" not in parameters:
+        return {}
+    config = _config(parameters["config"])
+    values = config.model_dump(mode="json")
+    if config.overridden:
+        return picked(values, config.overridden)
+    usual = _deployed(str(deployment.id)) if deployment.id else None
+    return differences(values, usual) if usual else {}
+
+
+@cache
+def _deployed(identity: str) -> dict[str, Any] | None:
+    """Return the configuration among a deployment's own parameters, or None where it cannot be read."""
+    try:
+        with get_client(sync_client=True) as client:
+            found = client.read_deployment(identity).parameters.get("config")
+        return _config(found).model_dump(mode="json") if found is not None else None
+    except Exception as error:
+        logging.getLogger(__name__).warning("deployment %s was not read: %s", identity, error)
+        return None
 
 
 def run_name(flow: str, parameters: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
@@ -41,8 +106,8 @@ def run_name(flow: str, parameters: Mapping[str, Any], changed: Mapping[str, Any
     Args:
         flow: The flow's module in `flows`.
         parameters: The flow's parameters as plain values.
-        changed: Values by dotted key that are different from the usual ones; those that the flow does not depend on are
-            left out.
+        changed: Values by dotted key that differ from the usual ones; those that the flow does not depend on are left
+            out.
     """
     words = [flow, *_methods(flow, parameters), counted(categories(parameters))]
     shown = [f"{_short(key)}={_value(value)}" for key, value in _relevant(flow, changed)]
@@ -86,7 +151,7 @@ def counted(names: Sequence[str]) -> str:
 
 
 def typed_by_a_person(name: str) -> bool:
-    """Return whether a flow run has a name that Prefect did not make up."""
+    """Return whether a flow run has a name that Prefect did not generate."""
     return bool(name) and not GENERATED.fullmatch(name)
 
 
@@ -122,7 +187,7 @@ def _below(key: str, tops: Sequence[str]) -> bool:
 
 @cache
 def _ambiguous() -> frozenset[str]:
-    """The last parts that several keys share, such as `alpha`."""
+    """Return the last parts that several keys share, such as `alpha`."""
     return frozenset(
         last for last, count in Counter(key.rpartition(".")[2] for key in known_keys()).items() if count > 1
     )

@@ -1,4 +1,4 @@
-"""The whole pipeline: each stage is a flow run of its own, and each can be run alone."""
+"""The whole pipeline: each stage is a subflow, which can also be run alone."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from flows.ingest import ingest
 from flows.model import model
 from flows.runs import open_run
 from flows.score import score
-from flows.stage import our_flow
+from flows.stage import nextquill_flow
 from flows.train import train
 from nextquill_core.config import Config
 from nextquill_core.pipeline.train import check_layers
-from tasks.evaluate import publish_pipeline
+from tasks.ui import publish_pipeline
 
 PipelineSettings = Annotated[Config, Form(brief=("ingest", "train", "evaluate"))]
 
 
-@our_flow("pipeline", name="nextquill")
+@nextquill_flow("pipeline", name="nextquill")
 def pipeline(config: PipelineSettings = SETTINGS, force: bool = False) -> list[dict[str, Any]]:
-    """Ingest, score, train, evaluate; what is fresh is reused, what was interrupted goes on.
+    """Ingest, score, train, evaluate; what is up to date is reused, and what was interrupted resumes.
 
     Args:
         config: The run's settings.
-        force: Make every stage anew, even where it is fresh.
+        force: Make every stage again, even where it is up to date.
 
     Returns:
         A reference to each stage's artifact, in order.
     """
     results: list[dict[str, Any]] = [stage(config, force=force) for stage in (ingest, model)]
-    check_layers(open_run(config))  # what training would refuse only after scoring
+    check_layers(open_run(config))  # training would refuse them, but only after hours of scoring
     results += [stage(config, force=force) for stage in (score, train, evaluate)]
-    made = [reference for reference in results if reference]
-    publish_pipeline(open_run(config, fetch=False), made)
-    return made
+    references = [reference for reference in results if reference]
+    publish_pipeline(open_run(config), references)
+    return references

@@ -1,4 +1,4 @@
-"""What a stage's flow run leaves in Prefect: a reference to its artifact, and a state that says how it ended."""
+"""How flow runs end in Prefect: a reference to the artifact, and a state that people can read."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from nextquill_core.errors import UserError
 from nextquill_core.pipeline.run import Outcome
 from storage.redaction import redact
 from tasks.definition import INTERRUPTED_MESSAGE, interrupted
-from tasks.tags import tag_run
+from tasks.ui import tag_run
 
 P = ParamSpec("P")
 R = TypeVar("R")
 REUSED = "Reused"
 RUNNER = "PREFECT__FLOW_RUN_ID"
-"""Environment variable of a process that a worker started for a flow run; the worker sets the state when it ends it."""
+"""Environment variable of a process that a worker started for a flow run; if the worker ends it, it sets the state."""
 
 _running: list[UUID] = []
-"""Flow runs that this process is in, the outermost first."""
+"""Flow runs that this process executes, the outermost first."""
 
 
 class Interrupted(Exception):  # noqa: N818 - says what happened
-    """A flow run was ended by a signal. It is an `Exception` because Prefect cannot hand others to a flow's caller."""
+    """A signal ended a flow run. It is an `Exception` because Prefect cannot pass others to the caller of a flow."""
 
 
 def with_plain_end(body: Callable[P, R]) -> Callable[P, R]:
@@ -67,14 +67,14 @@ def with_plain_end(body: Callable[P, R]) -> Callable[P, R]:
             if run:
                 _running.remove(run)
 
-    # Prefect looks annotations that are strings up in the module of the function it gets, which is this one.
+    # Prefect resolves annotations that are strings in the module of the function it gets, which is this one.
     ended.__annotations__ = get_type_hints(body, include_extras=True)
     vars(ended)["__signature__"] = inspect.signature(body, eval_str=True)
     return ended
 
 
 def report_interrupted() -> None:
-    """Set the state of this process's flow runs to `Interrupted`, in place of a main thread that does not get to it."""
+    """Set the state of this process's flow runs to `Interrupted`, where the main thread cannot do so any more."""
     runs = _running[::-1]
     if not runs or RUNNER in os.environ:
         return
@@ -89,7 +89,7 @@ interruption.report = report_interrupted
 def log_errors_plainly(record: logging.LogRecord) -> bool:
     """Reduce the log record of a user's error to one line; used as a logging filter, it drops no record.
 
-    A parameter that breaks a rule which a form does not know is a user's error too.
+    A parameter that breaks a rule that the form does not know is a user's error too.
     """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, UserError | ParameterTypeError):
@@ -103,17 +103,16 @@ for _name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):  # Pr
 
 
 def finished(name: str, outcome: Outcome, *, whole: bool = True) -> dict[str, Any]:
-    """Say what was done and give the flow run its final state: `Reused`, or `Completed` with the artifact's reference.
+    """Log what was done and return the final state of the flow run: `Reused`, or `Completed`.
 
-    Returned from a flow, the state becomes the flow run's, and its data, the reference, the caller's result; hence the
-    type.
-
-    The manifest on disk decides what is reused, never Prefect's cache, which does not look at files.
+    If a flow returns the state, it becomes that of the flow run, and its data, a reference to the artifact, becomes the
+    result for the caller; hence the type. The manifest on disk decides what is reused, never Prefect's cache, which
+    does not look at files.
 
     Args:
-        name: Of the stage, and of the method where there are several.
-        outcome: What was made or reused.
-        whole: Whether nothing else of the stage is left to make; what waits for the stage is told so.
+        name: Name of the stage, followed by that of the method where there are several.
+        outcome: The outcome of the stage's step.
+        whole: Whether nothing else of the stage is left to make; the event for what waits for the stage says so.
     """
     reference = {
         "stage": name,
@@ -129,13 +128,13 @@ def finished(name: str, outcome: Outcome, *, whole: bool = True) -> dict[str, An
 
 
 def nothing_to_make(name: str, why: str) -> dict[str, Any]:
-    """The final state of a stage that this configuration has no need of."""
+    """Return the final state of a stage that this configuration does not need."""
     stage_finished(name, None)
     return as_result(Completed(message=f"{name}: {why}", data={}))
 
 
 def announce(name: str, outcome: Outcome) -> str:
-    """Log in one line what became of an artifact, and return the line."""
+    """Log in one line whether an artifact was made or reused, and return the line."""
     location = outcome.artifact.location
     if outcome.reused:
         message = f"{name}: reused, fresh at {location}"
@@ -147,5 +146,5 @@ def announce(name: str, outcome: Outcome) -> str:
 
 
 def as_result(state: State[Any]) -> dict[str, Any]:
-    """A state to return from a flow, under the type that the flow's caller gets."""
+    """Return a state under the type that the caller of a flow gets."""
     return cast("dict[str, Any]", state)

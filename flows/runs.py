@@ -1,31 +1,85 @@
-"""A run of a configuration, with what only Prefect can give: the secret that a Secret block keeps."""
+"""Opening configurations: each is opened once in a command or flow run, however many stages use it.
+
+Opening digests the raw files and plans every artifact. Within `shared_runs`, the stages of a pipeline see the raw files
+as they were when the outermost flow or command began; a scan notices if they have changed since.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
-from flows.server.settings import require_server, server_settings
-from nextquill_core.config import Config
-from nextquill_core.pipeline.run import Run
-from storage.errors import UserError
+if TYPE_CHECKING:
+    from nextquill_core.config import Config
+    from nextquill_core.pipeline import FreshnessCache
+    from nextquill_core.pipeline.run import Run
+
+
+@dataclass
+class _Shared:
+    """The runs by configuration, with whether they fetch, and remembered states of steps by store."""
+
+    runs: dict[str, tuple[Run, bool]] = field(default_factory=dict)
+    caches: dict[str, FreshnessCache] = field(default_factory=dict)
+
+
+_shared: ContextVar[_Shared | None] = ContextVar("shared_runs", default=None)
+
+
+@contextmanager
+def shared_runs() -> Iterator[None]:
+    """Let `open_run` return the same run for the same configuration within the block, blocks inside it included."""
+    if _shared.get() is not None:
+        yield
+        return
+    token = _shared.set(_Shared())
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 def open_run(config: Config, *, fetch: bool = True) -> Run:
-    """The configuration against its store; the key of the pseudonyms comes from `privacy.key_secret` if that is set.
+    """Return the run of a configuration, opened before within `shared_runs` or opened now.
+
+    Args:
+        config: The settings; if they set `privacy.key_secret`, the key of the pseudonyms comes from that Secret block.
+        fetch: As for `Run`; a run that fetches serves readers too.
 
     Raises:
         UserError: There is no such Secret block, or what `Run` raises.
     """
+    from nextquill_core.pipeline import FreshnessCache
+    from nextquill_core.pipeline.run import Run
+
+    shared, key = _shared.get(), config.model_dump_json()
+    known = shared.runs.get(key) if shared else None
+    if known and (known[1] or not fetch):
+        return known[0]
+    run = Run(config, fetch=fetch, secret=_secret(config))
+    if shared:
+        shared.runs[key] = run, fetch
+        run.cache = shared.caches.setdefault(run.store.location("", ""), FreshnessCache(run.store))
+    return run
+
+
+def _secret(config: Config) -> str | None:
     name = config.privacy.key_secret
     if not name or not config.privacy.pseudonymize:
-        return Run(config, fetch=fetch)
-    require_server(server_settings())
+        return None
     from prefect.blocks.system import Secret
 
+    from flows.server.settings import require_server, server_settings
+    from storage.errors import UserError
+
+    require_server(server_settings())
     try:
         block = cast("Secret[str]", Secret.load(name))
     except ValueError:
         raise UserError(
             f"there is no Secret block `{name}` on this Prefect server", "privacy.key_secret", "make it, or use key_env"
         ) from None
-    return Run(config, fetch=fetch, secret=block.get())
+    return block.get()

@@ -1,13 +1,15 @@
-"""A stage that its configuration wants as a Slurm job: what stands in its flow in the place of making it."""
+"""A stage that the configuration wants as a Slurm job: its flow submits the job and waits for the artifacts."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from nextquill_core.config import Config, MethodName, StageName
 from nextquill_core.errors import UserError
-from nextquill_core.pipeline import Step, freshness, outdated
+from nextquill_core.pipeline import Step, outdated
 from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact
 from tasks.slurm.stage import in_job, introduce_job, refuse_hidden_secret, run_stage_job, stage_job
@@ -19,21 +21,21 @@ LOOK_EVERY_S = 1.0
 def made_by_job(
     run: Run, stage: StageName, steps: Sequence[Step], *, force: bool, method: MethodName | None = None
 ) -> list[Outcome] | None:
-    """Let a Slurm job make what a stage makes, where `slurm.STAGE` says so and something is to be made.
+    """Make the steps of a stage in a Slurm job, where `slurm.STAGE` says so and something is to be made.
 
     Args:
-        run: The configuration and its store.
-        stage: Whose flow this is.
-        steps: Everything that people know by name that the stage makes; the job ends when all of it is there.
-        force: Make it anew even if it is fresh.
-        method: Of a training of one method alone.
+        run: The run.
+        stage: The stage of this flow.
+        steps: The steps that the stage makes; the job has ended well when all artifacts are there.
+        force: Whether to make them even if they are up to date.
+        method: The method of a training of one method alone.
 
     Returns:
-        What became of each step; None where the stage is to run here.
+        The outcome of each step; None where the stage is to run here.
 
     Raises:
-        UserError: An artifact that the stage needs is missing, or the job's input is wrong, or what it made is not seen
-            here.
+        UserError: An artifact that the stage needs is missing, or the job's input is wrong, or what it made is not
+            visible here.
         JobFailed: It failed otherwise.
     """
     if in_job():
@@ -41,22 +43,29 @@ def made_by_job(
     asked = run.config.slurm.job(stage)
     if asked is None:
         return None
-    fresh = [not force and freshness(run.store, step).state == "fresh" for step in steps]
+    fresh = [not force and run.freshness(step).state == "fresh" for step in steps]
     if all(fresh):
         return None
     refuse_hidden_secret(run.config)
     run.require_inputs(steps)  # now, and not after hours in a queue
-    job = stage_job(run, stage, asked, steps, _settings(run.config, method), force=force)
+    job = stage_job(run, stage, asked, steps, _job_config(run.config, method), program=program(), force=force)
     number = run_stage_job(run, stage, job)
-    why = f"Slurm job {number}"
+    run.look_again()
+    log = str(job.log(number))
     return [
-        Outcome(_seen(run, step, number, str(job.log(number))), reused, "" if reused else why)
+        Outcome(_visible(run, step, number, log), reused, "" if reused else f"Slurm job {number}")
         for step, reused in zip(steps, fresh, strict=True)
     ]
 
 
-def _settings(config: Config, method: MethodName | None) -> Config:
-    """The configuration under which the command `train` trains this method alone."""
+def program() -> tuple[str, ...]:
+    """Return the command line of this environment's `nextquill`."""
+    command = Path(sys.executable).with_name("nextquill")
+    return (str(command),) if command.is_file() else (sys.executable, "-m", "flows")
+
+
+def _job_config(config: Config, method: MethodName | None) -> Config:
+    """Return the configuration under which the command `train` trains this method alone."""
     if method is None:
         return config
     train = config.train.model_copy(update={"method": method})
@@ -64,8 +73,8 @@ def _settings(config: Config, method: MethodName | None) -> Config:
     return config.model_copy(update={"train": train, "evaluate": evaluate})
 
 
-def _seen(run: Run, step: Step, number: str, log: str) -> Artifact:
-    """The artifact that a job made, as soon as this machine sees it too; file systems take their time to tell."""
+def _visible(run: Run, step: Step, number: str, log: str) -> Artifact:
+    """Return the artifact that a job made, as soon as this machine sees it; shared file systems lag behind."""
     deadline = time.monotonic() + SEEN_WITHIN_S
     while True:
         artifact = run.store.find(step.kind, step.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -16,14 +17,16 @@ from flows.pipeline import PipelineSettings, pipeline
 from flows.results import Interrupted, finished
 from flows.runs import open_run
 from flows.server import outage
-from flows.stage import our_flow
+from flows.stage import nextquill_flow
 from nextquill_core.errors import UserError
 from nextquill_core.studies.sweep import Point, missing, open_points, sweep_step
-from tasks.gpu_lock import training_place
+from tasks.gpu_lock import gpu_lock
 from tasks.sweep import collect_points, run_processes, shared_missing, slots
 
+POINT_COMMAND = (sys.executable, "-m", "flows.sweep_point")
 
-@our_flow("sweep")
+
+@nextquill_flow("sweep")
 def sweep(
     config: PipelineSettings = SETTINGS,
     grid: Annotated[dict[str, list[Any]], Field(min_length=1)] = REQUIRED,
@@ -33,11 +36,11 @@ def sweep(
     """Run the pipeline at every point, reusing what points share and what is fresh, and collect one table.
 
     Args:
-        config: What all points share; `evaluate.split` becomes val.
+        config: The settings that all points share; `evaluate.split` becomes val.
         grid: Values by dotted key; the points are all their combinations.
-        parallel: Points at a time, as processes that share the cores and accelerators out; empty is one for each
-            group of accelerators that one training uses, and one on a CPU. One at a time runs in this process.
-        force: Make the table anew; points are not.
+        parallel: Points at a time, as processes that share the cores and accelerators; empty is one for each group of
+            accelerators that one training uses, and one on a CPU. One at a time runs in this process.
+        force: Make the table again; points that are up to date are not.
 
     Raises:
         UserError: The grid does not fit, or a point failed; what the others made stays.
@@ -53,10 +56,11 @@ def sweep(
     else:
         step = sweep_step(points)
         folder = points[0].run.store.root / step.kind / f".points-{step.fingerprint}"
-        with training_place("sweep", needed=config.train.launcher.kind != "slurm") as held:
+        with gpu_lock("sweep", needed=config.train.launcher.kind != "slurm") as held:
             failed = run_processes(
                 points,
                 waiting,
+                command=POINT_COMMAND,
                 parallel=at_a_time,
                 api=_api_url(),
                 folder=folder,
@@ -64,15 +68,16 @@ def sweep(
                 may_start=lambda: not outage.away(),  # without a server, each would end only after the same wait
                 environment=held,
             )
+        points[0].run.look_again()
         if not failed:
             shutil.rmtree(folder, ignore_errors=True)
     if failed:
-        _tell(points, failed)
+        _raise(points, failed)
     return finished("sweep", collect_points(points, force))
 
 
-def _tell(points: Sequence[Point], failed: Mapping[int, Exception]) -> NoReturn:
-    """Log every failure, and raise the first that is not the user's to mend, or one line about all of them."""
+def _raise(points: Sequence[Point], failed: Mapping[int, Exception]) -> NoReturn:
+    """Log every failure, and raise the first that is no user error, or else one user error for all of them."""
     for number, error in failed.items():
         get_run_logger().error("%s: failed: %s", points[number].label, error)
     for error in failed.values():
@@ -82,12 +87,12 @@ def _tell(points: Sequence[Point], failed: Mapping[int, Exception]) -> NoReturn:
     raise UserError(
         f"{len(failed)} of {len(points)} points failed, the first with: {error}",
         f"sweep {points[number].label}",
-        "leave its values out or mend it; the same command keeps what the others made",
+        "fix its values or leave them out; the same command keeps what the others made",
     ) from error
 
 
 def _one_by_one(points: Sequence[Point], numbers: Sequence[int]) -> dict[int, Exception]:
-    """Run points as subflows, in turn; one that fails does not keep the others, unless they need what it lacks."""
+    """Run points as subflows, in turn; after a failure the others still run, unless they need what failed."""
     failed: dict[int, Exception] = {}
     for number in numbers:
         point = points[number]
@@ -105,6 +110,6 @@ def _one_by_one(points: Sequence[Point], numbers: Sequence[int]) -> dict[int, Ex
 
 
 def _api_url() -> str:
-    """The Prefect server of this flow run, for the processes of the points; it may be one that lives as long as it."""
+    """Return the URL of this flow run's Prefect server, which may be temporary, for the processes of the points."""
     with get_client(sync_client=True) as client:
         return str(client.api_url)

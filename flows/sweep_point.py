@@ -1,4 +1,4 @@
-"""One point of a sweep, in a process of its own: `python -m flows.sweep_point ORDER.yaml`."""
+"""One point of a sweep in a separate process: `python -m flows.sweep_point ORDER.yaml`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from prefect import tags
 
-from flows.cli.common import print_run_lines
+from flows.cli.runner import print_run_lines
 from flows.pipeline import pipeline
 from flows.results import Interrupted
 from flows.server import outage
@@ -23,7 +23,7 @@ def main() -> int:
     outage.watch()
     try:
         with tags("sweep"):
-            pipeline(parse_config(order["config"], where=order["label"]).with_laid_over(order["keys"]))
+            pipeline(parse_config(order["config"], where=order["label"]).with_overridden(order["keys"]))
     except UserError as error:
         print(f"nextquill: {error}", file=sys.stderr, flush=True)
         return 2

@@ -8,37 +8,31 @@ from flows.forms import SETTINGS, Form
 from flows.results import finished
 from flows.runs import open_run
 from flows.server.events import watch_quality
-from flows.slurm import made_by_job
-from flows.stage import our_flow
+from flows.stage import make_stage, nextquill_flow
 from nextquill_core.config import Config, MethodName
-from tasks.reasons import publish_reasons
-from tasks.train import train_adapter
 
 
-@our_flow("train")
+@nextquill_flow("train")
 def train(
     config: Annotated[Config, Form("train")] = SETTINGS, method: MethodName | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """Train adapters under DeepSpeed, each going on from its newest checkpoint.
+    """Train adapters under DeepSpeed; each resumes from its newest checkpoint.
 
     Args:
         config: The run's settings.
         method: Train this one only; empty trains `train.method` and whatever else `evaluate.methods` needs.
-        force: Train anew even where the adapter is fresh.
+        force: Train again even where the adapter is up to date.
     """
     run = open_run(config)
     everything = [*run.plan.train, *run.plan.evaluation.tasks]
     names = [method] if method else everything
-    steps = [run.plan.adapters[name] for name in names]
-    publish_reasons(run, "train", steps, force)
-    by_job = made_by_job(run, "train", steps, force=force, method=method)
-    made_here = (train_adapter(run, name, force) for name in names)
-    outcomes = dict(zip(names, by_job or made_here, strict=True))
-    results = {
-        name: finished(f"train {name}", outcome, whole=names == everything and name == names[-1])
-        for name, outcome in outcomes.items()
-    }
-    made = [name for name, outcome in outcomes.items() if not outcome.reused]
-    for name in made:
-        watch_quality(run, name)
-    return results[made[0] if made else next(iter(results))]
+    steps = [run.plan.adapter(name) for name in names]
+    outcomes = make_stage(run, "train", steps, force=force, results=steps, method=method)
+    states = [
+        finished(run.plan.title(step), outcome, whole=names == everything and step is steps[-1])
+        for step, outcome in zip(steps, outcomes, strict=True)
+    ]
+    made = [index for index, outcome in enumerate(outcomes) if not outcome.reused]
+    for index in made:
+        watch_quality(run, names[index])
+    return states[made[0] if made else 0]

@@ -1,4 +1,4 @@
-"""What all our tasks share: no cache, no stored results, retries, errors without secrets, and how they end."""
+"""The task decorator of all stages: no cache, no stored results, retries, masked errors, and a plain final state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
-from storage.masked_output import errors_masked
+from storage.masked_output import mask_errors
 from tasks.retries import RETRIED
 
 P = ParamSpec("P")
@@ -21,21 +21,21 @@ INTERRUPTED_MESSAGE = "interrupted; start it again with the same settings and it
 
 
 def our_task(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function run as a task, as Prefect's `task` does.
+    """Return a decorator that makes a function a Prefect task.
 
-    What comes back is a function and no task: it can be called, and not submitted, because a submitted task outlives
-    the signal that ends its flow. A task that such a signal ends becomes `Interrupted`, of the type Cancelled; Prefect
-    itself would call it crashed. The flow gets the signal's exception.
+    The result is a function, not a task: it can be called but not submitted, because a submitted task outlives the
+    signal that ends its flow. A task that a signal ends gets the state `Interrupted` of the type Cancelled (Prefect
+    would call it crashed), and the flow gets the signal's exception.
 
     Args:
-        options: Arguments of `task`, in addition to those that all tasks share or in place of them.
+        options: Arguments of Prefect's `task`; they take precedence over those that all tasks share.
     """
 
     def define(body: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(body)
         def ended(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                with errors_masked():
+                with mask_errors():
                     return body(*args, **kwargs)
             except (KeyboardInterrupt, TerminationSignal) as signal:
                 return cast("R", interrupted(signal))
@@ -58,6 +58,6 @@ def interrupted(error: BaseException | None = None) -> State[Any]:
     """Return the state of a run that a signal has ended.
 
     Args:
-        error: What the run's caller gets.
+        error: Exception that the run's caller gets.
     """
     return Cancelled(name=INTERRUPTED, message=INTERRUPTED_MESSAGE, data=error)

@@ -1,4 +1,4 @@
-"""Progress where people look: a bar in the terminal, a progress artifact in the Prefect UI."""
+"""Progress of a task: a bar in the terminal, lines in the log, a progress artifact in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LOG_EVERY_S = 15.0
 
 
 def artifact_key(*words: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and dashes."""
+    """Return a key as Prefect demands it: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
 
 
 class ShownProgress:
-    """A `nextquill_core.progress.Progress` that people can see; use it as a context inside a task run.
+    """A `nextquill_core.progress.Progress` that is shown; use it as a context manager inside a task run.
 
     Args:
-        title: What is being done, for instance "score".
+        title: Name of the work, such as "train nextquill".
     """
 
     def __init__(self, title: str) -> None:
@@ -44,7 +44,14 @@ class ShownProgress:
         return self
 
     def __call__(self, done: float, total: float, note: str = "", *, phase: str = "") -> None:
-        """Show `done` of `total`; cheap enough for inner loops. A phase that begins or ends is shown at once."""
+        """Show `done` of `total`; cheap enough for inner loops. A phase that begins or ends is shown at once.
+
+        Args:
+            done: Units that are done.
+            total: Units in all; 0 where their number is not known.
+            note: A few words beside the numbers.
+            phase: What is being done where it is not the main work.
+        """
         changed, self._phase = phase != self._phase, phase
         self._last = (done, total, note)
         now = time.monotonic()
@@ -60,7 +67,7 @@ class ShownProgress:
             self._show_artifact()
 
     def _line(self) -> str:
-        """Where the work stands, as it is logged; `tasks.slurm.stage.PROGRESS` reads it back."""
+        """Return the progress as a line for the log, which `tasks.slurm.stage.PROGRESS` parses."""
         done, total, note = self._last
         if self._phase and not total:
             return f"{self._title}: {self._phase}"

@@ -1,16 +1,15 @@
-"""Why a stage makes something and reuses the rest: how everything stood when its run began, in the UI."""
+"""The page in the UI that says what a stage makes, what it reuses, and why, as it was when its run began."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from prefect.artifacts import create_markdown_artifact
 
-from nextquill_core.pipeline import Freshness, Step, freshness
+from nextquill_core.pipeline import Freshness, Step, lineage
 from nextquill_core.pipeline.run import Run
-from storage.garbage import Glance
-from tasks.artifacts import data_key
+from tasks.ui import data_key
 
 OWN = {
     "stale": "made again",
@@ -24,13 +23,13 @@ OUTDATED = "made again, unless its inputs come out the same"
 
 
 def publish_reasons(run: Run, stage: str, steps: Sequence[Step], force: bool) -> None:
-    """Show what a stage is about to make and why, and what it reuses; also where it is ended before it has made it.
+    """Publish what a stage is about to make, what it reuses, and why.
 
     Args:
-        run: The configuration and its store.
-        stage: The name of the stage.
-        steps: What the stage makes, its result first.
-        force: Whether it makes what is fresh anew.
+        run: The run.
+        stage: Name of the stage.
+        steps: The steps that the stage makes, its result first.
+        force: Whether it makes them even if they are up to date.
     """
     create_markdown_artifact(
         key=data_key(f"why-{stage}", run.config),
@@ -40,58 +39,48 @@ def publish_reasons(run: Run, stage: str, steps: Sequence[Step], force: bool) ->
 
 
 def reasons(run: Run, stage: str, steps: Sequence[Step], force: bool) -> str:
-    """The same as Markdown: a row for each artifact that the stage makes, and one for each that goes into them."""
-    store = Glance(run.store)
+    """Return the page as Markdown: a row for each artifact that the stage makes, and for each that goes into them.
+
+    Args:
+        run: The run.
+        stage: Name of the stage.
+        steps: The steps that the stage makes, its result first.
+        force: Whether it makes them even if they are up to date.
+    """
     own = {step.fingerprint for step in steps}
 
     def table(rows: Iterable[Step]) -> str:
         lines = ["| artifact | was | now | why |", "| --- | --- | --- | --- |"]
         for step in rows:
-            standing = freshness(store, step)
-            done, why = _told(standing, step.fingerprint in own, force)
+            known = run.freshness(step)
+            done, why = _outcome(known, step.fingerprint in own, force)
             name = step.name if step.name.startswith(step.kind) else f"{step.kind} {step.name}"
-            lines.append(f"| {name} | {standing.state} | {done} | {_cell(why)} |")
+            lines.append(f"| {name} | {known.state} | {done} | {_cell(why)} |")
         return "\n".join(lines) + "\n"
 
     parts = [f"# {stage}: made or reused, and why", "How everything stood when this run began.", table(steps)]
-    if others := [step for step in _lineage(steps) if step.fingerprint not in own]:
+    if others := [step for step in lineage(*steps) if step.fingerprint not in own]:
         parts += ["## What goes into it", table(others)]
     return "\n\n".join(parts)
 
 
-def _lineage(steps: Sequence[Step]) -> Iterator[Step]:
-    """Everything that steps are made from, and they themselves; each once, and after what it is made from."""
-    seen: set[str] = set()
-
-    def visit(step: Step) -> Iterator[Step]:
-        if step.fingerprint in seen:
-            return
-        seen.add(step.fingerprint)
-        for origin in step.inputs:
-            yield from visit(origin)
-        yield step
-
-    for step in steps:
-        yield from visit(step)
-
-
-def _told(standing: Freshness, own: bool, force: bool) -> tuple[str, str]:
-    """What becomes of an artifact, and why."""
-    if standing.state == "fresh":
+def _outcome(known: Freshness, own: bool, force: bool) -> tuple[str, str]:
+    """Return what happens to an artifact, and why."""
+    if known.state == "fresh":
         if own and force:
-            return "made anew", "forced"
-        return "reused", f"settings and inputs{_when(standing)}"
+            return "made again", "forced"
+        return "reused", f"settings and inputs{_when(known)}"
     if not own:
-        return OTHERS.get(standing.state, standing.state), standing.why
-    why = standing.why or ("nothing like it is in the store" if standing.state == "missing" else "")
-    return OUTDATED if standing.state == "stale" and standing.artifact else OWN[standing.state], why
+        return OTHERS.get(known.state, known.state), known.why
+    why = known.why or ("nothing like it is in the store" if known.state == "missing" else "")
+    return OUTDATED if known.state == "stale" and known.artifact else OWN[known.state], why
 
 
-def _when(standing: Freshness) -> str:
-    ended = standing.artifact.manifest.provenance.get("end") if standing.artifact else None
+def _when(known: Freshness) -> str:
+    ended = known.artifact.manifest.provenance.get("end") if known.artifact else None
     return f" as on {datetime.fromisoformat(ended).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if ended else ""
 
 
 def _cell(text: str) -> str:
-    """Text that stays within its cell."""
+    """Return a text that stays within its cell of a table."""
     return " ".join(text.replace("|", "\\|").split())

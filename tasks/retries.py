@@ -1,8 +1,8 @@
-"""Tasks that are tried again: only where the network, a store or a server was at fault, for that may pass.
+"""Retries of tasks: only where the network, a store or a server was at fault, because such faults may pass.
 
-What is wrong with the input, a loss that is not a number, a rank that failed: these would come out the same again, and
-are told at once. Stores, the hub and model servers are asked again by the code that talks to them, for a minute or so;
-this is for outages that last longer.
+Wrong input, a loss that is not a number and a failed rank would come out the same again, and are reported at once. The
+code that talks to stores, the hub and model servers retries for a minute or so by itself; these retries are for longer
+outages.
 """
 
 from __future__ import annotations
@@ -41,30 +41,35 @@ PASSING = {
     "httpx.NetworkError",
     "httpx.RemoteProtocolError",
     "httpx.TimeoutException",
-    "nextquill_core.generation.openai_engine._Failed",
+    "nextquill_core.generation.openai_engine.TransientServerError",
     "requests.exceptions.ChunkedEncodingError",
     "requests.exceptions.ConnectionError",
     "requests.exceptions.Timeout",
 }
-"""Errors of libraries that need not be installed, and so are known by name."""
+"""Errors of libraries that may not be installed, and are therefore recognised by name."""
 
 
 def worth_another_try(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's question after a failure, as `retry_condition_fn`.
+    """Return whether a failed task is worth a retry; Prefect calls it as `retry_condition_fn`.
 
-    A task that makes something anew by force is not tried again: it would throw away what it has made so far.
+    A task that makes an artifact by force is not retried, because it would discard what it has made so far.
+
+    Args:
+        task: The task.
+        task_run: The task run that failed.
+        state: Its state, which holds the error.
     """
     error = state.data
     if not isinstance(error, BaseException) or current.parameters.get("force"):
         return False
     fault = passing_fault(error)
     if fault is not None:
-        get_run_logger().warning("%s: tried again later: %s", task_run.name, error)
+        get_run_logger().warning("%s: will be retried: %s", task_run.name, error)
     return fault is not None
 
 
 def passing_fault(error: BaseException) -> BaseException | None:
-    """Return what in an error's chain may pass, or None; a hub that could not be reached at all is not waited for."""
+    """Return the error in a chain that may pass, or None; a hub that could not be reached at all is not retried."""
     faults = list(chain(error))
     if any(isinstance(fault, HubUnreachableError) for fault in faults):
         return None
@@ -72,9 +77,9 @@ def passing_fault(error: BaseException) -> BaseException | None:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error is one of the network or of a server that may do better later."""
+    """Return whether an error comes from the network or from a server, and may pass."""
     if type(error) is TimeoutError or isinstance(error, ConnectionError | socket.gaierror):
-        return True  # subclasses of TimeoutError are locks that are held, and time limits of our own
+        return True  # subclasses of TimeoutError are held locks and our own time limits
     if isinstance(error, OSError) and error.errno in PASSING_CODES:
         return True
     if any(f"{kind.__module__}.{kind.__qualname__}" in PASSING for kind in type(error).__mro__):
@@ -83,7 +88,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it came from, as far as that is known."""
+    """Yield an error, its cause, the cause of that, and so on."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

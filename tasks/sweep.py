@@ -1,9 +1,8 @@
-"""The points of a sweep as processes of this machine, several at a time, each with accelerators of its own."""
+"""The points of a sweep as processes of this machine, several at a time, each with its own accelerators."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,19 @@ from prefect.artifacts import create_table_artifact
 from nextquill_core.config import LauncherConfig
 from nextquill_core.pipeline.run import Outcome
 from nextquill_core.studies.sweep import SPLIT, Point, collect, missing, sweep_cells
-from tasks.artifacts import data_key
 from tasks.definition import our_task
-from tasks.ranks.logs import bounded
-from tasks.ranks.processes import cuda_devices, end_group, end_groups, failure, process_count, shared_environment, start
+from tasks.ranks.logs import limit_size
+from tasks.ranks.processes import (
+    cuda_devices,
+    end_group,
+    end_groups,
+    process_count,
+    process_error,
+    shared_environment,
+    start,
+)
+from tasks.ui import data_key
 
-WORKER = "flows.sweep_point"
 LOOK_EVERY_S = 1.0
 
 
@@ -36,7 +42,7 @@ class _Running:
 
 
 def slots(launcher: LauncherConfig) -> int:
-    """Points that this machine takes at a time: one a group of accelerators that one training uses; one on a CPU."""
+    """Return the points that run at a time: one for each group of accelerators that one training uses; one on a CPU."""
     import torch
 
     if launcher.kind != "local":
@@ -48,6 +54,7 @@ def run_processes(
     points: Sequence[Point],
     numbers: Sequence[int],
     *,
+    command: Sequence[str],
     parallel: int,
     api: str,
     folder: Path,
@@ -55,23 +62,24 @@ def run_processes(
     may_start: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
 ) -> dict[int, Exception]:
-    """Run points, each a flow run in a process of its own, no two of which make the same artifact.
+    """Run points as processes, no two of which make the same artifact at the same time.
 
-    A point waits while another one makes something that it needs too; then it finds that made.
+    A point waits while another one makes an artifact that it needs too, and then finds it made.
 
     Args:
-        points: All of the sweep.
-        numbers: Which of them to run.
-        parallel: How many at a time.
+        points: All points of the sweep.
+        numbers: Numbers of the points to run.
+        command: Command line of a process; the path of its order follows.
+        parallel: Number of processes at a time.
         api: URL of the Prefect server that all report to.
-        folder: Gets their configurations and logs.
-        say: Told in one line what starts and ends.
-        may_start: Asked after each failure: whether it is of use to start more points.
-        environment: Variables that all of them get besides this process's own.
+        folder: Receives orders and logs.
+        say: Receives a line when a process starts or ends.
+        may_start: Says after each failure whether it is useful to start more points.
+        environment: Environment variables of all processes, besides those of this process.
 
     Returns:
-        What went wrong, by number. The others have been run to their ends, unless what failed is needed by all or no
-        more may start.
+        The errors, by number of the point. The other points have run to their ends, unless all need what failed
+        or no more may start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     common = {**(environment or {}), "PREFECT_API_URL": api}
@@ -82,19 +90,19 @@ def run_processes(
     try:
         while running or waiting:
             for number in startable(points, waiting, list(running))[: len(free)]:
-                running[number] = _start(points[number], number, free.pop(0), environments, folder)
+                running[number] = _start(command, points[number], number, free.pop(0), environments, folder)
                 waiting.remove(number)
                 say(f"{points[number].label}: started, log {running[number].log}")
             time.sleep(LOOK_EVERY_S)
             for number, run in list(running.items()):
-                bounded(run.log)
+                limit_size(run.log)
                 if (code := run.process.poll()) is None:
                     continue
                 end_group(running.pop(number).process)
                 free.append(run.slot)
                 say(f"{points[number].label}: {'failed' if code else 'done'}")
                 if code:
-                    failed[number] = failure(PointFailed, points[number].label, code, run.log)
+                    failed[number] = process_error(PointFailed, points[number].label, code, run.log)
                     if shared_missing(points) or not may_start():
                         waiting.clear()
     finally:
@@ -103,12 +111,12 @@ def run_processes(
 
 
 def shared_missing(points: Sequence[Point]) -> bool:
-    """Whether something that all points need is not there."""
+    """Return whether an artifact that all points need is missing."""
     return bool(set.intersection(*(missing(point.run) for point in points)))
 
 
 def slot_environment(slot: int, parallel: int) -> dict[str, str]:
-    """The environment of the points in one slot: a share of the cores, and of the CUDA devices where there are any."""
+    """Return the environment of the points in one slot: a share of the cores and, where there are any, CUDA devices."""
     environment = shared_environment(parallel)
     if devices := cuda_devices():
         share = max(1, len(devices) // parallel)
@@ -119,7 +127,7 @@ def slot_environment(slot: int, parallel: int) -> dict[str, str]:
 
 @our_task()
 def collect_points(points: Sequence[Point], force: bool) -> Outcome:
-    """The table of all points, in the store and in the UI."""
+    """Make the table of all points, and show it in the UI."""
     outcome = collect(points, force=force)
     fingerprint = outcome.artifact.manifest.fingerprint
     create_table_artifact(
@@ -131,7 +139,13 @@ def collect_points(points: Sequence[Point], force: bool) -> Outcome:
 
 
 def startable(points: Sequence[Point], waiting: Sequence[int], running: Sequence[int]) -> list[int]:
-    """Those of the waiting points that could all start now: none makes what another or a running one is to make."""
+    """Return the waiting points that can start together: none makes what another one or a running one makes.
+
+    Args:
+        points: All points of the sweep.
+        waiting: Numbers of the points that have not started.
+        running: Numbers of the points that run.
+    """
     busy = set[tuple[str, str]]().union(*(missing(points[number].run) for number in running))
     found = []
     for number in waiting:
@@ -142,10 +156,17 @@ def startable(points: Sequence[Point], waiting: Sequence[int], running: Sequence
     return found
 
 
-def _start(point: Point, number: int, slot: int, environments: Sequence[Mapping[str, str]], folder: Path) -> _Running:
+def _start(
+    command: Sequence[str],
+    point: Point,
+    number: int,
+    slot: int,
+    environments: Sequence[Mapping[str, str]],
+    folder: Path,
+) -> _Running:
     order, log = folder / f"point-{number:03d}.yaml", folder / f"point-{number:03d}.log"
     config = point.run.config.model_dump(mode="json")
     settings = {"label": point.label, "keys": list(point.values), "config": config}
     order.write_text(yaml.safe_dump(settings), encoding="utf-8")
     log.unlink(missing_ok=True)
-    return _Running(start([sys.executable, "-m", WORKER, str(order)], log, environments[slot]), slot, log)
+    return _Running(start([*command, str(order)], log, environments[slot]), slot, log)

@@ -1,24 +1,23 @@
-"""What a command is about to do, said before it loads anything that takes seconds."""
+"""Announce what a command will do, and check its input, before anything is loaded that takes seconds."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import get_args
 
 from nextquill_core import hub
-from nextquill_core.config import Config, StageName
+from nextquill_core.config import StageName
 from nextquill_core.model.identity import REMEDY
-from nextquill_core.pipeline import Freshness, freshness
+from nextquill_core.pipeline import Freshness
 from nextquill_core.pipeline.run import Run
-from storage.garbage import Glance
 
 STAGES = get_args(StageName)
 WITH_MODEL = ("score", "train", "evaluate")
 SLOW_AFTER_S = 2.5
-READING = "nextquill: looks at the raw files and the store; a category that comes from the hub is downloaded now"
+READING = "nextquill: reads the raw files and the store; a category of the hub is downloaded now"
 OUTLOOK = {
     "missing": "will be made",
     "failed": "will be resumed; it had failed",
@@ -28,8 +27,13 @@ OUTLOOK = {
 
 
 @contextmanager
-def said_if_slow(line: str = READING, after_s: float = SLOW_AFTER_S) -> Iterator[None]:
-    """Print a line if the block takes longer than a moment, as it does for raw files on a slow disk."""
+def notice_if_slow(line: str = READING, after_s: float = SLOW_AFTER_S) -> Iterator[None]:
+    """Print a line if the block takes long, as it does for raw files on a slow disk.
+
+    Args:
+        line: The line.
+        after_s: Seconds after which it is printed.
+    """
     timer = threading.Timer(after_s, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
@@ -39,58 +43,46 @@ def said_if_slow(line: str = READING, after_s: float = SLOW_AFTER_S) -> Iterator
         timer.cancel()
 
 
-def opened(open_run: Callable[[Config], Run], config: Config) -> Run:
-    """Check a command's input, and say so if that takes long.
-
-    Raises:
-        UserError: What `open_run` raises.
-    """
-    with said_if_slow():
-        return open_run(config)
-
-
 def require_sources(run: Run, stages: Sequence[StageName], *, force: bool) -> None:
-    """Make sure that stages find what they do not make themselves: artifacts of other stages, and a model of the hub.
+    """Make sure that the inputs of stages exist: artifacts of other stages, and a model of the hub.
 
     Args:
         run: The configuration and its store.
-        stages: Which stages a command runs.
+        stages: Stages that the command runs.
         force: Whether it makes again what is up to date.
 
     Raises:
-        UserError: Something is missing, or the hub cannot be reached and its model is not on this machine.
+        UserError: An input is missing, or the hub cannot be reached and the model is not on this machine.
     """
     steps = [step for stage in stages for step in run.plan.made_by(stage)]
-    store = Glance(run.store)
-    if force or any(freshness(store, step).state != "fresh" for step in steps):
+    if force or any(run.freshness(step).state != "fresh" for step in steps):
         run.require_inputs(steps)
         here = [stage for stage in stages if stage in WITH_MODEL and run.config.slurm.job(stage) is None]
-        # Where ingest comes first, what it has to say about the data comes first too.
-        if here and freshness(store, run.plan.ingest).state == "fresh":
+        # If ingest runs first, its errors about the data come first, too.
+        if here and run.freshness(run.plan.ingest).state == "fresh":
             hub.require_model(run.config.model.name_or_path, run.config.model.revision, REMEDY)
 
 
 def plan_lines(
     command: str, where: str, run: Run, stages: Sequence[StageName], *, force: bool = False
 ) -> Iterator[str]:
-    """Say which stages a command reuses, which it makes, and why.
+    """Yield lines that say which stages a command reuses, which it makes, and why.
 
     Args:
         command: Name of the command.
-        where: The configuration's file.
+        where: File of the configuration.
         run: The configuration and its store.
-        stages: Which stages the command runs.
+        stages: Stages that the command runs.
         force: Whether it makes again what is up to date.
     """
-    yield f"nextquill {command}: {where}, store {_store(run)}"
+    yield f"nextquill {command}: {where}, store {run.store.location('', '').rstrip('/')}"
     if not {*WITH_MODEL}.isdisjoint(stages):
         yield f"  {run.template}"
-    store = Glance(run.store)
     steps = [step for stage in stages for step in run.plan.made_by(stage)]
     width = max((len(step.name) for step in steps), default=0)
     remade: set[str] = set()
     for step in steps:
-        standing = freshness(store, step)
+        standing = run.freshness(step)
         changing = [origin.name for origin in run.plan.needed_by([step]) if origin.fingerprint in remade]
         text = _todo(standing, force=force, inputs=changing)
         if force or standing.state != "fresh":
@@ -107,7 +99,3 @@ def _todo(standing: Freshness, *, force: bool, inputs: Sequence[str]) -> str:
     if standing.state == "stale":
         return f"will be made again: {standing.why}"
     return OUTLOOK[standing.state] + (f": {standing.why}" if standing.state == "failed" else "")
-
-
-def _store(run: Run) -> str:
-    return run.store.location("", "").rstrip("/")

@@ -1,4 +1,4 @@
-"""The run's YAML file as a plain argument: `nextquill run configs/demo.yaml` is `nextquill run --config …`."""
+"""The configuration as an argument: `nextquill run demo.yaml` means `nextquill run --config demo.yaml`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from flows.runs import shared_runs
+
 LONG, SHORT = "--config", "-c"
 ENDINGS = (".yaml", ".yml")
 
 
 class Commands(TyperGroup):
-    """The commands, each of which takes its `--config` as a plain argument too."""
+    """Group of commands. Each takes `--config` as a plain argument, too, and opens a configuration once."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. The command and its flow share the runs that they open."""
+        with shared_runs():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command, and put `--config` before a file that is named without it."""
+        """Find the command, and insert `--config` before a file that is named without it.
+
+        Args:
+            ctx: Context of the group.
+            args: Words of the command line, from the command's name on.
+        """
         name, command, rest = super().resolve_command(ctx, args)
         return name, command, with_config_option(command.params, rest) if command else rest
 
@@ -23,12 +35,12 @@ class Commands(TyperGroup):
 def with_config_option(params: Sequence[Any], arguments: Sequence[str]) -> list[str]:
     """Return a command's arguments with `--config` before each configuration that is named without it.
 
-    A command that has arguments beside its options, such as `path STAGE`, takes those that end in .yaml or .yml for
-    configurations. Any other command takes whatever stands alone.
+    For a command that also has arguments, such as `path STAGE`, a configuration is a word that ends in .yaml or .yml.
+    For any other command it is every word that is neither an option nor the value of one.
 
     Args:
-        params: The command's options and arguments.
-        arguments: What follows the command's name on the command line.
+        params: Options and arguments that the command declares.
+        arguments: Words that follow the command's name.
     """
     options = {name: param for param in params if param.param_type_name == "option" for name in param.opts}
     given = any(text in (LONG, SHORT) or text.startswith(f"{LONG}=") for text in arguments)

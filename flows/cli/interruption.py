@@ -1,9 +1,9 @@
 """Interruption of a command: Ctrl-C, SIGTERM and SIGHUP end it within seconds and leave no process behind.
 
-The first signal raises an exception in the main thread, which unwinds: processes are ended, and flow runs get their
-last state. A watchdog thread ends the command if that takes too long, for example within one long call into a library,
+The first signal raises an exception in the main thread, which unwinds: child processes are ended, and flow runs get
+their final state. A watchdog thread ends the command if that takes too long, for example in a long call into a library,
 and at once on a second signal. It reads the signals from the interpreter's wake-up descriptor, so it sees them whatever
-the main thread is doing and whichever handlers Prefect has installed.
+the main thread does and whichever handlers Prefect has installed.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ INTERRUPTED = 130
 """Exit code of a command that a signal ended."""
 MESSAGE = "nextquill: interrupted; the same command resumes"
 PATIENCE_S = 6.0
-"""Seconds that the main thread has for ending the command after the first signal."""
+"""Seconds that the main thread has to end the command after the first signal."""
 REPORT_S = 1.2
-"""Seconds for telling the Prefect server, before a command is ended that did not end by itself."""
+"""Seconds to report to the Prefect server before the watchdog ends the command."""
 SAME_S = 0.25
-"""Signals that follow the first one within this time count as the same one: some parents pass on what a terminal has
-already sent to its whole group."""
+"""Seconds within which further signals count as the first one: some parent processes forward a signal that the terminal
+has already sent to the whole process group."""
 FRESH_LINE = "\r\x1b[2K\x1b[?25h"
-"""Wipes a progress bar, or the ^C that the terminal shows, off the line, and shows the cursor again."""
+"""Control sequence that clears the line of a progress bar or ^C, and shows the cursor again."""
 
 signals = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
 report: Callable[[], None] | None = None
-"""Tells the Prefect server that the flow runs of this process are interrupted; set by the module that knows them."""
+"""Reports to the Prefect server that this process's flow runs are interrupted; set by the module that runs flows."""
 
 
 class _Ending:
-    """How this process ends, as far as that is known."""
+    """How this process ends, as far as it is known."""
 
     def __init__(self) -> None:
         self.signalled = False
-        self.said = False
+        self.printed = False
         self.code: int | None = None
         self.lock = threading.Lock()
 
 
 _ending = _Ending()
 _watched: int | None = None
-"""Descriptor to which the interpreter writes the numbers of signals; the watchdog reads them at its other end."""
+"""File descriptor to which the interpreter writes the numbers of signals; the watchdog reads the other end."""
 
 
 def run(command: Callable[[], int]) -> NoReturn:
     """Run a command to its end and exit with its code, or with 130 if a signal asked for that.
 
     Args:
-        command: Returns the exit code. What it raises is passed on, unless it comes from a signal.
+        command: Returns the exit code. Its exceptions are passed on, unless a signal caused them.
     """
     watch()
     try:
@@ -65,18 +65,18 @@ def run(command: Callable[[], int]) -> NoReturn:
         if not interrupted() and not isinstance(error, KeyboardInterrupt):
             raise
         code = INTERRUPTED
-    if interrupted() and code:  # whatever a library made of the signal
+    if interrupted() and code:  # a library may have turned the signal into another error
         code = INTERRUPTED
-    leave(code)
+    set_exit_code(code)
     if code == INTERRUPTED:
-        _say(MESSAGE)
+        _print(MESSAGE)
     sys.exit(code)
 
 
 def exit_quickly() -> None:
-    """Let this process end without the interpreter's last cleaning up, which takes seconds with many libraries loaded.
+    """Let this process end without the interpreter's clean-up, which takes seconds after many libraries were loaded.
 
-    Call it before anything else registers a function with `atexit`: those are called first, in the reverse order.
+    Call it before any other function is registered with `atexit`, so that all others are called first.
     """
     atexit.register(_exit_quickly)
 
@@ -91,7 +91,7 @@ def _exit_quickly() -> None:
 
 
 def watch() -> None:
-    """Install the handlers and start the watchdog; call it in the main thread."""
+    """Install the signal handlers and start the watchdog; call it in the main thread."""
     global _ending, _watched
     _ending = _Ending()
     for number in signals:
@@ -106,12 +106,12 @@ def watch() -> None:
 
 
 def interrupted() -> bool:
-    """Whether a signal has asked this process to end."""
+    """Return whether a signal has asked this process to end."""
     return _ending.signalled
 
 
-def leave(code: int) -> None:
-    """Settle the exit code; from here on a signal no longer raises an exception, but still bounds the time to the end.
+def set_exit_code(code: int) -> None:
+    """Set the exit code; from now on a signal raises no exception any more, but still limits the time to the end.
 
     Args:
         code: Exit code of the command, even if the watchdog has to end it.
@@ -123,17 +123,17 @@ def leave(code: int) -> None:
 
 
 def end_at_once(message: str, code: int) -> NoReturn:
-    """End this process and everything that it has started, without any cleaning up; never returns.
+    """End this process and all that it has started, without any clean-up.
 
     Args:
-        message: One line that says why; left out where the command is done and only its threads are waited for.
-        code: Exit code, unless the command has settled its own.
+        message: One line that says why; it is not printed if the command is done and only its threads still run.
+        code: Exit code, unless the command has set its own.
     """
     from tasks.ranks.processes import end_descendants
 
     end_descendants()
     if _ending.code is None:
-        _say(message)
+        _print(message)
     os._exit(code if _ending.code is None else _ending.code)
 
 
@@ -159,18 +159,18 @@ def _await_signals(reader: int) -> None:
 
 def _end_interrupted(report_s: float) -> NoReturn:
     if report is not None and _ending.code is None:
-        telling = threading.Thread(target=report, daemon=True)
-        telling.start()
-        telling.join(report_s)
+        reporting = threading.Thread(target=report, daemon=True)
+        reporting.start()
+        reporting.join(report_s)
     end_at_once(MESSAGE, INTERRUPTED)
 
 
-def _say(message: str) -> None:
-    """Print a line, once for the process; not by `sys.stderr`, whose lock the main thread may hold for good."""
+def _print(message: str) -> None:
+    """Print a line, once per process; not with `sys.stderr`, whose lock the main thread may hold forever."""
     with _ending.lock:
-        if _ending.said:
+        if _ending.printed:
             return
-        _ending.said = True
+        _ending.printed = True
     line = f"{FRESH_LINE if os.isatty(2) else ''}{message}\n"
     with suppress(OSError):  # the terminal may be gone
         os.write(2, line.encode())

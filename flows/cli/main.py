@@ -1,4 +1,7 @@
-"""The command line. Heavy libraries are imported by the command that needs them, so `--help` answers at once."""
+"""The command line: `nextquill COMMAND`.
+
+Libraries that take long to import are imported by the command that needs them, so `--help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import alerts, interruption, up, verify
-from flows.cli import store as keeping
+from flows.cli import interruption, server
+from flows.cli import store as store_commands
 from flows.cli.arguments import Commands
-from flows.cli.common import ConfigOption, PresetOption, SetOption, StoreOption
-from flows.cli.common import console as _console
-from flows.cli.common import read_settings as _settings
-from flows.cli.common import run_flow as _run_flow
+from flows.cli.options import (
+    ConfigOption,
+    ConfigsOption,
+    Panel,
+    SetOption,
+    console,
+    read_settings,
+    with_settings,
+)
+from flows.cli.runner import run_flow
 from storage.errors import UserError
 from storage.files import user_path
 from storage.masked_output import mask_output
@@ -32,13 +41,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PAPERS_CATEGORIES = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Make it anew even if it is fresh.")]
+CATEGORIES_OF_THE_PAPER = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make the artifacts again even if they are up to date.")]
 
 
 def main() -> None:
-    """Run a command: exit 0 when done, 2 with one line when the user's input is wrong, 1 on anything else; 3 is a
-    candidate that `promote` does not accept, 130 a command that a signal ended."""
+    """Run a command and exit with its code.
+
+    Exit codes: 0 done; 2 invalid input, with one line; 1 any other failure; 3 a candidate that `promote` does not
+    accept; 130 interrupted by a signal.
+    """
     interruption.run(exit_code)
 
 
@@ -46,13 +58,13 @@ def exit_code() -> int:
     """Run a command and return its exit code."""
     mask_output()
     try:
-        typer.main.get_command(app)()  # `app()` would install an excepthook of Typer's own
+        typer.main.get_command(app)()  # `app()` would install Typer's excepthook
     except UserError as error:
         print(f"nextquill: {error}", file=sys.stderr)
         return 2
     except PermissionError as error:
         where = str(error.filename or "a file")
-        refused = UserError(f"no access ({error.strerror})", where, "allow yourself to use it, or name another store")
+        refused = UserError(f"no access ({error.strerror})", where, "change its permissions, or use another store")
         print(f"nextquill: {refused}", file=sys.stderr)
         return 2
     except SystemExit as end:
@@ -71,105 +83,129 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def nextquill(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Personalised language models from review histories: ingest, score, train, evaluate."""
+    """Personalised language models from review histories: ingest, score, train, evaluate.
+
+    `nextquill COMMAND --help` describes a command. The YAML file of a run is given with --config or as an argument.
+    """
 
 
-@app.command()
-def run(
-    config: ConfigOption,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Run the whole pipeline; what is fresh is reused."""
+@app.command("run", rich_help_panel=Panel.pipeline)
+@with_settings
+def _run(config: ConfigOption, settings: Any, force: ForceOption = False) -> None:
+    """Run the whole pipeline; artifacts that are up to date are reused."""
     from flows.cli import announce
 
-    settings = _settings(config, overrides, store, preset)
     current = _opened(settings)
     if force or not _all_fresh(current):
         announce.require_sources(current, announce.STAGES, force=force)
         about = announce.plan_lines("run", str(config), current, announce.STAGES, force=force)
-        _run_flow("pipeline", settings, about=about, force=force)
+        run_flow("pipeline", settings, about=about, force=force)
     _show_results(settings)
 
 
 def _stage_command(name: StageName, help_text: str) -> None:
-    @app.command(name, help=help_text)
-    def stage(
-        config: ConfigOption,
-        overrides: SetOption = None,
-        preset: PresetOption = None,
-        store: StoreOption = None,
-        force: ForceOption = False,
-    ) -> None:
+    @app.command(name, help=help_text, rich_help_panel=Panel.pipeline)
+    @with_settings
+    def stage(config: ConfigOption, settings: Any, force: ForceOption = False) -> None:
         from flows.cli import announce
 
-        settings = _settings(config, overrides, store, preset)
         current = _opened(settings)
         announce.require_sources(current, [name], force=force)
         about = announce.plan_lines(name, str(config), current, [name], force=force)
-        _run_flow(name, settings, about=about, force=force)
+        run_flow(name, settings, about=about, force=force)
         if name == "ingest":
             _show_account(settings)
         if name == "evaluate":
             _show_results(settings)
 
 
-_stage_command("ingest", "Raw reviews into user sequences.")
+_stage_command("ingest", "Read raw reviews and write user sequences.")
 _stage_command("model", "Train the offline base model (`model.name_or_path: tiny`).")
-_stage_command("score", "Causal effects of every token, and preference weights.")
-_stage_command("train", "Train the adapters under DeepSpeed.")
-_stage_command("evaluate", "Generate, measure, report.")
+_stage_command("score", "Compute the causal effect and the preference weight of every token.")
+_stage_command("train", "Train the adapters with DeepSpeed.")
+_stage_command("evaluate", "Generate reviews, measure them, and write the report.")
 
 
-@app.command()
-def reproduce(
-    configs: Annotated[
-        list[Path], typer.Option("--config", "-c", help="A run's YAML file, or as an argument; one for each category.")
-    ] = PAPERS_CATEGORIES,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
-    force: ForceOption = False,
+@app.command("reproduce", rich_help_panel=Panel.pipeline)
+@with_settings
+def _reproduce(
+    config: ConfigsOption = CATEGORIES_OF_THE_PAPER, settings: Any = None, force: ForceOption = False
 ) -> None:
-    """Run the paper's whole table and print our numbers beside the published ones."""
+    """Run the paper's whole table and print our numbers beside the published ones.
+
+    Name one configuration per category with --config.
+    """
     from flows.cli import announce
     from flows.cli.status import reproduced_tables
     from flows.runs import open_run
     from nextquill_core.studies.reproduce import TABLES, reproduction_step, whole_table
 
-    settings = [_settings(config, overrides, store, preset) for config in configs]
     about: list[str] = []
-    for config, one in zip(configs, settings, strict=True):
+    for file, one in zip(config, settings, strict=True):
         current = _opened(whole_table(one))
         announce.require_sources(current, announce.STAGES, force=force)
-        about += announce.plan_lines("reproduce", str(config), current, announce.STAGES, force=force)
-    _run_flow("reproduce", settings, about=about, force=force)
+        about += announce.plan_lines("reproduce", str(file), current, announce.STAGES, force=force)
+    run_flow("reproduce", settings, about=about, force=force)
     runs = [open_run(whole_table(one), fetch=False) for one in settings]
     found = runs[0].artifact(reproduction_step(runs))
-    console = _console()
-    for shown in reproduced_tables(found, width=console.width):
-        console.print(shown)
+    terminal = console()
+    for shown in reproduced_tables(found, width=terminal.width):
+        terminal.print(shown)
     print(f"tables: {found.folder / TABLES}")
 
 
-@app.command()
-def status(
+@app.command("sweep", rich_help_panel=Panel.pipeline)
+@with_settings
+def _sweep(
+    grid: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE…", help="Values of a key; they are YAML.")],
     config: ConfigOption,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
+    settings: Any,
+    parallel: Annotated[
+        int | None,
+        typer.Option("--parallel", min=1, help="Points to run at a time; as many as accelerators allow by default."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make the table again; points are reused.")] = False,
+) -> None:
+    """Run the pipeline for all combinations of settings, and compare them on the val split.
+
+    The test split is not used.
+    """
+    from flows.cli import announce
+    from flows.cli.status import sweep_results
+    from flows.runs import open_run
+    from nextquill_core.studies.sweep import fresh_sweep, missing, open_points, parse_grid
+
+    values = parse_grid(grid)
+    with announce.notice_if_slow():
+        points = open_points(settings, values, open_run)
+    about = [f"nextquill sweep: {config}, {len(points)} points, all measured on val; the test split is not used"]
+    for point in points:
+        announce.require_sources(point.run, announce.STAGES, force=False)
+        about.append(f"  {point.label}: {'will be made' if missing(point.run) else 'up to date, is reused'}")
+    if force or fresh_sweep(points) is None:
+        run_flow("sweep", settings, about=about, grid=values, parallel=parallel, force=force)
+    done = fresh_sweep(points)
+    if done is not None:
+        terminal = console()
+        for table in sweep_results(done, width=terminal.width):
+            terminal.print(table)
+        print(f"sweep: {done.folder / 'sweep.html'}")
+
+
+@app.command("status", rich_help_panel=Panel.look)
+@with_settings
+def _status(
+    config: ConfigOption,
+    settings: Any,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, for scripts.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="List every artifact in the store instead.")] = False,
 ) -> None:
-    """Say for each stage whether its artifact is fresh, stale (and why), missing, running, failed or interrupted."""
-    settings = _settings(config, overrides, store, preset)
+    """Show for each stage whether its artifact is up to date (fresh), stale and why, missing, running or failed."""
     if everything:
-        keeping.list_store(settings, as_json=as_json)
+        store_commands.list_store(settings, as_json=as_json)
         return
     from flows.cli.status import status_lines, status_rows
     from nextquill_core.model.template_choice import choose_template
@@ -178,111 +214,55 @@ def status(
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        console = _console()
-        for line in status_lines(rows, console.width):
-            console.print(line, soft_wrap=True, highlight=False)
+        terminal = console()
+        for line in status_lines(rows, terminal.width):
+            terminal.print(line, soft_wrap=True, highlight=False)
         choice = choose_template(settings.prompt.template, settings.model.name_or_path, settings.model.revision)
-        print(choice, file=sys.stderr)  # the other output is a row a stage
+        print(choice, file=sys.stderr)  # the standard output has one row per stage
 
 
-@app.command()
-def path(
-    stage: Annotated[str, typer.Argument(help="ingest, score, train, train:METHOD, evaluate, accepted, …")],
+@app.command("path", rich_help_panel=Panel.look)
+@with_settings
+def _path(
+    stage: Annotated[
+        str, typer.Argument(help="ingest, score, train, train:METHOD, evaluate, accepted, or another stage.")
+    ],
     config: ConfigOption,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
+    settings: Any,
 ) -> None:
     """Print the folder of a stage's artifact, and nothing else."""
     from flows.runs import open_run
 
-    current = open_run(_settings(config, overrides, store, preset), fetch=False)
+    current = open_run(settings, fetch=False)
     if stage.partition(":")[0] == "accepted":
-        print(keeping.accepted_folder(current, stage.partition(":")[2]))
+        print(store_commands.accepted_folder(current, stage.partition(":")[2]))
         return
     step = current.plan.stage(stage)
     if step is None:
         names = ", ".join(known.name for known in current.plan.stages)
-        raise UserError(f"no stage {stage!r} in this config", str(config), f"it has {names}")
+        raise UserError(f"no stage {stage!r} in this config", str(config), f"use one of {names}")
     print(current.artifact(step).folder)
 
 
-@app.command()
-def report(
-    config: ConfigOption, overrides: SetOption = None, preset: PresetOption = None, store: StoreOption = None
-) -> None:
+@app.command("report", rich_help_panel=Panel.look)
+@with_settings
+def _report(config: ConfigOption, settings: Any) -> None:
     """Print the path of the report."""
     from flows.runs import open_run
 
-    current = open_run(_settings(config, overrides, store, preset), fetch=False)
+    current = open_run(settings, fetch=False)
     print(current.artifact(current.plan.evaluate).folder / "report.html")
 
 
-@app.command()
-def export(
-    config: ConfigOption,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
-    method: Annotated[str | None, typer.Option("--method", help="Whose adapter; train.method's by default.")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Write the whole model, the adapter merged into it.")] = False,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
-) -> None:
-    """Write a trained adapter, or the model it makes, with tokenizer and model card, to a folder of its own."""
-    from flows.runs import open_run
-    from nextquill_core.registry.export import export as write
-
-    current = open_run(_settings(config, overrides, store, preset), fetch=False)
-    write(current, method or current.config.train.method, to, merge=merge)
-    print(to)
+store_commands.register(app)
+server.register(app)
 
 
-@app.command()
-def sweep(
-    grid: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE…", help="All combinations; YAML values.")],
-    config: ConfigOption,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
-    parallel: Annotated[
-        int | None, typer.Option("--parallel", min=1, help="Points at a time; by default what the accelerators allow.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make the table anew; points are not.")] = False,
-) -> None:
-    """Run the pipeline at every point of a grid and compare them on the val split; the test split is not looked at."""
-    from flows.cli import announce
-    from flows.cli.status import sweep_results
-    from flows.runs import open_run
-    from nextquill_core.studies.sweep import fresh_sweep, missing, open_points, parse_grid
-
-    settings, values = _settings(config, overrides, store, preset), parse_grid(grid)
-    with announce.said_if_slow():
-        points = open_points(settings, values, open_run)
-    about = [f"nextquill sweep: {config}, {len(points)} points, all measured on val; test is not looked at"]
-    for point in points:
-        announce.require_sources(point.run, announce.STAGES, force=False)
-        about.append(f"  {point.label}: {'will be made' if missing(point.run) else 'up to date, is reused'}")
-    if force or fresh_sweep(points) is None:
-        _run_flow("sweep", settings, about=about, grid=values, parallel=parallel, force=force)
-    done = fresh_sweep(points)
-    if done is not None:
-        console = _console()
-        for table in sweep_results(done, width=console.width):
-            console.print(table)
-        print(f"sweep: {done.folder / 'sweep.html'}")
-
-
-keeping.register(app)
-alerts.register(app)
-up.register(app)
-verify.register(app)
-
-
-@app.command()
-def sample(
-    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
-    users: Annotated[int, typer.Option(min=1, help="Regular users.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 42,
+@app.command("sample", rich_help_panel=Panel.data)
+def _sample(
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    users: Annotated[int, typer.Option(min=1, help="Number of regular users.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")] = 42,
 ) -> None:
     """Write a synthetic category in the Amazon 2023 layout, with its ground truth."""
     from nextquill_core.synthetic.sample import write_sample
@@ -291,38 +271,25 @@ def sample(
         done = write_sample(folder, users=users, seed=seed)
     print(
         f"{done.folder}: {done.review_rows:,} review rows of {done.users:,} regular and {done.cold_users:,} cold "
-        f"users, {done.item_rows:,} item rows; {done.folder / 'truth'} says which words whose taste drove"
+        f"users, {done.item_rows:,} item rows; {done.folder / 'truth'} says which words follow from which user's taste"
     )
 
 
-@app.command()
-def sources(
-    check: Annotated[bool, typer.Option("--check", help="Try the config's source out on its files.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The run's YAML file, for --check, or as an argument.")
-    ] = None,
+@app.command("sources", rich_help_panel=Panel.data)
+def _sources(
+    check: Annotated[bool, typer.Option("--check", help="Check the config's source on its files.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of the run, for --check.")] = None,
     overrides: SetOption = None,
 ) -> None:
-    """List the kinds of raw data that `ingest.source` can name, or say whether one keeps its contract."""
+    """List the kinds of raw data that `ingest.source` can name; with --check, check that one keeps its contract."""
     if check:
         if config is None:
             raise UserError("--check needs files to read", "nextquill sources", "name a run's file with --config")
-        _check_source(_settings(config, overrides, None).ingest)
+        _check_source(read_settings(config, overrides, None).ingest)
         return
-    from nextquill_core.ingest.sources import BUILT_IN, added, load
+    from nextquill_core.ingest.sources import SOURCES
 
-    rows, broken = {name: source.summary for name, source in BUILT_IN.items()}, []
-    for name, point in added().items():
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
-        try:
-            rows[name] = f"{load(name).summary} [{package}]"
-        except UserError as error:
-            broken.append(f"{error} [{package}]")
-        except AttributeError:
-            broken.append(f"source `{name}` has no summary; give its class one [{package}]")
-    _list(rows)
-    for line in broken:
-        print(f"nextquill: {line}", file=sys.stderr)
+    _list_plugins(*SOURCES.listed(lambda source: source.summary))
 
 
 def _check_source(ingest: Any) -> None:
@@ -343,32 +310,38 @@ def _check_source(ingest: Any) -> None:
         raise UserError(count, f"source {ingest.source}", remedy)
 
 
-@app.command()
-def methods() -> None:
+@app.command("methods", rich_help_panel=Panel.data)
+def _methods() -> None:
     """List the methods that `train.method` and `evaluate.methods` can name."""
     from nextquill_core.methods.registry import METHODS
 
-    _list({name: method.summary for name, method in METHODS.items()})
+    _list_plugins(*METHODS.listed(lambda method: method.summary))
+
+
+@app.command("metrics", rich_help_panel=Panel.data)
+def metrics() -> None:
+    """List the metrics that an evaluation measures, and those that `evaluate.metrics` can add."""
+    from nextquill_core.evaluation.metrics import METRICS
+
+    _list_plugins(*METRICS.listed(lambda metric: metric.summary))
 
 
 def _opened(settings: Any) -> Run:
-    """The run of a configuration, its input checked before Prefect starts."""
+    """Return the run of a configuration; its input is checked before Prefect starts."""
     from flows.cli import announce
     from flows.runs import open_run
 
-    return announce.opened(open_run, settings)
+    with announce.notice_if_slow():
+        return open_run(settings)
 
 
 def _all_fresh(current: Run) -> bool:
-    """Whether nothing is left to do and no Prefect server is set; then none needs to be started to say so."""
+    """Return whether everything is up to date and no Prefect server is set, and if so print what is reused."""
     from flows.server.settings import server_settings
-    from nextquill_core.pipeline import freshness
-    from storage.garbage import Glance
 
     if current.privacy.forget or server_settings().url:
-        return False  # what others left in the store has to be looked through, or a server is to show the run
-    store = Glance(current.store)
-    standing = {step.name: freshness(store, step) for step in current.plan.stages}
+        return False  # the store must be searched for data of forgotten users, or the server shows the run
+    standing = {step.name: current.freshness(step) for step in current.plan.stages}
     if any(fresh.state != "fresh" for fresh in standing.values()):
         return False
     print(current.template, file=sys.stderr)
@@ -382,7 +355,7 @@ def _show_account(settings: Any) -> None:
     from flows.runs import open_run
 
     current = open_run(settings, fetch=False)
-    _console().print(account_table(current.artifact(current.plan.ingest)))
+    console().print(account_table(current.artifact(current.plan.ingest)))
 
 
 def _show_results(settings: Any) -> None:
@@ -391,10 +364,16 @@ def _show_results(settings: Any) -> None:
 
     current = open_run(settings, fetch=False)
     evaluation = current.artifact(current.plan.evaluate)
-    console = _console()
-    for table in results_table(evaluation, width=console.width):
-        console.print(table)
+    terminal = console()
+    for table in results_table(evaluation, width=terminal.width):
+        terminal.print(table)
     print(f"report: {evaluation.folder / 'report.html'}")
+
+
+def _list_plugins(rows: dict[str, str], broken: list[str]) -> None:
+    _list(rows)
+    for line in broken:
+        print(f"nextquill: {line}", file=sys.stderr)
 
 
 def _list(rows: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""How the stages of a configuration stand, and what came out, as tables for people and rows for scripts."""
+"""Status of the stages and results, as tables for the terminal and as rows for scripts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from humanize import naturalsize
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.common import readable_size
 from flows.runs import open_run
 from nextquill_core.config import Config
-from nextquill_core.ingest.report import account_rows
-from nextquill_core.pipeline import freshness
+from nextquill_core.ingest.account import account_rows
+from nextquill_core.pipeline import FreshnessCache
 from storage import Artifact
-from storage.documents import form_expected
-from storage.garbage import Glance
+from storage.stored_json import expect_form
 
 COLOURS = {
     "fresh": "green",
@@ -26,26 +25,29 @@ COLOURS = {
     "failed": "red",
     "interrupted": "yellow",
 }
-HELD_UP = ("running", "failed", "interrupted")
+UNFINISHED = ("running", "failed", "interrupted")
 WITH_INTERVALS = 110
-"""Columns of a terminal from which on intervals are shown beside the values."""
+"""Width of a terminal in columns from which intervals are shown beside the values."""
 GAP = 2
-"""Columns between two columns of a table."""
+"""Blanks between two columns of a table."""
 MIN_WHY = 24
-"""Columns that the reason has at least, in however narrow a terminal."""
+"""Smallest width of the reason in columns, however narrow the terminal is."""
 
 
 def status_rows(config: Config) -> list[dict[str, Any]]:
-    """A row a stage: stage, state, why, path, rows, bytes, seconds (the last three None without an artifact)."""
+    """Return one row per stage: stage, state, why, path, rows, bytes, seconds.
+
+    The last three are None if there is no artifact.
+    """
     run = open_run(config, fetch=False)
-    store = Glance(run.store)
+    known = run.cache or FreshnessCache(run.store)
     rows = []
     for step in run.plan.stages:
-        standing = freshness(store, step)
+        standing = known(step)
         manifest = standing.artifact.manifest if standing.artifact else None
-        parts = [freshness(store, part) for part in run.plan.parts(step)]
-        if standing.state != "fresh":  # then what holds it up may be one of its parts
-            standing = next((part for part in parts if part.state in HELD_UP), standing)
+        parts = [known(part) for part in run.plan.parts(step)]
+        if standing.state != "fresh":  # the cause may be one of its parts
+            standing = next((part for part in parts if part.state in UNFINISHED), standing)
         seconds = sum(part.artifact.manifest.seconds for part in parts if part.artifact)
         rows.append(
             {
@@ -62,12 +64,12 @@ def status_rows(config: Config) -> list[dict[str, Any]]:
 
 
 def status_lines(rows: list[dict[str, Any]], width: int) -> Iterator[Text]:
-    """Lay the rows out as lines of text; no path is ever cut or wrapped.
+    """Yield the rows as lines of text; a path is never cut or wrapped.
 
     Args:
-        rows: What `status_rows` returns.
-        width: Columns of the terminal. The reason is folded into them, and a path that does not fit gets a line below
-            its stage.
+        rows: Rows of `status_rows`.
+        width: Width of the terminal in columns. Reasons are folded to it, and a path that does not fit is printed on
+            the line below its stage.
     """
     headings = ("stage", "state", "rows", "size", "seconds")
     cells = [
@@ -75,7 +77,7 @@ def status_lines(rows: list[dict[str, Any]], width: int) -> Iterator[Text]:
             row["stage"],
             row["state"],
             "" if row["rows"] is None else f"{row['rows']:,}",
-            "" if row["bytes"] is None else readable_size(row["bytes"]),
+            "" if row["bytes"] is None else naturalsize(row["bytes"]),
             "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
         )
         for row in rows
@@ -107,11 +109,11 @@ def status_lines(rows: list[dict[str, Any]], width: int) -> Iterator[Text]:
 
 
 def account_table(sequences: Artifact) -> Table:
-    """What became of every row that ingest read."""
+    """Return a table of the rows that ingest read, with the number kept and the number rejected for each reason."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("category", "what", "outcome", "rows", "share"):
         table.add_column(heading, justify="right" if heading in ("rows", "share") else "left")
-    with form_expected(sequences.location, "run `nextquill ingest --force`"):
+    with expect_form(sequences.location, "run `nextquill ingest --force`"):
         rows = account_rows(sequences.manifest.stats)
     for row in rows:
         share = "" if row["share"] is None else f"{row['share']:.2%}"
@@ -120,27 +122,34 @@ def account_table(sequences: Artifact) -> Table:
 
 
 def results_table(evaluation: Artifact, *, width: int) -> Iterator[Table | str]:
-    """Methods by metrics, for each decoding preset and category, then what to know when reading them.
+    """Yield a table of methods by metrics for each decoding preset and category, then notes on how to read them.
 
     Args:
-        evaluation: The artifact.
-        width: Columns of the terminal. Wide ones show the intervals; columns that do not fit get tables of their own.
+        evaluation: Artifact of the evaluation.
+        width: Width of the terminal in columns. Intervals are shown if it is wide enough; columns that do not fit are
+            printed in further tables.
     """
-    from nextquill_core.pipeline.evaluate import result_cautions, result_tables
+    from nextquill_core.pipeline.evaluate import read_results, result_tables
 
-    for title, cells in result_tables(evaluation, intervals=width >= WITH_INTERVALS):
+    results = read_results(evaluation)
+    for title, cells in result_tables(results.rows, intervals=width >= WITH_INTERVALS):
         yield from _cells_tables(title, cells, width)
-    yield from (f"Note: {caution}" for caution in result_cautions(evaluation))
+    yield from (f"Note: {caution}" for caution in results.cautions)
 
 
 def reproduced_tables(found: Artifact, *, width: int) -> Iterator[Table | str]:
-    """Our numbers / the published ones, a table a category, each followed by what was done differently."""
+    """Yield a table per category with our numbers / the published ones, each followed by differences of the set-up.
+
+    Args:
+        found: Artifact of the reproduction.
+        width: Width of the terminal in columns; see `results_table`.
+    """
     from nextquill_core.analysis.published import published_cells
-    from nextquill_core.pipeline.evaluate import shown_tables
+    from nextquill_core.pipeline.evaluate import result_tables
     from nextquill_core.studies.reproduce import reproduced
 
     for part in reproduced(found):
-        for title, cells in list(published_cells(part["rows"])) or shown_tables(
+        for title, cells in list(published_cells(part["rows"])) or result_tables(
             part["ours"], intervals=width >= WITH_INTERVALS
         ):
             yield from _cells_tables(title, cells, width)
@@ -149,21 +158,26 @@ def reproduced_tables(found: Artifact, *, width: int) -> Iterator[Table | str]:
 
 
 def sweep_results(swept: Artifact, *, width: int) -> Iterator[Table | str]:
-    """Points by metrics, a table for each decoding preset and category, then what to know when reading them.
+    """Yield a table of points by metrics for each decoding preset and category, then notes on how to read them.
 
-    The best of a column is bold.
+    The best value of a column is bold.
+
+    Args:
+        swept: Artifact of the sweep.
+        width: Width of the terminal in columns; see `results_table`.
     """
-    from nextquill_core.studies.sweep import sweep_cautions, sweep_tables
+    from nextquill_core.studies.sweep import read_sweep
 
     intervals = width >= WITH_INTERVALS
-    for found in sweep_tables(swept):
+    tables, cautions = read_sweep(swept)
+    for found in tables:
         lines = []
         for method, values, cells in found.lines:
             shown = [Text(str(cell) if intervals else cell.value, "bold" if cell.best else "") for cell in cells]
             lines.append([Text(method), *map(Text, values), *shown])
         headings = ("method", *found.keys, *found.metrics)
         yield from fitting_tables(found.title, headings, lines, width, repeated=1 + len(found.keys))
-    yield from (f"Note: {caution}" for caution in sweep_cautions(swept))
+    yield from (f"Note: {caution}" for caution in cautions)
 
 
 def _cells_tables(title: str, cells: list[dict[str, str]], width: int) -> Iterator[Table]:
@@ -173,14 +187,14 @@ def _cells_tables(title: str, cells: list[dict[str, str]], width: int) -> Iterat
 def fitting_tables(
     title: str, headings: Sequence[str], lines: Sequence[Sequence[Text]], width: int, repeated: int = 1
 ) -> Iterator[Table]:
-    """One table where it fits, else several that have the first columns in common; no heading or value is cut.
+    """Yield one table if it fits, otherwise several that repeat the first columns; no heading or value is cut.
 
     Args:
-        title: Of the first table.
-        headings: A heading a column.
+        title: Title of the first table.
+        headings: Heading of each column.
         lines: Rows of cells.
-        width: Columns of the terminal.
-        repeated: How many first columns every table has.
+        width: Width of the terminal in columns.
+        repeated: Number of first columns that every table has.
     """
     sizes = [max(map(len, column)) + GAP for column in zip(headings, *lines, strict=True)]
     first = sum(sizes[:repeated])

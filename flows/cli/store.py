@@ -1,4 +1,4 @@
-"""Commands that keep house: accept adapters, list the store, and remove what nothing needs any more."""
+"""Commands on models and artifacts: `promote`, `export`, `gc` and `verify`, and the listing of `status --all`."""
 
 from __future__ import annotations
 
@@ -10,105 +10,180 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.common import ConfigOption, PresetOption, SetOption, StoreOption, read_settings, readable_size, run_flow
+from flows.cli.options import ConfigOption, ConfigsOption, Panel, with_settings
+from flows.cli.runner import run_flow
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     from nextquill_core.pipeline.run import Run
-    from storage.garbage import Held
+    from storage.garbage import StoredItem
 
-REFUSED = 3
-"""Exit code of a candidate that is not accepted: nobody's input is wrong, and nothing went wrong."""
+DAMAGED = 1
+"""Exit code of `verify` when it found damage and did not repair it."""
+REJECTED = 3
+"""Exit code of `promote` when the candidate is not accepted, which is neither invalid input nor a failure."""
 DAY_S = 86_400.0
+
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="Method whose adapter is used; `train.method` by default.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command()(promote)
-    app.command()(gc)
+    for name, command in (("promote", _promote), ("export", _export), ("gc", _gc), ("verify", _verify)):
+        app.command(name, rich_help_panel=Panel.registry)(with_settings(command))
 
 
-def promote(
+def _promote(
     config: ConfigOption,
-    method: Annotated[str | None, typer.Option("--method", help="Whose adapter; train.method's by default.")] = None,
+    settings: Any,
+    method: MethodOption = None,
     metric: Annotated[
         str,
         typer.Option(
-            "--metric", help="log_likelihood, rouge1, rougeL, rouge1_unicode, rougeL_unicode, meteor or bleu, on val."
+            "--metric",
+            help="Metric on val: log_likelihood, rouge1, rougeL, rouge1_unicode, rougeL_unicode, meteor or bleu.",
         ),
     ] = "log_likelihood",
-    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Of the pointer; the method's.")] = None,
-    back: Annotated[bool, typer.Option("--back", help="Move the pointer back to what was accepted before.")] = False,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Name of the pointer; the method by default.")
+    ] = None,
+    back: Annotated[bool, typer.Option("--back", help="Move the pointer back to the adapter accepted before.")] = False,
 ) -> None:
-    """Accept a trained adapter if it beats the last accepted one on val beyond noise; exit 3 if it does not."""
-    from flows.cli.announce import said_if_slow
+    """Accept a trained adapter if it is better on val than the accepted one, beyond chance.
+
+    Exits with 3 if it is not better.
+    """
+    from flows.cli.announce import notice_if_slow
     from flows.runs import open_run
     from nextquill_core.registry.promote import back as move_back
     from nextquill_core.registry.promote import measuring_step, val_run
 
-    settings = read_settings(config, overrides, store, preset)
     chosen = method or settings.train.method
     if back:
         target = move_back(open_run(settings, fetch=False), name or chosen)
         print(f"{name or chosen}: back at {target.ref.fingerprint}, {target.note.get('metric')} on val "
               f"{target.note.get('value', float('nan')):.4f}")  # fmt: skip
         return
-    with said_if_slow():
+    with notice_if_slow():
         run = val_run(settings, chosen, open_run)
-    measuring_step(run.plan, chosen, metric)  # finds what is wrong before Prefect starts
+    measuring_step(run.plan, chosen, metric)  # finds invalid input before Prefect starts
     about = [f"nextquill promote: {config}, the adapter of {chosen} by {metric} on val"]
     verdict = run_flow("promote", settings, about=about, method=chosen, metric=metric, pointer=name)
     print(f"{'accepted' if verdict['accepted'] else 'refused'}: {verdict['reason']}")
     if not verdict["accepted"]:
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(REJECTED)
 
 
-def gc(
-    configs: Annotated[
-        list[Path], typer.Option("--config", "-c", help="A run's YAML file, or as an argument; all in use.")
-    ],
-    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed; otherwise nothing is.")] = False,
-    older_than: Annotated[
-        float, typer.Option("--older-than", min=0, metavar="DAYS", help="Leave younger artifacts alone.")
-    ] = 0,
-    overrides: SetOption = None,
-    preset: PresetOption = None,
-    store: StoreOption = None,
+def _export(
+    config: ConfigOption,
+    settings: Any,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to create; it must not exist yet.")],
+    method: MethodOption = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter into the model and write it whole.")
+    ] = False,
 ) -> None:
-    """List what nothing current or accepted depends on; with --apply, remove it."""
+    """Write a trained adapter, or the merged model, with tokenizer and model card to a folder."""
+    from flows.runs import open_run
+    from nextquill_core.registry.export import export
+
+    run = open_run(settings, fetch=False)
+    export(run, method or run.config.train.method, to, merge=merge)
+    print(to)
+
+
+def _gc(
+    config: ConfigsOption,
+    settings: Any,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, metavar="DAYS", help="Keep artifacts that are younger.")
+    ] = 0,
+) -> None:
+    """List the artifacts that neither a configuration nor an accepted adapter needs; --apply removes them.
+
+    Name every configuration in use with --config.
+    """
+    from humanize import naturalsize
+
     from flows.runs import open_run
     from nextquill_core.registry.garbage import accepted, current, what
     from storage.garbage import inventory, needed, removable, remove, total_bytes
 
-    runs = [open_run(read_settings(config, overrides, store, preset), fetch=False) for config in configs]
+    runs = [open_run(one, fetch=False) for one in settings]
     if len({run.store.location("", "") for run in runs}) > 1:
-        raise UserError("the configurations name different stores", "gc", "give all of them one by --store")
-    place = runs[0].store
-    wanted = current(runs, partial(open_run, fetch=False)) | set(accepted(place))
-    found = inventory(place)
-    doomed = removable(found, needed(found, wanted, younger_than_s=older_than * DAY_S))
+        raise UserError("the configurations name different stores", "gc", "set one store for all of them with --store")
+    store = runs[0].store
+    wanted = current(runs, partial(open_run, fetch=False)) | set(accepted(store))
+    found = inventory(store)
+    unneeded = removable(found, needed(found, wanted, younger_than_s=older_than * DAY_S))
     if apply:
-        place.require_writable()
+        store.require_writable()
         gone, busy = [], 0
-        for held, removed in remove(place, doomed):
-            print(f"{'removed' if removed else 'left, it is being made'}  {_line(held, what(held))}")
+        for held, removed in remove(store, unneeded):
+            print(f"{'removed' if removed else 'kept, another process is making it'}  {_line(held, what(held))}")
             gone += [held] if removed else []
             busy += not removed
-        left = f", {busy} left" if busy else ""
-        print(f"removed {len(gone)} of {len(found)}, {readable_size(total_bytes(gone))}{left}")
+        kept = f", {busy} kept" if busy else ""
+        print(f"removed {len(gone)} of {len(found)}, {naturalsize(total_bytes(gone))}{kept}")
         return
-    for held in doomed:
+    for held in unneeded:
         print(f"{_line(held, what(held))}  {_why(held)}")
-    hint = "; --apply removes them" if doomed else ""
-    sizes = f"{readable_size(total_bytes(doomed))} of {readable_size(total_bytes(found))}"
-    print(f"{len(doomed)} of {len(found)} can go, {sizes}{hint}")
+    hint = "; --apply removes them" if unneeded else ""
+    sizes = f"{naturalsize(total_bytes(unneeded))} of {naturalsize(total_bytes(found))}"
+    print(f"{len(unneeded)} of {len(found)} can be removed, {sizes}{hint}")
+
+
+def _verify(
+    config: ConfigOption,
+    settings: Any,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove damaged artifacts and run the pipeline to make them again.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+) -> None:
+    """Compare every file in the store with its manifest; exit with 1 if one is damaged."""
+    from storage.garbage import dependents, inventory, remove, verify_artifacts
+    from storage.remote import open_store
+
+    store = open_store(settings.store)
+    verified, faults = 0, {}
+    for name, fault in verify_artifacts(store):
+        verified += 1
+        if fault:
+            faults[name] = fault
+            if not as_json:
+                print(f"{store.location(*name)}: {fault}")
+    found = inventory(store)
+    affected = dependents(found, faults) - faults.keys()
+    if as_json:
+        report = {
+            "verified": verified,
+            "damaged": [{"artifact": "/".join(name), "fault": fault} for name, fault in sorted(faults.items())],
+            "dependents": sorted("/".join(name) for name in affected),
+        }
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        for name in sorted(affected):
+            print(f"{store.location(*name)}: made from a damaged artifact")
+        print(f"{verified:,} artifacts verified, {len(faults):,} damaged, {len(affected):,} made from damaged ones")
+    if not faults:
+        return
+    if not repair:
+        raise typer.Exit(DAMAGED)
+    for held, removed in remove(store, [held for held in found if held.name in faults]):
+        what = "removed" if removed else "kept, another process is making it"
+        print(f"{what}: {held.kind}/{held.fingerprint}", file=sys.stderr)
+    run_flow("pipeline", settings, force=False)
 
 
 def list_store(settings: Any, *, as_json: bool = False) -> None:
-    """Print everything in the store: size, age, and whether it is current, accepted or neither."""
+    """Print every artifact in the store with its size, its age, and whether it is current or accepted."""
+    from humanize import naturalsize
+
     from flows.runs import open_run
     from nextquill_core.registry.garbage import accepted, current, what
     from storage.garbage import by_kind, inventory, total_bytes
@@ -139,36 +214,32 @@ def list_store(settings: Any, *, as_json: bool = False) -> None:
         shown = ", ".join(row["standing"]) or ("-" if held.state == "complete" else held.state)
         print(f"{_line(held, row['what'])}  {shown}")
     for kind, (count, size) in by_kind(found).items():
-        print(f"{kind:<12}  {count:>6,}  {readable_size(size):>10}")
-    print(f"{'all':<12}  {len(found):>6,}  {readable_size(total_bytes(found)):>10}")
+        print(f"{kind:<12}  {count:>6,}  {naturalsize(size):>10}")
+    print(f"{'all':<12}  {len(found):>6,}  {naturalsize(total_bytes(found)):>10}")
 
 
 def accepted_folder(run: Run, name: str) -> Path:
-    """The folder of an accepted adapter's artifact; without a name, of `train.method`'s.
+    """Return the folder of an accepted adapter; without a name, of the one of `train.method`.
 
     Raises:
-        UserError: None has been accepted, or it is gone.
+        UserError: No adapter has been accepted under this name, or it has been removed.
     """
     from nextquill_core.registry.promote import accepted
 
     return accepted(run, name or run.config.train.method).folder
 
 
-def _line(held: Held, what: str) -> str:
-    """Kind, fingerprint, age, size and content in columns; plain text, for there may be thousands."""
-    size = readable_size(held.bytes)
-    return f"{held.kind:<12}  {held.fingerprint:<16}  {_age(held.age_s):>6}  {size:>10}  {what:<24}"
+def _line(held: StoredItem, what: str) -> str:
+    """Return kind, fingerprint, age, size and content of an artifact in columns, as plain text."""
+    from humanize import naturaldelta, naturalsize
+
+    age = naturaldelta(held.age_s, months=False)
+    return f"{held.kind:<12}  {held.fingerprint:<16}  {age:>10}  {naturalsize(held.bytes):>10}  {what:<24}"
 
 
-def _why(held: Held) -> str:
+def _why(held: StoredItem) -> str:
     if held.state == "removed":
-        return "left behind by a removal that was stopped"
+        return "left over from an interrupted removal"
     if held.state != "complete":
-        return f"unfinished ({held.state}), no config asks for it"
-    return "no config named and nothing accepted needs it"
-
-
-def _age(seconds: float) -> str:
-    if seconds < DAY_S:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / DAY_S:,.1f} d"
+        return f"unfinished ({held.state}), no config needs it"
+    return "no config named and no accepted adapter needs it"

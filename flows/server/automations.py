@@ -1,6 +1,6 @@
-"""The automations that a Prefect server is given: alerts to a webhook, and the chain from stage to stage.
+"""Definitions of our automations on a Prefect server: alerts to a webhook, and the chain from stage to stage.
 
-Each is told by its name, so that it can be found again, changed and taken away.
+An automation is identified by its name, by which it is found again, changed and removed.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 
 from flows.promote import ACCEPTED, REJECTED
 from flows.results import REUSED
-from flows.server.events import FELL, FINISHED, STAGE, WHOLE
+from flows.server.events import COMPLETE, FINISHED, QUALITY_FELL, STAGE
 
 TAG = "nextquill"
-"""Of every deployment in prefect.yaml, and so of their flow runs; those of the stages inside a pipeline have none."""
+"""Tag of every deployment in prefect.yaml and of its flow runs; the stages inside a pipeline's run do not have it."""
 STAGES = ("ingest", "model", "score", "train", "evaluate")
 LINKS = tuple(pairwise(STAGES))
 ALERTS = tuple(f"nextquill: {what}" for what in ("failed", "late", "long", "silent", "quality fell"))
 CHAIN = tuple(f"nextquill: {first} starts {then}" for first, then in LINKS)
 
 ENDED = {"Completed", "Failed", "Crashed", "TimedOut", "Cancelled", REUSED, ACCEPTED, REJECTED}
-"""Names of the states in which a flow run of ours is over."""
+"""Names of the final states of our flow runs."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
-SILENT_MINUTES = 10.0  # of a run whose heart beats every three, unless Prefect is told otherwise
+SILENT_MINUTES = 10.0
+"""Minutes without a heartbeat after which a run is reported; Prefect's default is a heartbeat every 180 seconds."""
 RUNS: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
 TAGGED: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 
 
 class Body(StrEnum):
-    """What the receiver understands."""
+    """Format of the request that the receiver gets."""
 
     json = "json"
     slack = "slack"
@@ -46,13 +47,13 @@ class Body(StrEnum):
 
 @dataclass(frozen=True)
 class Alerting:
-    """How alerts are to be.
+    """Settings of the alerts.
 
     Attributes:
-        body: In whose words.
-        late_minutes: How long a run may wait after it was due, or was handed to a worker.
-        long_minutes: How long one may run.
-        details: Whether the run's last message goes along; it may quote data.
+        body: Format of the request.
+        late_minutes: Minutes that a run may wait after it was due or was given to a worker.
+        long_minutes: Minutes that a run may take.
+        details: Whether to send the run's last message too; it may quote data.
     """
 
     body: Body = Body.json
@@ -61,19 +62,22 @@ class Alerting:
     details: bool = False
 
 
-def alerts(webhook: UUID, how: Alerting) -> list[AutomationCore]:
-    """The alerts, to the webhook of a block.
+def alerts(webhook: UUID, settings: Alerting) -> list[AutomationCore]:
+    """Return the alerts.
 
-    SQLite makes Prefect lose an event now and then when there is much to write. What has come then counts as absent, so
-    an alert about what did not come says if it has come meanwhile; and what follows a lost event waits for it, for
-    fifteen minutes.
+    With SQLite, Prefect sometimes loses an event under load. Alerts about an absent event may then be false, so they
+    say if the run has begun or ended meanwhile. Events that follow a lost one wait for it for fifteen minutes.
+
+    Args:
+        webhook: Id of the block that sends the requests.
+        settings: When alerts are sent, and in which format.
     """
     failed, late, long, silent, fell = ALERTS
     run = "flow.name ~ ' (' ~ flow_run.name ~ ')'"
     begun = "(' (it has begun meanwhile)' if flow_run.start_time else '')"
     ended = "(' (it has ended meanwhile)' if flow_run.end_time else '')"
     late_for, long_for, silent_for = (
-        f"{minutes:,g} minutes" for minutes in (how.late_minutes, how.long_minutes, SILENT_MINUTES)
+        f"{minutes:,g} minutes" for minutes in (settings.late_minutes, settings.long_minutes, SILENT_MINUTES)
     )
     quality = {key: f"event.payload.{key}" for key in ("method", "value", "against", "low", "high")}
     return [
@@ -85,51 +89,51 @@ def alerts(webhook: UUID, how: Alerting) -> list[AutomationCore]:
                 match=RUNS | {"prefect.state-type": ["FAILED", "CRASHED"]},
                 match_related=TAGGED,
             ),
-            _payload(how, "failed", f"{run} ~ ' ' ~ (flow_run.state.name | lower)"), webhook,
+            _payload(settings, "failed", f"{run} ~ ' ' ~ (flow_run.state.name | lower)"), webhook,
         ),
         _alert(
             late, f"a flow run tagged {TAG} has not started {late_for} after it was due, or was handed to a worker",
             _absence(
                 after={"prefect.flow-run.Late", "prefect.flow-run.Pending"},
                 expect=_states({"Running", "AwaitingConcurrencySlot"} | ENDED) | {HEARTBEAT},
-                minutes=how.late_minutes,
+                minutes=settings.late_minutes,
             ),
-            _payload(how, "late", f"{run} ~ ' is late: it should have started {late_for} ago' ~ {begun}"), webhook,
+            _payload(settings, "late", f"{run} ~ ' is late: it should have started {late_for} ago' ~ {begun}"), webhook,
         ),
         _alert(
             long, f"a flow run tagged {TAG} is still running {long_for} after it started",
-            _absence(after=_states({"Running"}), expect=_states(ENDED), minutes=how.long_minutes),
-            _payload(how, "long", f"{run} ~ ' is still running after {long_for}' ~ {ended}"), webhook,
+            _absence(after=_states({"Running"}), expect=_states(ENDED), minutes=settings.long_minutes),
+            _payload(settings, "long", f"{run} ~ ' is still running after {long_for}' ~ {ended}"), webhook,
         ),
         _alert(
             silent, f"a flow run tagged {TAG} has given no sign of life for {silent_for}",
             _absence(after={HEARTBEAT}, expect={HEARTBEAT} | _states(ENDED), minutes=SILENT_MINUTES),
-            _payload(how, "silent", f"{run} ~ ' has given no sign of life for {silent_for}' ~ {ended}"), webhook,
+            _payload(settings, "silent", f"{run} ~ ' has given no sign of life for {silent_for}' ~ {ended}"), webhook,
         ),
         _alert(
             fell, "a trained adapter lies below the accepted one's interval on val",
-            EventTrigger(expect={FELL}, posture=Posture.Reactive),
-            _payload(how, "quality", "event.payload.line", quality), webhook,
+            EventTrigger(expect={QUALITY_FELL}, posture=Posture.Reactive),
+            _payload(settings, "quality", "event.payload.line", quality), webhook,
         ),
     ]  # fmt: skip
 
 
 def chain(deployments: Mapping[str, UUID]) -> list[AutomationCore]:
-    """A run of each stage's own deployment starts the next stage's, with the same configuration.
+    """Return the automations by which a run of one stage's deployment starts the next one's, on the same configuration.
 
     Args:
-        deployments: By stage.
+        deployments: Ids of the deployments by stage.
     """
     config = "flow_run.parameters.config"
     return [
-        _whole(
+        _automation(
             name=name,
             description=f"a run of the {first} deployment that finished starts the {then} deployment",
             trigger=EventTrigger(
                 expect={FINISHED},
                 posture=Posture.Reactive,
-                match={STAGE: first, WHOLE: "true"},
-                # A stage inside a pipeline's run, or of the command line, is nobody's deployment.
+                match={STAGE: first, COMPLETE: "true"},
+                # Stages inside a pipeline's run or on the command line belong to no deployment.
                 match_related={
                     "prefect.resource.role": "deployment",
                     "prefect.resource.id": f"prefect.deployment.{deployments[first]}",
@@ -149,26 +153,26 @@ def chain(deployments: Mapping[str, UUID]) -> list[AutomationCore]:
 
 
 def same(one: AutomationCore, other: AutomationCore) -> bool:
-    """Whether two automations are the same but for their ids."""
-    return _whole(**one.model_dump()) == _whole(**other.model_dump())
+    """Return whether two automations are equal apart from their ids."""
+    return _automation(**one.model_dump()) == _automation(**other.model_dump())
 
 
-def stopped(automation: AutomationCore) -> AutomationCore:
-    """The same automation, switched off."""
-    return _whole(**automation.model_dump() | {"enabled": False})
+def switched_off(automation: AutomationCore) -> AutomationCore:
+    """Return the automation, switched off."""
+    return _automation(**automation.model_dump() | {"enabled": False})
 
 
-def _whole(**fields: Any) -> AutomationCore:
-    """An automation with every field set that an update has to send, as it comes back from the server."""
+def _automation(**fields: Any) -> AutomationCore:
+    """Return an automation with every field that an update must send, in the form in which the server returns it."""
     plain = AutomationCore.model_validate(fields).model_dump(mode="json", exclude={"owner_resource"})
     return AutomationCore.model_validate(plain | {"tags": [TAG]})
 
 
 def _alert(name: str, description: str, trigger: EventTrigger, payload: str, webhook: UUID) -> AutomationCore:
-    # Not Prefect's call-webhook: all its calls share one pool of connections, and the call that ends first closes those
-    # of the others. Nor does it look at the answer.
+    # Prefect's call-webhook is not used: all its calls share one connection pool, which the first call to end closes
+    # for the others, and it ignores the answer.
     action = SendNotification(block_document_id=webhook, subject="NextQuill", body=payload)
-    return _whole(name=name, description=description, trigger=trigger, actions=[action])
+    return _automation(name=name, description=description, trigger=trigger, actions=[action])
 
 
 def _states(names: set[str]) -> set[str]:
@@ -176,7 +180,13 @@ def _states(names: set[str]) -> set[str]:
 
 
 def _absence(*, after: set[str], expect: set[str], minutes: float) -> EventTrigger:
-    """That none of some events of a flow run came within so long after another."""
+    """Return the trigger that fires if no expected event of a flow run follows another event in time.
+
+    Args:
+        after: Events that start the waiting.
+        expect: Events of which one must follow.
+        minutes: Minutes within which it must follow.
+    """
     return EventTrigger(
         after=after,
         expect=expect,
@@ -189,31 +199,31 @@ def _absence(*, after: set[str], expect: set[str], minutes: float) -> EventTrigg
 
 
 def _value(expression: str) -> dict[str, Any]:
-    """A parameter that is what a Jinja expression gives, of whatever type."""
+    """Return a flow parameter whose value is that of a Jinja expression, of any type."""
     template = f"{{{{ ({expression}) | tojson }}}}"
     return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
 
 
-def _payload(how: Alerting, what: str, says: str, more: Mapping[str, str] | None = None) -> str:
-    """The template of a request's body: JSON with Jinja expressions for values, whatever they hold.
+def _payload(settings: Alerting, what: str, line: str, more: Mapping[str, str] | None = None) -> str:
+    """Return the template of a request's body: JSON whose values are Jinja expressions.
 
     Args:
-        how: The words and the details.
-        what: Happened.
-        says: The expression of one line about it.
-        more: Further expressions by key, for programs.
+        settings: Format and details.
+        what: Kind of the alert.
+        line: Jinja expression of one line of text about it.
+        more: Jinja expressions of further values by key, for programs.
     """
     url = "((flow_run | ui_url) or '' if flow_run else '')"
     message = "(flow_run.state.message | default('', true) | truncate(300))"
-    line = f"'NextQuill: ' ~ {says}"
-    if how.details:
+    line = f"'NextQuill: ' ~ {line}"
+    if settings.details:
         line = f"{line} ~ (': ' ~ {message} if {message} else '')"
-    if how.body is Body.slack:  # where these three signs begin links, mentions and entities
+    if settings.body is Body.slack:  # in which these characters begin links, mentions and entities
         line = f"({line}) | replace('&', '&amp;') | replace('<', '&lt;') | replace('>', '&gt;')"
     text = f"({line}) ~ ' ' ~ {url}"
-    if how.body is Body.slack:
+    if settings.body is Body.slack:
         return _json({"text": _Expression(text)})
-    if how.body is Body.teams:
+    if settings.body is Body.teams:
         block = {"type": "TextBlock", "text": _Expression(text), "wrap": True}
         card = {
             "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
@@ -232,7 +242,7 @@ def _payload(how: Alerting, what: str, says: str, more: Mapping[str, str] | None
         "started": "(flow_run.start_time.isoformat() if flow_run.start_time else none)",
         "ended": "(flow_run.end_time.isoformat() if flow_run.end_time else none)",
         "url": url,
-        **({"message": message} if how.details else {}),
+        **({"message": message} if settings.details else {}),
         **(more or {}),
     }
     return _json({"what": what, "text": _Expression(text)} | {key: _Expression(of) for key, of in fields.items()})
@@ -243,7 +253,7 @@ class _Expression(str):
 
 
 def _json(value: Any) -> str:
-    """JSON in which expressions stand as templates of JSON; what an expression does not find becomes null."""
+    """Return JSON in which expressions are templates of JSON values; an expression without a value becomes null."""
     if isinstance(value, _Expression):
         return f"{{{{ (({value}) | default(none)) | tojson }}}}"
     if isinstance(value, Mapping):

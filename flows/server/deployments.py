@@ -1,6 +1,6 @@
-"""What a local Prefect server is given: work pools, limits and deployments; and its runs ended before it is.
+"""Work pools, limits, deployments and flow runs on the Prefect server that PREFECT_API_URL names.
 
-The server is the one that PREFECT_API_URL names. What is there already stays as people have set it.
+Objects that exist already keep the settings that users have given them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.server.processes import wait_until
 from storage.errors import UserError
+from tasks.waiting import wait_until
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 FILE = "prefect.yaml"
 POOLS = ("cpu", "gpu")
 GPU = "gpu"
-"""With what the name of a pool begins whose machines train: its trainings take turns."""
-ENDED = "ended by `nextquill down`; run it again, and it goes on where it stopped"
+"""Prefix of the names of work pools whose machines train; the trainings of such a pool take turns."""
+ENDED = "ended by `nextquill down`; run it again to resume"
 
 
 @dataclass(frozen=True)
 class Project:
-    """A prefect.yaml of ours.
+    """A prefect.yaml of NextQuill.
 
     Attributes:
-        folder: Where it is; the relative paths of its flow runs start there.
-        pools: The work pools that it names.
-        deployments: How many there are.
-        digest: Of the file and of the code that its forms are made from.
+        folder: Folder of the file; relative paths of its flow runs begin there.
+        pools: Work pools that it names.
+        deployments: Number of deployments.
+        digest: Hash of the file and of the code from which the UI's forms are made.
     """
 
     folder: Path
@@ -45,33 +45,33 @@ class Project:
     digest: str
 
 
-def find_project(here: Path) -> Project:
-    """The prefect.yaml in a folder, or else the one beside this package.
+def find_project(folder: Path) -> Project:
+    """Return the prefect.yaml in a folder, or else the one beside this package.
 
     Raises:
         UserError: There is none, or it cannot be read.
     """
     beside = Path(__file__).resolve().parents[2]
-    for folder in (here, beside):
-        if (known := _read(folder / FILE)) is not None:
+    for place in (folder, beside):
+        if (known := _read(place / FILE)) is not None:
             break
     else:
         raise UserError(
-            f"there is no {FILE} of NextQuill here, nor beside the installed package",
-            str(here),
-            "run this in a copy of the repository, or with --no-deploy for a server, pools and workers alone",
+            f"there is no {FILE} of NextQuill here or beside the installed package",
+            str(folder),
+            "run this in a copy of the repository, or add --no-deploy to start only a server, pools and workers",
         )
     deployments = known["deployments"]
     pools = dict.fromkeys(deployment["work_pool"]["name"] for deployment in deployments)
-    sources = [folder / FILE, *sorted(beside.glob("flows/*.py")), *sorted(beside.glob("nextquill_core/config/*.py"))]
-    digest = hashlib.sha256(str(folder).encode())
+    sources = [place / FILE, *sorted(beside.glob("flows/*.py")), *sorted(beside.glob("nextquill_core/config/*.py"))]
+    digest = hashlib.sha256(str(place).encode())
     for path in sources:
         digest.update(path.read_bytes())
-    return Project(folder, tuple(pools), len(deployments), digest.hexdigest())
+    return Project(place, tuple(pools), len(deployments), digest.hexdigest())
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The file, if it is one of ours: another project's prefect.yaml is none of our business."""
+    """Return the content of the file; None if it does not exist or belongs to another project."""
     import yaml
 
     try:
@@ -80,19 +80,19 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot be read ({type(error).__name__})", str(path), "mend the file") from None
+        raise UserError(f"cannot be read ({type(error).__name__})", str(path), "fix the file") from None
     except (KeyError, TypeError):
         return None
     return known if ours else None
 
 
 def training_limits(pools: Sequence[str]) -> list[str]:
-    """The concurrency limits for the trainings of these pools: `training-POOL` for each pool of GPUs."""
+    """Return the names of the concurrency limits for trainings: `training-POOL` for each pool of GPUs."""
     return [f"training-{pool}" for pool in pools if pool.startswith(GPU)]
 
 
-def set_up(pools: Sequence[str]) -> list[str]:
-    """Create the work pools and limits that are missing; returns what was created, in words."""
+def create_missing(pools: Sequence[str]) -> list[str]:
+    """Create the work pools and limits that do not exist yet, and return a description of each."""
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
@@ -115,15 +115,15 @@ def set_up(pools: Sequence[str]) -> list[str]:
 
 
 def deploy(project: Project, log: Path, environment: Mapping[str, str]) -> bool:
-    """Deploy everything in a project; schedules that somebody has set running or paused since stay so.
+    """Deploy all deployments of a project; schedules that users have started or paused stay so.
 
     Args:
-        project: What to deploy.
-        log: Gets what Prefect says.
-        environment: Names the server.
+        project: The project.
+        log: File to which Prefect's output is written.
+        environment: Environment variables, which name the server.
 
     Returns:
-        Whether Prefect took it.
+        Whether Prefect accepted the deployments.
     """
     before = _schedules()
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
@@ -147,25 +147,38 @@ def deploy(project: Project, log: Path, environment: Mapping[str, str]) -> bool:
 
 
 def missing_deployments(project: Project) -> bool:
-    """Whether the server has fewer deployments than the project."""
+    """Return whether the server has fewer deployments than the project."""
     with _client() as client:
         return len(client.read_deployments(limit=200)) < project.deployments
 
 
 def active_schedules() -> list[str]:
-    """The deployments that run on a schedule, and are not paused."""
+    """Return the names of the deployments with a schedule that is not paused."""
     return sorted({key[0] for key, (_, _, active) in _schedules().items() if active})
 
 
 def polling(pool: str, worker: str, since: datetime) -> bool:
-    """Whether a worker has reported to the server since then."""
+    """Return whether a worker has polled the server.
+
+    Args:
+        pool: Work pool that the worker serves.
+        worker: Name of the worker.
+        since: Time from which on a heartbeat counts.
+    """
     with _client() as client:
         known = next((one for one in client.read_workers_for_work_pool(pool) if one.name == worker), None)
     return bool(known and known.last_heartbeat_time and known.last_heartbeat_time >= since)
 
 
 def cancel_runs(patience_s: float) -> int:
-    """Ask for the end of all runs that workers have begun, and wait for it; returns how many there were."""
+    """Cancel all runs that workers have begun, and wait until they have ended.
+
+    Args:
+        patience_s: Seconds to wait.
+
+    Returns:
+        The number of runs.
+    """
     from prefect.states import Cancelling
 
     asked = set()
@@ -184,7 +197,7 @@ def cancel_runs(patience_s: float) -> int:
 
 
 def close_runs() -> None:
-    """Mark runs whose processes have been ended as cancelled."""
+    """Set the state of runs whose processes have been ended to Cancelled."""
     from prefect.states import Cancelled
 
     with _client() as client:
@@ -193,7 +206,7 @@ def close_runs() -> None:
 
 
 def _begun(client: SyncPrefectClient) -> list[FlowRun]:
-    """Runs that a worker has begun and that have not ended; a stage inside another's run is ended with that."""
+    """Return the runs that workers have begun and that have not ended, without the stages inside a pipeline's run."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
 
@@ -203,7 +216,7 @@ def _begun(client: SyncPrefectClient) -> list[FlowRun]:
 
 
 def _schedules() -> dict[tuple[str, str], tuple[Any, Any, bool]]:
-    """Ids of deployment and schedule and whether it is active, by the deployment's name and the schedule's slug."""
+    """Return deployment id, schedule id and whether it is active, by the deployment's name and the schedule's slug."""
     with _client() as client:
         return {
             (deployment.name, schedule.slug): (deployment.id, schedule.id, schedule.active)

@@ -1,8 +1,8 @@
-"""What stages tell Prefect beside their states: that one has finished, and that quality fell.
+"""Events that stages send to Prefect: a stage has finished, or the quality of an adapter fell.
 
-An event goes out in the background and at best. Whatever becomes of it, the stage goes on, and nothing waits. It says
-fingerprints, places and numbers, and nothing of a user. Prefect adds what it belongs to: the flow run, its flow, and
-its deployment if it is a deployment's own run; a stage inside a pipeline's run has none.
+An event is sent in the background, without any guarantee, and never stops a stage. It holds fingerprints, paths and
+numbers, and no data of users. Prefect adds the flow run, its flow, and its deployment; a stage inside a pipeline's run
+has no deployment.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from storage import Artifact
 from tasks.slurm.stage import in_job
 
 FINISHED = "nextquill.stage.finished"
-FELL = "nextquill.quality.fell"
-STAGE, WHOLE = "nextquill.stage", "nextquill.whole"
-"""Labels of a finished stage: its name, and whether everything of it is there now."""
-EXPLORING = "sweep"
-"""Tag of the runs of a sweep's points, which are meant to be worse at times."""
+QUALITY_FELL = "nextquill.quality.fell"
+STAGE, COMPLETE = "nextquill.stage", "nextquill.whole"
+"""Labels of a finished stage: its name, and whether all parts of the stage exist now."""
+SWEEP = "sweep"
+"""Tag of the runs of a sweep's points, some of which are worse on purpose."""
 
 
 def stage_finished(name: str, outcome: Outcome | None, *, whole: bool = True) -> None:
-    """Tell that a stage has finished.
+    """Send the event that a stage has finished.
 
     Args:
-        name: Of the stage, and of the method after it where the stage has one: `train nextquill`.
-        outcome: What it made or reused; None where there was nothing to make.
-        whole: Whether nothing else of the stage is left to make.
+        name: Name of the stage, followed by the method if the stage has several: `train nextquill`.
+        outcome: What the stage made or reused; None if there was nothing to make.
+        whole: Whether all parts of the stage exist now.
     """
     stage = name.partition(" ")[0]
-    labels = {STAGE: stage, WHOLE: str(whole).lower()}
+    labels = {STAGE: stage, COMPLETE: str(whole).lower()}
     if outcome is None:
         _emit(FINISHED, {"prefect.resource.id": f"nextquill.stage.{stage}", "prefect.resource.name": name} | labels)
         return
@@ -50,7 +50,7 @@ def stage_finished(name: str, outcome: Outcome | None, *, whole: bool = True) ->
         "fingerprint": manifest.fingerprint,
         "location": outcome.artifact.location,
         "reused": outcome.reused,
-        "seconds": manifest.seconds,  # of its making, also where it was reused
+        "seconds": manifest.seconds,  # that it took to make, also if it was reused
         "rows": manifest.rows,
         "bytes": manifest.bytes,
     }
@@ -58,20 +58,22 @@ def stage_finished(name: str, outcome: Outcome | None, *, whole: bool = True) ->
 
 
 def watch_quality(run: Run, name: str) -> None:
-    """Warn in the log, and tell, if the adapter that was just trained fell below what was accepted.
+    """Log a warning and send an event if the adapter that was just trained is worse than the accepted one.
+
+    Only adapters of methods are compared, and not those of a sweep's points. A Slurm job leaves the comparison to the
+    flow run that follows it.
 
     Args:
-        run: The configuration.
-        name: A key of `Plan.adapters`; what is no method's own adapter is left alone, and so are a sweep's points;
-            in a Slurm job it is left to the flow run that follows the job.
+        run: The configuration and its store.
+        name: Key of the adapter in `Plan.adapters`.
     """
-    if name not in run.plan.train or EXPLORING in flow_run.tags or in_job():
+    if name not in run.plan.train or SWEEP in flow_run.tags or in_job():
         return
     logger = get_run_logger()
     try:
         fall = fall_of(run, name)
-    except Exception as error:  # the adapter is made; that it could not be compared must not undo that
-        logger.warning("train %s: not compared with what was accepted: %s", name, error)
+    except Exception as error:  # the adapter exists; a failed comparison must not fail the stage
+        logger.warning("train %s: could not be compared with the accepted adapter: %s", name, error)
         return
     if fall is not None:
         logger.warning(fall.line)
@@ -79,9 +81,15 @@ def watch_quality(run: Run, name: str) -> None:
 
 
 def quality_fell(name: str, adapter: Artifact, fall: Fall) -> None:
-    """Tell that an adapter does worse than the accepted one, with both numbers."""
+    """Send the event that an adapter is worse than the accepted one.
+
+    Args:
+        name: Key of the adapter in `Plan.adapters`.
+        adapter: The adapter.
+        fall: Both measurements.
+    """
     values = asdict(fall) | {"line": fall.line, "value": fall.value if math.isfinite(fall.value) else None}
-    _emit(FELL, _resource(f"train {name}", adapter) | {STAGE: "train"}, values)
+    _emit(QUALITY_FELL, _resource(f"train {name}", adapter) | {STAGE: "train"}, values)
 
 
 def _resource(name: str, artifact: Artifact) -> dict[str, str]:

@@ -1,61 +1,53 @@
-"""Processes that outlive the command that starts them: known again later, and ended with all they have started.
+"""Background processes of `nextquill up`: recognised by a later command, and ended with all that they have started.
 
-A process id is given to another process sooner or later, so it alone says nothing: a process is ours if it began when
-ours began. What ours have started in turn is known by a variable in its environment, so that it is found even where
-its parent was killed.
+A process id is reused sooner or later, so a process is recognised by its id together with its start time. A variable in
+the environment marks what was started from a folder, so it is found even if its parent has been killed.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from storage.files import read_json, write_json, write_text
+from tasks.ranks.processes import is_running
 
 STATE = "state.json"
 MARK = "NEXTQUILL_UP"
-"""Environment variable of everything that was started from a home, directly or not; its value is the home's folder."""
-FORCED_S = 5.0
-LOOK_EVERY_S = 0.2
+"""Environment variable of every process that was started from a home, directly or not, with the home's folder."""
+KILLED_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of ours.
+    """A process that was started from a home.
 
     Attributes:
-        name: What it is, for people; its log is called so too.
-        pid: Its id.
-        began: When it began, in the system's own words.
+        name: What the process is, for messages and the name of its log; empty for what other processes have started.
+        pid: Process id.
+        started: Start time in seconds since the system's start.
     """
 
     name: str
     pid: int
-    began: str
-
-
-@dataclass(frozen=True)
-class _Seen:
-    parent: int
-    began: str
+    started: float
 
 
 @dataclass
 class Home:
-    """The folder of a local Prefect: its database and logs, and what has been started from it.
+    """Folder of a local Prefect server: its database, its logs, and a record of the processes started from it.
 
     Attributes:
-        folder: Where, as an absolute path.
-        url: Of the server, while there is one.
-        processes: What was started, in order.
-        deployed: Digest of what was deployed last.
+        folder: Absolute path.
+        url: URL of the server; empty while none runs.
+        processes: Processes started from here, oldest first.
+        deployed: Digest of the project that was deployed last.
     """
 
     folder: Path
@@ -65,7 +57,7 @@ class Home:
 
     @classmethod
     def open(cls, folder: Path) -> Home:
-        """What is known about a folder; nothing about one that does not exist, or whose record cannot be read."""
+        """Read the record in a folder; without a readable record, nothing is known to run."""
         folder = folder.expanduser().resolve()
         try:
             known = read_json(folder / STATE)
@@ -75,28 +67,34 @@ class Home:
             return cls(folder)
 
     def save(self) -> None:
-        """Write it down, in one step."""
+        """Write the record atomically."""
         if not (self.folder / ".gitignore").exists():
             write_text(self.folder / ".gitignore", "*\n")
         known = {"url": self.url, "processes": [asdict(one) for one in self.processes], "deployed": self.deployed}
         write_json(self.folder / STATE, known)
 
     def log(self, name: str) -> Path:
-        """Where the process of this name writes."""
+        """Return the log of the process with this name."""
         return self.folder / f"{name.replace(' ', '-')}.log"
 
     def running(self, name: str) -> Process | None:
-        """The process of this name, if it runs."""
+        """Return the process with this name if it runs."""
         return next((one for one in self.processes if one.name == name and alive(one)), None)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Process:
-        """Start a process in a session of its own and write it down; its last log stays as `.log.old`."""
+        """Start a process in a new session and record it; its previous log is renamed to `.log.old`.
+
+        Args:
+            name: Name of the process.
+            command: Program and arguments.
+            environment: All environment variables of the process.
+        """
         log = self.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
             log.replace(log.with_suffix(".log.old"))
         with log.open("wb") as output:
-            child = subprocess.Popen(
+            child = psutil.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -104,117 +102,53 @@ class Home:
                 env={**environment, MARK: str(self.folder)},
                 start_new_session=True,
             )
-        seen = _table([child.pid]).get(child.pid)
-        process = Process(name, child.pid, seen.began if seen else "")
+        process = Process(name, child.pid, _started(child))
         self.processes = [*filter(alive, self.processes), process]
         self.save()
         return process
 
     def family(self) -> set[Process]:
-        """Everything that runs and was started from here, at whichever remove."""
-        table = _table()
-        known = {one for one in self.processes if one.pid in table and table[one.pid].began == one.began}
-        pids = _marked(table, f"{MARK}={self.folder}") if sys.platform == "linux" else _descendants(known, table)
-        names = {one.pid: one.name for one in known}
-        found = {Process(names.get(pid, ""), pid, table[pid].began) for pid in pids if pid != os.getpid()}
-        return found | known
+        """Return all running processes that were started from here, directly or not, except this one."""
+        names = {(process.pid, process.started): process.name for process in self.processes}
+        found = set()
+        for process in psutil.process_iter(["environ"]):
+            if (process.info["environ"] or {}).get(MARK) == str(self.folder) and process.pid != os.getpid():
+                with suppress(psutil.NoSuchProcess):
+                    started = _started(process)
+                    found.add(Process(names.get((process.pid, started), ""), process.pid, started))
+        return found
 
     def end(self, processes: Iterable[Process], patience_s: float) -> None:
-        """Ask processes to end, wait until they have or their time is up, and force those that are left.
+        """Ask processes to end, and kill those that are left when their time is up.
 
         Args:
-            processes: Which.
-            patience_s: Seconds they have, for ending what they started as well.
+            processes: The processes to end.
+            patience_s: Seconds that they have to end themselves and what they have started.
         """
-        there = set(processes)
-        for signum, seconds in ((signal.SIGTERM, patience_s), (signal.SIGKILL, FORCED_S)):
-            for process in filter(alive, there):
-                try:
-                    os.kill(process.pid, signum)
-                except ProcessLookupError:
-                    continue
-            if wait_until(lambda: not any(map(alive, there)), seconds):
-                break
+        left = [running for running in map(_find, processes) if running]
+        for ask, seconds in ((psutil.Process.terminate, patience_s), (psutil.Process.kill, KILLED_WITHIN_S)):
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    ask(process)
+            _, left = psutil.wait_procs(left, timeout=seconds)
         self.processes = [*filter(alive, self.processes)]
         self.url = self.url if self.processes else ""
         self.save()
 
 
 def alive(process: Process) -> bool:
-    """Whether it still runs, and is not another one that has got its id."""
-    seen = _table([process.pid]).get(process.pid)
-    return seen is not None and seen.began == process.began
+    """Return whether a process still runs; another process that has its id does not count."""
+    return _find(process) is not None
 
 
-def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
-    """Wait until something holds, so long at the most; says whether it does."""
-    deadline = time.monotonic() + seconds
-    while not (done := holds()) and time.monotonic() < deadline:
-        time.sleep(LOOK_EVERY_S)
-    return done
+def _find(process: Process) -> psutil.Process | None:
+    with suppress(psutil.Error):
+        found = psutil.Process(process.pid)
+        if is_running(found) and _started(found) == process.started and MARK in found.environ():
+            return found
+    return None
 
 
-def tail(log: Path, lines: int = 20) -> str:
-    """The last lines of a log."""
-    try:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            return "".join(deque(file, maxlen=lines)).rstrip()
-    except OSError:
-        return ""
-
-
-def _table(pids: Iterable[int] | None = None) -> dict[int, _Seen]:
-    """Processes by id; those that have ended and wait for their parent to notice do not count.
-
-    Args:
-        pids: Which to look at; None is all.
-    """
-    if sys.platform != "linux":
-        return _table_of_ps()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    names = map(str, pids) if pids is not None else (entry.name for entry in Path("/proc").iterdir())
-    table = {}
-    for name in filter(str.isdigit, names):
-        try:
-            stat = Path("/proc", name, "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        fields = stat.rpartition(")")[2].split()  # what is before is the program's name, with blanks and brackets
-        if fields[0] not in "ZX":
-            table[int(name)] = _Seen(parent=int(fields[1]), began=f"{boot} {fields[19]}")
-    return table
-
-
-def _table_of_ps() -> dict[int, _Seen]:
-    listing = subprocess.run(
-        ["ps", "-axo", "pid=,ppid=,state=,lstart="],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"LC_ALL": "C"},
-    ).stdout
-    rows = [line.split(maxsplit=3) for line in listing.splitlines()]
-    return {int(pid): _Seen(int(parent), began.strip()) for pid, parent, state, began in rows if state[0] != "Z"}
-
-
-def _marked(pids: Iterable[int], entry: str) -> Iterator[int]:
-    """Those of our own user's processes that have this entry in their environment."""
-    for pid in pids:
-        try:
-            environment = Path("/proc", str(pid), "environ").read_bytes()
-        except OSError:
-            continue
-        if os.fsencode(entry) in environment.split(b"\0"):
-            yield pid
-
-
-def _descendants(roots: Iterable[Process], table: Mapping[int, _Seen]) -> Iterator[int]:
-    """Everything that the roots have started, and that has started in turn, as far as its parents still live."""
-    children: dict[int, list[int]] = {}
-    for pid, seen in table.items():
-        children.setdefault(seen.parent, []).append(pid)
-    waiting = [child for root in roots for child in children.get(root.pid, ())]
-    while waiting:
-        pid = waiting.pop()
-        yield pid
-        waiting.extend(children.get(pid, ()))
+def _started(process: psutil.Process) -> float:
+    """Return a process's start in seconds since the system's start, which a change of the clock does not alter."""
+    return round(float(process.create_time() - psutil.boot_time()), 2)

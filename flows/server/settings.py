@@ -1,7 +1,7 @@
-"""The Prefect server that a command uses: which one is set, and whether it answers, before anything is started.
+"""The Prefect server that is set: its address and credentials, and a check that it answers before a command starts.
 
-Prefect reads its settings with the whole library, which takes seconds. What a look at the server needs is read here
-from the two places where people put it, the environment and the active profile.
+Importing Prefect to read its settings takes seconds. This module reads the few settings that the check needs from the
+environment and the active profile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 URL = "PREFECT_API_URL"
 KEY = "PREFECT_API_KEY"
 CONNECT_S, ANSWER_S = 5.0, 10.0
-"""Seconds for the connection, and for the answer of a server that may be busy."""
+"""Timeouts in seconds for the connection, and for the answer of a busy server."""
 CLOUD = re.compile(r"https?://([\w-]+\.)*prefect\.cloud(/|:|$)")
 CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -32,11 +32,11 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Prefect's settings that say where its server is and how to talk to it.
+    """Prefect's settings for the connection to its server.
 
     Attributes:
-        values: By the name of the environment variable.
-        profile: Name of the active profile, if the URL comes from it.
+        values: Values by the name of the environment variable.
+        profile: Name of the active profile if the URL comes from it, otherwise empty.
     """
 
     values: Mapping[str, str]
@@ -44,27 +44,27 @@ class ServerSettings:
 
     @property
     def url(self) -> str:
-        """The API's URL, or "" where none is set and a temporary server is started."""
+        """The API's URL; empty if none is set, so that a temporary server is started."""
         return self.values.get(URL, "").strip()
 
     @property
     def shown_url(self) -> str:
-        """The URL without a password, for messages."""
+        """The URL without credentials, for messages."""
         return CREDENTIALS.sub("", self.url.rstrip("/"))
 
     @property
     def where(self) -> str:
-        """The setting to change, for messages."""
+        """Name of the setting to change, for messages."""
         return f"{URL} of the Prefect profile `{self.profile}`" if self.profile else URL
 
     @property
     def unset(self) -> str:
-        """How to do without this server."""
+        """How to stop using this server, for messages."""
         return f"`prefect config unset {URL}`" if self.profile else f"unset {URL}"
 
 
 def server_settings(environment: Mapping[str, str] = os.environ) -> ServerSettings:
-    """Read the server's settings from the environment, and below it from the active profile."""
+    """Read the settings of the server from the environment and the active profile; the environment takes precedence."""
     home = Path(environment.get("PREFECT_HOME") or "~/.prefect").expanduser()
     file = Path(environment.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
     try:
@@ -81,13 +81,13 @@ def server_settings(environment: Mapping[str, str] = os.environ) -> ServerSettin
 
 
 def require_server(settings: ServerSettings) -> None:
-    """Make sure that the server in use answers, is a Prefect server of this major version, and lets us in.
+    """Make sure that the server answers, is a Prefect server of the installed major version, and grants access.
 
     Args:
-        settings: Which server; without a URL there is nothing to check.
+        settings: Settings of the server; without a URL there is nothing to check.
 
     Raises:
-        UserError: It does not, with the setting to change.
+        UserError: The server cannot be used; the error names the setting to change.
     """
     if not settings.url:
         return
@@ -127,14 +127,14 @@ def require_server(settings: ServerSettings) -> None:
 
 
 def refuse_credentials(url: str, where: str) -> None:
-    """Make sure that the server's URL holds no name or password: Prefect stores the pages' addresses, made from it.
+    """Make sure that the server's URL holds no name or password, because Prefect stores addresses made from it.
 
     Args:
         url: The API's URL.
-        where: The setting it comes from, for the message.
+        where: Name of the setting with the URL, for the message.
 
     Raises:
-        UserError: It holds one; the message does not repeat it.
+        UserError: The URL holds a name or password; the message does not repeat it.
     """
     if CREDENTIALS.search(url):
         raise UserError(
@@ -144,8 +144,8 @@ def refuse_credentials(url: str, where: str) -> None:
         )
 
 
-def spare_loopback_the_proxy() -> None:
-    """Keep a proxy that is set for the network out of what is said to the temporary server on this machine."""
+def bypass_proxy_for_loopback() -> None:
+    """Exclude the loopback addresses from the proxy, so that a temporary server on this machine is reached directly."""
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
         if "*" not in hosts:
@@ -153,7 +153,7 @@ def spare_loopback_the_proxy() -> None:
 
 
 def _require_version(url: str, shown: str, settings: ServerSettings) -> None:
-    """Compare the major versions of server and library; Prefect itself stops at a difference, with a traceback."""
+    """Compare the major versions of server and library; Prefect itself reports a difference with a traceback."""
     from importlib.metadata import version
 
     try:
@@ -170,10 +170,10 @@ def _require_version(url: str, shown: str, settings: ServerSettings) -> None:
 
 
 def _get(url: str, settings: ServerSettings) -> httpx.Response:
-    """Ask the server as Prefect's client does: through the same proxies, with the same key or password.
+    """Send a request as Prefect's client does: through the same proxies, with the same key or password.
 
     Raises:
-        OSError: Nothing answers; the message says why.
+        OSError: There is no answer; the message says why.
     """
     import httpx
 
@@ -203,7 +203,7 @@ def _get(url: str, settings: ServerSettings) -> httpx.Response:
 
 
 def answers(settings: ServerSettings) -> bool:
-    """Whether the server that is set answers in any way; one that refuses access is there."""
+    """Return whether the server answers at all; a refusal counts as an answer."""
     try:
         _get(f"{settings.url.rstrip('/')}/health", settings)
     except OSError:
@@ -226,7 +226,7 @@ def _json(answer: httpx.Response) -> Any:
 
 
 def _through_proxy(url: str) -> str:
-    """Name the proxy between this machine and the server, if there is one."""
+    """Return a part of a message that names the proxy between this machine and the server; empty without a proxy."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 

@@ -1,9 +1,9 @@
-"""Prefect's temporary server of one command: a process that outlives Ctrl-C for a moment, and never the command.
+"""Temporary Prefect server for the flow runs of one command.
 
-Prefect would start one itself, in the terminal's process group, where Ctrl-C reaches it before the run can report that
-it was interrupted, and it outlives a command that is killed. This one has its own session, and the kernel ends it with
-the command. The command keeps the listening socket, so a server that dies is replaced without any refused connection:
-requests wait, and Prefect's client repeats the one that was under way.
+Prefect can start a temporary server itself, but in the terminal's process group: Ctrl-C ends it before the run can
+report that it was interrupted, and it outlives a command that is killed. This server has its own session, and the
+kernel ends it with the command. The command holds the listening socket, so a server that dies is replaced without a
+refused connection: new requests wait, and Prefect's client repeats the one in progress.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from flows.cli.interruption import end_at_once
 from storage.masked_output import mask_output
-from tasks.ranks.logs import bounded
+from tasks.ranks.logs import limit_size
 from tasks.ranks.processes import end_group, start
+from tasks.waiting import wait_until
 
 LOG = "temporary-server.log"
 RESTARTS = 3
-"""Deaths of the server in one command after which a new one is no remedy."""
-LOOK_EVERY_S = 5.0
-UNANSWERED = 8
-"""Questions in a row, each of two seconds, after which a server that runs and does not answer is replaced."""
-ASK_S = 2.0
+"""Number of times that a server which died is replaced in one command."""
+POLL_S = 5.0
+MAX_UNANSWERED = 8
+"""Number of health checks in a row without an answer, after which a running server is replaced."""
+ANSWER_S = 2.0
+"""Seconds that the server has to answer a health check."""
 END_S = 3.0
-"""Seconds that the server has for ending in its own way."""
+"""Seconds that the server has to end by itself."""
 
 
 class ServerFailed(RuntimeError):  # noqa: N818 - says what happened
-    """The temporary server ended or does not answer; the message is one line."""
+    """Raised when the temporary server ended or does not answer; the message is one line."""
 
 
 class TemporaryServer:
     """A Prefect server for the flow runs of this process.
 
     Attributes:
-        port: Where it listens, on the loopback address.
-        log: What it has printed, together with those before it.
-        process: The server.
+        port: Port of the loopback address at which it listens.
+        log: Log of this server and the ones before it.
+        process: The server's process.
 
     Args:
-        home: Prefect's folder; its log is there.
-        startup_s: Seconds that it has for starting.
+        home: Prefect's folder, in which the log is.
+        startup_s: Seconds that the server has to start.
     """
 
     def __init__(self, home: Path, startup_s: float) -> None:
@@ -57,27 +58,30 @@ class TemporaryServer:
         self.port = int(self._listener.getsockname()[1])
         self._ending = False
         home.mkdir(parents=True, exist_ok=True)
-        bounded(self.log)
+        limit_size(self.log)
         self.process = self._start()
 
     def wait_until_healthy(self) -> None:
         """Wait until the server answers.
 
         Raises:
-            ServerFailed: It ended, or did not answer in time.
+            ServerFailed: The server ended, or did not answer in time.
         """
-        deadline = time.monotonic() + self._startup_s
-        while not self.answers():
-            if self.process.poll() is not None or self._ending:
-                raise ServerFailed(self._ended())
-            if time.monotonic() > deadline:
-                raise ServerFailed(f"Prefect's temporary server does not answer; its log is {self.log}")
 
-    def answers(self, wait_s: float = ASK_S) -> bool:
-        """Whether the server says that it is healthy.
+        def ended() -> bool:
+            return self.process.poll() is not None or self._ending
+
+        healthy_or_ended = wait_until(lambda: self.answers() or ended(), self._startup_s, poll_s=0.05)
+        if ended():
+            raise ServerFailed(self._ended())
+        if not healthy_or_ended:
+            raise ServerFailed(f"Prefect's temporary server does not answer; its log is {self.log}")
+
+    def answers(self, wait_s: float = ANSWER_S) -> bool:
+        """Return whether the server reports that it is healthy.
 
         Args:
-            wait_s: Seconds that it has for the answer.
+            wait_s: Seconds that the server has to answer.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=max(wait_s, 0.05))
         try:
@@ -89,11 +93,11 @@ class TemporaryServer:
             connection.close()
 
     def keep_alive(self) -> None:
-        """Replace the server when it dies or hangs, in a thread that lasts as long as this process."""
+        """Replace the server when it dies or hangs, in a thread that runs until this process ends."""
         threading.Thread(target=self._keep_alive, name="watch-temporary-server", daemon=True).start()
 
     def end(self) -> None:
-        """End the server, when everything has been reported to it."""
+        """End the server; call it after everything has been reported to it."""
         self._ending = True
         self._listener.close()
         end_group(self.process, patience_s=END_S)
@@ -105,7 +109,7 @@ class TemporaryServer:
         settings = get_current_settings().to_environment_variables(exclude_unset=True)
         environment = {**os.environ, **settings, "PREFECT_UI_ENABLED": "0"}
         command = [sys.executable, "-m", __name__, str(descriptor)]
-        return start(command, self.log, environment, held=True, pass_fds=[descriptor])
+        return start(command, self.log, environment, stdin_pipe=True, pass_fds=[descriptor])
 
     def _keep_alive(self) -> None:
         for _ in range(RESTARTS):
@@ -125,11 +129,11 @@ class TemporaryServer:
             end_at_once(f"nextquill: {self._ended()}; the same command resumes", 1)
 
     def _wait_for_end(self) -> None:
-        """Wait until the server has ended; one that has not answered for a while is ended here."""
+        """Wait until the server has ended; kill it if it no longer answers."""
         unanswered = 0
-        while unanswered < UNANSWERED:
+        while unanswered < MAX_UNANSWERED:
             try:
-                self.process.wait(LOOK_EVERY_S)
+                self.process.wait(POLL_S)
                 return
             except subprocess.TimeoutExpired:
                 unanswered = 0 if self.answers() else unanswered + 1
@@ -142,7 +146,7 @@ class TemporaryServer:
 
 
 def main() -> None:
-    """Serve Prefect's API on the listening socket whose descriptor is the argument."""
+    """Serve Prefect's API on the listening socket whose file descriptor is the first argument."""
     mask_output()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listener = socket.socket(fileno=int(sys.argv[1]))
@@ -155,7 +159,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its standard input does, which the command holds; Linux ends it even without this."""
+    """End this process when the command closes its standard input; on Linux the kernel does so, too."""
     while os.read(0, 1024):
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Starting the ranks of a training run with the DeepSpeed launcher, and leaving none behind."""
+"""Run a training order: start its ranks, follow their metrics and logs, and leave no rank behind."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from contextlib import suppress
 from pathlib import Path
 
 from nextquill_core.errors import UserError
+from nextquill_core.orders import TrainOrder
 from nextquill_core.progress import PhaseFile, Progress, silent
-from nextquill_core.training.engine import deepspeed_installed
-from nextquill_core.training.failures import first_failed, logs_by_rank, rank_logs
-from nextquill_core.training.spec import PHASE, TrainSpec
+from nextquill_core.training.curves import METRICS
+from nextquill_core.training.engines import deepspeed_installed
+from nextquill_core.training.ranks import PHASE, first_failed, logs_by_rank, rank_logs
 from storage.masked_output import mask_files
-from tasks.ranks.logs import bounded
+from tasks.ranks.logs import LineReader, RankLogs, limit_size
 from tasks.ranks.node import WORKER, launcher_command, rank_environment
 from tasks.ranks.placement import Placement, Starter, free_port
-from tasks.ranks.processes import end_group, failure, start
-from tasks.ranks.tail import Follower, RankLogs
+from tasks.ranks.processes import end_group, process_error, start
+from tasks.waiting import wait_until
 
-METRICS = "metrics.jsonl"
-LET_GO_S = 15.0
+CLOSING_S = 15.0
+"""Seconds that launchers on other machines have to end after their pipe is closed."""
+POLL_S = 0.25
 HERE = "127.0.0.1"
-"""Where ranks meet that are all on this machine."""
+"""Address at which ranks meet that are all on this machine."""
 
 
 class RanksFailed(RuntimeError):  # noqa: N818 - says what happened
-    """A launcher ended with an error; the message ends with the last lines of the rank that failed first."""
+    """Raised when a launcher ends with an error; the message ends with the last lines of the rank that failed first."""
 
 
 def run_ranks(
@@ -44,24 +46,24 @@ def run_ranks(
 ) -> None:
     """Run a training order to its end.
 
-    On this machine, the launcher gets a process group of its own and is told by the kernel when this process dies; each
-    rank watches the launcher. On other machines, a process before the launcher does the same, and watches the pipe from
-    here. So however this process ends, no rank outlives it.
+    No rank outlives this process, however it ends. On this machine the launcher has its own session, the kernel ends
+    it when this process dies, and each rank watches the launcher. On another machine a process of ours starts the
+    launcher, and ends it when the pipe from this process is closed.
 
     Args:
-        order: The worker's order (`TrainSpec`); metrics appear in the folder it names, each rank's output beside it.
-        log: Gets all output of launchers and ranks.
-        ranks: Number of processes on this machine, or which other machines run them.
-        on_step: Called with the metrics of each optimizer step soon after it is done.
-        on_phase: Called while the ranks do something other than steps, such as validating, several times a second; once
+        order: The worker's order (`TrainOrder`); metrics appear in the folder it names, each rank's output beside it.
+        log: File to which all output of launchers and ranks is appended.
+        ranks: Number of processes on this machine, or the other machines that run them.
+        on_step: Called with the metrics of each optimizer step soon after the step.
+        on_phase: Called several times a second while the ranks do anything but steps, such as validating; called once
             without a phase when that has ended.
 
     Raises:
-        UserError: DeepSpeed is needed and not installed, or a rank refused its input.
-        RanksFailed: A rank failed otherwise.
+        UserError: DeepSpeed is needed and not installed, or a rank found invalid input.
+        RanksFailed: A rank failed for another reason.
     """
-    output_folder = Path(TrainSpec.load(order).output)
-    metrics, phase = Follower(output_folder / METRICS), PhaseFile(output_folder / PHASE)
+    output_folder = TrainOrder.load(order).output
+    metrics, phase = LineReader(output_folder / METRICS), PhaseFile(output_folder / PHASE)
     phase.clear()
     starters = _starters(order, ranks)
     shutil.rmtree(rank_logs(order), ignore_errors=True)
@@ -72,23 +74,25 @@ def run_ranks(
     running: list[subprocess.Popen[bytes]] = []
     try:
         for starter in starters:
-            process = start(starter.command, log, environment, orphan_signal=starter.orphan_signal, held=elsewhere)
-            running.append(process)  # one by one, so that all that have started are ended
+            process = start(
+                starter.command, log, environment, orphan_signal=starter.orphan_signal, stdin_pipe=elsewhere
+            )
+            running.append(process)  # at once, so that each one that has started is ended
             if starter.secrets and process.stdin:
-                with suppress(BrokenPipeError):  # a remote shell that has ended is seen below
+                with suppress(BrokenPipeError):  # the loop below reports a remote shell that has ended
                     process.stdin.write(json.dumps(dict(starter.secrets)).encode() + b"\n")
                     process.stdin.flush()
         while (codes := [process.poll() for process in running]).count(None) and not any(codes):
-            time.sleep(0.25)
-            metrics.follow(on_step)
+            time.sleep(POLL_S)
+            _report_steps(metrics, on_step)
             phase.show(on_phase)
-            output.follow()
-            bounded(log)
-        metrics.follow(on_step)
+            output.merge()
+            limit_size(log)
+        _report_steps(metrics, on_step)
     finally:
         _end(running)
-        output.follow(ended=True)
-        bounded(log)
+        output.merge(ended=True)
+        limit_size(log)
         mask_files([log, *logs_by_rank(order).values()])
     if any(codes):
         raise _failed(order, log, next(code for code in codes if code))
@@ -98,18 +102,23 @@ def _starters(order: Path, ranks: Placement) -> list[Starter]:
     if not isinstance(ranks, int):
         return ranks.starters(order)
     if not deepspeed_installed():
-        _refuse_more_than_one_process(TrainSpec.load(order), ranks)
+        _refuse_more_than_one_process(TrainOrder.load(order), ranks)
         return [Starter([sys.executable, "-u", "-m", WORKER, str(order)])]
     return [Starter(launcher_command(order, {"localhost": ranks}, 0, HERE, free_port()))]
 
 
-def _refuse_more_than_one_process(spec: TrainSpec, ranks: int) -> None:
-    """ZeRO 1 and 2 shard nothing where there is one rank; the rest is beyond one process of plain torch."""
+def _report_steps(metrics: LineReader, on_step: Callable[[dict[str, float]], None]) -> None:
+    for line in metrics.read():
+        on_step(json.loads(line))
+
+
+def _refuse_more_than_one_process(order: TrainOrder, ranks: int) -> None:
+    """Refuse what needs DeepSpeed; with one rank, ZeRO 1 and 2 shard nothing and need none."""
     asked = {
         "several ranks": ranks != 1,
-        "ZeRO 3": spec.zero_stage == 3,
-        "offloading": spec.offload != "none",
-        "train.deepspeed.config": spec.deepspeed is not None,
+        "ZeRO 3": order.train.deepspeed.zero_stage == 3,
+        "offloading": order.train.deepspeed.offload != "none",
+        "train.deepspeed.config": order.deepspeed_json is not None,
     }
     if needs := [name for name, wanted in asked.items() if wanted]:
         raise UserError(
@@ -120,14 +129,13 @@ def _refuse_more_than_one_process(spec: TrainSpec, ranks: int) -> None:
 
 
 def _end(running: list[subprocess.Popen[bytes]]) -> None:
-    """End launchers and ranks; those elsewhere end by themselves when their pipe is closed, and are waited for."""
+    """End launchers and ranks; those on other machines end when their pipe is closed, and are waited for."""
     for process in running:
         if process.stdin:
             process.stdin.close()
-    deadline = time.monotonic() + LET_GO_S
+    elsewhere = [process for process in running if process.stdin]
+    wait_until(lambda: all(process.poll() is not None for process in elsewhere), CLOSING_S, poll_s=0.1)
     for process in running:
-        while process.stdin and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
         end_group(process)
 
 
@@ -135,4 +143,4 @@ def _failed(order: Path, log: Path, code: int) -> Exception:
     rank = first_failed(order)
     own_log = logs_by_rank(order).get(rank) if rank is not None else None
     what = "training" if own_log is None else f"training failed first on rank {rank} and"
-    return failure(RanksFailed, what, code, log, part=own_log)
+    return process_error(RanksFailed, what, code, log, part=own_log)

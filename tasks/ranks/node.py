@@ -1,9 +1,9 @@
-"""One machine's part of a training run: DeepSpeed's launcher for its ranks, ended when the run lets go of this process.
+"""Run one machine's ranks of a training: start DeepSpeed's launcher, and end it when the training ends.
 
 python -m tasks.ranks.node ORDER --port N (--world JSON --node-rank I --address A [--read-secrets] | --ranks-per-node N)
 
-The run holds the other end of this process's standard input. However the run ends, and on whichever machine it was,
-that end closes, and the ranks here are ended. Without `--world`, Slurm's environment says which machines there are.
+The training holds the other end of this process's standard input. However the training ends, on whichever machine, the
+pipe is closed, and the ranks here are ended. Without `--world`, Slurm's environment says which machines take part.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nextquill_core.errors import UserError
-from nextquill_core.training.engine import deepspeed_installed
-from nextquill_core.training.failures import rank_logs
-from nextquill_core.training.spec import STARTED_BY
+from nextquill_core.training.engines import deepspeed_installed
+from nextquill_core.training.ranks import STARTED_BY, rank_logs
 from storage.masked_output import mask_output
 from tasks.ranks.processes import cuda_devices, end_group, process_count, shared_environment, start
 
@@ -42,13 +41,17 @@ def main() -> int:
     parser.add_argument("--world")
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--ranks-per-node", default="auto")
-    parser.add_argument("--read-secrets", action="store_true", help="from the first line of the standard input")
+    parser.add_argument(
+        "--read-secrets",
+        action="store_true",
+        help="read secret environment variables as JSON from the first line of the standard input",
+    )
     arguments = parser.parse_args()
     if arguments.read_secrets:
         os.environ |= json.loads(sys.stdin.readline())
-    let_go = threading.Event()
-    signal.signal(signal.SIGTERM, lambda signum, frame: let_go.set())
-    threading.Thread(target=_await_end_of_input, args=(let_go,), daemon=True).start()
+    closed = threading.Event()
+    signal.signal(signal.SIGTERM, lambda signum, frame: closed.set())
+    threading.Thread(target=_wait_for_end_of_input, args=(closed,), daemon=True).start()
     try:
         _check(arguments.order)
         if arguments.world:
@@ -62,7 +65,7 @@ def main() -> int:
     command = launcher_command(arguments.order, world, node_rank, address, arguments.port)
     launcher = start(command, None, rank_environment(list(world.values())[node_rank], address))
     try:
-        while launcher.poll() is None and not let_go.is_set():
+        while launcher.poll() is None and not closed.is_set():
             time.sleep(0.2)
     finally:
         end_group(launcher)
@@ -70,19 +73,19 @@ def main() -> int:
 
 
 def launcher_command(order: Path, world: Mapping[str, int], node_rank: int, address: str, port: int) -> list[str]:
-    """The command line of DeepSpeed's launcher on one machine.
+    """Return the command line of DeepSpeed's launcher on one machine.
 
     Args:
         order: The worker's order.
-        world: Ranks of each machine, in the order of their numbers.
-        node_rank: Which of them this one is.
-        address: The first machine, as the others reach it.
-        port: Where the ranks meet there.
+        world: Number of ranks by machine, in the order of the ranks.
+        node_rank: Index of this machine in `world`.
+        address: Address of the first machine, as the others reach it.
+        port: Port of the first machine at which the ranks meet.
     """
     slots: dict[str, list[int] | list[str]] = {name: list(range(count)) for name, count in world.items()}
     here = list(world)[node_rank]
     devices = cuda_devices()
-    if len(devices) >= world[here]:  # the launcher sets CUDA_VISIBLE_DEVICES anew, from these
+    if len(devices) >= world[here]:  # the launcher sets CUDA_VISIBLE_DEVICES from these
         slots[here] = devices[: world[here]]
     info = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={info}", f"--node_rank={node_rank}"]
@@ -92,12 +95,12 @@ def launcher_command(order: Path, world: Mapping[str, int], node_rank: int, addr
 
 
 def rank_environment(ranks: int, address: str) -> dict[str, str]:
-    """Return the ranks' environment: their share of the cores, and what DeepSpeed, gloo and NCCL have to know.
+    """Return the ranks' environment: their share of the cores, and the settings of DeepSpeed, gloo and NCCL.
 
     Args:
-        ranks: Ranks on this machine.
-        address: The first machine, as the others reach it; with a loopback address, all ranks are on this machine and
-            listen on its loopback interface alone, unless the user has named another.
+        ranks: Number of ranks on this machine.
+        address: Address of the first machine, as the others reach it. With a loopback address, all ranks are on this
+            machine and listen on its loopback interface only, unless the user has named another interface.
     """
     import torch
 
@@ -119,13 +122,13 @@ def loopback_interface() -> str:
 
 
 def slurm_world(ranks_per_node: int) -> tuple[dict[str, int], int]:
-    """The machines of this Slurm step with their ranks, and which of them this one is."""
+    """Return the number of ranks by machine of this Slurm step, and the index of this machine."""
     names = _scontrol("show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()
     return dict.fromkeys(names, ranks_per_node), int(os.environ["SLURM_NODEID"])
 
 
 def slurm_address(node: str) -> str:
-    """Where Slurm itself reaches a machine; its name need not be known to anybody else."""
+    """Return the address at which Slurm itself reaches a machine; other programs may not know its name."""
     found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", node, "--oneliner"))
     return found[1] if found else node
 
@@ -135,7 +138,7 @@ def _scontrol(*arguments: str) -> str:
         return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f"scontrol does not answer: {error}", socket.gethostname(), "ask who runs the cluster"
+            f"scontrol does not answer: {error}", socket.gethostname(), "ask the operator of the cluster"
         ) from None
 
 
@@ -143,16 +146,16 @@ def _check(order: Path) -> None:
     host = socket.gethostname()
     if not order.is_file():
         raise UserError(
-            f"the host {host} does not see this file", str(order), "put `store` on a file system that all hosts share"
+            f"the host {host} cannot see this file", str(order), "put `store` on a file system that all hosts share"
         )
     if not deepspeed_installed():
         raise UserError("DeepSpeed is not installed", f"the host {host}", "pip install 'nextquill[deepspeed]' (Linux)")
 
 
-def _await_end_of_input(let_go: threading.Event) -> None:
+def _wait_for_end_of_input(closed: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    let_go.set()
+    closed.set()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the ranks of a training run are: on this machine, on the hosts of a hostfile, or where Slurm puts them."""
+"""Placement of the ranks of a training: this machine, the hosts of a hostfile, or the nodes of a Slurm job."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from storage.redaction import holds_secret, secret_in
 from tasks.ranks.processes import process_count
 
 EXPORTED = ("PYTHON", "NCCL", "GLOO", "TORCH", "HF_", "UCX", "FI_")
-"""Beginnings of the environment variables that another host gets too; DeepSpeed's runner has a similar list."""
+"""Prefixes of the environment variables that are passed to other hosts; DeepSpeed's runner has a similar list."""
 
 
 @dataclass(frozen=True)
 class Starter:
-    """A process to start here, for the ranks of one machine or of several.
+    """A process to start on this machine; it runs the ranks of one machine or of several.
 
     Attributes:
         command: Program and arguments.
-        orphan_signal: What it is to get when this process is killed; srun ends its ranks when told by SIGTERM.
+        orphan_signal: Signal that it gets when this process is killed; srun ends its ranks on SIGTERM.
         secrets: Environment variables that it reads as a line of JSON from its standard input, because other users of
-            both machines see command lines.
+            both machines can see command lines.
     """
 
     command: list[str]
@@ -42,13 +42,13 @@ class Starter:
 
 @dataclass(frozen=True)
 class Hosts:
-    """Hosts reached by a remote shell.
+    """Hosts that are reached by a remote shell.
 
     Attributes:
-        slots: Ranks of each host.
-        remote_shell: Its command; a host and a command line follow.
-        address: The first host, as the others reach it.
-        port: Where the ranks meet there; None is one that is free on this machine.
+        slots: Number of ranks by host.
+        remote_shell: Command of the remote shell; a host and a command line are appended.
+        address: Address of the first host, as the others reach it.
+        port: Port of the first host at which the ranks meet; None chooses one that is free on this machine.
     """
 
     slots: Mapping[str, int]
@@ -60,7 +60,7 @@ class Hosts:
         return f"{sum(self.slots.values())} rank(s) on {', '.join(self.slots)}"
 
     def starters(self, order: Path) -> list[Starter]:
-        """One remote shell a host; hosts that are this machine need none."""
+        """Return one process per host: a remote shell, or the command itself if the host is this machine."""
         port = self.port or free_port()
         exported = {name: value for name, value in os.environ.items() if name.startswith(EXPORTED)}
         secrets = {name: value for name, value in exported.items() if holds_secret(name) or secret_in(value)}
@@ -80,14 +80,14 @@ class Hosts:
 
 @dataclass(frozen=True)
 class Slurm:
-    """Nodes that srun finds, one process of it for all.
+    """Nodes that srun chooses; one srun starts the ranks of all of them.
 
     Attributes:
-        nodes: How many.
-        ranks_per_node: `auto` is what each finds: one an accelerator, or one.
+        nodes: Number of nodes.
+        ranks_per_node: Number of ranks on each node; `auto` is one per accelerator of the node, or one on a CPU.
         arguments: Further arguments of srun.
-        address: The first node, as the others reach it; None is where Slurm reaches it.
-        port: Where the ranks meet there; None is one that is free on this machine.
+        address: Address of the first node, as the others reach it; None uses the address that Slurm has.
+        port: Port of the first node at which the ranks meet; None chooses one at random.
     """
 
     nodes: int
@@ -97,12 +97,12 @@ class Slurm:
     port: int | None
 
     def __str__(self) -> str:
-        ranks = f"{self.ranks_per_node} rank(s)" if self.ranks_per_node != "auto" else "a rank an accelerator"
+        ranks = f"{self.ranks_per_node} rank(s)" if self.ranks_per_node != "auto" else "one rank per accelerator"
         return f"{ranks} on each of {self.nodes} Slurm nodes"
 
     def starters(self, order: Path) -> list[Starter]:
-        """One srun, which starts one launcher a node and ends them all when one fails."""
-        # Several runs may get the same first node, whose ports are not seen from here.
+        """Return one srun, which starts one launcher per node and ends all of them when one fails."""
+        # Several trainings may get the same first node, and its free ports cannot be seen from here.
         port = self.port or 20000 + secrets.randbelow(10000)
         srun = [
             "srun",
@@ -118,14 +118,14 @@ class Slurm:
 
 
 Placement = int | Hosts | Slurm
-"""A number of ranks on this machine, or other machines."""
+"""A number of ranks on this machine, or the other machines that run them."""
 
 
 def placement(launcher: LauncherConfig) -> Placement:
-    """Where the configuration wants the ranks.
+    """Return where a configuration places the ranks.
 
     Raises:
-        UserError: What it needs for that is not here.
+        UserError: The hostfile is invalid, or a program that is needed is not installed.
     """
     if launcher.kind == "slurm":
         _require("srun", "train.launcher.kind: slurm", "run it on a machine of the cluster, or choose another kind")
@@ -143,44 +143,47 @@ def placement(launcher: LauncherConfig) -> Placement:
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """The hosts of DeepSpeed's hostfile, `host slots=N` a line, with their slots.
+    """Read a hostfile of DeepSpeed, one `host slots=N` per line.
+
+    Returns:
+        The number of slots by host.
 
     Raises:
-        UserError: There is no such file, or a line of it says something else.
+        UserError: The file cannot be read, or a line of it is invalid.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise UserError("there is no hostfile that can be read", str(path), "check train.launcher.hostfile") from None
+        raise UserError("the hostfile cannot be read", str(path), "fix train.launcher.hostfile") from None
     slots: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = re.fullmatch(r"\s*([^\s-]\S*)\s+slots=([1-9]\d*)\s*(#.*)?", line)
         if not match:
-            raise UserError(f"line {number} is not `host slots=N`", str(path), f"it is {line.strip()!r}")
+            raise UserError(f"line {number} is {line.strip()!r}", str(path), "write it as `host slots=N`")
         if match[1] in slots:
             raise UserError(f"line {number} names the host {match[1]} again", str(path), "name it once, with all slots")
         slots[match[1]] = int(match[2])
     if not slots:
-        raise UserError("it names no host", str(path), "write a line `host slots=N` for each")
+        raise UserError("it names no host", str(path), "write one line `host slots=N` per host")
     return slots
 
 
 def is_here(host: str) -> bool:
-    """Whether a host's name is one of this machine's."""
+    """Return whether a name or address of a host belongs to this machine."""
     return host in {"localhost", "::1", socket.gethostname(), socket.getfqdn()} or host.startswith("127.")
 
 
 def free_port() -> int:
-    """A port that is free on this machine."""
+    """Return a port that is free on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _first_address(slots: Mapping[str, int]) -> str:
-    """`localhost` would be another machine on each host."""
+    """Return an address of the first host that all hosts know; `localhost` would be each host itself."""
     first = next(iter(slots))
     if all(map(is_here, slots)):
         return "127.0.0.1"

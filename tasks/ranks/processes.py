@@ -1,4 +1,4 @@
-"""Processes of our own on this machine: started so that none outlives us, and their failures told in full."""
+"""Child processes: start them so that none outlives this process, end them, and report why they failed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from nextquill_core.errors import UserError
 from storage.redaction import redact
+from tasks.ranks.logs import last_lines
+from tasks.waiting import wait_until
 
 TAIL_LINES = 40
+"""Lines of a log that an error message ends with."""
+KILLED_WITHIN_S = 5.0
+"""Seconds that the kernel has to end processes after SIGKILL."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -28,40 +33,40 @@ def start(
     environment: Mapping[str, str],
     *,
     orphan_signal: signal.Signals = signal.SIGKILL,
-    held: bool = False,
+    stdin_pipe: bool = False,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, which the kernel ends when this process dies.
+    """Start a process in a new session, which the kernel ends when this process dies.
 
     Args:
         command: Program and arguments.
-        log: Gets its output at the end; None lets it write where this process does.
-        environment: Its environment.
-        orphan_signal: What it gets from the kernel (Linux) when this process has died.
-        held: Its standard input is a pipe from this process, which ends when this process does.
-        pass_fds: Descriptors of this process that it gets too.
+        log: File to which the output is appended; None lets the process write to this process's output.
+        environment: All environment variables of the process.
+        orphan_signal: Signal that the kernel (Linux) sends to the process when this one has died.
+        stdin_pipe: Whether the standard input is a pipe from this process, which is closed when this process ends.
+        pass_fds: File descriptors that the process inherits.
     """
 
     with log.open("ab") if log else nullcontext() as output:
         return subprocess.Popen(
             command,
-            stdin=subprocess.PIPE if held else None,
+            stdin=subprocess.PIPE if stdin_pipe else None,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
             pass_fds=pass_fds,
-            preexec_fn=partial(ask_for_signal, orphan_signal) if sys.platform == "linux" else None,
+            preexec_fn=partial(set_orphan_signal, orphan_signal) if sys.platform == "linux" else None,
         )
 
 
-def ask_for_signal(orphan_signal: signal.Signals) -> None:
+def set_orphan_signal(orphan_signal: signal.Signals) -> None:
     """Let the kernel (Linux) send this signal to the calling process when the thread that started it has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, orphan_signal)
 
 
 def shared_environment(processes: int) -> dict[str, str]:
-    """This process's environment for each of several: the cores shared out evenly."""
+    """Return this process's environment for each of several processes that share the cores evenly."""
     environment = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment["OMP_NUM_THREADS"] = str(max(1, cores // processes))
@@ -70,7 +75,7 @@ def shared_environment(processes: int) -> dict[str, str]:
 
 
 def process_count(setting: int | str) -> int:
-    """`auto` is a process an accelerator, or one on a CPU."""
+    """Return the number of processes that a setting means; `auto` is one per accelerator, or one on a CPU."""
     if setting != "auto":
         return int(setting)
     import torch
@@ -79,7 +84,7 @@ def process_count(setting: int | str) -> int:
 
 
 def cuda_devices() -> list[str]:
-    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -87,18 +92,20 @@ def cuda_devices() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def failure(kind: type[Exception], what: str, code: int, log: Path, part: Path | None = None) -> Exception:
-    """The error for a process that ended with `code`: what it told the user, or the last lines of its log.
+def process_error(kind: type[Exception], what: str, code: int, log: Path, part: Path | None = None) -> Exception:
+    """Return the error for a process that failed.
+
+    A process that found invalid input has printed one line that begins with `nextquill: `, which becomes the error.
+    Any other failure is reported with the last lines of its log.
 
     Args:
-        kind: Which error, where the process told the user nothing.
-        what: What ended.
+        kind: Class of the error if the process printed no such line.
+        what: Name of the process for the message.
         code: Its exit code.
-        log: Where all output is.
-        part: The part of it that says why, in a file of its own; None is the log itself.
+        log: File with all output, which the message names.
+        part: File with the part of the output that says why it failed; None is the log itself.
     """
-    with (part or log).open(encoding="utf-8", errors="replace") as file:
-        tail = deque(file, maxlen=TAIL_LINES)
+    tail = last_lines(part or log, TAIL_LINES)
     for line in tail:
         if line.startswith("nextquill: "):
             return UserError(line.removeprefix("nextquill: ").strip())
@@ -106,62 +113,56 @@ def failure(kind: type[Exception], what: str, code: int, log: Path, part: Path |
 
 
 def end_group(leader: subprocess.Popen[bytes], *, patience_s: float = 10.0) -> None:
-    """End a process and all it has started in its session; returns when none is left."""
+    """End a process and all that it has started in its session; return when none is left."""
     end_groups([leader], patience_s=patience_s)
 
 
 def end_groups(leaders: Sequence[subprocess.Popen[bytes]], *, patience_s: float = 10.0) -> None:
-    """End several processes at the same time, each with all it has started in its session.
+    """End several processes at the same time, each with all that it has started in its session.
 
     Args:
         leaders: Processes that lead sessions, as `start` makes them.
-        patience_s: Seconds that they have after SIGTERM, all together; then they get SIGKILL.
+        patience_s: Seconds that all of them together have after SIGTERM, before they get SIGKILL.
     """
-    left = list(leaders)
-    for signum, seconds in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
-        for leader in left:
+    for signum, seconds in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILLED_WITHIN_S)):
+        for leader in filter(_group_alive, leaders):
             with suppress(ProcessLookupError):
                 os.killpg(leader.pid, signum)
-        deadline = time.monotonic() + seconds
-        while (left := list(filter(_group_alive, left))) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        if wait_until(lambda: not any(map(_group_alive, leaders)), seconds, poll_s=0.1):
+            break
     for leader in leaders:
         leader.wait()
 
 
 def end_descendants(within_s: float = 1.0) -> None:
-    """Kill everything that this process has started, and what that has started, whatever session it is in.
+    """Kill every process that this one has started, directly or not, in whatever session it is.
 
-    On Linux this process adopts what loses its parent meanwhile, so nothing escapes while the tree falls.
+    On Linux this process adopts processes that lose their parent meanwhile, so none escapes while the tree falls.
 
     Args:
-        within_s: Seconds after which it returns even if something is left.
+        within_s: Seconds after which the function returns even if a process is left.
     """
-    import psutil
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        left = []
-        with suppress(psutil.Error):
-            left = [one for one in psutil.Process().children(recursive=True) if _running(one)]
-        if not left:
-            return
+    while (left := _descendants()) and time.monotonic() < deadline:
         for process in left:
             with suppress(psutil.Error):
                 process.kill()
         time.sleep(0.02)
 
 
-def _running(process: Any) -> bool:
-    """Whether a process has not ended yet; one that waits for its parent to notice has."""
-    import psutil
+def _descendants() -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return [process for process in psutil.Process().children(recursive=True) if is_running(process)]
+    return []
 
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process still runs; a zombie, which its parent has not reaped yet, does not."""
+    with suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _group_alive(leader: subprocess.Popen[bytes]) -> bool:

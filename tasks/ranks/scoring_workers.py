@@ -1,4 +1,4 @@
-"""Scoring workers as processes of this machine, one an accelerator; they share the shards among themselves."""
+"""Scoring workers as processes of this machine, one per accelerator, which share the shards of one job."""
 
 from __future__ import annotations
 
@@ -8,45 +8,44 @@ import sys
 import time
 from pathlib import Path
 
-from nextquill_core.causal.job import ScoreJob
-from nextquill_core.causal.shard_queue import Board
-from nextquill_core.causal.tally import Tally
+from nextquill_core.causal.shard_queue import ScoringProgress, ShardQueue
+from nextquill_core.orders import ScoreOrder
 from nextquill_core.progress import Progress
 from storage.masked_output import mask_files
-from tasks.ranks.logs import bounded
-from tasks.ranks.processes import end_group, end_groups, failure, shared_environment, start
+from tasks.ranks.logs import limit_size
+from tasks.ranks.processes import end_group, end_groups, process_error, shared_environment, start
 
 WORKER = "nextquill_core.causal.worker"
-LOOK_EVERY_S = 0.25
+POLL_S = 0.25
 logger = logging.getLogger(__name__)
 
 
 class WorkersFailed(RuntimeError):  # noqa: N818 - says what happened
-    """A worker could not go on, or none was left; the message ends with the last lines of its log."""
+    """Raised when a worker fails or all were killed; the message ends with the last lines of a log."""
 
 
 def run_workers(job: Path, progress: Progress, *, workers: int) -> None:
-    """Work on a job until every shard is settled; the caller looks at what failed (`Board.check`).
+    """Work on a job until every shard is settled; the caller looks at what failed (`ShardQueue.check`).
 
-    One worker is this process itself. Of several, one that is killed, or whose device is lost, leaves its shards to the
-    others; one that ends with an error of its own ends them all, because the others would run into it as well.
+    A single worker runs in this process. If one of several is killed or loses its device, the others take over its
+    shards. If one fails with an error, all are ended, because the others would run into the same error.
 
     Args:
-        job: The job's file (`ScoreJob`); the workers' logs appear beside it.
-        progress: Told the examples that are done, by all workers together.
-        workers: How many.
+        job: The job's file (`ScoreOrder`); the workers' logs appear beside it.
+        progress: Called with the number of examples that all workers together have done.
+        workers: Number of workers.
 
     Raises:
-        UserError: A worker refused its input.
-        WorkersFailed: A worker failed otherwise, or all were killed before the work was done.
+        UserError: A worker found invalid input.
+        WorkersFailed: A worker failed for another reason, or all were killed before the work was done.
     """
     from nextquill_core.causal.worker import DEVICE_LOST, work_alone
 
     if workers == 1:
         work_alone(job, progress)
         return
-    board = Board.of(ScoreJob.load(job))
-    tally = Tally(board, progress)
+    queue = ShardQueue.of(ScoreOrder.load(job))
+    shown = ScoringProgress(queue, progress)
     logs = {number: job.parent / f"worker-{number}.log" for number in range(workers)}
     environment = shared_environment(workers)
     running: dict[int, subprocess.Popen[bytes]] = {}
@@ -56,35 +55,35 @@ def run_workers(job: Path, progress: Progress, *, workers: int) -> None:
             log.unlink(missing_ok=True)
             running[number] = start(worker_command(job, number), log, environment)
         while running:
-            time.sleep(LOOK_EVERY_S)
-            tally.show(board.reports())
+            time.sleep(POLL_S)
+            shown.show(queue.reports())
             for log in logs.values():
-                bounded(log)
+                limit_size(log)
             for number, code in [(number, process.poll()) for number, process in running.items()]:
                 if code is None:
                     continue
                 end_group(running.pop(number))
                 if code < 0 or code == DEVICE_LOST:
                     lost[number] = code
-                    logger.warning("worker %d ended with exit code %d; %d go on", number, code, len(running))
+                    logger.warning("worker %d ended with exit code %d; %d continue", number, code, len(running))
                 elif code:
-                    raise failure(WorkersFailed, f"worker {number}", code, logs[number])
+                    raise process_error(WorkersFailed, f"worker {number}", code, logs[number])
     finally:
         end_groups(list(running.values()))
         mask_files(logs.values())
-    tally.show(board.reports())
-    if lost and not all(board.settled(number) for number in board.shards):
+    shown.show(queue.reports())
+    if lost and not queue.all_settled():
         number, code = next(iter(lost.items()))
-        raise failure(WorkersFailed, f"all workers were lost: worker {number}", code, logs[number])
+        raise process_error(WorkersFailed, f"all workers were lost: worker {number}", code, logs[number])
 
 
 def worker_command(job: Path, number: int) -> list[str]:
-    """The command line of one worker, on a device of its own as far as there are enough."""
+    """Return the command line of one worker; workers share devices if there are too few."""
     return [sys.executable, "-m", WORKER, str(job), "--name", str(number), "--device", device_of(number)]
 
 
 def device_of(number: int) -> str:
-    """The device of a worker by its number: the accelerators in turn, or the CPU."""
+    """Return the device of a worker by its number: the accelerators in turn, or the CPU."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)

@@ -1,7 +1,7 @@
-"""What Slurm's commands say: which job of a name there is, how one stands, what became of it.
+"""Slurm's command-line programs: find a job by its name, read its state, cancel it.
 
-`squeue` finds a job, `scontrol` says how it stands, `sacct` what became of it once the controller has forgotten it,
-where there is accounting, and `scancel` ends it.
+`squeue` finds a job, `scontrol` shows its state, `scancel` ends it. `sacct` shows how a job ended after the controller
+has removed its record, on clusters that have accounting.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nextquill_core.errors import UserError
+from tasks.waiting import wait_until
 
-ANSWER_S = 120.0
-LET_GO_S = 20.0
-LOOK_EVERY_S = 0.5
+TIMEOUT_S = 120.0
+"""Seconds that one of Slurm's programs has to answer."""
+CANCELLED_WITHIN_S = 20.0
+"""Seconds to wait for the processes of a cancelled job to end."""
 
 ENDED = {
     "BOOT_FAIL": "its nodes did not start",
-    "CANCELLED": "somebody cancelled it",
+    "CANCELLED": "a user or the operator cancelled it",
     "COMPLETED": "",
     "DEADLINE": "it could not end before its deadline",
     "FAILED": "",
@@ -32,31 +33,33 @@ ENDED = {
     "PREEMPTED": "another job took its place",
     "RECONFIG_FAIL": "its nodes could not be set up",
     "REVOKED": "another cluster took it",
-    "TIMEOUT": "it reached its time limit, see {key}.time; the same command goes on where it stopped",
+    "TIMEOUT": "it reached its time limit, see {key}.time; the same command resumes",
 }
-"""The states in which a job stays, and what they mean to whom it belongs; `key` is where its settings stand."""
-FORGOTTEN = "FORGOTTEN"
-"""Neither the controller nor the accounting knows the job any more."""
-ACCOUNT = "JobName,State,ExitCode,NodeList"
-"""The columns that `parse_account` reads."""
+"""Final states of a job and what they mean to its user; `key` is the configuration key of the job's settings."""
+UNKNOWN = "UNKNOWN"
+"""State of a job that neither the controller nor the accounting has a record of."""
+SACCT_COLUMNS = "JobName,State,ExitCode,NodeList"
+"""The columns that `parse_sacct` reads."""
 
-FOREIGN = (
+NOT_PASSED_ON = (
     "SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI_", "PMIX_", "PREFECT__",
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 )  # fmt: skip
-"""Environment variables that say of this process its allocation, devices, cores or flow run, or how Slurm prints."""
-CLUSTERS_OWN = {"SLURM_CONF", "SLURM_CONF_SERVER"}
+"""Prefixes of environment variables that describe this process's allocation, devices, cores or flow run, or the output
+format of Slurm's programs. A job must not inherit them."""
+PASSED_ON = {"SLURM_CONF", "SLURM_CONF_SERVER"}
+"""Variables that a job inherits in spite of their prefix, because they name the cluster."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How Slurm says that a job stands.
+class JobStatus:
+    """State of a job, as Slurm reports it.
 
     Attributes:
-        state: Slurm's word for it, or `FORGOTTEN`.
-        reason: Why it waits, or what ended it; empty where Slurm gives none.
-        nodes: Where it runs or ran; empty before that.
-        code: The exit code of what it ran; 128 and the signal's number where a signal ended that.
+        state: Slurm's name of the state, or `UNKNOWN`.
+        reason: Why the job waits, or what ended it; empty if Slurm gives none.
+        nodes: Nodes on which it runs or ran; empty before that.
+        code: Exit code of its command; 128 plus the signal's number if a signal ended it.
     """
 
     state: str
@@ -66,8 +69,8 @@ class Standing:
 
     @property
     def ended(self) -> bool:
-        """Whether the job stays as it is."""
-        return self.state in ENDED or self.state == FORGOTTEN
+        """Whether the state is final."""
+        return self.state in ENDED or self.state == UNKNOWN
 
     def __str__(self) -> str:
         if self.state == "RUNNING":
@@ -76,20 +79,24 @@ class Standing:
         return f"{word} ({self.reason})" if self.reason else word
 
     def why(self, key: str) -> str:
-        """How it ended, and what that means for a job with settings at `key`."""
+        """Return how the job ended and what that means.
+
+        Args:
+            key: Configuration key of the job's settings, such as `slurm.score`.
+        """
         reason = self.reason if self.reason != "NonZeroExitCode" else ""
         meaning = ENDED.get(self.state, "").format(key=key)
         return ", ".join(part for part in (self.state, meaning, reason and f"Slurm says {reason}") if part)
 
 
 def require_slurm(key: str) -> None:
-    """Make sure that jobs can be submitted here.
+    """Make sure that jobs can be submitted from this machine.
 
     Args:
-        key: Of the settings that ask for it.
+        key: Configuration key that asks for a job.
 
     Raises:
-        UserError: One of Slurm's commands is missing.
+        UserError: One of Slurm's programs is missing.
     """
     for program in ("sbatch", "squeue", "scontrol", "scancel"):
         if shutil.which(program) is None:
@@ -97,71 +104,80 @@ def require_slurm(key: str) -> None:
             raise UserError(f"there is no `{program}` on this machine", key, remedy)
 
 
-def find(name: str) -> tuple[str, str] | None:
-    """Number and state of this user's job of this name that waits, runs or is about to end; the last only if no other.
+def find_job(name: str) -> tuple[str, str] | None:
+    """Find this user's job of a name that waits, runs or is completing; the last only if there is no other.
+
+    Returns:
+        The job's number and state, or None.
 
     Raises:
         UserError: Slurm does not answer.
     """
-    answer = ask("squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i %T")
+    answer = run_program("squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i %T")
     if answer.returncode:
-        raise UserError(f"squeue does not answer: {complaint(answer)}", "slurm", "ask who runs the cluster")
+        raise UserError(f"squeue does not answer: {error_text(answer)}", "slurm", "ask the operator of the cluster")
     found = [(number, state) for number, _, state in (line.partition(" ") for line in answer.stdout.splitlines())]
     return next((job for job in found if job[1] != "COMPLETING"), found[0] if found else None)
 
 
-def look(number: str, name: str) -> Standing | None:
-    """How the job of this number and name stands; None where Slurm does not answer, which says nothing about it."""
-    answer = ask("scontrol", "--oneliner", "show", "job", number)
+def job_status(number: str, name: str) -> JobStatus | None:
+    """Return the status of the job with this number and name; None if Slurm does not answer."""
+    answer = run_program("scontrol", "--oneliner", "show", "job", number)
     if answer.returncode == 0:
-        return parse_standing(answer.stdout)
+        return parse_scontrol(answer.stdout)
     if "Invalid job id" not in answer.stderr:
         return None
-    answer = ask("sacct", f"--jobs={number}", "--allocations", "--noheader", "--parsable2", f"--format={ACCOUNT}")
-    return parse_account(answer.stdout, name)
+    columns = f"--format={SACCT_COLUMNS}"
+    answer = run_program("sacct", f"--jobs={number}", "--allocations", "--noheader", "--parsable2", columns)
+    return parse_sacct(answer.stdout, name)
 
 
-def parse_standing(text: str) -> Standing:
-    """What `scontrol --oneliner show job` prints of one job."""
+def parse_scontrol(text: str) -> JobStatus:
+    """Parse the output of `scontrol --oneliner show job` for one job."""
 
     def value(name: str) -> str:
         found = re.search(rf"(?:^|\s){name}=(\S*)", text)
         return found[1] if found and found[1] not in ("None", "(null)") else ""
 
-    return Standing(value("JobState"), value("Reason"), value("NodeList"), exit_code(value("ExitCode")))
+    return JobStatus(value("JobState"), value("Reason"), value("NodeList"), exit_code(value("ExitCode")))
 
 
-def parse_account(text: str, name: str) -> Standing:
-    """What `sacct --parsable2` prints of a number, in the columns `ACCOUNT`.
+def parse_sacct(text: str, name: str) -> JobStatus:
+    """Parse the output of `sacct --parsable2` for one job number, in the columns `SACCT_COLUMNS`.
 
-    Numbers are given out again in time, so only a job of this name counts.
+    Only rows with this job name count, because Slurm reuses job numbers.
     """
     for line in reversed(text.splitlines()):
         columns = line.split("|")
         if len(columns) == 4 and columns[0] == name and (state := columns[1].partition(" ")[0]) in ENDED:
-            return Standing(state, "", "" if columns[3] == "None assigned" else columns[3], exit_code(columns[2]))
-    return Standing(FORGOTTEN)
+            return JobStatus(state, "", "" if columns[3] == "None assigned" else columns[3], exit_code(columns[2]))
+    return JobStatus(UNKNOWN)
 
 
 def exit_code(text: str) -> int:
-    """An exit code from Slurm's `CODE:SIGNAL`."""
+    """Return the exit code that Slurm's `CODE:SIGNAL` means."""
     code, _, signal = text.partition(":")
     return 128 + int(signal) if signal.isdecimal() and int(signal) else int(code or 0)
 
 
 def cancel(number: str, name: str) -> None:
-    """End a job, and wait a little for its processes to be gone."""
-    ask("scancel", number)
-    deadline = time.monotonic() + LET_GO_S
-    while time.monotonic() < deadline:
-        standing = look(number, name)
-        if standing is None or standing.ended:
-            return
-        time.sleep(LOOK_EVERY_S)
+    """Cancel a job, and wait a short time until its processes have ended."""
+    run_program("scancel", number)
+
+    def ended() -> bool:
+        status = job_status(number, name)
+        return status is None or status.ended
+
+    wait_until(ended, CANCELLED_WITHIN_S, poll_s=0.5)
 
 
-def ask(*command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; one that is missing or does not come back is one that failed."""
+def run_program(*command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's programs; a missing program or a timeout counts as a failed one.
+
+    Args:
+        command: Program and arguments.
+        environment: All environment variables of the program; None is `job_environment`.
+    """
     try:
         return subprocess.run(
             command,
@@ -170,20 +186,20 @@ def ask(*command: str, environment: Mapping[str, str] | None = None) -> subproce
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=ANSWER_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
-def complaint(answer: subprocess.CompletedProcess[str]) -> str:
-    """What a command of Slurm's says went wrong, without its own name before it."""
+def error_text(answer: subprocess.CompletedProcess[str]) -> str:
+    """Return the error message of one of Slurm's programs, without the program's name."""
     said = [re.sub(r"^\w+: (error: |fatal: )?", "", line) for line in answer.stderr.splitlines()]
     return "; ".join(line for line in said if line) or f"exit code {answer.returncode}"
 
 
 def job_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without what another node would misunderstand, and `more`."""
-    own = {key: value for key, value in os.environ.items() if key in CLUSTERS_OWN or not key.startswith(FOREIGN)}
-    return own | dict(more)
+    """Return the environment for a job: this process's own without `NOT_PASSED_ON`, and `more`."""
+    kept = {key: value for key, value in os.environ.items() if key in PASSED_ON or not key.startswith(NOT_PASSED_ON)}
+    return kept | dict(more)

@@ -1,6 +1,7 @@
-"""A command as a job of a Slurm cluster: submitted once, followed to its end, and found again by its name.
+"""Run a command as a Slurm job: submit it once, follow it to its end, and find it again by its name.
 
-Nothing of it is kept in memory alone: whoever asks for the same job after this process was killed follows it on.
+The state is kept by Slurm and in the job's folder, not in memory. If this process is killed, the next process that asks
+for the same job follows it.
 """
 
 from __future__ import annotations
@@ -18,36 +19,48 @@ from filelock import FileLock
 
 from nextquill_core.errors import UserError
 from storage.files import write_text
-from tasks.ranks.processes import TAIL_LINES, failure
-from tasks.ranks.tail import NewLines
-from tasks.slurm.client import FORGOTTEN, Standing, ask, cancel, complaint, find, job_environment, look, require_slurm
+from tasks.ranks.logs import LineReader
+from tasks.ranks.processes import TAIL_LINES, process_error
+from tasks.slurm.client import (
+    UNKNOWN,
+    JobStatus,
+    cancel,
+    error_text,
+    find_job,
+    job_environment,
+    job_status,
+    require_slurm,
+    run_program,
+)
 
 SCRIPT = "job.sh"
 READ_EVERY_S = 0.5
+"""Seconds between two looks at a job's log."""
 COMPLETING_S = 90.0
-MAY_COME_BACK = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}
-"""States that a job passes through as well when Slurm requeues it by itself."""
+"""Seconds to wait for a job of the same name that is completing, before another one is submitted."""
+REQUEUED = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}
+"""Final states through which a job also passes when Slurm requeues it."""
 
 Say = Callable[[str], None]
 
 
 class JobFailed(RuntimeError):  # noqa: N818 - says what happened
-    """A job ended otherwise than well; the message says how, why, and ends with the last lines of its log."""
+    """Raised when a job fails; the message says how and why, and ends with the last lines of its log."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to run, and how it is found again.
+    """A command to run as a Slurm job.
 
     Attributes:
-        name: Tells it from every other job of this user that waits or runs.
-        folder: Gets its script, files and logs; the nodes see it under the same path.
-        key: Where its settings stand, such as `slurm.score`, for messages.
-        options: Of sbatch, each one word.
+        name: Name of the job, which no other job of this user has; the job is found again by it.
+        folder: Folder for the script, the files and the logs; the nodes must see it under the same path.
+        key: Configuration key of the job's settings, such as `slurm.score`, for messages.
+        options: Options of sbatch, one word each.
         command: Program and arguments.
         setup: Lines of bash before the command.
-        files: Texts to write beside the script, by name.
-        environment: Variables that go along besides this process's own; their values are written nowhere.
+        files: Text files to write beside the script, by name.
+        environment: Environment variables in addition to this process's own; they are not written to any file.
     """
 
     name: str
@@ -60,15 +73,15 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def log(self, number: str) -> Path:
-        """What it writes to its standard error."""
+        """Return the file with the standard error of the job with this number."""
         return self.folder / f"{number}.log"
 
 
 def file_options(folder: Path) -> tuple[str, ...]:
-    """Where a job's output goes, as options of sbatch: the standard error is its log, at `Job.log`.
+    """Return the options of sbatch for a job's output; the standard error goes to `Job.log`.
 
     Raises:
-        UserError: Slurm has no way to write to this folder.
+        UserError: Slurm cannot write to a folder of this name.
     """
     if "\\" in str(folder) or not str(folder).isprintable():
         raise UserError("Slurm cannot write to a folder of this name", str(folder), "set slurm.folder to another")
@@ -77,13 +90,13 @@ def file_options(folder: Path) -> tuple[str, ...]:
 
 
 def script(job: Job) -> str:
-    """The job as a script for sbatch that a person can read and submit."""
+    """Return the job as a script for sbatch, which a user can also submit by hand."""
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {directive(option)}" for option in job.options),
         "",
         f"# Written for {job.key}. By hand: sbatch {shlex.quote(str(job.folder / SCRIPT))}",
-        "# The environment comes from where it is submitted; no key and no token stands here.",
+        "# The environment comes from the process that submits it; this file holds no keys or tokens.",
         "",
         *job.setup,
         f"exec {shlex.join(job.command)}",
@@ -92,7 +105,7 @@ def script(job: Job) -> str:
 
 
 def directive(option: str) -> str:
-    """An option as sbatch reads it from a script: quoted as in a shell, but for `#`, `$` and the like."""
+    """Return an option as sbatch reads it from a script: quoted as in a shell, but without expansion of `$`."""
     if re.fullmatch(r"[\w@%+=:,./\[\]-]+", option, re.ASCII):
         return option
     name, separator, value = option.partition("=")
@@ -110,62 +123,62 @@ def run_job(
     on_line: Say,
     on_number: Say = lambda number: None,
 ) -> str:
-    """Run a job to its end, or follow the one of its name that waits or runs already.
+    """Run a job to its end; if a job of its name waits or runs already, follow that one.
 
-    When this function is left by an error, by Ctrl-C or by a signal that Python sees, the job is cancelled. A process
-    that is killed outright leaves it running.
+    The job is cancelled if an error, Ctrl-C or another signal that Python sees ends this function. It keeps running if
+    this process is killed.
 
     Args:
-        job: What to run.
-        resubmit: Times to submit it again where Slurm ended it.
-        resubmit_after: The states of which that is true.
-        poll_s: Seconds between two questions to Slurm.
-        say: Told in one line what becomes of the job.
-        on_line: Told each line of its log.
-        on_number: Told the number of each job that is followed.
+        job: The job.
+        resubmit: How many times to submit the job again after Slurm ended it.
+        resubmit_after: States of Slurm after which the job is submitted again.
+        poll_s: Seconds between two requests to Slurm.
+        say: Called with one line whenever the job's state changes.
+        on_line: Called with each line of the job's log.
+        on_number: Called with the number of each job that is followed.
 
     Returns:
-        The number of the job that ended well, or that Slurm knows nothing of any more.
+        The number of the job that completed, or of which Slurm has no record any more.
 
     Raises:
-        UserError: Slurm's commands are not here or refuse the job, or what it ran refused its input.
-        JobFailed: It ended otherwise than well.
+        UserError: Slurm is not installed or refuses the job, or the job found invalid input.
+        JobFailed: The job failed for another reason.
     """
     require_slurm(job.key)
     number = ""
     try:
-        number, late = _take_up(job, say)
+        number, joined = _find_or_submit(job, say)
         while True:
             on_number(number)
-            standing = _follow(job, number, poll_s, say, on_line, late=late)
-            if standing.state not in resubmit_after or not resubmit:
+            status = _follow(job, number, poll_s, say, on_line, joined=joined)
+            if status.state not in resubmit_after or not resubmit:
                 break
             resubmit -= 1
-            say(f"Slurm job {number} ended: {standing.why(job.key)}; it is submitted again, {resubmit} more if need be")
-            number, late = "", False
+            say(f"Slurm job {number} ended: {status.why(job.key)}; it is submitted again (retries left: {resubmit})")
+            number, joined = "", False
             number = _submit(job, say)
     except BaseException:
         with suppress(UserError):
-            # It may have been queued in the moment in which sbatch was interrupted.
-            if left := number or (find(job.name) or ("",))[0]:
+            # If sbatch was interrupted, the job may be queued and only Slurm knows its number.
+            if left := number or (find_job(job.name) or ("",))[0]:
                 cancel(left, job.name)
                 say(f"Slurm job {left} is cancelled")
         raise
-    if standing.state in ("COMPLETED", FORGOTTEN):
+    if status.state in ("COMPLETED", UNKNOWN):
         return number
-    raise _failed(job, number, standing)
+    raise _job_error(job, number, status)
 
 
-def _take_up(job: Job, say: Say) -> tuple[str, bool]:
-    """The number of the job, and whether it was there before."""
+def _find_or_submit(job: Job, say: Say) -> tuple[str, bool]:
+    """Return the job's number, and whether it was submitted by another process."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(job.folder / ".lock"):  # or two processes would find none, and both submit
-        patience = time.monotonic() + COMPLETING_S
-        while (found := find(job.name)) and time.monotonic() < patience:
+    with FileLock(job.folder / ".lock"):  # otherwise two processes could find no job and both submit one
+        deadline = time.monotonic() + COMPLETING_S
+        while (found := find_job(job.name)) and time.monotonic() < deadline:
             if found[1] != "COMPLETING":
-                say(f"Slurm job {found[0]} is at it already and is followed; script {job.folder / SCRIPT}")
+                say(f"Slurm job {found[0]} exists already and is followed; script {job.folder / SCRIPT}")
                 return found[0], True
-            time.sleep(READ_EVERY_S)  # it keeps its locks until its last process is gone, or it is being requeued
+            time.sleep(READ_EVERY_S)  # it holds its locks until its last process has ended, or Slurm requeues it
         return _submit(job, say), False
 
 
@@ -174,74 +187,75 @@ def _submit(job: Job, say: Say) -> str:
         write_text(job.folder / name, text)
     path = job.folder / SCRIPT
     write_text(path, script(job))
-    # On the command line too, because SBATCH_* variables of the environment go over what a script says.
-    answer = ask("sbatch", "--parsable", *job.options, str(path), environment=job_environment(job.environment))
+    # The options are repeated on the command line, because SBATCH_* variables take precedence over the script.
+    environment = job_environment(job.environment)
+    answer = run_program("sbatch", "--parsable", *job.options, str(path), environment=environment)
     if answer.returncode or not answer.stdout.strip():
-        raise UserError(f"sbatch refuses the job: {complaint(answer)}", job.key, f"its script is {path}")
+        raise UserError(f"sbatch refuses the job: {error_text(answer)}", job.key, f"its script is {path}")
     number = answer.stdout.strip().partition(";")[0]
     say(f"Slurm job {number} is submitted; script {path}, log {job.log(number)}")
     return number
 
 
-def _follow(job: Job, number: str, poll_s: float, say: Say, on_line: Say, *, late: bool) -> Standing:
-    """Hand a job's lines over as they come, and say how it stands whenever that changes, until it stays ended.
+def _follow(job: Job, number: str, poll_s: float, say: Say, on_line: Say, *, joined: bool) -> JobStatus:
+    """Pass on a job's log and its changes of state until its state is final.
 
     Args:
-        job: What runs.
-        number: Of the job.
-        poll_s: Seconds between two questions to Slurm; the first ones come sooner.
-        say: Told how it stands.
-        on_line: Told the log's lines.
-        late: The log began without us: of what is there only the end is handed over.
+        job: The job.
+        number: Its number.
+        poll_s: Seconds between two requests to Slurm; the first ones are closer together.
+        say: Called with one line whenever the state changes.
+        on_line: Called with each line of the log.
+        joined: Whether another process submitted the job; of the lines so far, only the last ones are passed on.
     """
-    lines = NewLines(job.log(number))
-    for line in deque(lines.read(), maxlen=TAIL_LINES) if late else ():
+    log = LineReader(job.log(number))
+    for line in deque(log.read(), maxlen=TAIL_LINES) if joined else ():
         on_line(_text(line))
-    told: set[str] = set()
-    before: Standing | None = None
+    said: set[str] = set()
+    before: JobStatus | None = None
     due, pause, state = 0.0, min(1.0, poll_s), ""
     while True:
-        for line in lines.read():
+        for line in log.read():
             on_line(_text(line))
         if time.monotonic() >= due:
-            standing = look(number, job.name)
-            if standing is None:
-                _once(f"Slurm does not answer; job {number} goes on and is asked after again", told, say)
-            elif standing.ended:
-                if standing.state not in MAY_COME_BACK or standing == before:
+            status = job_status(number, job.name)
+            if status is None:
+                _say_once(f"Slurm does not answer; job {number} continues, and its state is requested again", said, say)
+            elif status.ended:
+                if status.state not in REQUEUED or status == before:
                     break
-            elif standing.state != "COMPLETING":
-                if standing.state != state:
-                    state, told = standing.state, set()
-                _once(f"Slurm job {number} {standing}", told, say)
-            before = standing
+            elif status.state != "COMPLETING":
+                if status.state != state:
+                    state, said = status.state, set()
+                _say_once(f"Slurm job {number} {status}", said, say)
+            before = status
             due, pause = time.monotonic() + pause, min(poll_s, pause * 1.5)
         time.sleep(min(READ_EVERY_S, poll_s))
-    for line in lines.read(ended=True):
+    for line in log.read(ended=True):
         on_line(_text(line))
-    if standing.state == FORGOTTEN:
-        say(f"Slurm does not know any more how job {number} ended")
-    return standing
+    if status.state == UNKNOWN:
+        say(f"Slurm has no record any more of how job {number} ended")
+    return status
 
 
-def _failed(job: Job, number: str, standing: Standing) -> Exception:
-    """The error for a job that ended otherwise than well: what it told the user, or how it ended and its last lines."""
-    where = f" on {standing.nodes}" if standing.nodes else ""
-    what = f"{job.key}: Slurm job {number}{where} ({standing.why(job.key)})"
+def _job_error(job: Job, number: str, status: JobStatus) -> Exception:
+    """Return the error for a job that did not complete."""
+    where = f" on {status.nodes}" if status.nodes else ""
+    what = f"{job.key}: Slurm job {number}{where} ({status.why(job.key)})"
     log = job.log(number)
     if log.is_file():
-        return failure(JobFailed, what, standing.code, log)
-    if not standing.nodes:
+        return process_error(JobFailed, what, status.code, log)
+    if not status.nodes:
         return JobFailed(f"{what} ended before it began")
     unseen = f"there is no log at {log}, so the nodes seem to have another folder under this path"
-    return JobFailed(f"{what} ended with exit code {standing.code}; {unseen}")
+    return JobFailed(f"{what} ended with exit code {status.code}; {unseen}")
 
 
 def _text(line: bytes) -> str:
     return line.decode(errors="replace").rstrip("\r\n")
 
 
-def _once(line: str, told: set[str], say: Say) -> None:
-    if line not in told:
-        told.add(line)
+def _say_once(line: str, said: set[str], say: Say) -> None:
+    if line not in said:
+        said.add(line)
         say(line)

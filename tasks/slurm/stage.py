@@ -1,11 +1,10 @@
-"""A stage as a Slurm job: what it asks for, what it runs, and its log shown as what runs here would be."""
+"""Run a stage as a Slurm job: its resources, its command, and its log shown like that of a local stage."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,31 +23,40 @@ from storage import fingerprint
 from tasks.definition import our_task
 from tasks.progress import ShownProgress
 from tasks.slurm.job import Job, Say, file_options, run_job
-from tasks.tags import tag_run
+from tasks.ui import tag_run
 
 SUBMITTED_BY = "NEXTQUILL_SUBMITTED_BY"
-"""Environment variable of a job: the page of the flow run that follows it, or its id."""
+"""Environment variable of a job with the page, or else the id, of the flow run that follows it."""
 SETTINGS = "config.yaml"
 LOOPBACK = {"localhost", "::1"}
-OWN_DATABASE = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
-CLOCK = re.compile(r"^\d\d:\d\d:\d\d  ")
+MEMORY_DATABASE = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
+TIME_OF_DAY = re.compile(r"^\d\d:\d\d:\d\d  ")
 PROGRESS = re.compile(
     r"^(?P<title>.+?): (?:(?P<phase>[a-z][^:]*?) )?(?P<done>[\d,]+) of (?P<total>[\d,]+)  (?P<note>.*)$"
 )
 
 
 def stage_job(
-    run: Run, stage: StageName, asked: SlurmJob, steps: Sequence[Step], settings: Config, *, force: bool
+    run: Run,
+    stage: StageName,
+    asked: SlurmJob,
+    steps: Sequence[Step],
+    settings: Config,
+    *,
+    program: Sequence[str],
+    force: bool,
 ) -> Job:
-    """The job that a stage is to be.
+    """Return the job that runs a stage.
 
     Args:
         run: The configuration and its store.
-        stage: Its command.
-        asked: What the job asks for.
-        steps: What it makes; a job that makes the same for the same store is the same job, whatever else is set.
-        settings: What the job runs on, but for the section that made it a job.
-        force: Whether it makes what is fresh anew.
+        stage: Name of the stage and of its command.
+        asked: Resources that the job asks for.
+        steps: Steps that the job makes. Two jobs that make the same steps in the same store have the same name, so the
+            second one follows the first, whatever other settings differ.
+        settings: Configuration of the job; its section `slurm` is replaced by the defaults.
+        program: Command line of `nextquill` on the nodes.
+        force: Whether it makes what is up to date again.
 
     Raises:
         UserError: Slurm cannot write to the folder for jobs.
@@ -64,25 +72,30 @@ def stage_job(
         options=(
             f"--job-name={name}",
             *file_options(folder),
-            *asked_options(asked, stage_nodes(run.config, stage)),
+            *resource_options(asked, stage_nodes(run.config, stage)),
         ),
-        command=(*program(), stage, "--config", str(folder / SETTINGS), *(["--force"] if force else [])),
+        command=(*program, stage, "--config", str(folder / SETTINGS), *(["--force"] if force else [])),
         setup=stage_setup(PREFECT_API_URL.value() or "", cpus=asked.cpus is not None),
         files={SETTINGS: yaml.safe_dump(plain.model_dump(mode="json"), sort_keys=False, allow_unicode=True)},
-        environment=handed_on(),
+        environment=extra_environment(),
     )
 
 
 def jobs_folder(run: Run) -> Path:
-    """Where scripts and logs of this configuration's jobs are."""
+    """Return the folder with the scripts and logs of this configuration's jobs."""
     if run.config.slurm.folder:
         return Path(run.config.slurm.folder).expanduser().resolve()
     scheme, separator, _ = run.config.store.partition("://")
     return Path.cwd() / ".slurm" if separator and scheme != "file" else run.store.root / ".slurm"
 
 
-def asked_options(asked: SlurmJob, nodes: int) -> tuple[str, ...]:
-    """What a job asks for, as options of sbatch; the user's own come last and so go over the others."""
+def resource_options(asked: SlurmJob, nodes: int) -> tuple[str, ...]:
+    """Return a job's resources as options of sbatch; the user's options are last and take precedence.
+
+    Args:
+        asked: Resources that the job asks for.
+        nodes: Number of nodes.
+    """
     values = {
         "partition": asked.partition,
         "account": asked.account,
@@ -92,35 +105,29 @@ def asked_options(asked: SlurmJob, nodes: int) -> tuple[str, ...]:
         "mem": asked.memory,
         "time": asked.time,
     }
-    said = (f"--{name}={value}" for name, value in values.items() if value is not None)
+    options = (f"--{name}={value}" for name, value in values.items() if value is not None)
     fixed = (f"--nodes={nodes}", "--ntasks-per-node=1", "--requeue", "--export=ALL")
-    return (*fixed, *said, *asked.arguments)
+    return (*fixed, *options, *asked.arguments)
 
 
 def stage_nodes(config: Config, stage: StageName) -> int:
-    """Nodes that a stage needs: as many as the training in it, where Slurm starts its ranks, else one."""
+    """Return the number of nodes of a stage: those of its training if Slurm starts the ranks, otherwise one."""
     trains = stage == "train" or (stage == "score" and config.score.effect_source == "adapter")
     launcher = config.train.launcher
     return launcher.slurm.nodes if trains and launcher.kind == "slurm" else 1
 
 
-def program() -> tuple[str, ...]:
-    """This environment's `nextquill`."""
-    command = Path(sys.executable).with_name("nextquill")
-    return (str(command),) if command.is_file() else (sys.executable, "-m", "flows")
-
-
 def stage_setup(api: str, *, cpus: bool) -> tuple[str, ...]:
-    """What a node does before the stage.
+    """Return the lines of bash that a node runs before the stage.
 
     Args:
-        api: URL of the flow's Prefect server; empty where it has none that lasts.
-        cpus: Whether the job asks for a number of them, which neither srun nor torch takes over by itself.
+        api: URL of the flow's Prefect server; empty if the server is a temporary one.
+        cpus: Whether the job asks for a number of CPUs; srun and torch need that number.
     """
     here = Path.cwd()
     lines = [
         f"cd {shlex.quote(str(here))} || {{",
-        f'  echo "nextquill: $(hostname): this node does not see the folder" {shlex.quote(str(here))} >&2',
+        f'  echo "nextquill: $(hostname): this node cannot see the folder" {shlex.quote(str(here))} >&2',
         "  exit 2",
         "}",
     ]
@@ -131,34 +138,34 @@ def stage_setup(api: str, *, cpus: bool) -> tuple[str, ...]:
     if parts.hostname in LOOPBACK or str(parts.hostname).startswith("127."):
         port = parts.port or (443 if parts.scheme == "https" else 80)
         lines += [
-            "# The flow's Prefect server listens on its own machine alone, which may be another one.",
+            "# The flow's Prefect server listens only on its own machine, which may not be this node.",
             f"if ! (: </dev/tcp/{parts.hostname}/{port}) 2>/dev/null; then",
-            f'  echo "$(hostname) does not see the Prefect server at {parts.hostname}:{port}; the flow shows it" >&2',
+            f'  echo "$(hostname) cannot reach the Prefect server at {parts.hostname}:{port}; the flow shows it" >&2',
             "  export PREFECT_API_URL=",
             "fi",
         ]
     lines += [
-        "# Without a server the run has one of its own, with nothing on a disk that another node may be writing to.",
-        f': "${{PREFECT_SERVER_DATABASE_CONNECTION_URL:={OWN_DATABASE}}}"',
+        "# Without a server the run starts a temporary one, in memory because nodes may share the disk.",
+        f': "${{PREFECT_SERVER_DATABASE_CONNECTION_URL:={MEMORY_DATABASE}}}"',
         "export PREFECT_SERVER_DATABASE_CONNECTION_URL",
         "",
     ]
     return tuple(lines)
 
 
-def handed_on() -> dict[str, str]:
-    """What a job's environment gets besides this process's: Prefect's settings, wherever they are, and who asked."""
+def extra_environment() -> dict[str, str]:
+    """Return the variables that a job gets in addition to this process's own: Prefect's settings, and the flow run."""
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     return settings | {SUBMITTED_BY: _page() or str(flow_run.id or "")}
 
 
 def in_job() -> bool:
-    """Whether this process is the job that another flow run follows, which tells the world about it."""
+    """Return whether this process is a job that another flow run follows."""
     return bool(os.environ.get(SUBMITTED_BY))
 
 
 def introduce_job() -> None:
-    """In a job: tie this flow run to the one that follows it, by a tag that both have and by their pages in the log."""
+    """Link a job's flow run to the one that follows it: both get the same tag, and the log names both pages."""
     if number := os.environ.get("SLURM_JOB_ID"):
         tag_run(job_tag(number))
     if page := _page():
@@ -166,13 +173,22 @@ def introduce_job() -> None:
 
 
 def job_tag(number: str) -> str:
-    """The tag of the flow runs that belong to a job."""
+    """Return the tag of the flow runs that belong to a job."""
     return f"slurm-job-{number}"
 
 
 @our_task(task_run_name="slurm {stage}", retries=0)
 def run_stage_job(run: Run, stage: StageName, job: Job) -> str:
-    """Run a stage's job to its end, or follow the one that is at it; returns its number."""
+    """Run a stage's job to its end, or follow the one that exists already.
+
+    Args:
+        run: The configuration and its store.
+        stage: Name of the stage.
+        job: The job, as `stage_job` returns it.
+
+    Returns:
+        The job's number.
+    """
     slurm, logger = run.config.slurm, get_run_logger()
     numbers: list[str] = []
 
@@ -193,24 +209,24 @@ def run_stage_job(run: Run, stage: StageName, job: Job) -> str:
 
 
 def refuse_hidden_secret(config: Config) -> None:
-    """Refuse a key of the pseudonyms that only this process's own Prefect server knows.
+    """Make sure that a job can read the key of the pseudonyms.
 
     Raises:
-        UserError: It is in a Secret block, and there is no server that a job could ask for it.
+        UserError: The key is in a Secret block of a temporary Prefect server, which a job cannot reach.
     """
     if config.privacy.pseudonymize and config.privacy.key_secret and not PREFECT_API_URL.value():
         raise UserError(
-            "a job sees no Secret block of a server that lives as long as this process",
+            "a Slurm job cannot read a Secret block of a temporary Prefect server",
             "privacy.key_secret",
-            "set PREFECT_API_URL, or use key_env: the environment goes along",
+            "set PREFECT_API_URL, or use key_env: a job gets the environment",
         )
 
 
 class JobLog:
-    """Shows the lines of a job's log as they would be shown here: messages as messages, progress as progress.
+    """Shows a job's log like that of a local stage: messages as messages, progress as a progress bar.
 
     Args:
-        say: Told the messages, without the time that stands before them.
+        say: Called with each message, without the time of day at its beginning.
     """
 
     def __init__(self, say: Say) -> None:
@@ -222,8 +238,8 @@ class JobLog:
         return self
 
     def __call__(self, line: str) -> None:
-        """Show a line."""
-        line = CLOCK.sub("", line)
+        """Show one line of the log."""
+        line = TIME_OF_DAY.sub("", line)
         if found := PROGRESS.match(line):
             if self._progress is None or found["title"] != self._title:
                 self._close()
@@ -249,5 +265,5 @@ def _number(text: str) -> float:
 
 
 def _page() -> str:
-    """This flow run's page in the UI; empty where there is no server that lasts."""
+    """Return this flow run's page in the UI; empty with a temporary server."""
     return str(flow_run.ui_url or "") if PREFECT_API_URL.value() else ""

@@ -1,4 +1,4 @@
-"""Cancelling a training as the Prefect UI does ends its ranks, and the same deployment then goes on."""
+"""Cancelling a training as the Prefect UI does ends its ranks, and the same deployment then resumes."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""prefect.yaml without a server: what it deploys, and the forms that the UI makes of the parameters."""
+"""What prefect.yaml deploys, without a server, and the forms that the UI makes of the parameters."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -15,7 +14,8 @@ from prefect.utilities.schema_tools.validation import validate
 
 from flows.promote import Metric
 from flows.server.deployments import POOLS, find_project, training_limits
-from flows.timeouts import timeout_s, variable
+from flows.stage import timeout_s
+from flows.stage import timeout_variable as variable
 from nextquill_core.config import Config, Section
 from nextquill_core.registry.promote import METRICS
 from storage import UserError
@@ -234,11 +234,3 @@ def test_a_time_limit_is_a_number_of_hours(hours: str, monkeypatch: pytest.Monke
     monkeypatch.setenv(variable("train"), hours)
     with pytest.raises(UserError, match="NEXTQUILL_TRAIN_TIMEOUT_HOURS"):
         timeout_s("train")
-
-
-def test_another_project_s_file_is_not_taken(tmp_path: Path) -> None:
-    (tmp_path / "prefect.yaml").write_text("name: theirs\ndeployments: []\n")
-    assert find_project(tmp_path).folder == REPO, "the one beside the package is"
-    (tmp_path / "prefect.yaml").write_text("name: [\n")
-    with pytest.raises(UserError, match="cannot be read"):
-        find_project(tmp_path)

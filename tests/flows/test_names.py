@@ -76,12 +76,12 @@ def test_differences_are_leaves_that_the_usual_settings_do_not_share() -> None:
 def test_what_the_command_line_lays_over_a_file_is_known() -> None:
     demo = REPO / "configs" / "demo.yaml"
     config = load_config(demo, ["train.alpha=0.1", "train.lora={r: 4}", "train.alpha=0.2"])
-    assert config.laid_over == ("train.alpha", "train.lora")
-    shown = picked(config.model_dump(mode="json"), config.laid_over)
+    assert config.overridden == ("train.alpha", "train.lora")
+    shown = picked(config.model_dump(mode="json"), config.overridden)
     assert shown["train.alpha"] == 0.2
     assert shown["train.lora.r"] == 4
     assert "seed" not in shown
-    assert load_config(demo).laid_over == Config().laid_over == ()
+    assert load_config(demo).overridden == Config().overridden == ()
 
 
 def test_tags_are_for_filters() -> None:

@@ -52,9 +52,13 @@ def test_killed_in_training_the_same_command_completes(server: Server, config: P
     assert not workers_of(store), "ranks outlived the flow"
     scored = next(store.glob("score/*/manifest.json")).stat().st_mtime_ns
 
-    done = server.run("flows", "run", "--config", str(config))
+    done = server.run("tests.flows.counted", "run", "--config", str(config))
     assert done.returncode == 0, done.stderr
     assert "score: reused, fresh at" in done.stderr
+    counted = json.loads(done.stderr.splitlines()[-1])
+    assert counted["plans"] == 1, "a command opens its configuration once, whatever stages it runs"
+    assert len(counted["lookups"]) == 20
+    assert set(counted["lookups"].values()) == {1}, "a command looks up the state of each step once"
     assert "train nextquill: made in" in done.stderr
     assert "Small, paper decoding" in done.stdout
     assert Path(done.stdout.splitlines()[-1].removeprefix("report: ")).is_file()
@@ -124,7 +128,7 @@ def test_one_stage_alone_and_bad_data_found_inside_it(server: Server, small_worl
     done = server.run("flows", "ingest", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")
     *_, scanned, error = done.stderr.splitlines()
     assert done.returncode == 2
-    assert "scan of Small: made in" in scanned, "what does not depend on the thresholds is not made again"
+    assert "scan Small: made in" in scanned, "what does not depend on the thresholds is not made again"
     assert "min_user_reviews" in error
     assert dict(states(server))["ingest"] == "Failed"
     status = server.run("flows", "status", "--config", config, "--set", "ingest.protocol.min_user_reviews=400")

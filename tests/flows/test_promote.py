@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nextquill_core.pipeline.shown_history import split_examples
+from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.registry.promote import decide
 from tests.flows.conftest import Server
 from tests.nextquill_core.registry.test_promote import (  # noqa: F401 (fixtures)

@@ -12,6 +12,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,13 +26,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core.config import load_config
-from nextquill_core.pipeline import ingest as prepare
-from nextquill_core.pipeline import score
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
-from tasks.ranks.scoring_workers import run_workers
 from tests.conftest import REPO
 from tests.flows.conftest import Server
+from tests.stages import make
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.process, pytest.mark.ranks]
@@ -157,15 +155,21 @@ def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFact
         url = f"https://me:{secret('setting')}@host/v1"
         refused = write_config(folder / "refused.yaml", settings | {"store": f"s3://key:{secret('file')}@bucket"})
         hook = f"https://me:{secret('hook')}@hooks.invalid/x?token={secret('query')}"
-        said = {
-            "--set": run("run", "--set", f"evaluate.server.url={url}"),
-            "file": command(refused, environment, "run"),
-            "server": run("run", PREFECT_API_URL=server.api.replace("://", f"://me:{secret('api')}@")),
-            "parameters": python(environment, "-c", PARAMETERS.replace("SECRET", secret("parameter"))),
+        # These five end before they change anything, so they run side by side.
+        with ThreadPoolExecutor(2) as pool:
+            short = {
+                "--set": pool.submit(run, "run", "--set", f"evaluate.server.url={url}"),
+                "file": pool.submit(command, refused, environment, "run"),
+                "server": pool.submit(run, "run", PREFECT_API_URL=server.api.replace("://", f"://me:{secret('api')}@")),
+                "parameters": pool.submit(python, environment, "-c", PARAMETERS.replace("SECRET", secret("parameter"))),
+                "alerts": pool.submit(
+                    python, environment, "-m", "flows", "alerts", "--webhook", hook, "--allow-private-urls"
+                ),
+            }
+        said = {name: done.result() for name, done in short.items()} | {
             "stage": run("score", "--force", FAIL_AT=str(folder / "store" / "score" / ".staging-")),
             "rank": run("train", "--set", "evaluate.methods=[nextquill]", FAIL_AT="metrics.jsonl"),
             "echo": run("run"),
-            "alerts": python(environment, "-m", "flows", "alerts", "--webhook", hook, "--allow-private-urls"),
         }
         models.shutdown()
     return Ran(folder, Path(server.environment["PREFECT_HOME"]), said)
@@ -174,12 +178,7 @@ def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFact
 def prepared(config: Path) -> None:
     """Make everything that comes before training."""
     run = Run(load_config(config))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
-    prepare.base_model(run, silent)
-    score.effects(run, silent, partial(run_workers, workers=1))
-    score.weights(run, None)
+    make(run, run.plan.score)
 
 
 def command(config: Path, environment: dict[str, str], name: str, *options: str, **more: str) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from prefect.exceptions import MissingContextError
 
 from flows.server.events import watch_quality
-from flows.slurm import _settings, made_by_job
+from flows.slurm import _job_config, made_by_job
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from storage import UserError
@@ -70,7 +70,7 @@ def test_ingest_runs_as_a_job_as_if_it_had_run_here(cluster: Server, config: Pat
     assert done.returncode == 0, done.stderr
     (job,) = jobs(config)
     assert f"ingest: Slurm job {job} is submitted" in done.stderr
-    assert "scan of Small: made in" in done.stderr, "what the job says is said here"
+    assert "scan Small: made in" in done.stderr, "what the job says is said here"
     assert re.search(
         rf"ingest: made in .* s \(Slurm job {job}\) at {re.escape(str(config.parent / 'store'))}", done.stderr
     )
@@ -98,11 +98,11 @@ def test_a_flow_killed_outright_leaves_a_job_that_the_same_command_follows(clust
     lines: list[str] = []
     for line in second.stderr:
         lines.append(line)
-        if "is at it already" in line:
+        if "exists already" in line:
             slurm("scontrol", "release", job)
     assert second.wait() == 0, lines
     said = "".join(lines)
-    assert f"score: Slurm job {job} is at it already and is followed" in said
+    assert f"score: Slurm job {job} exists already and is followed" in said
     assert "effects: made in" in said
     assert f"(Slurm job {job})" in said
     assert jobs(config)[-1] == job
@@ -119,7 +119,7 @@ def test_what_a_stage_needs_is_looked_for_before_it_waits_in_a_queue(config: Pat
 def test_a_training_of_one_method_is_a_job_for_that_alone(config: Path) -> None:
     run = Run(load_config(config))
     assert set(run.plan.train) == {"nextquill", "contextsft"}
-    alone = Run(_settings(run.config, "contextsft"))
+    alone = Run(_job_config(run.config, "contextsft"))
     assert list(alone.plan.adapters) == ["contextsft"]
     assert alone.plan.train["contextsft"].fingerprint == run.plan.train["contextsft"].fingerprint
 

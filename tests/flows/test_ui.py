@@ -1,4 +1,4 @@
-"""A walk through Prefect's UI in a real browser: the steps of docs/how-to/operations.md, done by clicks and keys.
+"""A walk through Prefect's UI in a real browser: the steps of docs/how-to/ui.md, done by clicks and keys.
 
 With NEXTQUILL_SCREENSHOTS=DIR its pictures go there; those in docs/images were made so.
 """
@@ -18,8 +18,8 @@ import yaml
 
 from tests.browser import BROWSER, DRIVER, Page, browser
 from tests.conftest import REPO
-from tests.flows.cli.test_up import free_port, marked, nextquill, plain_environment, wait_until
 from tests.flows.conftest import Server
+from tests.flows.server.test_local import free_port, marked, nextquill, plain_environment, wait_until
 from tests.tasks.processes import workers_of
 from tests.world import small_settings
 
@@ -43,7 +43,7 @@ TABS, CARDS, ARTIFACT = "[role=tablist]", "[data-testid=flow-run-artifacts-grid]
 
 @dataclass
 class Walk:
-    """A server that `up` has started in a folder of its own, and a browser that looks at it."""
+    """A server that `up` has started in a separate folder, and a browser that looks at it."""
 
     page: Page
     server: Server

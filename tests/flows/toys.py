@@ -10,9 +10,9 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.timeouts import timeout_s
+from flows.stage import timeout_s
 from nextquill_core.errors import UserError
-from tasks.gpu_lock import training_place
+from tasks.gpu_lock import gpu_lock
 from tasks.ranks.processes import end_group, start
 from tasks.retries import RETRIED
 
@@ -26,7 +26,7 @@ def say(*words: object) -> None:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def occupy(seconds: float) -> None:
     """Hold the place for training."""
-    with training_place("toy") as held:
+    with gpu_lock("toy") as held:
         say("held", time.time(), *held.values())
         time.sleep(seconds)
     say("left", time.time())

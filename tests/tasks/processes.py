@@ -1,4 +1,4 @@
-"""A training run in a process of its own, to be killed."""
+"""A training run in a separate process, to be killed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from nextquill_core.config import Config
 
 
 def _train(settings: str, method: str) -> None:
-    from nextquill_core.pipeline import train
     from nextquill_core.pipeline.run import Run
-    from tasks.ranks.launch import run_ranks
+    from tests.stages import ranks
 
-    def launch(order: Path, log: Path) -> None:
-        run_ranks(order, log, ranks=2, on_step=lambda metrics: None)
-
-    train.train(Run(Config.model_validate_json(settings)), method, launch)
+    run = Run(Config.model_validate_json(settings))
+    run.make(run.plan.adapters[method], launch=ranks(2))
 
 
 def workers_of(order_folder: Path) -> list[int]:

@@ -63,16 +63,16 @@ def test_a_phase_of_another_process_is_shown_while_it_lasts_and_its_end_once(
 
     there, here = PhaseFile(tmp_path / "phase.json"), PhaseFile(tmp_path / "phase.json")
     here.show(shown)
-    there.write("validating", 0, 200)
-    there.write("validating", 1, 200)  # too soon
+    there(0, 200, phase="validating")
+    there(1, 200, phase="validating")  # too soon
     here.show(shown)
     there._written = time.monotonic() - 61
-    there.write("validating", 40, 200)
+    there(40, 200, phase="validating")
     here.show(shown)
-    there.write("saving")
+    there(0, 0, phase="saving")
     here.show(shown)
     there.clear()
     here.show(shown)
     here.show(shown)
     assert seen == [(0, 200, "validating"), (40, 200, "validating"), (0, 0, "saving"), (0, 0, "")]
-    PhaseFile(tmp_path / "no folder" / "phase.json").write("no reason to fail")
+    PhaseFile(tmp_path / "no folder" / "phase.json")(0, 0, phase="no reason to fail")

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from nextquill_core.config import Config
-from nextquill_core.pipeline import ingest as prepare
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
 from tasks.reasons import reasons
 from tests.nextquill_core.pipeline.test_plan import make_all
+from tests.stages import make
 from tests.world import small_config
 
 
@@ -39,13 +38,13 @@ def test_what_is_not_there_is_made(config: Config) -> None:
 
 def test_what_is_fresh_is_reused_and_what_is_stale_says_why(config: Config, small_world: Path, tmp_path: Path) -> None:
     made = Run(config)
-    scan = prepare.scan(made, "Small", silent).artifact
-    prepare.ingest(made, silent)
+    scan = made.make(made.plan.scans["Small"]).artifact
+    made.make(made.plan.ingest)
     ended = scan.manifest.provenance["end"][:16].replace("T", " ")
     reused = told(config)["scan:Small"]
     assert reused == ["fresh", "reused", f"settings and inputs as on {ended} UTC"]
     assert told(config)["ingest"][:2] == ["fresh", "reused"]
-    assert told(config, force=True)["ingest"] == ["fresh", "made anew", "forced"]
+    assert told(config, force=True)["ingest"] == ["fresh", "made again", "forced"]
 
     changed = small_config(small_world, tmp_path / "store", ingest={"max_bad_share": 0.5})
     assert told(changed)["scan:Small"][1] == "reused"
@@ -60,8 +59,7 @@ def test_what_is_fresh_is_reused_and_what_is_stale_says_why(config: Config, smal
 
 def test_what_may_come_out_the_same_is_not_said_to_be_made_again(config: Config) -> None:
     run = Run(config)
-    prepare.scan(run, "Small", silent)
-    prepare.ingest(run, silent)
+    make(run, run.plan.ingest)
     shutil.rmtree(run.store.folder("scan", run.plan.scans["Small"].fingerprint))
     state, now, why = told(config)["ingest"]
     assert (state, now) == ("stale", "made again, unless its inputs come out the same")

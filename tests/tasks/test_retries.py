@@ -69,7 +69,7 @@ def test_the_network_s_faults_are(error: BaseException) -> None:
         OSError(errno.ENOSPC, "full"),
         answer(404),
         Timeout("a lock"),
-        caused(Busy("somebody is making it"), Timeout("a lock")),
+        caused(Busy("another process is making it"), Timeout("a lock")),
         caused(UserError("cannot read the config"), FileNotFoundError(errno.ENOENT, "gone")),
     ],
     ids=repr,

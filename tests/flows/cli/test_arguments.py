@@ -1,4 +1,4 @@
-"""A configuration named without `--config`."""
+"""Configurations that are named without `--config`."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ def changed(command: str, text: str) -> str:
         ("run", "", ""),
     ],
 )
-def test_the_option_is_put_before_it(command: str, text: str, expected: str) -> None:
+def test_the_option_is_inserted(command: str, text: str, expected: str) -> None:
     assert changed(command, text) == expected
 
 
-def test_every_command_with_a_configuration_is_looked_at() -> None:
+def test_the_commands_with_a_configuration_are_known() -> None:
     assert {"run", "ingest", "status", "path", "report", "export", "promote", "gc", "sweep"} <= set(WITH_CONFIG)
 
 
 @pytest.mark.parametrize("command", WITH_CONFIG)
-def test_every_command_reads_the_file_that_is_named_alone(monkeypatch: Any, capsys: Any, command: str) -> None:
+def test_every_command_reads_a_file_without_the_option(monkeypatch: Any, capsys: Any, command: str) -> None:
     more = {"path": ["score"], "sweep": ["train.alpha=1,2"], "export": ["--to", "out"], "sources": ["--check"]}
     assert nextquill(monkeypatch, command, *more.get(command, []), "nowhere.yaml") == 2
     assert capsys.readouterr().err.startswith("nextquill: nowhere.yaml: cannot read the config")
 
 
-def test_the_same_answer_as_with_the_option(monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path) -> None:
+def test_the_answer_is_the_same_as_with_the_option(
+    monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
     answers = []
     for arguments in (["--config", config], [config]):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,10 @@ import yaml
 
 from flows.cli.interruption import PATIENCE_S
 from nextquill_core.config import load_config
-from nextquill_core.pipeline import ingest as prepare
-from nextquill_core.pipeline import score, train
 from nextquill_core.pipeline.run import Run
-from nextquill_core.progress import silent
 from tasks.gpu_lock import LIMIT
-from tasks.ranks.launch import run_ranks
-from tasks.ranks.scoring_workers import run_workers
 from tests.flows.conftest import Server
+from tests.stages import make, ranks
 from tests.terminal import Terminal, in_terminal, kill
 from tests.world import small_settings, write_config
 
@@ -33,7 +28,7 @@ pytestmark = [
     pytest.mark.flow,
     pytest.mark.process,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not Path("/proc").is_dir(), reason="a look at the processes of others"),
+    pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at other processes"),
 ]
 
 PROMISED_S = 10.0
@@ -44,34 +39,28 @@ LONG = ("--set", "train.epochs=2000", "--set", "train.checkpoint_every=1", "--se
 
 
 @pytest.fixture(scope="module")
-def scored(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with everything that comes before training."""
     folder = tmp_path_factory.mktemp("interruption")
+    shutil.copytree(prepared_store, folder / "store")
     settings = small_settings(small_world, folder / "store")
     settings["evaluate"] |= {"methods": ["nextquill"], "decoding": ["paper"]}
     write_config(folder / "config.yaml", settings)
-    run = Run(load_config(folder / "config.yaml"))
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
-    prepare.base_model(run, silent)
-    score.effects(run, silent, partial(run_workers, workers=1))
-    score.weights(run, None)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the adapter."""
+    """The scored store with the trained adapter."""
     folder = copy_of(scored, tmp_path_factory.mktemp("trained"))
     run = Run(load_config(folder / "config.yaml"))
-    train.train(run, run.config.train.method, partial(run_ranks, ranks=1, on_step=lambda metrics: None))
+    make(run, run.plan.train[run.config.train.method], launch=ranks(1))
     return folder
 
 
 @pytest.fixture
 def folder(scored: Path, tmp_path: Path) -> Path:
-    """The scored store, of this test alone."""
+    """A copy of the scored store for one test."""
     return copy_of(scored, tmp_path)
 
 
@@ -106,7 +95,7 @@ def assert_interrupted(terminal: Terminal) -> None:
 
 
 Moment = Callable[[Terminal, Path], bool]
-"""Whether a command, whose store is in the folder, has come so far."""
+"""Returns whether a command, whose store is in the folder, has reached a moment."""
 
 
 def shows(text: str) -> Moment:
@@ -114,26 +103,26 @@ def shows(text: str) -> Moment:
 
 
 def runs(module: str) -> Moment:
-    """A process of a module runs beside the command."""
+    """Return the moment at which a process of a module runs."""
     return lambda terminal, folder: bool(terminal.named(module))
 
 
 def imports_torch(terminal: Terminal, folder: Path) -> bool:
-    return "libtorch_cpu" in Path("/proc", str(terminal.pid), "maps").read_text()
+    return any("libtorch_cpu" in one.path for one in terminal.process.memory_maps())
 
 
 def trains(terminal: Terminal, folder: Path) -> bool:
-    """A training has done a step."""
+    """Return whether a training has done a step."""
     return any((folder / "store" / "train").glob(".staging-*/metrics.jsonl"))
 
 
 def ranks_run(terminal: Terminal) -> bool:
-    """Whether both ranks and their launcher are there."""
+    """Return whether both ranks and their launcher run."""
     return len(terminal.named(RANK)) > 2
 
 
 def many(moments: Mapping[str, Any], quick: Sequence[str]) -> pytest.MarkDecorator:
-    """Parametrise a test by the names of moments, of which only the quick ones are always tried."""
+    """Parametrise a test by the names of moments; those that are not quick are slow tests."""
     names = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in moments]
     return pytest.mark.parametrize("moment", names)
 
@@ -148,8 +137,8 @@ WITH_TEMPORARY_SERVER: dict[str, tuple[tuple[str, ...], Moment]] = {
     "sweep-parallel": (("sweep", "train.alpha=0.1,0.2", "--parallel", "2", *LONG), trains),
 }
 WITH_A_SERVER: dict[str, tuple[tuple[str, ...], Moment]] = {
-    "model": (("model", "--force", "--set", "model.tiny.steps=3000"), shows("base model ━")),
-    "scoring": (("score", "--force"), shows("score: loading the model")),
+    "model": (("model", "--force", "--set", "model.tiny.steps=3000"), shows("model ━")),
+    "scoring": (("score", "--force"), shows("effects: loading the model")),
     "scoring-workers": (("score", "--force", "--set", "score.workers=2"), runs(WORKER)),
     "training": (("train", *LONG), trains),
     "sweep": (("sweep", "train.alpha=0.1,0.2", *LONG), trains),
@@ -180,7 +169,7 @@ def test_ctrl_c_leaves_interrupted_on_a_server_that_is_set(server: Server, folde
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["likelihood:qwen: loading the model", "metrics: drawing the report"])
+@pytest.mark.parametrize("phase", ["likelihood qwen: loading the model", "evaluate: drawing the report"])
 def test_ctrl_c_ends_an_evaluation(server: Server, trained: Path, tmp_path: Path, phase: str) -> None:
     folder = copy_of(trained, tmp_path)
     command = ("evaluate", "-c", folder / "config.yaml", "--set", "evaluate.methods=[qwen]")
@@ -203,7 +192,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_another_training(server: Server, f
         pressed = time.monotonic()
         terminal.press_ctrl_c()
         assert_interrupted(terminal)
-        assert time.monotonic() - pressed < PATIENCE_S, "it ends by itself, and not by the watchdog"
+        assert time.monotonic() - pressed < PATIENCE_S, "it ends before the watchdog ends it"
     server.post("/v2/concurrency_limits/decrement", taken)
     assert server.ask("GET", f"/v2/concurrency_limits/{limit}", "")["active_slots"] == 0
 
@@ -249,10 +238,10 @@ def test_a_second_ctrl_c_ends_a_command_at_once(folder: Path, home: Path) -> Non
 
 
 def test_a_command_that_cannot_unwind_is_ended_by_the_watchdog(tmp_path: Path) -> None:
-    """The main thread swallows the signal; a child of it has a session and ignores SIGTERM."""
+    # The main thread swallows the signal, and a child with its own session ignores SIGTERM.
     code = (
         "import signal, subprocess, sys, time\n"
-        "from flows import interruption\n"
+        "from flows.cli import interruption\n"
         "deaf = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'\n"
         "def command():\n"
         "    subprocess.Popen([sys.executable, '-c', deaf], start_new_session=True)\n"
@@ -320,12 +309,12 @@ def test_a_server_that_dies_while_it_starts_ends_the_command_in_one_line(folder:
 
 @pytest.fixture
 def own_server(home: Path) -> Iterator[tuple[psutil.Process, str]]:
-    """A server to kill; its process and the URL of its API."""
+    """The process and the API's URL of a server that the test may kill."""
     from flows.server.temporary import TemporaryServer
 
     started = TemporaryServer(home, 180.0)
     started.wait_until_healthy()
-    started._listener.close()  # so that nothing answers when it is dead
+    started._listener.close()  # so that connections are refused after its end
     yield psutil.Process(started.process.pid), f"http://127.0.0.1:{started.port}/api"
     started.process.kill()
     started.process.wait()

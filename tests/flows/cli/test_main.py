@@ -1,4 +1,4 @@
-"""The command line: exit codes, one clear line on bad input, what scripts read."""
+"""The command line: exit codes, one line on invalid input, and output for scripts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from flows.cli import announce
 from flows.cli.main import main
+from flows.cli.options import Panel
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
@@ -52,7 +53,7 @@ INPUT = "ingest.inputs=[{{category: C, reviews: '{reviews}', items: '{items}'}}]
     ],
 )
 @pytest.mark.parametrize("command", ["run", "ingest", "status"])
-def test_bad_input_is_one_line_and_exit_code_2(
+def test_invalid_input_is_one_line_and_exit_code_2(
     monkeypatch: Any, capsys: Any, config: Path, small_world: Path, command: str, override: str, message: str
 ) -> None:
     (config.parent / "empty.jsonl").touch()
@@ -81,7 +82,7 @@ def test_status_for_people_and_for_scripts(monkeypatch: Any, capsys: Any, config
     assert "missing" in capsys.readouterr().out
 
 
-def test_path_of_what_is_not_there(monkeypatch: Any, capsys: Any, config: Path) -> None:
+def test_path_of_a_missing_artifact_or_stage_is_one_line(monkeypatch: Any, capsys: Any, config: Path) -> None:
     assert nextquill(monkeypatch, "path", "score", "--config", config) == 2
     assert "the score artifact is missing" in capsys.readouterr().err
     assert nextquill(monkeypatch, "path", "scone", "--config", config) == 2
@@ -125,14 +126,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 
 class _Trained:
-    """An adapter in the place of a trained one; export fails before it looks into it."""
+    """Stands for a trained adapter; export fails before it reads it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
 
 @pytest.mark.parametrize("command", ["status", "path"])
-def test_what_only_looks_needs_no_writable_store_but_a_folder(
+def test_commands_that_only_read_need_no_writable_store_but_a_folder(
     monkeypatch: Any, capsys: Any, config: Path, command: str
 ) -> None:
     (config.parent / "file").touch()
@@ -142,15 +143,15 @@ def test_what_only_looks_needs_no_writable_store_but_a_folder(
     assert nextquill(monkeypatch, "status", "--config", config, "--store", "/proc/nextquill") == 0
 
 
-def test_the_first_lines_come_before_anything_heavy_is_loaded(config: Path) -> None:
-    """The command is stopped where it would load Prefect."""
+def test_the_first_lines_are_printed_before_heavy_imports(config: Path) -> None:
+    """The command is stopped at the point where it would load Prefect."""
     code = (
-        "import sys, flows.cli.main, flows.cli.common\n"
+        "import sys, flows.cli.main, flows.cli.runner\n"
         "def stop(*_, **__):\n"
         "    print([name for name in HEAVY if name in sys.modules], file=sys.stderr)\n"
         "    raise SystemExit(1)\n"
         "HEAVY = ('torch', 'prefect', 'polars', 'transformers', 'numpy', 'pyarrow')\n"
-        "flows.cli.common.server_ready = stop\n"
+        "flows.cli.runner.server_ready = stop\n"
         f"sys.argv = ['nextquill', 'run', '--config', {str(config)!r}]\n"
         "flows.cli.main.main()"
     )
@@ -169,7 +170,7 @@ def test_the_first_lines_come_before_anything_heavy_is_loaded(config: Path) -> N
     assert (loaded, done.stdout) == ("[]", "")
 
 
-def test_the_plan_says_what_is_up_to_date_what_is_made_and_why(small_world: Path, tmp_path: Path) -> None:
+def test_the_announcement_names_what_is_up_to_date_what_is_made_and_why(small_world: Path, tmp_path: Path) -> None:
     def lines(force: bool = False, **changes: Any) -> dict[str, str]:
         run = Run(small_config(small_world, tmp_path / "store", **changes))
         found = list(announce.plan_lines("run", "x.yaml", run, announce.STAGES, force=force))
@@ -191,10 +192,10 @@ def test_the_plan_says_what_is_up_to_date_what_is_made_and_why(small_world: Path
     assert lines()["model"] == "will be resumed; it had been interrupted"
 
 
-def test_a_slow_look_says_so_and_a_quick_one_does_not(capsys: Any) -> None:
-    with announce.said_if_slow("slow", after_s=0.05):
+def test_a_line_is_printed_if_reading_is_slow(capsys: Any) -> None:
+    with announce.notice_if_slow("slow", after_s=0.05):
         time.sleep(0.3)
-    with announce.said_if_slow("never", after_s=5):
+    with announce.notice_if_slow("never", after_s=5):
         pass
     assert capsys.readouterr().err == "slow\n"
 
@@ -230,13 +231,22 @@ def test_an_unreachable_hub_is_one_line_within_seconds(config: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_sources_methods_and_sample(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+def test_sources_methods_and_sample_print_their_lists(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     assert nextquill(monkeypatch, "sources") == 0
     assert capsys.readouterr().out.startswith("amazon-2023  ")
     assert nextquill(monkeypatch, "methods") == 0
     assert len(capsys.readouterr().out.splitlines()) == 14
     assert nextquill(monkeypatch, "sample", tmp_path / "s", "--users", 20, "--seed", 3) == 0
     assert (tmp_path / "s" / "reviews.jsonl").is_file()
+
+
+def test_help_groups_the_commands(monkeypatch: Any, capsys: Any) -> None:
+    assert nextquill(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    at = [shown.index(f"{panel} ──") for panel in Panel]
+    assert at == sorted(at), "the panels come in the order of their declaration"
+    assert "─ Commands ─" not in shown, "every command has a panel"
+    assert at[2] < shown.index("│ verify ") < at[3]
 
 
 def test_help_answers_within_a_second_without_heavy_imports() -> None:

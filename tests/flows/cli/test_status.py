@@ -1,4 +1,4 @@
-"""`nextquill status` answers at once, because it loads nothing that artifacts are made with; no table is cut."""
+"""`nextquill status` answers at once, because it loads no library that makes artifacts; no table is cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from flows.cli.common import UNLIMITED
+from flows.cli.options import PIPE_WIDTH
 from flows.cli.status import fitting_tables, status_lines
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
@@ -26,7 +26,7 @@ HEAVY = ("matplotlib", "numpy", "polars", "prefect", "pyarrow", "torch", "transf
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["--all"], ["--all", "--json"], ["--set", "seed=7"]], ids=str)
-def test_it_loads_nothing_heavy(small_world: Path, tmp_path: Path, options: list[str]) -> None:
+def test_status_imports_no_heavy_library(small_world: Path, tmp_path: Path, options: list[str]) -> None:
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
     make_all(Run(load_config(config, [])))
     command = ["nextquill", "status", "--config", str(config), *options]
@@ -53,21 +53,25 @@ ROWS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [40, 80, 120, UNLIMITED])
+@pytest.mark.parametrize("width", [40, 80, 120, PIPE_WIDTH])
 def test_status_folds_the_reason_and_never_a_path(width: int) -> None:
     lines = [line.plain for line in status_lines(ROWS, width)]
     assert sum(PATH in line for line in lines) == 1
     assert all(line == line.rstrip() for line in lines)
     assert " ".join(" ".join(lines).split()).count("weights.delta") == 1
     folded = [line for line in lines if PATH not in line]
-    assert max(map(len, folded)) <= max(width, 78), "78: the columns before the reason, and the reason's least width"
-    if width == UNLIMITED:
+    assert max(map(len, folded)) <= max(width, 78), (
+        "78: the columns before the reason, and the smallest width of the reason"
+    )
+    if width == PIPE_WIDTH:
         assert len(lines) == 1 + len(ROWS)
         assert lines[1].split() == ["ingest", "fresh", "4,626", "12.3", "kB", "1,234.5", PATH]
         assert lines[2].endswith(WHY)
 
 
-def test_status_in_a_pipe_is_a_row_a_stage(monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path) -> None:
+def test_status_in_a_pipe_has_one_row_per_stage(
+    monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path
+) -> None:
     store = tmp_path / ("deep/" * 20 + "store")
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, store))
     make_all(Run(load_config(config, [])))
@@ -81,7 +85,7 @@ def test_status_in_a_pipe_is_a_row_a_stage(monkeypatch: Any, capsys: Any, small_
 HEADINGS = ("method", "Log-likelihood", "Log-likelihood of preference tokens", "ROUGE-1", "METEOR", "BLEU", "Length")
 
 
-@pytest.mark.parametrize("width", [60, 80, 110, UNLIMITED])
+@pytest.mark.parametrize("width", [60, 80, 110, PIPE_WIDTH])
 def test_no_heading_or_value_of_a_table_is_cut(width: int) -> None:
     lines = [[Text(f"method-{row}"), *(Text(f"{row}.{column:03} [0.1, 0.2]") for column in range(1, 7))]
              for row in range(3)]  # fmt: skip
@@ -95,4 +99,4 @@ def test_no_heading_or_value_of_a_table_is_cut(width: int) -> None:
         assert shown.count(text) >= 1, text
     assert shown.count("method-0") == len(tables)
     assert max(len(line) for line in shown.splitlines()) <= width
-    assert (len(tables) == 1) is (width == UNLIMITED)
+    assert (len(tables) == 1) is (width == PIPE_WIDTH)

@@ -1,4 +1,4 @@
-"""The commands that keep house, on a store of a thousand artifacts."""
+"""Commands on models and artifacts, on a store of up to a thousand artifacts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(small_world: Path, tmp_path: Path) -> Path:
 
 
 def crowd(store: Path, count: int) -> None:
-    """Copies of what is there under other names, until there are `count`."""
+    """Copy the artifacts in a store under other fingerprints until there are `count`."""
     manifests = [json.loads(path.read_text()) for path in sorted(store.glob("*/*/manifest.json"))]
     for number in range(count - len(manifests)):
         manifest = manifests[number % len(manifests)] | {"fingerprint": f"{number:016x}"}
@@ -35,7 +35,7 @@ def crowd(store: Path, count: int) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
-def test_gc_lists_and_removes_only_when_told(monkeypatch: Any, capsys: Any, config: Path) -> None:
+def test_gc_lists_and_removes_only_with_apply(monkeypatch: Any, capsys: Any, config: Path) -> None:
     store = config.parent / "store"
     before = {path.parent for path in store.glob("*/*/manifest.json")}
     changed = load_config(config, ["train.alpha=0.3"])
@@ -44,10 +44,10 @@ def test_gc_lists_and_removes_only_when_told(monkeypatch: Any, capsys: Any, conf
     assert nextquill(monkeypatch, "gc", "--config", config) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines} == {path.name for path in extra}
-    assert last.startswith(f"{len(extra)} of {len(before | extra)} can go, ")
+    assert last.startswith(f"{len(extra)} of {len(before | extra)} can be removed, ")
     assert last.endswith("--apply removes them")
     assert nextquill(monkeypatch, "gc", "--config", config, "--apply", "--older-than", 1) == 0
-    assert capsys.readouterr().out.splitlines() == [f"removed 0 of {len(before | extra)}, 0 B"]
+    assert capsys.readouterr().out.splitlines() == [f"removed 0 of {len(before | extra)}, 0 Bytes"]
     assert all(path.exists() for path in extra)
     other = write_config(config.parent / "other.yaml", changed.model_dump(mode="json"))
     assert nextquill(monkeypatch, "gc", "--config", config, "--config", other, "--apply") == 0
@@ -81,7 +81,7 @@ def test_a_thousand_artifacts_are_listed_at_once(monkeypatch: Any, capsys: Any, 
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["all", "1,000"]
 
 
-def test_path_of_the_accepted(monkeypatch: Any, capsys: Any, config: Path) -> None:
+def test_missing_accepted_adapters_are_one_line(monkeypatch: Any, capsys: Any, config: Path) -> None:
     assert nextquill(monkeypatch, "path", "accepted", "--config", config) == 2
     assert "nothing has been accepted as `nextquill`" in capsys.readouterr().err
     assert nextquill(monkeypatch, "promote", "--back", "--config", config) == 2

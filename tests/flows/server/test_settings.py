@@ -1,4 +1,4 @@
-"""A Prefect server that is set and cannot be used is one line, found before anything starts."""
+"""A Prefect server that is set and cannot be used is one line, before anything starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.server.settings import LOOPBACK, require_server, server_settings, spare_loopback_the_proxy
+from flows.server.settings import LOOPBACK, bypass_proxy_for_loopback, require_server, server_settings
 from storage import UserError
 from tests.flows.cli.test_main import nextquill
 from tests.world import small_settings, write_config
@@ -22,7 +22,7 @@ CLOUD = "https://api.prefect.cloud/api/accounts/a/workspaces/b"
 
 
 class Site(ThreadingHTTPServer):
-    """Answers known paths with their bytes, all others with a page."""
+    """Answers known paths with their bytes, and all others with a page."""
 
     daemon_threads = True
 
@@ -63,12 +63,12 @@ def site() -> Iterator[Callable[..., str]]:
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "")  # so that it is put back to what it was
+        monkeypatch.setenv(name, "")  # so that the old value is restored
         monkeypatch.delenv(name)
 
 
 def fault(tmp_path: Path, **environment: str) -> str:
-    """What `require_server` says in this environment, which has a Prefect home without profiles; "" for nothing."""
+    """Return what `require_server` refuses in an environment without profiles, or ""."""
     try:
         require_server(server_settings({"PREFECT_HOME": str(tmp_path), **environment}))
     except UserError as error:
@@ -76,7 +76,7 @@ def fault(tmp_path: Path, **environment: str) -> str:
     return ""
 
 
-def test_without_a_url_nothing_is_asked(tmp_path: Path) -> None:
+def test_without_a_url_nothing_is_checked(tmp_path: Path) -> None:
     assert fault(tmp_path) == ""
 
 
@@ -95,7 +95,7 @@ def test_a_prefect_server_is_accepted(tmp_path: Path, site: Callable[..., str]) 
         (OLD, 200, "/api", "the server at URL/api is Prefect 2.20.1, and Prefect 3 is needed"),
     ],
 )
-def test_what_answers_is_something_else(
+def test_an_answer_of_another_program_is_refused(
     tmp_path: Path, site: Callable[..., str], pages: Any, status: int, path: str, message: str
 ) -> None:
     url = site(pages, status)
@@ -113,7 +113,7 @@ def test_what_answers_is_something_else(
         ("localhost", "'localhost' is not the URL of a Prefect server"),
     ],
 )
-def test_nothing_answers_or_it_is_no_url(tmp_path: Path, url: str, message: str) -> None:
+def test_no_answer_or_no_url_is_refused(tmp_path: Path, url: str, message: str) -> None:
     said = fault(tmp_path, PREFECT_API_URL=url)
     assert message in said
     assert said.endswith("or unset PREFECT_API_URL")
@@ -128,7 +128,7 @@ def test_a_password_in_the_url_is_refused(tmp_path: Path, user: str) -> None:
     assert "s3cr3tpart" not in said
 
 
-def test_the_profile_is_named_where_the_url_comes_from_it(tmp_path: Path) -> None:
+def test_the_message_names_the_profile_with_the_url(tmp_path: Path) -> None:
     profile = f'active = "work"\n[profiles.work]\nPREFECT_API_URL = "{NOWHERE}"\n[profiles.local]\n'
     (tmp_path / "profiles.toml").write_text(profile)
     said = fault(tmp_path)
@@ -161,14 +161,14 @@ def test_the_temporary_server_is_reached_without_a_proxy(monkeypatch: pytest.Mon
 
     monkeypatch.setenv("NO_PROXY", "intranet, 127.0.0.1")
     monkeypatch.setenv("no_proxy", "")
-    spare_loopback_the_proxy()
-    spare_loopback_the_proxy()
+    bypass_proxy_for_loopback()
+    bypass_proxy_for_loopback()
     assert os.environ["NO_PROXY"] == "intranet,127.0.0.1,localhost"
     assert os.environ["no_proxy"] == ",".join(LOOPBACK)
 
 
 @pytest.mark.parametrize("command", ["run", "ingest"])
-def test_a_command_says_it_in_one_line(
+def test_a_command_reports_it_in_one_line(
     monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path, command: str
 ) -> None:
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))

@@ -1,50 +1,41 @@
-"""Starting ranks: errors are told in full, progress is followed line by line."""
+"""Real ranks on one machine, on several hosts and on Slurm nodes: same results, full errors, no rank left behind."""
 
 from __future__ import annotations
 
-import base64
 import json
 import multiprocessing
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
 
-from nextquill_core.model.identity import ModelSpec
-from nextquill_core.training.spec import LoraSpec, PromptSpec, TrainSpec
+from nextquill_core.orders import TrainOrder
 from storage import UserError
+from storage.tables import read_table, write_table
 from tasks.ranks.launch import RanksFailed, run_ranks
-from tasks.ranks.node import launcher_command
 from tasks.ranks.placement import Hosts, Placement, Slurm
-from tasks.ranks.processes import process_count
 from tests.nextquill_core.ingest.world import World, plain_category
+from tests.orders import changed, train_order
 from tests.slurm import two_nodes
 from tests.tasks.processes import workers_of
 
 
 def order(tmp_path: Path, model: str = "./nowhere", sequences: str = "nowhere") -> Path:
-    spec = TrainSpec(
-        output=str(tmp_path), sequences=sequences, effects=None,
-        weighted=False, model=ModelSpec(model),
-        prompt=PromptSpec(2, 512, 96, "plain"), lora=LoraSpec(4, 8, 0.0, "all-linear"), alpha=0.05,
-        normalization="sequence", epochs=1, learning_rate=1e-3, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=1.0,
-        global_batch=4, batch_tokens=1000, gradient_checkpointing=False, checkpoint_every=10, keep_checkpoints=1,
-        zero_stage=2, seed=0,
-    )  # fmt: skip
+    written = train_order(tmp_path, model, Path(sequences))
     path = tmp_path / "order.json"
-    spec.save(path)
-    assert TrainSpec.load(path) == spec
+    written.save(path)
+    assert TrainOrder.load(path) == written
     return path
 
 
 @pytest.mark.ranks
-def test_a_rank_that_refuses_its_input_says_so_in_one_line(tmp_path: Path) -> None:
+def test_invalid_input_of_a_rank_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^\./nowhere: cannot load it"):
         run_ranks(order(tmp_path), tmp_path / "log", ranks=1, on_step=lambda metrics: None)
 
@@ -55,31 +46,8 @@ def test_training_on_nothing_is_refused(tmp_path: Path, tiny_folder: Path) -> No
         run_ranks(order(tmp_path, str(tiny_folder)), tmp_path / "log", ranks=1, on_step=lambda metrics: None)
 
 
-@pytest.mark.ranks
-def test_a_rank_that_fails_leaves_its_last_lines(tmp_path: Path) -> None:
-    broken = order(tmp_path)
-    broken.write_text(broken.read_text().replace('"sequences"', '"sequence"'))
-    with pytest.raises(RanksFailed, match=r"(?s)exit code 1; the log is .*unexpected keyword argument 'sequence'"):
-        run_ranks(broken, tmp_path / "log", ranks=1, on_step=lambda metrics: None)
-
-
-def test_the_command_names_ranks_and_order(tmp_path: Path) -> None:
-    command = launcher_command(tmp_path / "order.json", {"one": 1, "two": 2}, 1, "one", 29500)
-    assert command[1:3] == ["-m", "deepspeed.launcher.launch"]
-    info = next(part for part in command if part.startswith("--world_info=")).removeprefix("--world_info=")
-    assert json.loads(base64.urlsafe_b64decode(info)) == {"one": [0], "two": [0, 1]}
-    assert {"--node_rank=1", "--master_addr=one", "--master_port=29500"} <= set(command)
-    assert command[-3:] == ["--module", "nextquill_core.training.worker", str(tmp_path / "order.json")]
-
-
-def test_auto_is_one_rank_without_accelerators() -> None:
-    import torch
-
-    assert process_count("auto") == max(1, torch.accelerator.device_count())
-    assert process_count(3) == 3
-
-
-# Four examples, so a step an epoch, of several micro-batches; no dropout, which would depend on how a step is cut.
+# Four examples give one step per epoch, of several micro-batches. Dropout is off, because it depends on how a step is
+# cut into micro-batches.
 STEPS = 3
 SETTINGS: dict[str, Any] = {"epochs": STEPS, "batch_tokens": 300, "max_grad_norm": 0.05, "learning_rate": 1e-2}
 
@@ -91,15 +59,36 @@ def four_users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.out
 
 
+@pytest.mark.ranks
+def test_a_rank_that_fails_is_reported_with_its_last_lines(tmp_path: Path, tiny_folder: Path, four_users: Path) -> None:
+    sequences = shutil.copytree(four_users, tmp_path / "sequences")
+    for path in (sequences / "examples").glob("*.parquet"):
+        table = read_table(path)  # of which every target is beyond the reviews of its user
+        beyond = pa.array([99] * len(table), table.schema.field("target").type)
+        write_table(path, table.set_column(table.schema.get_field_index("target"), "target", beyond))
+    with pytest.raises(RanksFailed, match=r"(?s)exit code 1; the log is .*IndexError"):
+        run_ranks(
+            order(tmp_path, str(tiny_folder), str(sequences)), tmp_path / "log", ranks=1, on_step=lambda metrics: None
+        )
+
+
 def write_order(folder: Path, model: Path, sequences: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = order(folder, str(model), str(sequences))
-    replace(TrainSpec.load(path), **{**SETTINGS, **changes}).save(path)
+    changed(TrainOrder.load(path), **{**SETTINGS, **changes}).save(path)
     return path
 
 
 def curve(folder: Path, ranks: Placement, model: Path, sequences: Path, **changes: Any) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step of a real run."""
+    """Train for real, and return loss and gradient norm of each step.
+
+    Args:
+        folder: Output of the training.
+        ranks: Where the ranks run.
+        model: Folder of the base model.
+        sequences: Artifact of the sequences.
+        changes: Settings of the order that differ from `SETTINGS`.
+    """
     seen: list[float] = []
     path = write_order(folder, model, sequences, **changes)
     run_ranks(path, folder / "log", ranks=ranks, on_step=lambda metrics: seen.append(metrics["step"]))
@@ -122,10 +111,10 @@ def adapter(folder: Path) -> bytes:
 def one_rank(
     tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, four_users: Path
 ) -> list[tuple[float, float]]:
-    """The curve of one rank; all others have to be the same."""
+    # The curve of one rank, which all other placements must reproduce.
     steps = curve(tmp_path_factory.mktemp("one"), 1, tiny_folder, four_users)
-    assert len({loss for loss, _ in steps}) == STEPS, "it has learnt"
-    assert steps[0][1] > SETTINGS["max_grad_norm"], "it is clipped"
+    assert len({loss for loss, _ in steps}) == STEPS, "the model learns"
+    assert steps[0][1] > SETTINGS["max_grad_norm"], "the gradient is clipped"
     return steps
 
 
@@ -143,7 +132,8 @@ def test_two_ranks_zero_and_offloading_change_nothing(
     tmp_path: Path, tiny_folder: Path, four_users: Path, one_rank: list[tuple[float, float]],
     zero_stage: int, offload: str, own: dict[str, Any] | None,
 ) -> None:  # fmt: skip
-    steps = curve(tmp_path, 2, tiny_folder, four_users, zero_stage=zero_stage, offload=offload, deepspeed=own)
+    zero = {"zero_stage": zero_stage, "offload": offload}
+    steps = curve(tmp_path, 2, tiny_folder, four_users, deepspeed=zero, deepspeed_json=own)
     assert same(steps, one_rank)
     log = (tmp_path / "log").read_text()
     assert "[rank 0] " in log or "[rank 1] " in log
@@ -151,7 +141,7 @@ def test_two_ranks_zero_and_offloading_change_nothing(
 
 @pytest.mark.ranks
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets of other processes")
-def test_ranks_on_one_machine_listen_on_the_loopback_address_alone(
+def test_ranks_on_one_machine_listen_only_on_the_loopback_address(
     tmp_path: Path, tiny_folder: Path, four_users: Path
 ) -> None:
     seen: list[set[str]] = []
@@ -161,28 +151,27 @@ def test_ranks_on_one_machine_listen_on_the_loopback_address_alone(
         seen.append({str(one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN})
 
     run_ranks(write_order(tmp_path, tiny_folder, four_users), tmp_path / "log", ranks=2, on_step=look)
-    assert set[str]().union(*seen) == {"127.0.0.1"}, "and the ranks do listen"
+    assert set[str]().union(*seen) == {"127.0.0.1"}, "the ranks listen, and on no other address"
 
 
 @pytest.mark.ranks
 def test_two_ranks_change_nothing_in_the_official_objective(
     tmp_path: Path, tiny_folder: Path, four_users: Path
 ) -> None:
-    """Each sample divided by its own Σω, weights from the model in training, L_p unweighted: steps are sums again."""
+    # Each sample is divided by its own Σω, weights come from the model in training, and L_p is unweighted.
     live = {"policy": "threshold", "delta": 0.0, "high": 0.9, "low": 0.1}
-    official = {"normalization": "sample_weight", "weighted": True, "live_weights": live, "causal_weighted": False}
-    one = curve(tmp_path / "one", 1, tiny_folder, four_users, zero_stage=0, batch_tokens=10_000, **official)
-    two = curve(tmp_path / "two", 2, tiny_folder, four_users, zero_stage=0, **official)
+    official: dict[str, Any] = {"normalization": "sample_weight", "weighted": True, "live_weights": live}
+    official |= {"deepspeed": {"zero_stage": 0}, "causal_loss": {"weighted": False}}
+    one = curve(tmp_path / "one", 1, tiny_folder, four_users, batch_tokens=10_000, **official)
+    two = curve(tmp_path / "two", 2, tiny_folder, four_users, **official)
     assert same(two, one)
 
 
 @pytest.mark.ranks
-def test_settings_that_deepspeed_refuses_are_told_in_one_line(
-    tmp_path: Path, tiny_folder: Path, four_users: Path
-) -> None:
+def test_settings_that_deepspeed_refuses_are_one_line(tmp_path: Path, tiny_folder: Path, four_users: Path) -> None:
     with pytest.raises(UserError, match=r"train\.deepspeed\.config: DeepSpeed refuses it: .*reduce_bucket_size"):
         curve(
-            tmp_path, 1, tiny_folder, four_users, deepspeed={"zero_optimization": {"reduce_bucket_size": "large"}}
+            tmp_path, 1, tiny_folder, four_users, deepspeed_json={"zero_optimization": {"reduce_bucket_size": "large"}}
         )  # fmt: skip
 
 
@@ -197,10 +186,10 @@ def shell(tmp_path: Path) -> str:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_two_hosts_are_as_one(
+def test_two_hosts_give_the_result_of_one(
     tmp_path: Path, tiny_folder: Path, four_users: Path, one_rank: list[tuple[float, float]], shell: str
 ) -> None:  # fmt: skip
-    """One is reached by the shell, the other is a name of this machine and needs none."""
+    # One host is reached by the shell, the other is a name of this machine and needs none.
     hosts = Hosts({"127.0.0.2": 1, "beta": 1}, (shell,), "127.0.0.1", None)
     assert same(curve(tmp_path / "run", hosts, tiny_folder, four_users), one_rank)
     log = (tmp_path / "run" / "log").read_text()
@@ -211,8 +200,8 @@ def test_two_hosts_are_as_one(
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_the_rank_that_failed_first_is_shown(tmp_path: Path, tiny_folder: Path, four_users: Path) -> None:
-    """The second host's rank lacks a library; the first host's waits for it until its connection breaks."""
+def test_the_rank_that_failed_first_is_reported(tmp_path: Path, tiny_folder: Path, four_users: Path) -> None:
+    # The second host's rank lacks a library; the first host's rank waits for it until its connection breaks.
     path = tmp_path / "shell"
     path.write_text('#!/bin/sh\nhost=$1; shift\n[ $host = beta ] && export BROKEN_RANK=1\nexec sh -c "$*"\n')
     path.chmod(0o755)
@@ -226,22 +215,19 @@ def test_the_rank_that_failed_first_is_shown(tmp_path: Path, tiny_folder: Path, 
         curve(tmp_path / "run", hosts, tiny_folder, four_users)
 
 
-def test_a_host_without_the_store_says_so(tmp_path: Path, shell: str) -> None:
-    """The order's folder is another one there."""
-    path = order(tmp_path)
-    node = [sys.executable, "-m", "tasks.ranks.node", str(tmp_path / "elsewhere.json"), "--port=1"]
-    ended = subprocess.run([*node, "--world", '{"a": 1}'], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"nextquill: {tmp_path}/elsewhere.json: the host ")
-    assert path.exists()
-
-
 def endless(order: Path, ranks: Placement) -> None:
     run_ranks(order, order.parent / "log", ranks=ranks, on_step=lambda metrics: None)
 
 
-def killed_in_the_middle(folder: Path, ranks: Placement, model: Path, sequences: Path) -> None:
-    """SIGKILL what started the ranks, once they have done a step; wait until none is left."""
+def assert_no_rank_outlives_a_killed_run(folder: Path, ranks: Placement, model: Path, sequences: Path) -> None:
+    """Kill the process that started the ranks after their first step, and wait until no rank is left.
+
+    Args:
+        folder: Output of the training.
+        ranks: Where the ranks run.
+        model: Folder of the base model.
+        sequences: Artifact of the sequences.
+    """
     path = write_order(folder, model, sequences, epochs=100_000)
     process = multiprocessing.get_context("spawn").Process(target=endless, args=(path, ranks))
     process.start()
@@ -262,16 +248,16 @@ def killed_in_the_middle(folder: Path, ranks: Placement, model: Path, sequences:
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_no_rank_on_a_host_outlives_the_run(tmp_path: Path, tiny_folder: Path, four_users: Path, shell: str) -> None:
-    """The remote shell hides its children from the kernel's signal, as another host does: only the pipe tells them."""
+    # As on another host, the kernel's signal does not reach the children of the remote shell; only the pipe does.
     script = Path(shell)
     script.write_text(script.read_text().replace('exec sh -c "$*"', 'setsid sh -c "$*"'))
     hosts = Hosts({"alpha": 1, "beta": 1}, (shell,), "127.0.0.1", None)
-    killed_in_the_middle(tmp_path / "run", hosts, tiny_folder, four_users)
+    assert_no_rank_outlives_a_killed_run(tmp_path / "run", hosts, tiny_folder, four_users)
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    """Two nodes of a Slurm that lives as long as the tests that need it."""
+    """Two nodes of a real Slurm, for the tests of this module."""
     with two_nodes():
         yield Slurm(2, 1, (), None, None)
 
@@ -279,7 +265,7 @@ def slurm() -> Iterator[Slurm]:
 @pytest.mark.slurm
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_two_slurm_nodes_are_as_one(
+def test_two_slurm_nodes_give_the_result_of_one_rank(
     tmp_path: Path, tiny_folder: Path, four_users: Path, one_rank: list[tuple[float, float]], slurm: Slurm
 ) -> None:
     assert same(curve(tmp_path / "run", slurm, tiny_folder, four_users), one_rank)
@@ -294,12 +280,12 @@ def test_two_slurm_nodes_are_as_one(
 def test_no_rank_on_a_slurm_node_outlives_the_run(
     tmp_path: Path, tiny_folder: Path, four_users: Path, slurm: Slurm
 ) -> None:
-    killed_in_the_middle(tmp_path / "run", slurm, tiny_folder, four_users)
+    assert_no_rank_outlives_a_killed_run(tmp_path / "run", slurm, tiny_folder, four_users)
 
 
 @pytest.mark.slurm
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_what_a_slurm_node_refuses_is_told_in_one_line(tmp_path: Path, slurm: Slurm) -> None:
+def test_invalid_input_on_a_slurm_node_is_one_line(tmp_path: Path, slurm: Slurm) -> None:
     with pytest.raises(UserError, match=r"^\./nowhere: cannot load it"):
         run_ranks(order(tmp_path), tmp_path / "log", ranks=slurm, on_step=lambda metrics: None)

@@ -1,4 +1,4 @@
-"""Where ranks are wanted: hostfiles, and what has to be installed for each kind."""
+"""Placement of ranks: hostfiles, remote shells and Slurm, and the programs that each kind needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hostfile(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_hostfile_as_deepspeed_reads_it(tmp_path: Path) -> None:
+def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
     text = "# two machines\nworker-0 slots=4\n\n  user@worker-1   slots=2 # the older one\n"
     assert read_hostfile(Path(hostfile(tmp_path, text))) == {"worker-0": 4, "user@worker-1": 2}
 
@@ -32,11 +32,11 @@ def test_a_hostfile_as_deepspeed_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("worker-0\n", "line 1 is not `host slots=N`"),
-        ("a slots=1\nb slots=0\n", "line 2 is not `host slots=N`"),
-        ("-oProxyCommand=x slots=1\n", "line 1 is not `host slots=N`"),
+        ("worker-0\n", "line 1 is 'worker-0'; write it as `host slots=N`"),
+        ("a slots=1\nb slots=0\n", "line 2 is 'b slots=0'"),
+        ("-oProxyCommand=x slots=1\n", "line 1 is '-oProxyCommand=x slots=1'"),
         ("a slots=1\na slots=2\n", "line 2 names the host a again"),
-        ("# nobody\n", "it names no host"),
+        ("# no host\n", "it names no host"),
     ],
 )
 def test_a_hostfile_that_cannot_be_used_is_refused(tmp_path: Path, text: str, fault: str) -> None:
@@ -47,17 +47,19 @@ def test_a_hostfile_that_cannot_be_used_is_refused(tmp_path: Path, text: str, fa
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"kind": "hostfile", "hostfile": "nowhere"}, "nowhere: there is no hostfile"),
+        ({"kind": "hostfile", "hostfile": "nowhere"}, "nowhere: the hostfile cannot be read"),
         ({"kind": "slurm"}, r"train\.launcher\.kind: slurm: there is no `srun` on this machine"),
     ],
 )
-def test_a_missing_tool_is_one_line(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], fault: str) -> None:
+def test_a_missing_program_or_hostfile_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], fault: str
+) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=fault):
         placement(LauncherConfig(**settings))
 
 
-def test_a_remote_shell_is_needed_for_other_hosts_alone(tmp_path: Path) -> None:
+def test_a_remote_shell_is_needed_only_for_other_hosts(tmp_path: Path) -> None:
     settings = {"kind": "hostfile", "remote_shell": "no-such-shell -x"}
     here = LauncherConfig(**settings, hostfile=hostfile(tmp_path, "localhost slots=1\n127.0.0.2 slots=2\n"))
     assert placement(here) == Hosts({"localhost": 1, "127.0.0.2": 2}, ("no-such-shell", "-x"), "127.0.0.1", None)
@@ -65,7 +67,7 @@ def test_a_remote_shell_is_needed_for_other_hosts_alone(tmp_path: Path) -> None:
         placement(LauncherConfig(**settings, hostfile=hostfile(tmp_path, "worker-0 slots=1\n")))
 
 
-def test_the_first_host_is_reached_by_a_name_that_all_know(tmp_path: Path) -> None:
+def test_the_first_host_has_an_address_that_all_hosts_know(tmp_path: Path) -> None:
     def address(text: str, **settings: Any) -> str:
         launcher = LauncherConfig(kind="hostfile", remote_shell="sh", hostfile=hostfile(tmp_path, text), **settings)
         where = placement(launcher)
@@ -78,7 +80,7 @@ def test_the_first_host_is_reached_by_a_name_that_all_know(tmp_path: Path) -> No
     assert is_here(socket.gethostname())
 
 
-def test_a_host_gets_one_command_line_whatever_stands_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_gets_one_quoted_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_IB_HCA", "a b;c")
     for name in [name for name in os.environ if name.startswith("HF_") and holds_secret(name)]:
         monkeypatch.delenv(name)
@@ -108,7 +110,7 @@ def test_secrets_go_to_a_host_by_its_standard_input(tmp_path: Path, monkeypatch:
     assert there.secrets["HF_ENDPOINT"] == "https://me:pl4nt3d-passw0rd@mirror"
 
 
-def test_srun_gets_one_task_a_node_and_what_the_user_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_gets_one_task_per_node_and_the_user_s_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -127,12 +129,12 @@ def test_srun_gets_one_task_a_node_and_what_the_user_adds(tmp_path: Path, monkey
     "settings",
     [{"kind": "hostfile"}, {"kind": "local", "processes": 0}, {"kind": "slurm", "slurm": {"nodes": 0}}, {"port": 0}],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         LauncherConfig(**settings)
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(0, "optimizer"), (2, "parameters")])
-def test_offloading_needs_the_stage_that_does_it(stage: int, offload: str) -> None:
+def test_offloading_needs_a_zero_stage_that_supports_it(stage: int, offload: str) -> None:
     with pytest.raises(ValidationError, match=f"offload {offload} needs zero_stage"):
         DeepSpeedConfig(zero_stage=stage, offload=offload)  # type: ignore[arg-type]

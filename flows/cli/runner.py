@@ -1,4 +1,4 @@
-"""What all commands share: their options, the configuration behind them, and starting a flow."""
+"""Run a flow in this process: start or check the Prefect server, load the libraries, and print the flow's log."""
 
 from __future__ import annotations
 
@@ -12,58 +12,32 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from flows.cli.interruption import INTERRUPTED
 from flows.server import outage
-from flows.server.settings import URL, ServerSettings, require_server, server_settings, spare_loopback_the_proxy
+from flows.server.settings import URL, ServerSettings, bypass_proxy_for_loopback, require_server, server_settings
 from flows.server.temporary import ServerFailed, TemporaryServer
 from storage.errors import UserError
 from storage.files import require_writable
 
 MODEL_LIBRARIES = ("nextquill_core.model.tiny", "nextquill_core.evaluation.metrics", "peft")
-"""What takes long to import, and stages that read or write a model import at their turn."""
-
-UNLIMITED = 100_000
-"""Columns of what is no terminal."""
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="The run's YAML file, or `demo` and others that come along.")
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; YAML value.")]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", metavar="NAME|FILE", help="Lay `paper`, `tuned` or a YAML file over the config."),
-]
-StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
-
-
-def read_settings(config: Path, overrides: list[str] | None, store: str | None, preset: str | None = None) -> Any:
-    """The `Config` in a file with a preset, then single keys, laid over it.
-
-    Raises:
-        UserError: The file cannot be read, or a key or value does not fit.
-    """
-    from nextquill_core.config import load_config
-    from nextquill_core.config.packaged import config_path, preset_overrides
-
-    laid = preset_overrides(preset) if preset else []
-    return load_config(config_path(str(config)), [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
+"""Modules that take long to import, and that stages with a model need."""
 
 
 def run_flow(name: str, settings: Any, *, about: Iterable[str] = (), **options: Any) -> Any:
-    """Run the flow in `flows.NAME` here, and return what it returns.
+    """Run the flow in `flows.NAME` in this process, and return its result.
 
     Args:
-        name: Name of the flow and its module.
-        settings: Its configuration, or configurations.
-        about: What is about to happen; these lines are printed before anything that takes seconds to load.
-        options: Its further parameters.
+        name: Name of the flow and of its module.
+        settings: Configuration of the flow, or its configurations.
+        about: Lines that are printed first, before anything that takes seconds to load.
+        options: Further parameters of the flow.
 
     Raises:
-        UserError: The Prefect server that is set does not answer, or what the flow raises.
+        UserError: The Prefect server that is set does not answer, or the flow found invalid input.
         Exit: A signal ended the flow, or the Prefect server failed.
     """
     quiet_prefect()
@@ -98,29 +72,29 @@ def _about_server(server: ServerSettings) -> str:
 
 
 def quiet_prefect() -> None:
-    """Settle, before Prefect is imported, what it is to be like unless the user says otherwise."""
-    # Offline and quiet: our own lines in the terminal, everything in the UI.
+    """Set defaults of Prefect's settings; call it before Prefect is imported."""
+    # Offline and quiet: the terminal shows our own lines, the UI shows everything.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    # Patient: the first server on a machine makes its database, which a slow one does not do in Prefect's 20 s.
+    # The first server on a machine creates its database, which can take longer than Prefect's 20 s on a slow one.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    spare_loopback_the_proxy()
+    bypass_proxy_for_loopback()
 
 
 @contextmanager
 def server_ready(checked: ServerSettings, meanwhile: Sequence[str] = ()) -> Iterator[None]:
-    """Start Prefect's temporary server, where one is needed, beside the block; at the end of the block it is there.
+    """Start a temporary Prefect server, if one is needed, while the block runs, and wait for it after the block.
 
-    Prefect itself would start it, and wait, at the first call. It takes seven seconds, and all of them on one core.
+    The start takes about seven seconds on one core. Prefect itself would start a server at the first request and wait.
 
     Args:
-        checked: The server that has been found to answer, if one is set.
-        meanwhile: Modules that will be wanted, to import while there is still something to wait for.
+        checked: Settings of the server that has been found to answer, if one is set.
+        meanwhile: Modules that will be needed; they are imported while the server starts.
 
     Raises:
-        UserError: Prefect itself knows of another server, which does not answer, or may start none.
-        ServerFailed: The temporary server does not come up.
+        UserError: Prefect has another server set, which does not answer, or temporary servers are switched off.
+        ServerFailed: The temporary server does not start.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_ENABLED
     from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as STARTUP_S
@@ -134,13 +108,13 @@ def server_ready(checked: ServerSettings, meanwhile: Sequence[str] = ()) -> Iter
         raise UserError(
             "no Prefect server is set, and temporary ones are switched off (PREFECT_SERVER_EPHEMERAL_ENABLED)",
             URL,
-            "start one (`nextquill up`) and set it, or allow temporary ones",
+            "start one (`nextquill up`) and set its URL, or allow temporary ones",
         )
     require_writable(PREFECT_HOME.value(), "set PREFECT_HOME to a folder that you can write to")
     began = time.monotonic()
-    # The kernel ends the server when the thread that started it ends, so this is done here, in the main thread.
+    # The kernel ends the server when the thread that started it ends, so the main thread starts it.
     server = TemporaryServer(PREFECT_HOME.value(), float(STARTUP_S.value()))
-    # At exit, functions are called in the reverse order: Prefect, imported later, first sends what it still has to say.
+    # Exit functions are called in reverse order: Prefect, which is imported later, first sends its last reports.
     atexit.register(server.end)
     yield
     for module in meanwhile:
@@ -153,9 +127,9 @@ def server_ready(checked: ServerSettings, meanwhile: Sequence[str] = ()) -> Iter
 
 
 def use_temporary(server: TemporaryServer) -> None:
-    """Let Prefect in this process take a server for the temporary one that it would start.
+    """Make Prefect in this process use a temporary server in place of the one that it would start.
 
-    `PREFECT_API_URL` stays unset, because jobs and workers on other machines could not reach this server.
+    `PREFECT_API_URL` stays unset, because jobs and workers on other machines cannot reach this server.
     """
     from prefect.server.api.server import SubprocessASGIServer
 
@@ -164,10 +138,10 @@ def use_temporary(server: TemporaryServer) -> None:
 
 
 def no_heartbeats() -> AbstractContextManager[Any]:
-    """Leave out what tells a server that a run is alive, unless somebody has set it.
+    """Switch off the heartbeats of flow runs, unless the user has set their frequency.
 
-    At the end of each flow run, Prefect waits up to a second for the thread that tells it. Whoever types the command
-    sees that it has died.
+    Prefect waits up to a second for the heartbeat thread at the end of each flow run. The user at the terminal sees
+    without heartbeats whether the command still runs.
     """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -175,7 +149,7 @@ def no_heartbeats() -> AbstractContextManager[Any]:
 
 
 def print_run_lines() -> None:
-    """Print what our flows and tasks log; the engine's own lines stay in the UI."""
+    """Print the log lines of our flows and tasks; the engine's lines are shown in the UI only."""
     import prefect
 
     engine = str(Path(prefect.__file__).parent)
@@ -184,20 +158,3 @@ def print_run_lines() -> None:
     handler.addFilter(lambda record: not record.pathname.startswith(engine))
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addHandler(handler)
-
-
-def console() -> Any:
-    """Return the console that tables are printed to; a pipe or a file has no width at which lines are folded."""
-    from rich.console import Console
-
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=UNLIMITED)
-
-
-def readable_size(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

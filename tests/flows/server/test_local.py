@@ -1,4 +1,4 @@
-"""`nextquill up` and `down` for real: one server for the module, started and ended by the commands themselves."""
+"""`nextquill up` and `down`: one real server for this module, started and ended by the commands themselves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
-from flows.server.processes import MARK, Home, Process, alive
-from flows.timeouts import variable
+from flows.server.processes import MARK
+from flows.stage import timeout_variable as variable
 from tasks.gpu_lock import HELD, LEASE_S
 from tests.conftest import REPO
 from tests.flows.conftest import Server
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
 @dataclass
 class Local:
-    """What one `up` has started."""
+    """A server that `up` has started."""
 
     home: Path
     port: int
@@ -72,7 +73,7 @@ def nextquill(*words: str, cwd: Path = REPO, **environment: str) -> subprocess.C
 
 def plain_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "NEXTQUILL_"))}
-    # So that a place which a killed run held is free again in seconds; otherwise the limits of a real server.
+    # The slot that a killed run held is released within seconds; all other settings are those of a real server.
     quick = {
         "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1",
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
@@ -96,19 +97,13 @@ def wait_until(what: str, holds: Callable[[], Any], seconds: float = 60.0) -> An
 
 
 def marked(home: Path) -> list[str]:
-    """The command line of every process that has the home's mark in its environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
+    """Return the command line of every process that was started from a home."""
+    running = psutil.process_iter(["environ", "cmdline"])
+    return [" ".join(one.info["cmdline"]) for one in running if (one.info["environ"] or {}).get(MARK) == str(home)]
 
 
 def slots(local: Local) -> int:
-    """How many hold the place for training."""
+    """Return how many trainings hold the GPU lock."""
     limits = {one["name"]: one["active_slots"] for one in local.get("/v2/concurrency_limits/filter")}
     return int(limits["training-gpu"])
 
@@ -127,7 +122,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         found.command("down")
 
 
-def test_everything_is_there(local: Local) -> None:
+def test_up_creates_pools_limits_deployments_and_workers(local: Local) -> None:
     assert f"The UI: http://127.0.0.1:{local.port}\n" in local.printed
     assert "schedules: all paused" in local.printed
     deployments = {one["name"]: one for one in local.get("/deployments/filter")}
@@ -170,7 +165,7 @@ def test_a_deployed_stage_runs_to_its_end(local: Local, small_world: Path, tmp_p
     assert list((tmp_path / "store").glob("ingest/*/manifest.json"))
 
 
-def test_up_again_starts_nothing_and_keeps_what_people_have_set(local: Local) -> None:
+def test_a_second_up_starts_nothing_and_keeps_the_user_s_settings(local: Local) -> None:
     before = local.processes()
     done = local.command("up")
     assert done.returncode == 0, done.stderr
@@ -198,14 +193,14 @@ def test_up_again_starts_nothing_and_keeps_what_people_have_set(local: Local) ->
     local.patch("/v2/concurrency_limits/training-gpu", limit=1)
 
 
-def test_another_port_is_refused_while_it_runs(local: Local) -> None:
+def test_another_port_is_refused_while_a_server_runs(local: Local) -> None:
     done = local.command("up", "--port", str(free_port()))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "nextquill down" in done.stderr
 
 
 def test_trainings_take_turns(local: Local) -> None:
-    wait_until("the place", lambda: slots(local) == 0)
+    wait_until("the GPU lock", lambda: slots(local) == 0)
     first = local.toy("hold", "300")
     second = None
     try:
@@ -216,7 +211,7 @@ def test_trainings_take_turns(local: Local) -> None:
         assert any(waits in line for line in second.stdout)  # reads until it says so
         of_a_sweep = local.toy("hold", "0", **{HELD: "training-gpu"})
         printed, _ = of_a_sweep.communicate(timeout=60)
-        assert "held" in printed, "a point of a sweep that holds the place does not wait for it"
+        assert "held" in printed, "a point of a sweep whose process holds the lock does not wait for it"
         assert second.poll() is None
         assert slots(local) == 1
         ended = time.time()
@@ -224,9 +219,9 @@ def test_trainings_take_turns(local: Local) -> None:
         printed, _ = second.communicate(timeout=60)
         assert float(printed.split("held ")[1].split()[0]) > ended
         assert first.wait(timeout=30) != 0
-        wait_until("giving it back", lambda: slots(local) == 0)
+        wait_until("its release", lambda: slots(local) == 0)
         elsewhere = local.toy("hold", "0", NEXTQUILL_TRAINING_LIMIT="training-gpu-b")
-        assert "held" in elsewhere.communicate(timeout=60)[0], "without such a limit nothing waits"
+        assert "held" in elsewhere.communicate(timeout=60)[0], "without a limit nothing waits"
     finally:
         for process in filter(None, (first, second)):
             process.kill()
@@ -234,8 +229,8 @@ def test_trainings_take_turns(local: Local) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_training_gives_its_place_back(local: Local) -> None:
-    wait_until("the place", lambda: slots(local) == 0)
+def test_a_killed_training_releases_the_gpu_lock(local: Local) -> None:
+    wait_until("the GPU lock", lambda: slots(local) == 0)
     first = local.toy("hold", "300")
     wait_until("the training", lambda: slots(local) == 1)
     first.kill()
@@ -246,10 +241,10 @@ def test_a_killed_training_gives_its_place_back(local: Local) -> None:
 
 
 def test_a_run_beyond_its_time_is_ended_with_its_processes(local: Local) -> None:
-    # A limit of the flow itself, of a stage inside a pipeline that has one too, and of the pipeline around a stage.
+    # The limit of a flow itself, of a stage inside a pipeline with a limit, and of the pipeline around a stage.
     running = {}
     for toy, limited in (("hang", "train"), ("hang-inside", "train"), ("hang-inside", "pipeline")):
-        limit = str(20 / 3600)  # the child has to be there by then, on a busy machine too
+        limit = str(20 / 3600)  # long enough for the child to start on a busy machine
         hours = {variable("train"): "1", variable("pipeline"): "1", variable(limited): limit}
         running[toy, limited] = local.toy(toy, **hours)
     for process in running.values():
@@ -260,11 +255,11 @@ def test_a_run_beyond_its_time_is_ended_with_its_processes(local: Local) -> None
     flows = {flow["id"]: flow["name"] for flow in local.get("/flows/filter")}
     runs = local.server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_DESC", "limit": 5}))
     ended = [flows[run["flow_id"]] for run in runs if run["state"]["name"] == "TimedOut"]
-    assert len(ended) >= 3, "a flow whose subflow ran out of time may end so too, or as failed"
+    assert len(ended) >= 3, "a flow whose subflow timed out may end as TimedOut, too, or as Failed"
     assert set(ended) == {"hang", "hang-inside"}
 
 
-def test_only_what_may_pass_is_tried_again(local: Local) -> None:
+def test_only_temporary_errors_are_retried(local: Local) -> None:
     printed, _ = local.toy("retry").communicate(timeout=90)
     assert [line for line in printed.splitlines() if line.startswith("tried")] == [
         "tried network 3 times: Completed",
@@ -273,7 +268,7 @@ def test_only_what_may_pass_is_tried_again(local: Local) -> None:
     ], printed
 
 
-def test_down_ends_runs_and_leaves_nothing(local: Local, tmp_path: Path) -> None:
+def test_down_ends_runs_and_leaves_no_process(local: Local, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     flow = local.server.post("/flows/", json.dumps({"name": "hang"}))["id"]
     here = {"prefect.deployments.steps.set_working_directory": {"directory": str(REPO)}}
@@ -310,7 +305,7 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     assert marked(tmp_path / "home") == []
 
 
-def test_a_server_that_does_not_come_up_is_told_with_its_log(tmp_path: Path) -> None:
+def test_a_server_that_does_not_come_up_is_reported_with_its_log(tmp_path: Path) -> None:
     home = tmp_path / "home"
     broken = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////nowhere/at/all.db"}
     done = nextquill("up", "--port", str(free_port()), "--home", str(home), **broken)
@@ -322,33 +317,7 @@ def test_a_server_that_does_not_come_up_is_told_with_its_log(tmp_path: Path) -> 
     assert marked(home) == []
 
 
-def test_down_where_nothing_ever_was(tmp_path: Path) -> None:
+def test_down_without_a_server_changes_nothing(tmp_path: Path) -> None:
     done = nextquill("down", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "nothing runs: there is no .nextquill\n")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_that_has_got_the_id_of_ours_is_left_alone(tmp_path: Path) -> None:
-    stranger = subprocess.Popen(["sleep", "60"])
-    try:
-        home = Home.open(tmp_path)
-        home.processes = [Process("server", stranger.pid, "another time")]
-        home.save()
-        done = nextquill("down", "--home", str(tmp_path))
-        assert (done.returncode, done.stdout) == (0, f"nothing runs in {tmp_path}\n")
-        assert stranger.poll() is None
-    finally:
-        stranger.kill()
-        stranger.wait()
-
-
-def test_what_a_killed_process_has_started_is_ours(tmp_path: Path) -> None:
-    home = Home.open(tmp_path / "home")
-    parent = home.start("parent", ["sh", "-c", "setsid sleep 60 & wait"], dict(os.environ))
-    orphan = wait_until("the child", lambda: [one for one in home.family() if one.pid != parent.pid and one.name == ""])
-    os.kill(parent.pid, signal.SIGKILL)
-    wait_until("its end", lambda: not alive(parent))
-    assert home.family() == set(orphan)
-    home.end(home.family(), 5.0)
-    assert home.family() == set()
-    assert not any(map(alive, orphan))

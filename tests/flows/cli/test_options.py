@@ -1,4 +1,4 @@
-"""Presets, exports and sweeps on the command line: what is refused is refused in one line, before Prefect starts."""
+"""Options that several commands share; what they refuse is one line, before Prefect starts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ def config(small_world: Path, tmp_path: Path) -> Path:
         (["sweep", "train.batch_tokens=1,2"], "make the same predictions"),
     ],
 )
-def test_bad_input_is_one_line(monkeypatch: Any, capsys: Any, config: Path, arguments: list[str], message: str) -> None:
+def test_invalid_input_is_one_line(
+    monkeypatch: Any, capsys: Any, config: Path, arguments: list[str], message: str
+) -> None:
     assert nextquill(monkeypatch, *arguments, "--config", config) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert (captured.err.count("\n"), captured.out) == (1, "")
 
 
-def test_a_preset_leads_to_other_artifacts_and_set_goes_over_it(monkeypatch: Any, capsys: Any, config: Path) -> None:
+def test_a_preset_leads_to_other_artifacts_and_set_overrides_it(monkeypatch: Any, capsys: Any, config: Path) -> None:
     def trained(*arguments: str) -> str:
         assert nextquill(monkeypatch, "status", "--json", "--config", config, *arguments) == 0
         rows = {row["stage"]: row["path"] for row in json.loads(capsys.readouterr().out)}

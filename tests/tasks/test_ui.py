@@ -1,4 +1,4 @@
-"""Keys of artifacts in the UI: a history for each data."""
+"""What the UI shows: keys of artifacts, a history for each data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 
 from nextquill_core.config import Config, parse_config
-from tasks.artifacts import data_key
+from tasks.ui import data_key
 
 
 def config(*categories: str) -> Config:

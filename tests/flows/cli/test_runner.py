@@ -1,4 +1,4 @@
-"""How a flow is run from the command line."""
+"""A flow that is run from the command line: its temporary server, and no heartbeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 
-from flows.cli.common import no_heartbeats
+from flows.cli.runner import no_heartbeats
 from tests.conftest import REPO
 
 
@@ -21,8 +21,8 @@ def heartbeats() -> Any:
     return get_current_settings().flows.heartbeat_frequency
 
 
-def test_heartbeats_are_left_out_unless_somebody_has_set_them() -> None:
-    assert heartbeats() is not None, "Prefect's own; each flow run would wait for them"
+def test_heartbeats_are_off_unless_the_user_has_set_them() -> None:
+    assert heartbeats() is not None, "Prefect's default, for which each flow run would wait"
     with no_heartbeats():
         assert heartbeats() is None
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 45}), no_heartbeats():
@@ -31,12 +31,12 @@ def test_heartbeats_are_left_out_unless_somebody_has_set_them() -> None:
 
 SERVER = """
 import os, signal, sys
-from flows.cli.common import quiet_prefect, server_ready
+from flows.cli.runner import quiet_prefect, server_ready
 from flows.server.settings import server_settings
 quiet_prefect()
-with server_ready(server_settings(), meanwhile=["nextquill_core.evaluation.rouge"]):
+with server_ready(server_settings(), meanwhile=["nextquill_core.evaluation.text_metrics"]):
     import prefect
-assert ("nextquill_core.evaluation.rouge" in sys.modules) is started, "only while there is something to wait for"
+assert ("nextquill_core.evaluation.text_metrics" in sys.modules) is started, "imported only while the server starts"
 from prefect.server.api.server import SubprocessASGIServer
 server = SubprocessASGIServer()
 assert server.running is started, server.running
@@ -46,7 +46,7 @@ if started:
     process = server.server_process
     @prefect.flow
     def flow():
-        assert SubprocessASGIServer().server_process is process, "the flow has started another one"
+        assert SubprocessASGIServer().server_process is process, "the flow has started another server"
         return "ran"
     assert os.getsid(process.pid) != os.getsid(0), "Ctrl-C in a terminal would end it with the command"
     print(flow())
@@ -65,7 +65,7 @@ def run_beside_a_server(tmp_path: Path, *, url: str = "", killed: bool = False) 
 
 @pytest.mark.flow
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/api"], ids=["none", "one"])
-def test_a_server_is_there_when_libraries_are_and_only_where_none_is_named(tmp_path: Path, url: str) -> None:
+def test_a_temporary_server_starts_only_if_no_server_is_set(tmp_path: Path, url: str) -> None:
     done = run_beside_a_server(tmp_path, url=url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:1] == ([] if url else ["ran"])
@@ -73,11 +73,11 @@ def test_a_server_is_there_when_libraries_are_and_only_where_none_is_named(tmp_p
 
 @pytest.mark.flow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal to orphans")
-def test_the_temporary_server_has_a_session_of_its_own_and_ends_with_the_command(tmp_path: Path) -> None:
+def test_the_temporary_server_has_its_own_session_and_ends_with_the_command(tmp_path: Path) -> None:
     done = run_beside_a_server(tmp_path, killed=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     server = int(done.stdout.splitlines()[1])
     deadline = time.monotonic() + 30
     while Path("/proc", str(server)).exists():
-        assert time.monotonic() < deadline, "the server outlives a command that was killed"
+        assert time.monotonic() < deadline, "the server outlives the killed command"
         time.sleep(0.2)

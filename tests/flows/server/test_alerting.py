@@ -1,6 +1,6 @@
-"""Alerts and the chain of stages on a real Prefect server, with a receiver of the test's own.
+"""Alerts and the chain of stages on a real Prefect server, with a receiver on loopback.
 
-Everything is started at once, for Prefect waits 10 s at least for what does not come.
+All runs are started at once, because Prefect waits at least 10 s for an event that does not come.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import Popen
-from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
+from typer.main import get_command
 
-from flows.cli.alerts import BLOCK, alerts
+from flows.cli.main import app
+from flows.server.alerting import BLOCK
 from flows.server.events import stage_finished
 from nextquill_core.errors import UserError
 from nextquill_core.registry.promote import decide
@@ -36,14 +37,15 @@ from tests.world import small_settings
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
 STAGES = ("ingest", "model", "score", "train", "evaluate")
-WITHIN = "0.2"  # minutes
+QUICK = ("--allow-private-urls", "--late", "0.2", "--long", "0.2")
+"""Alerts after 0.2 minutes, to a loopback address."""
 PATIENCE_S = 90.0
 AWKWARD = 'Movies & "TV" <b>'
 
 
 @dataclass
-class Standing:
-    """What the module has started, and what the receiver has got."""
+class Setup:
+    """What this module has started, and what the receiver has got."""
 
     server: Server
     hook: str
@@ -55,21 +57,27 @@ class Standing:
     processes: list[Popen[str]] = field(default_factory=list)
 
     def start(self, deployment: str, config: dict[str, Any]) -> str:
-        """A run that is being done; returns its id."""
+        """Start a run of a deployment, and return its id."""
         run = begin(self.server, self.deployments[deployment], config)
         self.processes.append(execute(self.server, run))
         return run
 
     def alert(self, what: str, run: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
-        """The alert of this kind about a run, once it is there."""
+        """Wait for the alert of a kind about a run.
+
+        Args:
+            what: Kind of the alert.
+            run: Id of the run.
+            patience_s: Seconds to wait.
+        """
 
         def look() -> dict[str, Any] | None:
             return next((one for one in self.got if one["what"] == what and run in one["url"]), None)
 
         return waited(look, patience_s)
 
-    def set(self, **options: Any) -> list[str]:
-        return command(self.server, **options)
+    def alerts(self, *options: str) -> list[str]:
+        return alerts(self.server, *options)
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
         which = {"deployments": {"id": {"any_": [self.deployments[deployment]]}}}
@@ -84,13 +92,19 @@ class Standing:
 def waited(look: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     deadline = time.monotonic() + patience_s
     while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come"
+        assert time.monotonic() < deadline, "it did not arrive"
         time.sleep(0.2)
     return found
 
 
 def post(server: Server, path: str, body: str = "{}") -> Any:
-    """As `Server.post`, asking again where SQLite is busy, as Prefect's own client does."""
+    """Send a request as `Server.post` does, and repeat it while SQLite is busy, as Prefect's client does.
+
+    Args:
+        server: The server.
+        path: Path below the API's URL.
+        body: JSON.
+    """
     for _ in range(20):
         try:
             return server.post(path, body)
@@ -101,18 +115,24 @@ def post(server: Server, path: str, body: str = "{}") -> Any:
     return server.post(path, body)
 
 
-def command(server: Server, **options: Any) -> list[str]:
-    """`nextquill alerts` in this process: its lines."""
+def alerts(server: Server, *options: str) -> list[str]:
+    """Run `nextquill alerts` in this process, and return the lines that it prints."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     printed = io.StringIO()
     with temporary_settings({PREFECT_API_URL: server.api}), redirect_stdout(printed):
-        alerts(**options)
+        get_command(app)(["alerts", *options], standalone_mode=False)
     return printed.getvalue().splitlines()
 
 
 def deploy(server: Server, flow: str, entrypoint: str) -> str:
-    """What `prefect deploy` does, without its seconds."""
+    """Create a deployment as `prefect deploy` does, and return its id.
+
+    Args:
+        server: The server.
+        flow: Name of the flow and the deployment.
+        entrypoint: File and name of the flow's function.
+    """
     there = post(server, "/flows/", json.dumps({"name": flow}))
     deployment = {
         "name": flow,
@@ -126,7 +146,7 @@ def deploy(server: Server, flow: str, entrypoint: str) -> str:
 
 
 def forget(server: Server, deployments: Iterable[str]) -> None:
-    """Remove deployments, and with them their runs that wait."""
+    """Remove deployments together with their waiting runs."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -136,7 +156,14 @@ def forget(server: Server, deployments: Iterable[str]) -> None:
 
 
 def begin(server: Server, deployment: str, config: Any = None, late_s: float = 0) -> str:
-    """A scheduled run of a deployment."""
+    """Schedule a run of a deployment, and return its id.
+
+    Args:
+        server: The server.
+        deployment: Id of the deployment.
+        config: Configuration of the run.
+        late_s: Seconds for which the run has been due.
+    """
     due = datetime.now(UTC) - timedelta(seconds=late_s)
     state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
     asked = {"state": state, "parameters": {"config": config} if config else {}}
@@ -149,13 +176,13 @@ def move(server: Server, run: str, state: str) -> None:
 
 
 def execute(server: Server, run: str) -> Popen[str]:
-    """Do what a worker does with a run."""
+    """Execute a run as a worker does."""
     move(server, run, "Pending")
     return replace(server, environment=server.environment | {"PREFECT__FLOW_RUN_ID": run}).start("prefect.engine")
 
 
 def absent(config: dict[str, Any]) -> dict[str, Any]:
-    """The same with raw files that are not there."""
+    """Return the configuration with raw files that do not exist."""
     inputs = [{"category": AWKWARD, "reviews": "absent.jsonl", "items": "absent.jsonl"}]
     return config | {"ingest": config["ingest"] | {"inputs": inputs}}
 
@@ -181,7 +208,7 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 @pytest.fixture(scope="module")
-def standing(
+def setup(
     server: Server,
     receiver: tuple[str, list[dict[str, Any]]],
     small_world: Path,
@@ -189,7 +216,7 @@ def standing(
     ingested: Path,  # noqa: F811
     tiny_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Standing]:
+) -> Iterator[Setup]:
     hook, got = receiver
     decide(measured(trained(settings(world, ingested, tiny_folder), 2.0), lambda _: -2.0), METHOD, METHOD)
     fallen = settings(world, ingested, tiny_folder, **OTHER)
@@ -199,58 +226,59 @@ def standing(
 
     deployments = {stage: deploy(server, stage, f"flows/{stage}.py:{stage}") for stage in STAGES}
     deployments["outer"] = deploy(server, "outer", "tests/flows/watched.py:outer")
-    printed = command(server, webhook=hook, allow_private=True, late=float(WITHIN), long=float(WITHIN), chain=True)
-    told = Standing(server, hook, printed, got, deployments, good)
+    printed = alerts(server, "--webhook", hook, *QUICK, "--chain")
+    setup = Setup(server, hook, printed, got, deployments, good)
     try:
-        told.runs["late"] = begin(server, deployments["evaluate"], late_s=60)
-        told.runs["long"] = begin(server, deployments["evaluate"])
-        told.runs["in time"] = begin(server, deployments["evaluate"])
+        setup.runs["late"] = begin(server, deployments["evaluate"], late_s=60)
+        setup.runs["long"] = begin(server, deployments["evaluate"])
+        setup.runs["in time"] = begin(server, deployments["evaluate"])
         for run, states in {"long": ["Running"], "in time": ["Pending", "Running", "Completed"]}.items():
             for state in states:
-                move(server, told.runs[run], state)
-        told.runs["good"] = told.start("ingest", good)
-        told.runs["bad"] = told.start("ingest", absent(good))
-        told.runs["outer"] = told.start("outer", fallen.model_dump(mode="json"))
-        yield told
+                move(server, setup.runs[run], state)
+        setup.runs["good"] = setup.start("ingest", good)
+        setup.runs["bad"] = setup.start("ingest", absent(good))
+        setup.runs["outer"] = setup.start("outer", fallen.model_dump(mode="json"))
+        yield setup
     finally:
-        for process in told.processes:
+        for process in setup.processes:
             process.kill()
             process.wait()
-        command(server, remove=True)
+        alerts(server, "--remove")
         forget(server, deployments.values())
 
 
-def test_setting_twice_changes_nothing(standing: Standing) -> None:
-    lines = {line.split("  ")[0]: line for line in standing.printed}
+def test_setting_the_same_twice_changes_nothing(setup: Setup) -> None:
+    lines = {line.split("  ")[0]: line for line in setup.printed}
     assert set(lines) == {"created"}
-    assert len(standing.printed) == 1 + 5 + 4, "the webhook, alerts, and links"
-    assert standing.printed[0].split() == ["created", "set", "webhook", "127.0.0.1"]
-    assert "still running 0.2 minutes after it started" in "\n".join(standing.printed)
-    before = standing.automations()
-    again = standing.set(webhook=standing.hook, allow_private=True, late=float(WITHIN), long=float(WITHIN), chain=True)
+    assert len(setup.printed) == 1 + 5 + 4, "the webhook, five alerts, and four links of the chain"
+    assert setup.printed[0].split() == ["created", "set", "webhook", "127.0.0.1"]
+    assert "still running 0.2 minutes after it started" in "\n".join(setup.printed)
+    before = setup.automations()
+    again = setup.alerts("--webhook", setup.hook, *QUICK, "--chain")
     assert {line.split("  ")[0] for line in again} == {"unchanged"}
-    assert standing.automations() == before
+    assert setup.automations() == before
 
 
-def test_another_address_changes_the_block_alone(standing: Standing) -> None:
-    before = standing.automations()
-    there = f"{standing.hook}-too"
-    moved = standing.set(webhook=there, allow_private=True, late=float(WITHIN), long=float(WITHIN))
+def test_another_address_changes_only_the_block(setup: Setup) -> None:
+    before = setup.automations()
+    moved = setup.alerts("--webhook", f"{setup.hook}-too", *QUICK)
     assert moved[0].split() == ["updated", "set", "webhook", "127.0.0.1"]
     assert not any(line.startswith("updated") for line in moved[1:])
-    assert standing.automations() == before
-    blocks = post(standing.server, "/block_documents/filter")
+    assert setup.automations() == before
+    blocks = post(setup.server, "/block_documents/filter")
     (kept,) = [block for block in blocks if block["name"] == BLOCK]
     assert "s3cret" not in json.dumps(kept) + "".join(moved), "the address is a secret"
 
 
-def test_a_failed_run_is_told(standing: Standing) -> None:
+def test_a_failed_run_is_reported(setup: Setup) -> None:
     try:
-        run = standing.runs["bad"]
-        got = standing.alert("failed", run, patience_s=15)
-    except AssertionError:  # a busy SQLite lost the event before it, for which the server waits (docs/how-to/alerts.md)
-        run = standing.start("ingest", absent(standing.config))
-        got = standing.alert("failed", run)
+        run = setup.runs["bad"]
+        got = setup.alert("failed", run, patience_s=15)
+    except (
+        AssertionError
+    ):  # SQLite was busy and Prefect lost the event before it, for which it waits (docs/how-to/alerts.md)
+        run = setup.start("ingest", absent(setup.config))
+        got = setup.alert("failed", run)
     assert (got["flow"], got["deployment"], got["run"], got["state"]) == (
         "ingest",
         "ingest",
@@ -263,26 +291,26 @@ def test_a_failed_run_is_told(standing: Standing) -> None:
     assert "message" not in got, "it may quote data"
 
 
-def test_a_fall_of_quality_is_told(standing: Standing) -> None:
-    got = standing.alert("quality", standing.runs["outer"])
+def test_a_fall_of_quality_is_reported(setup: Setup) -> None:
+    got = setup.alert("quality", setup.runs["outer"])
     assert (got["method"], got["value"], got["against"], got["low"]) == (METHOD, -2.5, -2.0, -2.0)
     assert "log_likelihood of nextquill" in got["text"]
 
     def warned() -> list[int]:  # the log comes in batches
-        logs = post(standing.server, "/logs/filter", json.dumps({"limit": 200}))
+        logs = post(setup.server, "/logs/filter", json.dumps({"limit": 200}))
         return [one["level"] for one in logs if one["message"].startswith("quality fell: ")]
 
     assert waited(warned) == [30]
 
 
-def test_a_finished_stage_starts_the_next_with_its_parameters(standing: Standing) -> None:
-    (started,) = waited(lambda: standing.runs_of("model"))
-    assert started["parameters"] == {"config": standing.config, "force": False}
+def test_a_finished_stage_starts_the_next_with_its_parameters(setup: Setup) -> None:
+    (started,) = waited(lambda: setup.runs_of("model"))
+    assert started["parameters"] == {"config": setup.config, "force": False}
     assert started["created_by"]["type"] == "AUTOMATION"
 
     def finished() -> dict[str, Any]:
         events = post(
-            standing.server, "/events/filter", json.dumps({"filter": {"event": {"name": ["nextquill.stage.finished"]}}})
+            setup.server, "/events/filter", json.dumps({"filter": {"event": {"name": ["nextquill.stage.finished"]}}})
         )["events"]
         found = {}
         for one in events:
@@ -292,7 +320,7 @@ def test_a_finished_stage_starts_the_next_with_its_parameters(standing: Standing
         return found if len(found) > 1 else {}
 
     by_run = waited(finished)
-    alone = by_run.pop(standing.runs["good"])
+    alone = by_run.pop(setup.runs["good"])
     assert alone["resource"]["prefect.resource.id"].startswith("nextquill.artifact.ingest.")
     assert alone["resource"]["nextquill.whole"] == "true"
     assert (alone["payload"]["stage"], alone["payload"]["reused"]) == ("ingest", False)
@@ -300,61 +328,61 @@ def test_a_finished_stage_starts_the_next_with_its_parameters(standing: Standing
     (inside,) = by_run.values()
     assert inside["payload"]["reused"] is True
     roles = [{other["prefect.resource.role"] for other in one["related"]} for one in (alone, inside)]
-    assert ["deployment" in found for found in roles] == [True, False], "a stage inside a run is no deployment's"
-    assert len(standing.runs_of("model")) == 1
+    assert ["deployment" in found for found in roles] == [True, False], "a stage inside a run has no deployment"
+    assert len(setup.runs_of("model")) == 1
 
 
-def test_late_and_long_runs_are_told_and_others_are_not(standing: Standing) -> None:
-    late = standing.alert("late", standing.runs["late"])
+def test_late_and_long_runs_are_reported_and_others_are_not(setup: Setup) -> None:
+    late = setup.alert("late", setup.runs["late"])
     assert late["text"].startswith("NextQuill: evaluate (")
     assert "it should have started 0.2 minutes ago" in late["text"]
-    assert "is still running after 0.2 minutes" in standing.alert("long", standing.runs["long"])["text"]
-    false = [one for one in standing.got if standing.runs["in time"] in one["url"]]
-    assert all("meanwhile" in one["text"] for one in false), "where SQLite made Prefect lose an event"
+    assert "is still running after 0.2 minutes" in setup.alert("long", setup.runs["long"])["text"]
+    false = [one for one in setup.got if setup.runs["in time"] in one["url"]]
+    assert all("meanwhile" in one["text"] for one in false), "Prefect may lose an event when SQLite is busy"
 
 
-def test_another_number_changes_its_alert_alone(standing: Standing) -> None:
-    changed = standing.set(webhook=standing.hook, allow_private=True, late=5.0, long=float(WITHIN))
+def test_another_number_changes_only_its_alert(setup: Setup) -> None:
+    changed = setup.alerts("--webhook", setup.hook, *QUICK, "--late", "5")
     (late,) = [line for line in changed[1:] if line.startswith("updated")]
     assert "has not started 5 minutes after it was due" in late
 
 
-def test_the_chain_is_switched_off_and_everything_is_taken_away(standing: Standing) -> None:
-    stopped = standing.set(chain=False)
+def test_the_chain_is_switched_off_and_everything_is_removed(setup: Setup) -> None:
+    stopped = setup.alerts("--no-chain")
     assert [line.split()[:2] for line in stopped if "starts" in line] == [["updated", "off"]] * 4
-    listed = standing.set()
+    listed = setup.alerts()
     assert [line.split()[0] for line in listed] == ["set", *["on"] * 5, *["off"] * 4]
-    standing.set(remove=True)
-    assert not standing.automations()
-    assert {line.split("  ")[0] for line in standing.set()} == {"not set"}
+    setup.alerts("--remove")
+    assert not setup.automations()
+    assert {line.split("  ")[0] for line in setup.alerts()} == {"not set"}
 
 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"webhook": "http://127.0.0.1:9/secret"}, "127.0.0.1 is private, loopback or unknown here"),
-        ({"webhook": "hooks.example.org/secret"}, "no http or https address"),
-        ({"late": 5.0}, "--late says how alerts go to a webhook"),
-        ({"body": "xml", "webhook": "http://127.0.0.1:9/secret", "allow_private": True}, "no body `xml`"),
-        ({"remove": True, "chain": True}, "--remove takes everything away"),
+        (["--webhook", "http://127.0.0.1:9/secret"], "127.0.0.1 is private, loopback or unknown here"),
+        (["--webhook", "hooks.example.org/secret"], "no http or https address"),
+        (["--late", "5"], "--late needs a webhook"),
+        (["--body", "xml", "--webhook", "http://127.0.0.1:9/secret", "--allow-private-urls"], "no body `xml`"),
+        (["--remove", "--chain"], "--remove removes everything"),
     ],
 )
-def test_what_cannot_be_set(server: Server, options: dict[str, Any], fault: str) -> None:
+def test_invalid_options_are_one_line(server: Server, options: list[str], fault: str) -> None:
     with pytest.raises(UserError, match=fault) as raised:
-        command(server, **options)
+        alerts(server, *options)
     assert "secret" not in str(raised.value)
 
 
-def test_without_a_server_or_deployments_it_is_one_line(server: Server) -> None:
+def test_a_missing_server_is_one_line(server: Server) -> None:
     nowhere = server.environment | {"PREFECT_API_URL": ""}
     none = Server("", nowhere).run("flows", "alerts")
     assert none.returncode == 2
     assert none.stderr.startswith("nextquill: PREFECT_API_URL: no Prefect server is named; start one")
     with pytest.raises(UserError, match="does not answer"):
-        command(replace(server, api="http://127.0.0.1:9/api"))
+        alerts(replace(server, api="http://127.0.0.1:9/api"))
 
 
-def test_an_event_that_cannot_be_sent_harms_nothing(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_that_cannot_be_sent_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     from prefect.events import emit_event
     from prefect.exceptions import EventTooLarge
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES, temporary_settings
@@ -364,74 +392,3 @@ def test_an_event_that_cannot_be_sent_harms_nothing(server: Server, caplog: pyte
             emit_event("any", {"prefect.resource.id": "any"})
         stage_finished("model", None)
     assert "event nextquill.stage.finished was not sent" in caplog.text
-
-
-def test_what_alerts_wait_for() -> None:
-    """The names of the states are those of the flows: a run that ended under another one would be told as going on."""
-    from prefect.server.events.schemas.automations import EventTrigger
-    from prefect.server.events.schemas.events import ReceivedEvent
-
-    from flows.promote import ACCEPTED, REJECTED
-    from flows.results import REUSED
-    from flows.server.automations import Alerting, alerts
-
-    def event(name: str, kind: str, tag: str = "nextquill") -> ReceivedEvent:
-        resource = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": kind}
-        related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}]
-        return ReceivedEvent(
-            occurred=datetime.now(UTC), event=f"prefect.flow-run.{name}", resource=resource, related=related, id=uuid4()
-        )
-
-    how = Alerting(late_minutes=7, long_minutes=70)
-    failed, late, long, silent, _ = (
-        EventTrigger.model_validate(one.trigger.model_dump(mode="json")) for one in alerts(uuid4(), how)
-    )
-    assert failed.covers(event("TimedOut", "FAILED"))
-    assert failed.covers(event("Crashed", "CRASHED"))
-    assert not failed.covers(event("Completed", "COMPLETED"))
-    assert not failed.covers(event("Failed", "FAILED", tag="other"))
-    endings = ["Completed", "Failed", "Crashed", "Cancelled", "TimedOut", REUSED, ACCEPTED, REJECTED]
-    for trigger, begins, ends, goes_on in (
-        (late, ["Late", "Pending"], [*endings, "Running", "heartbeat", "AwaitingConcurrencySlot"], []),
-        (long, ["Running"], endings, ["heartbeat"]),
-        (silent, ["heartbeat"], [*endings, "heartbeat"], []),
-    ):
-        assert all(trigger.starts_after(f"prefect.flow-run.{name}") for name in begins)
-        assert all(trigger.expects(f"prefect.flow-run.{name}") for name in ends)
-        assert not any(trigger.expects(f"prefect.flow-run.{name}") for name in goes_on)
-        assert all(trigger.covers(event(name, "ANY")) for name in begins + ends)
-        assert not trigger.covers(event(begins[0], "ANY", tag="other"))
-        assert trigger.for_each == {"prefect.resource.id"}, "each run by itself"
-    assert [one.within for one in (late, long, silent)] == [timedelta(minutes=of) for of in (7, 70, 10)]
-
-
-@pytest.mark.parametrize("body", ["json", "slack", "teams"])
-def test_bodies_are_json_whatever_stands_in_them(body: str) -> None:
-    from prefect.server.events.actions import JinjaTemplateAction
-    from prefect.server.utilities.user_templates import render_user_template_sync
-
-    from flows.server.automations import Alerting, Body, alerts
-
-    JinjaTemplateAction._register_filters_if_needed()
-    state = SimpleNamespace(name="Failed", message='two\nlines "quoted" {{ x }}')
-    run = SimpleNamespace(name=AWKWARD, state=state, start_time=datetime(2030, 1, 1, tzinfo=UTC), end_time=None)
-    event = SimpleNamespace(occurred=datetime(2030, 1, 2, tzinfo=UTC), payload={"line": "quality fell", "value": None})
-    context = {"flow": SimpleNamespace(name="train"), "flow_run": run, "deployment": None, "event": event}
-    for one in alerts(uuid4(), Alerting(body=Body(body), details=True)):
-        for flow_run in (run, None):
-            rendered = json.loads(render_user_template_sync(one.actions[0].body, context | {"flow_run": flow_run}))
-            if body == "teams":
-                card = rendered["attachments"][0]["content"]
-                text = card["body"][0]["text"]
-                assert (rendered["type"], card["type"]) == ("message", "AdaptiveCard")
-            else:
-                text = rendered["text"]
-            assert text.startswith("NextQuill: ")
-            if flow_run and "failed" in one.name:
-                shown = 'Movies &amp; "TV" &lt;b&gt;' if body == "slack" else AWKWARD
-                assert text.rstrip() == f'NextQuill: train ({shown}) failed: two\nlines "quoted" {{{{ x }}}}'
-            if body == "slack":
-                assert set(rendered) == {"text"}
-            if flow_run and "late" in one.name:
-                assert "it has begun meanwhile" in text
-            assert "it has ended meanwhile" not in text

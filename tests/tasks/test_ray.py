@@ -15,7 +15,7 @@ import pytest
 from nextquill_core.causal.worker import work_alone
 from nextquill_core.errors import UserError
 from nextquill_core.progress import silent
-from tests.scoring import digests, open_job, write_sequences
+from tests.scoring import digests, open_order, write_sequences
 
 installed = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("prefect_ray") is not None
 
@@ -36,13 +36,13 @@ def test_two_workers_on_ray_make_the_same_bytes_as_one(
 ) -> None:
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.ray import ray_launch
+    from tasks.ray import ray_launch
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     sequences = write_sequences(tmp_path / "ingest")
-    order, whole = open_job(tmp_path / "whole", sequences, tiny_folder)
+    order, whole = open_order(tmp_path / "whole", sequences, tiny_folder)
     work_alone(order, silent)
-    order, board = open_job(tmp_path / "shared", sequences, tiny_folder)
+    order, queue = open_order(tmp_path / "shared", sequences, tiny_folder)
     shown: list[tuple[Any, ...]] = []
     listened = set[str]()
 
@@ -52,18 +52,18 @@ def test_two_workers_on_ray_make_the_same_bytes_as_one(
 
     with prefect_test_harness(server_startup_timeout=120):
         ray_launch(None, 2, {"num_cpus": 2})(order, show)
-        assert digests(board) == digests(whole)
-        assert len(board.reports()) > 0
+        assert digests(queue) == digests(whole)
+        assert len(queue.reports()) > 0
         assert shown[-1][:2] == (24, 24)
         assert listened
         assert all(ipaddress.ip_address(one.removeprefix("::ffff:")).is_loopback for one in listened), listened
-        broken, _ = open_job(tmp_path / "broken", sequences, tmp_path / "nowhere")
+        broken, _ = open_order(tmp_path / "broken", sequences, tmp_path / "nowhere")
         with pytest.raises(UserError, match="nowhere: cannot load it"):
             ray_launch(None, 2, {"num_cpus": 2})(broken, silent)
 
 
 def test_ray_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.ray import ray_launch
+    from tasks.ray import ray_launch
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"score\.launcher: ray: prefect-ray is not installed; pip install"):

@@ -1,0 +1,94 @@
+"""Options that several commands share, and the configuration that they select."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PIPE_WIDTH = 100_000
+"""Columns of an output that is no terminal."""
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file of the run, or the name of a packaged one such as `demo`.")
+]
+ConfigsOption = Annotated[
+    list[Path], typer.Option("--config", "-c", help="YAML file of a run; name several by repeating the option.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; the value is YAML.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME|FILE", help="Override the config by `paper`, `tuned` or a YAML file."),
+]
+StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
+
+
+class Panel(StrEnum):
+    """Groups of commands in `nextquill --help`."""
+
+    pipeline = "Run the pipeline"
+    look = "Look at results"
+    registry = "Manage models and artifacts"
+    server = "Prefect server"
+    data = "Data and choices"
+
+
+def read_settings(config: Path, overrides: list[str] | None, store: str | None, preset: str | None = None) -> Any:
+    """Return the `Config` in a file with a preset and then single keys laid over it.
+
+    Args:
+        config: YAML file, or the name of a packaged configuration.
+        overrides: `KEY=VALUE` texts.
+        store: Artifact store that replaces the file's.
+        preset: YAML file, or the name of a packaged preset.
+
+    Raises:
+        UserError: The file cannot be read, or a key or value is invalid.
+    """
+    from nextquill_core.config import load_config
+    from nextquill_core.config.packaged import config_path, preset_overrides
+
+    laid = preset_overrides(preset) if preset else []
+    return load_config(config_path(str(config)), [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options --config, --set, --preset and --store.
+
+    The command's parameter `settings` gets the configuration that the options select. Its parameter `config` is the
+    option --config, one file or a list of files; for a list, `settings` is a list, too.
+    """
+
+    @functools.wraps(command)
+    def configured(
+        config: Path | list[Path], overrides: SetOption, preset: PresetOption, store: StoreOption, **other: Any
+    ) -> None:
+        def read(file: Path) -> Any:
+            return read_settings(file, overrides, store, preset)
+
+        settings = list(map(read, config)) if isinstance(config, list) else read(config)
+        command(config=config, settings=settings, **other)
+
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    del own["settings"]
+    for name, option in (("overrides", SetOption), ("preset", PresetOption), ("store", StoreOption)):
+        own[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option)
+    keyword_only = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own.values()]
+    vars(configured)["__signature__"] = inspect.Signature(keyword_only)
+    return configured
+
+
+def console() -> Any:
+    """Return the console for tables; lines are not folded if the output is a pipe or a file."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=PIPE_WIDTH)
