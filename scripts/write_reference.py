@@ -1,15 +1,15 @@
-"""Write the pages of docs/reference that follow from the code: `make reference`.
+"""Write the pages of docs/reference that are made from the code: `make reference`.
 
 `configuration.md` comes from the classes of the configuration, `artifacts.md` from the schemas of the tables, and
-`commands.md` from the command line. A test compares the pages with what this script makes.
+`commands.md` from the command line. A test compares the pages with the output of this script.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import unescape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import pyarrow as pa
 import typer
@@ -20,7 +20,7 @@ from typer.cli import get_docs_for_click
 from flows.cli.main import app
 from nextquill_core import schemas
 from nextquill_core.config import Config, Section
-from nextquill_core.config.base import section_of
+from nextquill_core.config.base import MethodNames, section_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -76,7 +76,7 @@ TABLES = (
     ),
     ("sweep", "metrics.parquet", schemas.SWEEP, "Validation metrics of each point of a sweep; `values` is JSON."),
 )
-"""Stage or step, files, columns, and what a reader must know."""
+"""Stages or steps, files, schema, and a note for the reader."""
 
 
 def main() -> None:
@@ -126,9 +126,9 @@ def commands() -> str:
     lines = [
         "# Command line",
         "",
-        "Look up a command and its options. Exit codes: 0 done; 1 an internal error; 2 the input is wrong",
-        "(one line says what, where and how to fix it); 3 `promote` did not accept the candidate; 130 interrupted (the",
-        "same command resumes).",
+        "Look up a command and its options. Exit codes: 0 done; 2 the input is invalid (one line says what, where and",
+        "how to fix it); 3 `promote` did not accept the candidate; 130 interrupted (the same command resumes);",
+        "1 anything else. [Runs](runs.md) has more.",
     ]
     return "\n".join(lines) + "\n" + unescape(page).partition("\n")[2].rstrip() + "\n"
 
@@ -185,10 +185,14 @@ def _values(field: FieldInfo) -> str:
         for mark in field.metadata
         if type(mark) in BOUNDS
     ]
-    return f"{_kind(field.annotation)} {', '.join(bounds)}".strip()
+    return f"{_kind(field.annotation, field.metadata)} {', '.join(bounds)}".strip()
 
 
-def _kind(annotation: Any) -> str:
+def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+    if any(isinstance(mark, MethodNames) for mark in metadata):
+        return "a name that `nextquill methods` lists"
     arguments = [part for part in get_args(annotation) if part is not Ellipsis]
     if annotation is None or annotation is type(None):
         return "null"

@@ -1,4 +1,4 @@
-"""Prefect's server on a PostgreSQL of its own: who may enter, twenty runs at once, what a restart and a kill leave."""
+"""Prefect's server on its own PostgreSQL: who may enter, twenty runs at once, what a restart and a kill leave."""
 
 from __future__ import annotations
 
@@ -225,8 +225,8 @@ def wait_until(condition: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "said"),
     [
-        ([], {}, "Prefect's server on a PostgreSQL of its own"),
-        (["FOLDER"], {"POSTGRES_PORT": "http"}, "nextquill: POSTGRES_PORT is no port: http"),
+        ([], {}, "Run Prefect's server on PostgreSQL until Ctrl-C"),
+        (["FOLDER"], {"POSTGRES_PORT": "http"}, "nextquill: POSTGRES_PORT is not a port number: http"),
         (["FOREIGN"], {}, "nextquill: FOREIGN holds other files; name a new folder"),
     ],
 )

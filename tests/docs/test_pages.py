@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,18 @@ import pytest
 
 from scripts.write_reference import FOLDER, PAGES
 from tests.conftest import REPO
+
+WRITTEN = [
+    *(REPO / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(page for page in sorted((REPO / "docs").rglob("*.md")) if page.name not in PAGES),
+]
+"""Pages that are not made from the code."""
+NAMED = re.compile(
+    r"`(?P<path>(?:nextquill_core|flows|tasks|storage|tests|configs|deploy|scripts|benchmarks|docs)/[\w./-]*)"
+    r"(?:::(?P<test>\w+))?`|`::(?P<another>\w+)`"
+)
+"""A file or folder of the repository, perhaps with a test in it; or another test of the file before."""
+MADE_BY_HAND = ("deploy/postgres.env", "deploy/server.env")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -26,3 +39,28 @@ def test_the_site_builds_offline_without_a_broken_link(tmp_path: Path) -> None:
     assert "Your first run" in home
     assert "https://fonts" not in home, "no request to other servers"
     assert "preference_weights" in (tmp_path / "site" / "reference" / "api" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(REPO)))
+def test_files_and_tests_that_a_page_names_exist(page: Path) -> None:
+    path = ""
+    for match in NAMED.finditer(page.read_text(encoding="utf-8")):
+        path = match["path"] or path
+        assert (REPO / path).exists() or path in MADE_BY_HAND, f"{page} names {path}, which does not exist"
+        if test := match["test"] or match["another"]:
+            assert f"def {test}(" in (REPO / path).read_text(encoding="utf-8"), f"{page} names {path}::{test}"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(REPO)))
+def test_files_that_a_page_links_to_exist(page: Path) -> None:
+    for place in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / place).exists(), f"{page} links to {place}, which does not exist"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(REPO)))
+def test_a_page_has_one_title_and_says_first_what_it_is_for(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^# ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE) == ["# "]
+    if page.parent != REPO:
+        first = text.split("\n\n")[1]
+        assert first.startswith(("After this page", "Look up")), f"{page} begins with {first!r}"
