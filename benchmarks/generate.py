@@ -1,31 +1,28 @@
-"""Decoding against what the official evaluation does, on the prompts and answer lengths of real reviews.
+"""Speed of generation against the official evaluation code, on the prompts and answer lengths of real reviews.
 
     python -m benchmarks.generate --reviews reviews.jsonl.gz --items items.jsonl.gz
 
-For each shape of `benchmarks.score`, one line of JSON; `--shapes proportional` takes twenty minutes on two cores. Both
-sides answer greedily with the paper's repetition penalty, in processes of their own:
+Prints one line of JSON for each shape of `benchmarks.score`; `--shapes proportional` takes twenty minutes on two cores.
+Both sides decode greedily with the paper's repetition penalty, each in a separate process:
 
 - `ours`: the engine, on all prompts at once.
-- `reference`: every prompt on the left padded to 2,048 tokens, in batches of 8 in the order of the examples, by the
-  library's own `generate`, under torch's own settings of threads and memory. A batch is computed whole until its last
-  row is finished, as the official loop does. It gets the attention mask which the official code forgets, since its
-  tokens would be others without. A batch of it costs the same however many there are, so it answers only the first
-  `--reference-examples`, half of them before ours and half after; examples are in an order drawn by chance.
+- `reference`: transformers' `generate` on prompts padded on the left to 2,048 tokens, in batches of 8 in the order of
+  the examples, with torch's default settings of threads and memory. A batch is computed until its last row is finished,
+  as in the official loop. It gets the attention mask that the official code forgets, because the tokens would differ
+  without it. The time per batch does not depend on the number of batches, so the reference answers only the first
+  `--reference-examples`, half of them before ours and half after. Examples are in random order.
 
 A model with random weights never writes its stop token, so each answer is as long as the review that the user really
-wrote, up to the 2,048 tokens that the official loop allows: for ours that is the request's limit, for the reference a
-stopping criterion that holds a number for each row. The tokens of both up to there are compared, and counted as tokens
-a second: what either side computes beyond them counts for nothing.
+wrote, up to the 2,048 tokens that the official loop allows: for ours by the request's limit, for the reference by a
+stopping criterion with a length per row. The tokens of both sides up to this length are compared, and counted as tokens
+per second; what a side computes beyond it does not count.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,19 +31,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import PROMPT, TARGET, TORCHS_OWN, arguments, build, real_pairs
+from benchmarks.score import PROMPT, TARGET, arguments, build, read_pairs, real_pairs, run_side
 from nextquill_core.generation.decoding import PAPER
 from nextquill_core.tokens import TokenPair
 
 BATCH = 8
 MORE = {"min_user_reviews": 10, "n_targets": 8, "min_profile_reviews": 2}
-"""200 examples of the same lengths, where the published thresholds leave 40, with which the last few answers, of a row
-or two, would take most of the steps. Real evaluations have thousands."""
+"""Thresholds that leave 200 examples of the same lengths. The published ones leave 40, and then the last few answers,
+alone in their batch, would take most of the steps. Real evaluations have thousands of examples."""
 Answers = list[list[int]]
 
 
 class Numbers:
-    """A tokenizer whose texts are the ids themselves, and that names no stop token."""
+    """A tokenizer whose texts are the ids themselves, without a stop token."""
 
     eos_token_id = None
 
@@ -69,7 +66,7 @@ def ours(model: Any, pairs: Sequence[TokenPair]) -> Answers:
 
 @torch.inference_mode()
 def reference(model: Any, pairs: Sequence[TokenPair]) -> Answers:
-    """Padded to the maximal length, one batch size, every row computed until the whole batch is finished."""
+    """Generate with prompts padded to the maximum, in batches that are computed until the last row is finished."""
     from transformers import StoppingCriteria
 
     class Lengths(StoppingCriteria):
@@ -103,7 +100,7 @@ SIDES: dict[str, Callable[[Any, Sequence[TokenPair]], Answers]] = {"ours": ours,
 
 
 def one_side(side: str, name: str, path: Path) -> dict[str, Any]:
-    pairs = [TokenPair(*values) for values in json.loads(path.read_text())]
+    pairs = read_pairs(path)
     model = build(name)
     model.generation_config.eos_token_id = None
     SIDES[side](model, [TokenPair("warm", [1, 2], [1, 2], [1, 2])])
@@ -113,16 +110,6 @@ def one_side(side: str, name: str, path: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": seconds, "extra_gb": (peak - before) / 1e6, "answers": answers}
-
-
-def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, Any]:
-    path = folder / "pairs.json"
-    path.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
-    command = [sys.executable, "-m", "benchmarks.generate", "--side", side, "--shape", name, "--pairs", str(path)]
-    environment = os.environ | (TORCHS_OWN if side == "reference" else {})
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def compare(name: str, pairs: Sequence[TokenPair], reference_examples: int, rounds: int) -> dict[str, Any]:
@@ -136,7 +123,7 @@ def compare(name: str, pairs: Sequence[TokenPair], reference_examples: int, roun
             tokens, seconds = dict.fromkeys(SIDES, 0), dict.fromkeys(SIDES, 0.0)
             answers: dict[str, Answers] = {side: [] for side in SIDES}
             for side, asked in turns:
-                run = measured(side, name, asked, Path(folder))
+                run = run_side("benchmarks.generate", side, name, asked, Path(folder))
                 tokens[side] += sum(map(length, asked))
                 seconds[side] += run["seconds"]
                 answers[side] += run["answers"]

@@ -1,17 +1,18 @@
-"""Scoring and training on an accelerator: Qwen2.5-3B's shape, random weights, bf16, the best attention that works.
+"""Scoring and training on an accelerator: Qwen2.5-3B's shape, random weights, bf16, the fastest attention available.
 
     python -m benchmarks.gpu
 
-Needs torch, transformers, peft and pyarrow and nothing else, from the root of a checkout. A line of JSON for scoring:
-examples and tokens a second of the scorer, of the factual branch alone, and of the published code's padded dense way;
-the share of the chip's rate in dense matrix products that useful work reaches, both of the rate measured here and of
-the one in its data sheet; peak memory. Another for an optimizer step of LoRA (r 16 on all linear layers), with and
-without L_p and as the published code does it, and from it the hours that the paper's three data sets would take. Useful
-work of a step is what a frozen model needs without computing anything twice: every product with frozen weights twice
-(forward, and gradients of its input), attention three times. Lengths are drawn from the distribution of real ones
-(`benchmarks/score.py` on Digital Music: prompts of 1,790 tokens, of which 177 open both branches, answers of 365).
+Needs only torch, transformers, peft and pyarrow, and runs from the root of a checkout. The line of JSON for scoring has
+examples and tokens per second of the scorer, of the factual branch alone, and of the padded dense computation of the
+published code; the share of the chip's rate in dense matrix products that useful work reaches, both of the rate
+measured here and of the one in its data sheet; and peak memory. The line for training has an optimizer step of LoRA
+(r 16 on all linear layers) with L_p, without it, and as the published code does it, and from it the hours that the
+paper's three data sets would take. The useful work of a step is what a frozen model needs without recomputation: every
+product with frozen weights twice (forward, and gradients of its input), attention three times. Lengths are drawn from
+the distribution of real ones (`benchmarks/score.py` on Digital Music: prompts of 1,790 tokens, of which 177 open both
+branches, answers of 365).
 
-`--shape small` is for trying the script on a CPU.
+Use `--shape small` to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,10 @@ import torch
 from benchmarks import train
 from benchmarks.score import factual, flops, products, reference
 from nextquill_core.causal.scorer import Scorer
-from nextquill_core.model.branches import computed_tokens
+from nextquill_core.model.forward import computed_tokens
 from nextquill_core.tokens import TokenPair
-from nextquill_core.training.batches import TrainExample, micro_batches
-from nextquill_core.training.objective import PreferenceLoss, denominators, training_way
+from nextquill_core.training.data import TrainExample, micro_batches
+from nextquill_core.training.losses import PreferenceLoss, denominators, training_strategy
 from nextquill_core.training.worker import with_adapter
 
 PAPERS_EXAMPLES, PAPERS_EPOCHS = 2_536 + 15_400 + 14_032, 5
@@ -56,14 +56,16 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
     },
 }
-LIMIT = 2048  # tokens of a prompt, and of an answer, as in the published settings
+LIMIT = 2048
+"""Maximum number of tokens of a prompt, and of an answer, as in the published settings."""
 DATA_SHEET = {
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "B200": 2250e12,
-}  # dense bf16, operations/s
+}
+"""Operations per second in dense bf16 products, by chip."""
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -78,7 +80,13 @@ def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def drawn_pairs(count: int, vocabulary: int, scale: float = 1.0) -> list[TokenPair]:
-    """Random ids in lengths like those of real examples (log-normal), with a fixed seed."""
+    """Return pairs of random ids with lengths like those of real examples (log-normal), from a fixed seed.
+
+    Args:
+        count: Number of pairs.
+        vocabulary: Number of ids to draw from.
+        scale: Factor of all lengths.
+    """
     draw = random.Random(0)
 
     def length(median: float, spread: float, most: int) -> int:
@@ -101,7 +109,7 @@ def synchronize() -> None:
 
 
 def seconds(work: Callable[[], Any], rounds: int) -> float:
-    """The best of several rounds, after one to warm up and compile."""
+    """Return the shortest time of several rounds, after one round to warm up and compile."""
     taken = []
     for _ in range(rounds + 1):
         synchronize()
@@ -113,13 +121,19 @@ def seconds(work: Callable[[], Any], rounds: int) -> float:
 
 
 def product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second in large matrix products of this type."""
+    """Return the operations per second in large matrix products.
+
+    Args:
+        size: Rows and columns of the matrices.
+        dtype: Their data type.
+        device: Where they are multiplied.
+    """
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return 10 * 2 * size**3 / seconds(lambda: [a @ b for _ in range(10)], rounds=3)
 
 
 def peak_gb(device: torch.device, work: Callable[[], Any]) -> float | None:
-    """Memory above what was there before; None on a CPU."""
+    """Return the peak memory of `work` in GB beyond what was allocated before; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
@@ -147,11 +161,11 @@ def measure(name: str, pairs: Sequence[TokenPair], few: int, rounds: int, batch_
         "torch": torch.__version__,
         "shape": name,
         "dtype": str(dtype).removeprefix("torch."),
-        "way": scorer.way,
+        "strategy": scorer.strategy,
         "attention": model.config._attn_implementation,
         "batch_tokens": scorer.batch_tokens,
         "examples_a_second": {"ours": 1 / both, "factual": 1 / alone, "reference": 1 / padded},
-        "tokens_a_second": round(sum(computed_tokens(pair, scorer.way) for pair in pairs) / len(pairs) / both),
+        "tokens_a_second": round(sum(computed_tokens(pair, scorer.strategy) for pair in pairs) / len(pairs) / both),
         "speed_over_reference": round(padded / both, 2),
         "time_over_factual": round(both / alone, 3),
         "share_of_product_rate": round(useful / both / rate, 3),
@@ -166,17 +180,18 @@ def measure_training(
 ) -> dict[str, Any]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    spec = replace(train.order(train.ALPHA), batch_tokens=batch_tokens, gradient_checkpointing=checkpointing)
-    model = with_adapter(build(name, dtype, device), spec).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=spec.learning_rate)
+    settings: dict[str, Any] = {"batch_tokens": batch_tokens, "gradient_checkpointing": checkpointing}
+    order = train.order(train.ALPHA, **settings)
+    model = with_adapter(build(name, dtype, device), order).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=order.train.learning_rate)
     examples = [TrainExample(pair, [0.5] * len(pair.target)) for pair in pairs]
     micros = micro_batches(examples, batch_tokens, ranks=1)
-    sides = {"nextquill": spec, "contextsft": replace(spec, alpha=0.0)}
-    steps = {side: PreferenceLoss(model, one, training_way(model, one)) for side, one in sides.items()}
+    sides = {"nextquill": order, "contextsft": train.order(0.0, **settings)}
+    steps = {side: PreferenceLoss(model, one, training_strategy(model, one)) for side, one in sides.items()}
 
     def step(objective: PreferenceLoss) -> None:
         for micro in micros:
-            objective(micro.examples, denominators(examples, objective.spec)).loss.backward()
+            objective(micro.examples, denominators(examples, objective.order)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -190,17 +205,19 @@ def measure_training(
     useful = sum(2 * frozen + 3 * attention for frozen, attention in parts) / len(pairs)
     peak = data_sheet_rate(device)
     share = useful / taken["nextquill"]
-    way = steps["nextquill"].way
+    strategy = steps["nextquill"].strategy
     return {
         "stage": "train",
         "chip": chip_name(device),
         "shape": name,
         "dtype": str(dtype).removeprefix("torch."),
-        "way": way,
+        "strategy": strategy,
         "gradient_checkpointing": checkpointing,
         "batch_tokens": batch_tokens,
         "seconds_an_example": {side: round(value, 5) for side, value in taken.items()},
-        "tokens_a_second": round(sum(computed_tokens(pair, way) for pair in pairs) / len(pairs) / taken["nextquill"]),
+        "tokens_a_second": round(
+            sum(computed_tokens(pair, strategy) for pair in pairs) / len(pairs) / taken["nextquill"]
+        ),
         "speed_over_reference": round(taken["reference"] / taken["nextquill"], 2),
         "time_over_contextsft": round(taken["nextquill"] / taken["contextsft"], 3),
         "share_of_product_rate": round(share / rate, 3),
@@ -225,8 +242,12 @@ def main() -> None:
     parser.add_argument("--reference-examples", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
-    parser.add_argument("--only", choices=("score", "train"), help="one of the two")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="in training: less memory, more time")
+    parser.add_argument("--only", choices=("score", "train"), help="measure only one of the two")
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="recompute activations in training: less memory, more time",
+    )
     given = parser.parse_args()
     scale = 1.0 if given.shape != "small" else 0.05
     pairs = drawn_pairs(given.examples, SHAPES[given.shape]["vocab_size"], scale)

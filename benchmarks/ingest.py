@@ -1,13 +1,13 @@
-"""The whole ingest stage against what bare Polars needs to read, filter, join and write the same files.
+"""Speed of the ingest stage against the time that Polars alone needs to read, filter, join and write the same files.
 
     python -m benchmarks.ingest --rows 1000000 3000000
 
-For each size, synthetic reviews are made on the fly, both sides run in processes of their own, by turns, and one line
-of JSON tells the medians: seconds, their ratio, seconds a million rows, and the resident peak. `--gzip` compresses the
-reviews, and the reference is then plain inflating.
+For each size, synthetic reviews are generated, both sides run in turns, each in a separate process, and one line of
+JSON holds the medians: seconds, their ratio, seconds per million rows, and peak resident memory. With `--gzip` the
+reviews are compressed, and the reference only decompresses them.
 
-Ingest does more than the reference: it digests the raw files, checks every line, keeps every row, accounts for all of
-them, finds the users and writes their sequences. The reference keeps what the rules for single rows keep.
+Ingest does more than the reference: it digests the raw files, checks every line, accounts for every row, selects the
+users and writes their sequences. The reference keeps the rows that pass the thresholds for single rows.
 """
 
 from __future__ import annotations
@@ -33,21 +33,31 @@ KEYS = ("user_id", "parent_asin", "title", "text")
 
 
 def ingest(reviews: Path, items: Path, out: Path) -> None:
-    """Scan and ingest, as the stage does."""
+    """Scan and ingest, as the stage does.
+
+    Args:
+        reviews: The review file.
+        items: The item file.
+        out: Folder of the store.
+    """
     from nextquill_core.config import parse_config
-    from nextquill_core.pipeline import ingest as prepare
     from nextquill_core.pipeline.run import Run
-    from nextquill_core.progress import silent
 
     inputs = [{"category": "Books", "reviews": str(reviews), "items": str(items)}]
     settings = {"store": str(out), "ingest": {"inputs": inputs}, "model": {"name_or_path": "tiny"}}
     run = Run(parse_config(settings, "the benchmark"))
-    prepare.scan(run, "Books", silent)
-    prepare.ingest(run, silent)
+    run.make(run.plan.scans["Books"])
+    run.make(run.plan.ingest)
 
 
 def polars(reviews: Path, items: Path, out: Path) -> None:
-    """Read, filter, join and write, in Polars' streaming engine."""
+    """Read, filter, join and write with Polars' streaming engine.
+
+    Args:
+        reviews: The review file.
+        items: The item file.
+        out: Folder for the result.
+    """
     import polars as pl
 
     chars = pl.col("description").list.join(" ").str.len_chars()
@@ -66,7 +76,7 @@ def polars(reviews: Path, items: Path, out: Path) -> None:
 
 
 def inflate(reviews: Path, _items: Path, _out: Path) -> None:
-    """Decompress, and do nothing with it."""
+    """Decompress the reviews and discard them."""
     inflater = zlib.decompressobj(wbits=31)
     with reviews.open("rb") as file:
         while packed := file.read(1 << 20):
@@ -77,9 +87,15 @@ SIDES: dict[str, Callable[[Path, Path, Path], None]] = {"ingest": ingest, "polar
 
 
 def measured(side: str, files: RawCategory, scratch: Path) -> tuple[float, float]:
-    """Seconds, imports left out, and the resident peak in GB, of one side in a process of its own."""
+    """Run one side in a separate process; return its seconds without imports, and its peak memory in GB.
+
+    Args:
+        side: One of `SIDES`.
+        files: The raw files.
+        scratch: Folder for the result; it is removed.
+    """
     shutil.rmtree(scratch, ignore_errors=True)
-    os.sync()  # what the last one wrote is not written at the cost of this one
+    os.sync()  # otherwise this run would pay for writing back what the last one wrote
     command = [sys.executable, "-m", "benchmarks.ingest", "--side", side]
     done = subprocess.run(
         [*command, str(files.reviews), str(files.items), str(scratch)], check=True, capture_output=True, text=True
@@ -90,7 +106,14 @@ def measured(side: str, files: RawCategory, scratch: Path) -> tuple[float, float
 
 
 def compare(rows: int, rounds: int, folder: Path, *, compressed: bool) -> dict[str, float]:
-    """Both sides by turns on `rows` synthetic reviews; the medians."""
+    """Run both sides in turns on synthetic reviews, and return the medians.
+
+    Args:
+        rows: Number of reviews.
+        rounds: Number of runs of each side.
+        folder: Folder for all files.
+        compressed: Whether to compress the reviews.
+    """
     files = write_category(folder / "raw", rows)
     size = files.reviews.stat().st_size
     if compressed:
@@ -120,20 +143,20 @@ def compare(rows: int, rounds: int, folder: Path, *, compressed: bool) -> dict[s
 
 
 def main() -> None:
-    """Run the bench, or one side of it."""
+    """Run the benchmark, or one side of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gzip", action="store_true", help="compressed reviews, against plain inflating")
-    parser.add_argument("--folder", type=Path, help="where all files go: 1.4 kB a row")
+    parser.add_argument("--folder", type=Path, help="folder for all files, 1.4 kB per row")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("paths", type=Path, nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        import nextquill_core.ingest.formats.parse
+        import nextquill_core.ingest.formats.json_parser
         import nextquill_core.ingest.scan
-        import nextquill_core.ingest.stage
-        import nextquill_core.pipeline.ingest  # noqa: F401 (what a long-lived worker has loaded already)
+        import nextquill_core.ingest.sequences
+        import nextquill_core.pipeline.ingest  # noqa: F401 (a long-lived worker has loaded these already)
 
         begun = time.perf_counter()
         SIDES[arguments.side](*arguments.paths)

@@ -1,4 +1,4 @@
-"""What a process holds in memory beyond what it held before, by the kernel's own account (Linux)."""
+"""Memory that a process needs beyond what it held before, as the Linux kernel reports it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ SELF = Path("/proc/self")
 
 
 class ExtraMemory:
-    """Counts from the moment it is made: what was needed and given back before plays no part."""
+    """Measures from its creation on; memory that was used and released before does not count."""
 
     def __init__(self) -> None:
-        (SELF / "clear_refs").write_text("5")  # the peak is now what is held now
+        (SELF / "clear_refs").write_text("5")  # resets the peak to the present size
         self.before = _held("VmRSS")
 
     def gb(self) -> float:
-        """The highest level since, above the one at the beginning."""
+        """Return the peak since then in GB, beyond the size at the beginning."""
         return (self.peak_gb() * 1e9 - self.before) / 1e9
 
     def peak_gb(self) -> float:
-        """The highest level since."""
+        """Return the peak since then in GB."""
         return _held("VmHWM") / 1e9
 
 
 def _held(name: str) -> int:
     found = re.search(rf"{name}:\s+(\d+) kB", (SELF / "status").read_text())
-    assert found, f"the kernel does not tell {name}"
+    assert found, f"the kernel does not report {name}"
     return int(found[1]) * 1024

@@ -1,22 +1,22 @@
-"""What orchestration costs: the pipeline under Prefect, a run in which all is fresh, and the status of a full store.
+"""Cost of orchestration: the pipeline under Prefect, a run without work to do, and the status of a full store.
 
     python -m benchmarks.orchestration --config configs/demo.yaml
 
-Three lines of JSON; with the demo's data (`make demo-data`) about twenty minutes on two cores, nearly all of it for the
-first. `--store DIR` leaves that one out and looks at a store that the pipeline has filled already.
+Prints three lines of JSON; with the demo's data (`make demo-data`) this takes about twenty minutes on two cores, nearly
+all of it for the first. With `--store DIR` the first is left out, and a store that the pipeline has filled is used.
 
-- `pipeline`: the whole configuration into an empty store, by turns, each side a process from its start to its end.
-  `prefect` does what `nextquill run` does, with a server of its own that starts and ends with it; `watched` the same
-  with a server that is there already, on the same cores. `direct` calls the same stage functions in the same order with
-  the same launchers, without a flow or task run. `same_artifacts` counts those that hold the same bytes in all stores.
-  `outside` is the part of the time in which no artifact is being made; it does not move with the speed of a shared
-  machine. `cost_s` is what Prefect needs around the work, from a process whose flows and tasks do nothing: its imports,
-  the start of a server (which `nextquill run` has beside its own imports), one flow run, one task run. `database` is
-  what the very first server of a machine needs more; no other figure has it.
-- `fresh`: `nextquill run` when there is nothing left to do: `alone`, and `watched` by a server, where each stage is a
-  flow run all the same.
-- `status`: `nextquill status` among so many artifacts, for a configuration that is fresh, for one that is `changed`
-  (so that every artifact of a kind is looked at to say why), and for the list of `all`.
+- `pipeline`: the whole configuration into an empty store, the sides in turns, each a process from start to end.
+  `prefect` does what `nextquill run` does, with a temporary server that starts and ends with it; `watched` does the
+  same with a running server on the same cores. `direct` calls the same stage functions in the same order with the same
+  launchers, without flow or task runs. `same_artifacts` counts those with the same bytes in all stores. `outside` is
+  the part of the time in which no artifact is being made; it does not depend on the speed of a shared machine.
+  `cost_s` is what Prefect needs around the work, measured in a process whose flows and tasks do nothing: its imports,
+  the start of a server (which `nextquill run` does during its own imports), one flow run, one task run. `database` is
+  the extra time of the first server on a machine; no other figure includes it.
+- `fresh`: `nextquill run` when all stages are fresh: `alone`, and `watched` by a server, where each stage is still a
+  flow run.
+- `status`: `nextquill status` of a store with many artifacts, for a configuration that is `fresh`, for one that is
+  `changed` (every artifact of a kind is read to explain why), and for the list of `all`.
 """
 
 from __future__ import annotations
@@ -45,16 +45,14 @@ from storage.manifest import MANIFEST_NAME
 FLOW_RUNS, TASK_RUNS = 5, 20
 COMMAND = [sys.executable, "-m", "flows"]
 STARTUP_S = 180.0
-"""Seconds that a server has for starting."""
+"""Time limit of a server's start, in seconds."""
 Taken = dict[str, float]
 
 
 def direct(settings: Config) -> None:
     """The stages of `flows.pipeline` and of the flows below it, one after the other, in this process alone."""
-    from nextquill_core.pipeline import evaluate, score, train
-    from nextquill_core.pipeline import ingest as prepare
+    from nextquill_core.pipeline import lineage
     from nextquill_core.pipeline.run import Run
-    from nextquill_core.progress import silent
     from tasks.ranks.launch import run_ranks
     from tasks.ranks.placement import placement
     from tasks.ranks.processes import process_count
@@ -66,31 +64,20 @@ def direct(settings: Config) -> None:
     def launch(order: Path, log: Path) -> None:
         run_ranks(order, log, ranks=placement(settings.train.launcher), on_step=lambda _: None)
 
-    for category in run.plan.scans:
-        prepare.scan(run, category, silent)
-    prepare.ingest(run, silent)
-    prepare.base_model(run, silent)
-    for fold in run.plan.folds:
-        train.train(run, fold, launch)
-    score.effects(run, silent, work)
-    for policy in (*run.plan.weights, None):
-        score.weights(run, policy)
-    for name in (*run.plan.train, *run.plan.evaluation.tasks):
-        train.train(run, name, launch)
-    for step in run.plan.evaluation.steps:
-        evaluate.part(run, step, silent)
-    evaluate.evaluation(run, silent)
+    options: dict[str, dict[str, Any]] = {"effects": {"launch": work}, "train": {"launch": launch}}
+    for step in lineage(run.plan.evaluate):
+        run.make(step, **options.get(step.kind, {}))
 
 
 def prefect(settings: Config) -> None:
-    from flows.cli.common import run_flow
+    from flows.cli.runner import run_flow
 
     run_flow("pipeline", settings)
 
 
 def nothing(settings: Config) -> None:
     """Flow runs and task runs without work; prints what each takes, in seconds."""
-    from flows.cli.common import no_heartbeats, quiet_prefect
+    from flows.cli.runner import no_heartbeats, quiet_prefect
 
     quiet_prefect()
     started = time.perf_counter()
@@ -132,12 +119,12 @@ def mean_seconds(call: Callable[[], Any], times: int) -> float:
 
 
 def timed(command: Sequence[str], home: Path, server: str = "") -> tuple[Taken, str]:
-    """Seconds and processor seconds of a command and all that it starts, and what it prints.
+    """Run a command; return the seconds and processor seconds of it and its children, and its output.
 
     Args:
         command: Program and arguments.
         home: Prefect's folder.
-        server: The address of one that watches.
+        server: API address of a running server; "" for none.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {"PREFECT_HOME": str(home)} | ({"PREFECT_API_URL": server} if server else {})
@@ -149,15 +136,21 @@ def timed(command: Sequence[str], home: Path, server: str = "") -> tuple[Taken, 
 
 
 def artifacts(folder: Path) -> list[Artifact]:
-    """Every artifact of a store that is a folder."""
+    """Return every artifact of a store in a folder."""
     store = Store(folder)
     return [artifact for kind in sorted(store.kinds()) for artifact in store.newest_first(kind)]
 
 
 def compare_pipelines(options: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
-    """All sides by turns, in the other order in every other round.
+    """Run all sides in turns, in reverse order in every other round.
 
-    All use one place for their store, for an adapter names the folder of its base model; the last one's stays there.
+    All use the same folder for their store, because an adapter names the folder of its base model; the last store
+    stays there.
+
+    Args:
+        options: Options of the configuration.
+        rounds: Number of runs of each side.
+        folder: Folder for stores and Prefect's files.
     """
     home, store = folder / "home", folder / "store"
     first, cost = (json.loads(timed(side_command("nothing", options, folder / "nothing"), home)[1]) for _ in range(2))
@@ -210,8 +203,8 @@ def fresh_run(options: Sequence[str], store: Path, rounds: int, home: Path) -> d
 
 @contextmanager
 def watching(home: Path) -> Iterator[str]:
-    """A Prefect server of its own folder; yields its address."""
-    from flows.cli.common import quiet_prefect
+    """Run a Prefect server with a separate folder, and yield its address."""
+    from flows.cli.runner import quiet_prefect
     from flows.server.temporary import TemporaryServer
 
     os.environ["PREFECT_HOME"] = str(home)  # before Prefect is imported
@@ -235,7 +228,7 @@ def status_among(options: Sequence[str], store: Path, rounds: int, home: Path) -
 
 
 def fill(store: Path, count: int) -> None:
-    """Add artifacts until there are `count`: those that are there once more, by hard links, under other identities."""
+    """Copy artifacts by hard links, under other identities, until there are `count`."""
     originals = artifacts(store)
     for number in range(count - len(originals)):
         original = originals[number % len(originals)]
@@ -254,10 +247,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for `nextquill run`")
-    parser.add_argument("--store", type=Path, help="one that is filled; nothing is written to it")
+    parser.add_argument("--store", type=Path, help="a filled store; nothing is written to it")
     parser.add_argument("--artifacts", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=1, help="of both pipelines")
-    parser.add_argument("--looks", type=int, default=5, help="of the short commands")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of both pipelines")
+    parser.add_argument("--looks", type=int, default=5, help="runs of the short commands")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
-"""A synthetic category of any size in the Amazon 2023 layout: heavy users, popular items, long and short texts.
+"""Generator of a category of any size in the Amazon 2023 layout, with heavy users, popular items, long and short texts.
 
-Only its shape matters (lengths, escapes, how often users and items recur), so texts are cuts of one long random text.
+Only its shape matters (lengths, escapes, how often users and items recur), so all texts are cut from one random text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ class RawCategory:
 
 
 def write_category(folder: Path, rows: int, seed: int = 0) -> RawCategory:
-    """Write `rows` reviews and a sixtieth as many items below `folder`, as plain JSON lines of about 650 bytes."""
+    """Write reviews, and a sixtieth as many items, as JSON lines of about 650 bytes.
+
+    Args:
+        folder: Folder for the two files.
+        rows: Number of reviews.
+        seed: Seed of all random draws.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     pool = _pool(rng)
@@ -34,10 +40,10 @@ def write_category(folder: Path, rows: int, seed: int = 0) -> RawCategory:
     starts = starts[starts < len(pool) - LONGEST]
 
     def cut(place: int, length: int) -> str:
-        return pool[place : place + length].rstrip("\\")  # not within an escape
+        return pool[place : place + length].rstrip("\\")  # a cut must not end within an escape
 
     users, items = max(rows // 8, 20), max(rows // 60, 5)
-    members = max(int(rows * CLUB_SHARE / 40), 1)  # each with about 40 reviews
+    members = max(int(rows * CLUB_SHARE / 40), 1)  # each has about 40 reviews
     files = RawCategory(folder / "reviews.jsonl", folder / "items.jsonl")
     with files.items.open("w", encoding="utf-8") as file:
         for start in range(0, items, BATCH):
@@ -54,10 +60,10 @@ def write_category(folder: Path, rows: int, seed: int = 0) -> RawCategory:
     with files.reviews.open("w", encoding="utf-8") as file:
         for start in range(0, rows, BATCH):
             size = min(BATCH, rows - start)
-            # a power law: the first users wrote hundreds of reviews, most wrote a few
+            # A power law: the first users wrote hundreds of reviews, most users a few.
             who = (users * rng.random(size) ** 1.7).astype(int)
             what = (items * rng.random(size) ** 2.5).astype(int)
-            # and a club of people who read the same books: they are who passes the published thresholds
+            # A club of users with the same items: only they pass the published thresholds.
             club = rng.random(size) < CLUB_SHARE
             who = np.where(club, users + rng.integers(0, members, size), who).tolist()
             what = np.where(club, rng.integers(0, members, size) % items, what).tolist()
@@ -75,7 +81,7 @@ def write_category(folder: Path, rows: int, seed: int = 0) -> RawCategory:
 
 
 def _pool(rng: np.random.Generator) -> str:
-    """Random words with line breaks, quotes and other letters here and there, as they stand inside a JSON string."""
+    """Return random words with some line breaks, quotes and accented letters, escaped as inside a JSON string."""
     letters = np.array(list("eeeetttaaaooiinnsshrdlucmfwypvbgk"))
     words = ["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(5000)]
     words += ["<br />", '"quoted"', "café", "naïve", "—", "it's", "don't", "line\nbreak"]

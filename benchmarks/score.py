@@ -1,22 +1,22 @@
-"""Scoring against what the official code does, on the lengths of real reviews.
+"""Speed of scoring against the official code, on the lengths of real reviews.
 
     python -m benchmarks.score --reviews reviews.jsonl.gz --items items.jsonl.gz
 
-For each shape of model, one line of JSON. All sides run on the same examples:
+Prints one line of JSON for each shape of model. All sides run on the same examples:
 
-- `ours`: the scorer, both branches.
-- `factual`: the scorer with one branch alone, which is what any training on history pays once anyway.
-- `products`: nothing but a large matrix product, for the rate that this machine reaches.
-- `reference`: both branches padded to the maximal length, full logits, softmax, as the official code does, under
-  torch's own settings of threads and memory instead of ours.
+- `ours`: the scorer with both branches.
+- `factual`: the scorer with one branch only, which any training on history pays once anyway.
+- `products`: a large matrix product alone, for the rate that this machine reaches.
+- `reference`: both branches padded to the maximum length, full logits and softmax, as in the official code, with
+  torch's default settings of threads and memory instead of ours.
 
-The first three take turns in one process, since a shared machine's speed drifts from minute to minute; the reference
-has its own, before and after. Memory is that of a process which does nothing else.
+The first three take turns in one process, because the speed of a shared machine drifts from minute to minute. The
+reference runs in a separate process, before and after them. Memory is that of a process which does nothing else.
 
-Shapes have Qwen2.5-3B's proportions (feed-forward 5.4 times the width, eight heads to one of keys) at a quarter of
-its width, and random weights, on which speed does not depend: `proportional` with a vocabulary of 8,192, so that head
-and body cost as in the original, 1 to 9; `full` with all 151,936 tokens. The tokenizer is a byte-level BPE of 8,192
-tokens, trained on the same reviews. Examples are those of the published protocol, but for its thresholds on items.
+Shapes have Qwen2.5-3B's proportions (feed-forward 5.4 times the width, eight query heads per key head) at a quarter of
+its width, and random weights, on which speed does not depend. `proportional` has a vocabulary of 8,192, so that head
+and body cost 1 to 9 as in the original; `full` has all 151,936 tokens. The tokenizer is a byte-level BPE of 8,192
+tokens, trained on the same reviews. Examples are those of the published protocol without its thresholds on items.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ import torch
 
 from benchmarks.memory import ExtraMemory
 from nextquill_core.causal.scorer import Scorer
-from nextquill_core.model.branches import beginning, computed_tokens
-from nextquill_core.model.forward import decoder_of
+from nextquill_core.model.forward import computed_tokens, decoder_of, shared_prefix
 from nextquill_core.model.head import head_of
 from nextquill_core.tokens import TokenPair
 
-PROMPT, TARGET = 2048, 2048  # limits of the published code; the reference pads to their sum and one
+PROMPT, TARGET = 2048, 2048
+"""Limits of the published code in tokens; the reference pads to their sum plus one."""
 VOCABULARY = {"proportional": 8192, "full": 151_936}
 PROTOCOL = {"min_item_users": 1, "min_profile_item_users": 1}  # the published one but for these: the slices are small
-# What nextquill_core/__init__.py changes, put back.
+# What nextquill_core/environment.py changes, put back.
 TORCHS_OWN = {"THP_MEM_ALLOC_ENABLE": "0", "MKL_CBWR": "AUTO", "GOMP_SPINCOUNT": "300000"}
+"""Environment variables that undo what nextquill_core/__init__.py sets."""
 
 
 def shape(name: str) -> Any:
-    """Qwen2.5-3B's proportions at a quarter of its width: 38 M parameters in the body."""
+    """Return Qwen2.5-3B's proportions at a quarter of its width: 38 M parameters in the body."""
     from transformers import Qwen2Config
 
     return Qwen2Config(
@@ -78,21 +79,28 @@ def build(name: str) -> Any:
 def real_pairs(
     source: str, reviews: Path, items: Path, count: int, limit: int = PROMPT, **protocol: int
 ) -> list[TokenPair]:
-    """Token pairs of real examples, drawn with a fixed seed; `limit` tokens of prompt and of answer."""
+    """Return token pairs of real examples, drawn with a fixed seed.
+
+    Args:
+        source: Name of the data source.
+        reviews: The review file.
+        items: The item file.
+        count: Maximum number of pairs.
+        limit: Maximum number of tokens of a prompt, and of an answer.
+        protocol: More changes of the published protocol.
+    """
     from nextquill_core.config import parse_config
     from nextquill_core.ingest.reader import read_examples
     from nextquill_core.model.tiny import train_tokenizer
-    from nextquill_core.pipeline import ingest as prepare
     from nextquill_core.pipeline.run import Run
-    from nextquill_core.progress import silent
     from nextquill_core.tokens import PairEncoder
 
     with tempfile.TemporaryDirectory() as store:
         inputs = [{"category": "Real", "reviews": str(reviews), "items": str(items)}]
         ingest = {"source": source, "inputs": inputs, "protocol": PROTOCOL | protocol}
         run = Run(parse_config({"store": store, "ingest": ingest, "model": {"name_or_path": "tiny"}}, "the benchmark"))
-        prepare.scan(run, "Real", silent)
-        examples = list(read_examples(prepare.ingest(run, silent).artifact.folder))
+        run.make(run.plan.scans["Real"])
+        examples = list(read_examples(run.make(run.plan.ingest).artifact.folder))
     texts = [text for example in examples for text in (example.target.text, example.target.item.description)]
     tokenizer = train_tokenizer(texts, VOCABULARY["proportional"])
     encoder = PairEncoder(tokenizer, max_history=8, max_prompt_tokens=limit, max_target_tokens=limit)
@@ -111,7 +119,7 @@ def factual(model: Any, pairs: Sequence[TokenPair], scorer: Scorer | None = None
 
 @torch.inference_mode()
 def reference(model: Any, pairs: Sequence[TokenPair]) -> None:
-    """Both branches on the left padded to the maximal length, logits of every position, softmax."""
+    """Score with both branches padded on the left to the maximum length: logits of every position, and softmax."""
     for pair in pairs:
         length = PROMPT + TARGET + 1
         rows, masks = [], []
@@ -134,12 +142,12 @@ SIDES: dict[str, Callable[[Any, Sequence[TokenPair]], None]] = {
 
 
 def flops(model: Any, pair: TokenPair) -> float:
-    """Multiplications and additions of matrix products that both branches need: body, attention and head."""
+    """Return the operations of the matrix products that both branches need: body, attention and head."""
     return sum(products(model, pair))
 
 
 def products(model: Any, pair: TokenPair) -> tuple[float, float]:
-    """The operations of a forward pass over both branches: with frozen weights, and of attention."""
+    """Return the operations of a forward pass over both branches, with frozen weights and of attention."""
     config = model.config
     frozen = [p for name, p in decoder_of(model).named_parameters() if p.ndim == 2 and "lora_" not in name]
     body = sum(p.numel() for p in frozen) - model.get_input_embeddings().weight.numel()
@@ -149,15 +157,15 @@ def products(model: Any, pair: TokenPair) -> tuple[float, float]:
 
 
 def _seen(pair: TokenPair) -> float:
-    """Pairs of a token and one that it sees."""
+    """Return the number of pairs of a token and a token that it attends to."""
     whole = len(pair.factual) + len(pair.target) - 1
     other = len(pair.counterfactual) + len(pair.target) - 1
-    shared = beginning(pair)
+    shared = shared_prefix(pair)
     return whole * (whole + 1) / 2 + other * (other + 1) / 2 - shared * (shared + 1) / 2
 
 
 def product_rate(seconds: float = 2.0) -> float:
-    """Operations a second in large single-precision matrix products."""
+    """Return the operations per second in large single-precision matrix products."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     rates, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -167,21 +175,37 @@ def product_rate(seconds: float = 2.0) -> float:
     return statistics.median(rates)
 
 
-def child(side: str, name: str, pairs: Sequence[TokenPair], folder: Path, rounds: int = 1) -> dict[str, float]:
-    """What `one_side` returns, from a process of its own."""
-    order = folder / "pairs.json"
-    order.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
-    command = [sys.executable, "-m", "benchmarks.score", "--side", side, "--shape", name, "--pairs", str(order)]
-    environment = os.environ | (TORCHS_OWN if side == "reference" else {})
+def run_side(
+    module: str, side: str, name: str, pairs: Sequence[TokenPair], folder: Path, rounds: int = 1
+) -> dict[str, Any]:
+    """Run one side of a benchmark in a separate process, and return the JSON line that it prints.
+
+    Args:
+        module: The benchmark.
+        side: The side; all but ours run with torch's default settings.
+        name: Shape of the model.
+        pairs: The examples.
+        folder: Folder for the examples.
+        rounds: Number of rounds within the process.
+    """
+    path = folder / "pairs.json"
+    path.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
+    command = [sys.executable, "-m", module, "--side", side, "--shape", name, "--pairs", str(path)]
+    environment = os.environ | (TORCHS_OWN if side in ("reference", "trl") else {})
     done = subprocess.run(
-        [*command, "--rounds", str(rounds)], check=True, capture_output=True, text=True, env=environment
+        [*command, "--rounds", str(rounds)], check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def one_side(side: str, name: str, order: Path, rounds: int) -> dict[str, float]:
-    pairs = [TokenPair(*values) for values in json.loads(order.read_text())]
+def read_pairs(path: Path) -> list[TokenPair]:
+    """Return the examples that `run_side` wrote for this process."""
+    return [TokenPair(*values) for values in json.loads(path.read_text())]
+
+
+def one_side(side: str, name: str, path: Path, rounds: int) -> dict[str, float]:
+    pairs = read_pairs(path)
     model = build(name)
     if side == "turns":
         return turns(model, pairs, rounds)
@@ -193,7 +217,13 @@ def one_side(side: str, name: str, order: Path, rounds: int) -> dict[str, float]
 
 
 def turns(model: Any, pairs: Sequence[TokenPair], rounds: int) -> dict[str, float]:
-    """Both branches, one branch, and products, by turns; medians over the rounds, of ratios too."""
+    """Measure both branches, one branch and products in turns, and return medians over the rounds.
+
+    Args:
+        model: The model.
+        pairs: The examples.
+        rounds: Number of rounds.
+    """
     scorer = Scorer(model, 16_384)
     positions = 0
 
@@ -229,10 +259,10 @@ def turns(model: Any, pairs: Sequence[TokenPair], rounds: int) -> dict[str, floa
 def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        padded = [child("reference", name, pairs[:few], folder)]
-        ours_s = child("turns", name, pairs, folder, rounds)
-        padded.append(child("reference", name, pairs[:few], folder))
-        memory = child("ours", name, pairs[:8], folder)
+        padded = [run_side("benchmarks.score", "reference", name, pairs[:few], folder)]
+        ours_s = run_side("benchmarks.score", "turns", name, pairs, folder, rounds)
+        padded.append(run_side("benchmarks.score", "reference", name, pairs[:few], folder))
+        memory = run_side("benchmarks.score", "ours", name, pairs[:8], folder)
     reference_s = statistics.mean(run["an_example"] for run in padded)
     extra = {"ours": memory["extra_gb"], "reference": max(run["extra_gb"] for run in padded)}
     tokens = sum(computed_tokens(pair) for pair in pairs) / len(pairs)
@@ -257,7 +287,15 @@ def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dic
 
 
 def arguments(about: str | None, sides: Sequence[str], *, examples: int, few: int, rounds: int) -> argparse.Namespace:
-    """The command line, with these defaults; a child process is told its side, shape and pairs."""
+    """Parse the command line, which for a separate process names its side, shape and examples.
+
+    Args:
+        about: Description of the benchmark.
+        sides: Names of the sides.
+        examples: Default number of examples.
+        few: Default number of examples of the reference.
+        rounds: Default number of rounds.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="amazon-2023")
     parser.add_argument("--reviews", type=Path)

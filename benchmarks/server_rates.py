@@ -1,7 +1,9 @@
-"""How many flow runs a Prefect server takes, on SQLite and on PostgreSQL: python -m benchmarks.server_rates [--runs N].
+"""Number of flow runs that a Prefect server handles, on SQLite and on PostgreSQL.
 
-Prints one JSON line a measurement. Each server is started for it, with a database of its own in a temporary folder, and
-is gone afterwards; all of it stays on this machine.
+    python -m benchmarks.server_rates
+
+Prints one line of JSON per measurement. Each server is started for it, with a new database in a temporary folder, and
+stopped afterwards; everything stays on this machine.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ REPO = Path(__file__).resolve().parent.parent
 POSTGRES_SERVER = REPO / "scripts" / "server-postgres"
 
 LOG_LINES = 10
-"""Log lines that each run of the measurement sends, in one request."""
+"""Number of log lines that each flow run sends, in one request."""
 BUSY = 503
-"""What Prefect's server answers when SQLite is locked by another request (SQLITE_BUSY)."""
+"""HTTP status of Prefect's server when SQLite is locked by another request (SQLITE_BUSY)."""
 TRIES = 6
-"""How often Prefect's client makes a request that finds the server so."""
+"""Number of times that Prefect's client makes a request to a busy server."""
 
 TINY_FLOW = """
 from prefect import flow
@@ -51,13 +53,13 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers.
+    """A running server.
 
     Attributes:
         api: The URL of its API.
-        environment: What a process needs to talk to it.
-        pid: Its process, or the script's that keeps it.
-        log: The file with what it says.
+        environment: Environment variables of a process that uses it.
+        pid: Id of its process, or of the script that runs it.
+        log: The file with its output.
     """
 
     api: str
@@ -67,21 +69,21 @@ class Running:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a Prefect process with a home of its own, told to call nobody."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    """Return the environment of a Prefect process with a separate home that makes no calls to other hosts."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     private = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    return own | private | {"NO_COLOR": "1", "COLUMNS": "160"} | more
+    return inherited | private | {"NO_COLOR": "1", "COLUMNS": "160"} | more
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody has now."""
+    """Return a port of the loopback address that is free at present."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
 def public_folder() -> Iterator[Path]:
-    """A temporary folder that all users may pass through, for PostgreSQL's has to reach its own folder in it."""
+    """Yield a temporary folder that all users can pass through, because PostgreSQL's user must reach a folder in it."""
     folder = Path(tempfile.mkdtemp(prefix="server-"))
     folder.chmod(0o755)
     try:
@@ -92,15 +94,15 @@ def public_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running(database: str, folder: Path, **settings: str) -> Iterator[Running]:
-    """A server on `sqlite` or `postgres`, until the block ends; its database in `folder` outlives it.
+    """Run a server on `sqlite` or `postgres` until the block ends; its database in `folder` stays.
 
     Args:
         database: `sqlite`, Prefect's default, or `postgres`, through scripts/server-postgres.
-        folder: Where the database and the log are kept; for `postgres` other users must be able to pass through it.
+        folder: Folder for the database and the log; for `postgres` other users must be able to pass through it.
         **settings: More environment variables for the server.
 
     Raises:
-        RuntimeError: If it ends, or does not answer within two minutes; with the end of its log.
+        RuntimeError: The server ends, or does not answer within two minutes; the message has the end of its log.
     """
     home = folder / "prefect"
     home.mkdir(exist_ok=True)
@@ -137,20 +139,20 @@ def _wait_until_healthy(api: str, process: subprocess.Popen[bytes], log: Path) -
 
 
 async def create_runs(api: str, runs: int, clients: int) -> dict[str, Any]:
-    """Has `clients` clients at once take flow runs through their life: created, running, logs, completed.
+    """Create flow runs from several clients at once, each through its states: created, running, logs, completed.
 
-    A request that is answered with 503 (SQLite is busy, see `BUSY`), or whose connection breaks, is made again as
-    Prefect's own client does it: up to five times, after 2, 4, 8... seconds, a fifth more or less.
+    A request that is answered with 503 (SQLite is busy, see `BUSY`), or whose connection breaks, is repeated as
+    Prefect's own client does: up to five times, after 2, 4, 8... seconds, a fifth more or less.
 
     Args:
         api: The URL of the server's API.
-        runs: Flow runs in all.
-        clients: How many of them are on their way at a time.
+        runs: Number of flow runs in total.
+        clients: Number of clients at once.
 
     Returns:
-        What was measured: seconds; completed runs, and those a second; the median and the 95th percentile of the
-        milliseconds until a request was answered well, waiting and repeating included; how many answers had which
-        error; and how many requests failed for good.
+        The measurements: seconds; completed runs, in total and per second; the median and the 95th percentile of the
+        milliseconds until a request succeeded, including waits and repetitions; the number of answers by error; and
+        the number of requests that failed after all repetitions.
     """
     left = iter(range(runs))
     milliseconds: list[float] = []
@@ -212,14 +214,14 @@ async def create_runs(api: str, runs: int, clients: int) -> dict[str, Any]:
 
 
 def without_a_server(folder: Path, processes: int) -> dict[str, Any]:
-    """Starts programs with a flow each at once, all on one SQLite file, each with the server that it starts for itself.
+    """Start several programs at once, each with a flow and a temporary server, all on one SQLite file.
 
     Args:
         folder: An empty folder for the shared PREFECT_HOME.
-        processes: How many programs.
+        processes: Number of programs.
 
     Returns:
-        How many failed, how many met a locked database, and the seconds until the last had ended.
+        How many failed, how many found the database locked, and the seconds until the last one ended.
     """
     script = folder / "tiny.py"
     script.write_text(TINY_FLOW)
@@ -244,15 +246,15 @@ def without_a_server(folder: Path, processes: int) -> dict[str, Any]:
 
 
 def compare(runs: int, clients: list[int], rounds: int) -> Iterator[dict[str, Any]]:
-    """Measures both databases by turns, so that what else the machine does meets both alike.
+    """Measure both databases in turns, so that other load of the machine affects both.
 
     Args:
-        runs: Flow runs a measurement.
+        runs: Number of flow runs per measurement.
         clients: Numbers of clients at once to measure with.
-        rounds: Measurements of each database with each number of clients; the one in the middle by rate counts.
+        rounds: Number of measurements of each database with each number of clients; the median by rate counts.
 
     Yields:
-        What was measured, a database and number of clients at a time; requests and errors are those of all rounds.
+        The measurements of a database with a number of clients; requests and errors are those of all rounds.
     """
     with contextlib.ExitStack() as stack:
         servers = {}
@@ -274,11 +276,11 @@ def compare(runs: int, clients: list[int], rounds: int) -> Iterator[dict[str, An
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100, help="flow runs a measurement (100)")
+    parser.add_argument("--runs", type=int, default=100, help="flow runs per measurement (100)")
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="clients at once (1 8 32)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, the median counts (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each; the median counts (3)")
     parser.add_argument("--programs", type=int, default=8, help="programs without a server, at once (8); 0 for none")
     arguments = parser.parse_args()
     for line in compare(arguments.runs, arguments.clients, arguments.rounds):

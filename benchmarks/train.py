@@ -1,30 +1,29 @@
-"""A training step against what the official code does, and against plain fine-tuning, on the lengths of real reviews.
+"""Speed of a training step against the official code and plain fine-tuning, on the lengths of real reviews.
 
     python -m benchmarks.train --reviews reviews.jsonl.gz --items items.jsonl.gz
 
-For each shape of `benchmarks.score`, one line of JSON; ten minutes a round on two cores. All sides take one optimizer
-step of LoRA (r 16 on all linear layers, AdamW) over the same examples, in processes of their own, after one step on the
-longest example: the thousandth step of a run finds its memory taken. A round takes the sides one after the other and
-then backwards, since a shared machine's speed drifts from minute to minute; ratios are of both together.
+Prints one line of JSON for each shape of `benchmarks.score`; a round takes ten minutes on two cores. All sides take one
+optimizer step of LoRA (r 16 on all linear layers, AdamW) over the same examples, each in a separate process. One step
+on the longest example precedes it, because all but the first steps of a run find their memory allocated. A round takes
+the sides forwards and then backwards, because the speed of a shared machine drifts from minute to minute; ratios are of
+both together.
 
 - `nextquill`: our step on L = L_n + α·L_p.
 - `contextsft`: our step without L_p.
-- `reference`: both branches padded to the maximal length, full logits of both, and the losses written out, as the
-  official code does, under torch's own settings of threads and memory; on few examples, since its time does not depend
-  on them.
-- `trl`: TRL's SFTTrainer with packing on prompt and answer, where TRL can be imported (`pip install trl`).
+- `reference`: both branches padded to the maximum length, full logits of both, and the losses written out, as in the
+  official code, with torch's default settings of threads and memory; on few examples, because the time per example
+  does not depend on their number.
+- `trl`: TRL's SFTTrainer with packing on prompt and answer, if TRL is installed (`pip install trl`).
 
-On the shape `full`, prompts and answers end at 1,400 tokens instead of 2,048, with which the reference takes 21 GB: it
-would need 30.
+On the shape `full`, prompts and answers end at 1,400 tokens instead of 2,048: the reference then takes 21 GB instead of
+30.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,22 +35,24 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.memory import ExtraMemory
-from benchmarks.score import TORCHS_OWN, arguments, build, real_pairs
-from nextquill_core.model.cpu.allocator import keep_freed_memory
+from benchmarks.score import arguments, build, read_pairs, real_pairs, run_side
+from nextquill_core.config import DeepSpeedConfig, LoraSettings, ModelConfig, PromptConfig, TrainConfig
+from nextquill_core.model.cpu import keep_freed_memory
+from nextquill_core.orders import TrainOrder
 from nextquill_core.tokens import TokenPair
-from nextquill_core.training.batches import TrainExample
-from nextquill_core.training.objective import PreferenceLoss, denominators, training_way
-from nextquill_core.training.spec import LoraSpec, TrainSpec
+from nextquill_core.training.data import TrainExample
+from nextquill_core.training.losses import PreferenceLoss, denominators, training_strategy
 from nextquill_core.training.worker import with_adapter
 
 ALPHA, LEARNING_RATE = 0.05, 1e-4
 OURS = ("nextquill", "contextsft")
 MEMORY = ("extra_gb", "peak_gb")
-LIMIT = {"proportional": 2048, "full": 1400}  # of prompt and of answer
+LIMIT = {"proportional": 2048, "full": 1400}
+"""Maximum number of tokens of a prompt, and of an answer, by shape."""
 
 
 def with_lora(side: str, name: str) -> Any:
-    """Ours as our worker makes it; the others' by PEFT alone."""
+    """Return the model with LoRA: for our sides as our worker makes it, for the others by PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
     if side in OURS:
@@ -61,32 +62,32 @@ def with_lora(side: str, name: str) -> Any:
     return get_peft_model(build(name), lora).train()
 
 
-def order(alpha: float) -> TrainSpec:
-    """What decides a step; everything else of a `TrainSpec` plays no part here."""
-    rest: dict[str, Any] = dict.fromkeys(
-        ("output", "sequences", "effects", "model", "prompt", "lora", "checkpoint_every", "keep_checkpoints")
-    )
-    return TrainSpec(
-        **(rest | {"lora": LoraSpec(16, 32, 0.05, "all-linear")}),
-        weighted=True,
+def order(alpha: float, **settings: Any) -> TrainOrder:
+    """Return an order with the settings that decide a step, and others of `train`; nothing else of it is used."""
+    train = TrainConfig(
         alpha=alpha,
-        normalization="sequence",
-        epochs=1,
         learning_rate=LEARNING_RATE,
         weight_decay=0.0,
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
         global_batch=1,
-        batch_tokens=8192,
-        gradient_checkpointing=False,
-        zero_stage=0,
+        lora=LoraSettings(),
+        deepspeed=DeepSpeedConfig(zero_stage=0),
+        **settings,
+    )
+    nowhere = Path("nowhere")
+    return TrainOrder(
+        output=nowhere,
+        sequences=nowhere,
+        model=ModelConfig(),
+        prompt=PromptConfig(),
+        train=train,
         seed=0,
+        weighted=True,
     )
 
 
 def ours(model: Any, pairs: Sequence[TokenPair], alpha: float) -> None:
     spec = order(alpha)
-    objective = PreferenceLoss(model, spec, training_way(model, spec))
+    objective = PreferenceLoss(model, spec, training_strategy(model, spec))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     examples = [TrainExample(pair, [0.5] * len(pair.target)) for pair in pairs]
     for example in examples:
@@ -95,7 +96,13 @@ def ours(model: Any, pairs: Sequence[TokenPair], alpha: float) -> None:
 
 
 def reference(model: Any, pairs: Sequence[TokenPair], limit: int) -> None:
-    """Both branches on the left padded to the maximal length; every token's logits, and their difference."""
+    """Take a step with both branches padded on the left, the logits of every token, and their difference.
+
+    Args:
+        model: The model with LoRA.
+        pairs: The examples.
+        limit: Maximum number of tokens of a prompt, and of an answer.
+    """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     length = 2 * limit + 1
     for pair in pairs:
@@ -148,7 +155,7 @@ def trl(model: Any, pairs: Sequence[TokenPair], limit: int) -> None:
         )
         started = time.perf_counter()
         trainer.train()
-        trl.seconds = time.perf_counter() - started  # type: ignore[attr-defined]  # without packing and set-up
+        trl.seconds = time.perf_counter() - started  # type: ignore[attr-defined]  # the time without packing and set-up
 
 
 def _words() -> Any:
@@ -168,7 +175,7 @@ SIDES: dict[str, Callable[[Any, Sequence[TokenPair], int], None]] = {
 def one_side(side: str, name: str, path: Path) -> dict[str, float]:
     if side in OURS:
         keep_freed_memory()  # as our worker does
-    pairs = [TokenPair(*values) for values in json.loads(path.read_text())]
+    pairs = read_pairs(path)
     model = with_lora(side, name)
     memory = ExtraMemory()
     SIDES[side](model, [max(pairs, key=lambda pair: pair.tokens)], LIMIT[name])
@@ -178,28 +185,18 @@ def one_side(side: str, name: str, path: Path) -> dict[str, float]:
     return {"seconds": seconds, "extra_gb": memory.gb(), "peak_gb": memory.peak_gb()}
 
 
-def measured(side: str, name: str, pairs: Sequence[TokenPair], folder: Path) -> dict[str, float]:
-    path = folder / "pairs.json"
-    path.write_text(json.dumps([[p.example_id, p.factual, p.counterfactual, p.target] for p in pairs]))
-    command = [sys.executable, "-m", "benchmarks.train", "--side", side, "--shape", name, "--pairs", str(path)]
-    environment = os.environ | (TORCHS_OWN if side in ("reference", "trl") else {})
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def compare(name: str, pairs: Sequence[TokenPair], few: int, rounds: int) -> dict[str, Any]:
     sides = [side for side in SIDES if side != "trl" or importlib.util.find_spec("trl")]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         for side in rounds * [*sides, *reversed(sides)]:
             some = pairs[:few] if side == "reference" else pairs
-            result = measured(side, name, some, Path(folder))
+            result = run_side("benchmarks.train", side, name, some, Path(folder))
             runs[side].append(result | {"per_example": result["seconds"] / len(some)})
             print(json.dumps({"side": side} | runs[side][-1]), file=sys.stderr, flush=True)
     extra, peak = ({side: max(run[key] for run in taken) for side, taken in runs.items()} for key in MEMORY)
     per_example = {side: [run["per_example"] for run in taken] for side, taken in runs.items()}
-    per_example = {  # forth and back are one measurement
+    per_example = {  # a run forwards and the next one backwards are one measurement
         side: [(forth + back) / 2 for forth, back in zip(taken[::2], taken[1::2], strict=True)]
         for side, taken in per_example.items()
     }

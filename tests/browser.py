@@ -1,4 +1,4 @@
-"""A page driver for Prefect's UI in a real, headless browser: what a person sees and clicks, by its visible text."""
+"""Driver of Prefect's UI in a real, headless browser; elements are found by their visible text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE_S, REST_S = 60.0, 8.0
 AGAIN_S = 6.0
 WIDTH, HEIGHT, COLOURS = 1400, 1000, 128
 
-# What can be clicked and says exactly this: the innermost that is visible.
+# Returns the innermost visible element with exactly this text that can be clicked.
 CLICKABLE = """
 const [text, within] = arguments;
 const kinds = 'button, a, summary, label, [role=button], [role=tab], [role=option], [role=menuitem]';
@@ -47,7 +47,7 @@ const loads = document.querySelector('.animate-spin, .animate-pulse, [data-slot=
 return loads ? null : document.body.innerText;
 """
 OPTIONS_LIST = "[role=listbox]"
-# A field of a form by the labels on the way to it. `(Optional)` is Prefect's remark on what has a default.
+# Returns a field of a form by the labels of its sections. Prefect appends `(Optional)` to fields with a default.
 FIELD = """
 const said = (label) => label.innerText.replace('(Optional)', '').trim().toLowerCase();
 const box = (label) => label.closest('div.grid').parentElement;
@@ -70,9 +70,9 @@ class Page:
     """A window of the browser.
 
     Attributes:
-        driver: Selenium's.
-        url: Of the server.
-        pictures: Where screenshots go.
+        driver: Selenium's driver.
+        url: URL of the server.
+        pictures: Folder for screenshots.
     """
 
     driver: Chrome
@@ -80,28 +80,40 @@ class Page:
     pictures: Path
 
     def open(self, path: str) -> None:
-        """Go to a page of the server."""
+        """Open a page of the server."""
         self.driver.get(f"{self.url}{path}")
 
     def text(self, within: str = "body") -> str:
-        """What is to be read in the parts that match a CSS selector."""
+        """Return the visible text of the elements that match a CSS selector."""
         script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText).join('\\n')"
         return str(self.driver.execute_script(script, within))
 
     def wait_for(self, *texts: str, within: str = "body", seconds: float = PATIENCE_S) -> str:
-        """Wait until all texts are to be read; returns everything that is."""
+        """Wait until all texts are visible, and return the whole text.
+
+        Args:
+            texts: Texts to wait for.
+            within: CSS selector of the elements to search.
+            seconds: Seconds to wait.
+        """
         return str(self._until(lambda: self._says(texts, within), f"{texts} in {within}", seconds))
 
     def click(self, text: str, within: str | None = None, seconds: float = PATIENCE_S) -> None:
-        """Click what says exactly this, once it is there and nothing lies over it."""
+        """Click the element with exactly this text as soon as it is visible and not covered.
+
+        Args:
+            text: The text.
+            within: CSS selector of the elements to search.
+            seconds: Seconds to wait.
+        """
         self._until(lambda: self._clicked(CLICKABLE, text, within), f"{text!r} to click", seconds)
 
     def click_in(self, selector: str, text: str) -> None:
-        """Click the first part that matches a CSS selector and says this among other things."""
+        """Click the first element that matches a CSS selector and contains a text."""
         self._until(lambda: self._clicked(SAYING, selector, text), f"{text!r} in {selector} to click")
 
     def rows(self, within: str) -> dict[str, list[str]]:
-        """The cells of the tables there, behind each row's first cell."""
+        """Return the rows of the tables in an element: further cells by the first cell."""
         script = (
             "return [...document.querySelectorAll(arguments[0] + ' tr')]"
             ".map((row) => [...row.children].map((cell) => cell.innerText.trim()))"
@@ -109,8 +121,13 @@ class Page:
         return {name: cells for name, *cells in self.driver.execute_script(script, within)}
 
     def insist(self, act: Callable[[], None], done: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
-        """Do something again while it has no effect: a server whose database is busy refuses, and a page does not ask
-        twice."""
+        """Repeat an action until it has an effect; a server whose database is busy refuses, and pages do not retry.
+
+        Args:
+            act: The action.
+            done: Whether the action has had its effect.
+            seconds: Seconds after which the test fails.
+        """
         deadline = time.monotonic() + seconds
         while True:
             act()
@@ -122,13 +139,13 @@ class Page:
             assert time.monotonic() < deadline, f"no effect in {seconds:g} s\n{self.text()[-500:]}"
 
     def field(self, *labels: str) -> WebElement:
-        """A field of the form: the labels of the sections that it is in, then its own."""
+        """Return a field of the form by the labels of its sections and its own label."""
         found: WebElement = self._until(lambda: self.driver.execute_script(FIELD, labels), f"the field {labels}")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
         return found
 
     def fill(self, *labels: str, value: str) -> None:
-        """Type a value into a field, in place of what is there."""
+        """Replace the value of a field."""
         from selenium.webdriver.common.by import By
         from selenium.webdriver.common.keys import Keys
 
@@ -138,7 +155,7 @@ class Page:
         assert entry.get_attribute("value") == value
 
     def choose(self, *labels: str, options: Sequence[str]) -> None:
-        """Make these the chosen options of a drop-down that takes several, and leave it open."""
+        """Choose exactly these options in a drop-down for several options, and leave it open."""
         field = self.field(*labels)
         self._until(lambda: self._clicked(IN_FIELD, field, "button[aria-haspopup=listbox]"), f"the drop-down {labels}")
         there = self.wait_for(*options, within=OPTIONS_LIST).split("\n")
@@ -148,18 +165,18 @@ class Page:
         self._until(lambda: self._chosen(field) == set(options), f"{options} chosen")
 
     def close(self) -> None:
-        """Close what is open: a drop-down, a menu."""
+        """Close an open drop-down or menu."""
         from selenium.webdriver.common.keys import Keys
 
         self.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
         self._until(lambda: not self.text(OPTIONS_LIST), "the drop-down's end")
 
     def shot(self, name: str, top: str | None = None) -> Path:
-        """A picture of the window, once nothing loads any more; what counts seconds never rests.
+        """Save a screenshot as soon as the page has stopped loading; pages that count seconds never stop.
 
         Args:
-            name: Of the file, without its ending.
-            top: A CSS selector of what is to be at the window's top.
+            name: Name of the file without its suffix.
+            top: CSS selector of the element to scroll to.
         """
         if top:
             self.driver.execute_script("document.querySelector(arguments[0]).scrollIntoView()", top)
@@ -191,7 +208,7 @@ class Page:
             return False
         try:
             found.click()
-        except WebDriverException:  # drawn anew meanwhile, or something still lies over it
+        except WebDriverException:  # it was drawn again, or is still covered
             return False
         return True
 
@@ -213,12 +230,12 @@ class Page:
 
 @contextmanager
 def browser(url: str, pictures: Path, profile: Path) -> Iterator[Page]:
-    """A headless Chromium of its own, with a profile that is empty.
+    """Start a headless Chromium with an empty profile for the duration of a block.
 
     Args:
-        url: Of the server whose pages are opened.
+        url: URL of the server.
         pictures: Folder for screenshots.
-        profile: Folder for what the browser keeps.
+        profile: Folder for the browser's profile.
     """
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service

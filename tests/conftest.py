@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from nextquill_core.environment import set_torch_variables
 from nextquill_core.schemas import Example, Item, Review
 
+set_torch_variables()  # before torch is imported, so that tests compute as the command line and the workers do
+# The models of the tests are so small that threads which share a matrix product mostly wait for each other, and OpenMP
+# waits by spinning: with one thread a test takes less than half of the CPU time. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = Path(__file__).resolve().parent.parent
-REAL = REPO.parent / "shared" / "data" / "amazon-2023"
+REAL = REPO.parent / "shared" / "data"
 
 WORDS = [
     "the",
@@ -48,6 +58,27 @@ def signal_handlers() -> Iterator[None]:
     signal.set_wakeup_fd(-1)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU, and an accelerator where there is one."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no accelerator that torch can use")
+    return str(request.param)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Give torch two threads, where a test is about them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def text(seed: int, words: int = 12) -> str:
     """A few words, different for each seed."""
     return " ".join(WORDS[(seed * 7 + position * (seed % 5 + 1)) % len(WORDS)] for position in range(words))
@@ -57,6 +88,25 @@ def review(seed: int, words: int = 12) -> Review:
     return Review(
         Item(f"Book {seed}", text(seed + 100, 8)), float(seed % 5 + 1), f"title {seed}", text(seed, words), seed
     )
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that is made once in a test run, by the first of pytest's worker processes that needs it.
+
+    Args:
+        factory: Knows the folder of the test run.
+        name: The folder's name, different for each content.
+        make: Fills the folder. Tests must not change what it leaves; those that do work on a copy.
+    """
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with FileLock(f"{folder}.lock"):
+        if not Path(f"{folder}.made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            Path(f"{folder}.made").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -74,15 +124,18 @@ def examples() -> list[Example]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a random tiny Qwen2 and a byte-level tokenizer."""
-    from nextquill_core.model.tiny import TinySpec, train_tiny_model
+    from nextquill_core.config import TinyModelConfig
+    from nextquill_core.model.tiny import train_tiny_model
 
-    folder = tmp_path_factory.mktemp("tiny")
-    spec = TinySpec(
-        vocab_size=400, hidden_size=32, layers=2, heads=4, steps=2, batch_tokens=512, learning_rate=1e-3,
-        max_history=2, max_tokens=256, seed=0,
-    )  # fmt: skip
-    train_tiny_model([[review(seed) for seed in range(5)]], spec, folder)
-    return folder
+    config = TinyModelConfig(
+        vocab_size=400, hidden_size=32, layers=2, heads=4, steps=2, batch_tokens=512, learning_rate=1e-3
+    )
+    profiles = [[review(seed) for seed in range(5)]]
+
+    def train(folder: Path) -> None:
+        train_tiny_model(profiles, config, folder, max_history=2, max_tokens=256, seed=0)
+
+    return made_once(tmp_path_factory, "tiny", train)
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +157,19 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic category of 20 users."""
     from nextquill_core.synthetic.sample import write_sample
 
-    folder = tmp_path_factory.mktemp("world")
-    write_sample(folder, users=20, seed=1)
-    return folder
+    return made_once(tmp_path_factory, "world", lambda folder: write_sample(folder, users=20, seed=1))
+
+
+@pytest.fixture(scope="session")
+def prepared_store(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with all that comes before training, for `small_settings`; work on a copy of it."""
+    return made_once(tmp_path_factory, "prepared", partial(_prepare, small_world))
+
+
+def _prepare(world: Path, store: Path) -> None:
+    from nextquill_core.pipeline.run import Run
+    from tests.stages import make
+    from tests.world import small_config
+
+    run = Run(small_config(world, store))
+    make(run, run.plan.score)

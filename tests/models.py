@@ -39,7 +39,7 @@ def adapted_model(base: str | Path, adapter: Path) -> Any:
 
 
 def oracle(model: Any, prompt: list[int], target: list[int]) -> Tensor:
-    """log p of each answer token from the model's own full logits, one sample alone."""
+    """Return log p of each answer token from the model's own full logits, one sample alone."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + target])).logits[0].float()
     rows = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]

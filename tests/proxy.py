@@ -1,4 +1,4 @@
-"""A proxy before an S3 server on loopback: it counts what passes and plays the faults that networks have."""
+"""A proxy in front of an S3 server on loopback, which records requests and simulates the faults of a network."""
 
 from __future__ import annotations
 
@@ -30,13 +30,23 @@ class Request:
 
 @dataclass
 class Proxy:
-    """`fault` sees each request first and names what shall happen to it.
+    """A proxy that runs for the duration of a `with` block.
 
-    None: it passes. "503": throttled. "cut": the connection breaks in the middle of the body. "lost": the server does
-    what it was asked, and the connection breaks before the answer. "half": it breaks in the middle of the answer.
-    "silent": the server does what it was asked, the connection stays open, and nothing comes until `gate` is set.
-    "deaf": the same, but the request never reaches the server. "unlisted": a listing that knows of nothing yet.
-    "stall": the request waits until `gate` is set, and then passes.
+    Attributes:
+        server: URL of the server.
+        fault: Names the fault of each request:
+            None, no fault;
+            "503", the request is throttled;
+            "cut", the connection breaks in the middle of the request's body;
+            "lost", the server executes the request, and the connection breaks before the answer;
+            "half", the connection breaks in the middle of the answer;
+            "silent", the server executes the request, and no answer is sent until `gate` is set;
+            "deaf", as "silent", but the request never reaches the server;
+            "unlisted", a listing is answered as if there were no objects yet;
+            "stall", the request waits until `gate` is set, and then passes.
+        seen: Requests so far.
+        stalled: Set when a request waits for `gate`.
+        gate: Set by a test to let waiting requests pass.
     """
 
     server: str
@@ -152,7 +162,7 @@ class Proxy:
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def puts(self, ending: str) -> int:
-        """How many times an object was put whose key ends so."""
+        """Return how often an object was put whose key has this ending."""
         return sum(request.method == "PUT" and request.key.endswith(ending) for request in self.seen)
 
 
@@ -160,7 +170,7 @@ OWN = {"content-length", "connection", "transfer-encoding"}
 
 
 class Times:
-    """A fault that strikes the first `count` requests that match, and no more."""
+    """A fault of the first `count` requests that match."""
 
     def __init__(self, fault: str, count: int, match: Callable[[Request], bool]) -> None:
         self.fault, self.left, self.match, self.lock = fault, count, match, threading.Lock()

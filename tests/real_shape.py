@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nextquill_core.model.cpu.half import spare_half_products
+from nextquill_core.model.cpu import make_fast
 from nextquill_core.tokens import TokenPair
 
 PROMPT, ANSWER, OPENING, REST = 2048, 512, 180, 20
@@ -31,8 +31,7 @@ def qwen_3b() -> Any:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    spare_half_products(model)
-    return model
+    return make_fast(model)
 
 
 def full_length(number: int) -> TokenPair:
@@ -43,7 +42,7 @@ def full_length(number: int) -> TokenPair:
 
 
 def wanted(minutes: str) -> Any:
-    """A test that runs only where somebody asks for it."""
+    """Mark a test that runs only on request."""
     return pytest.mark.skipif(
         os.environ.get("NEXTQUILL_REAL_SHAPE") != "1",
         reason=f"takes {minutes} and {NEEDED_GB} GB: set NEXTQUILL_REAL_SHAPE=1",

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage import Store
-from storage.remote import RemoteStore
+from storage.remote import RemoteStore, open_store
 
 NUMBER = itertools.count()
 
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Its address, while it runs."""
+    """Run the server and yield its address."""
     from moto.server import ThreadedMotoServer
 
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -30,11 +29,11 @@ def s3_server() -> Iterator[str]:
 
 
 def environment(server: str, cache: Path) -> dict[str, str]:
-    """What a process needs for its store there, with `cache` for its working copy."""
+    """Return the environment variables for a store there, with `cache` as the folder of working copies."""
     return {
         "AWS_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": "secret-that-nobody-may-see",
+        "AWS_SECRET_ACCESS_KEY": "secret-that-must-stay-hidden",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
@@ -44,14 +43,14 @@ def environment(server: str, cache: Path) -> dict[str, str]:
 
 
 def new_store(server: str) -> str:
-    """A URI in a bucket of its own."""
+    """Return the URI of a prefix in a new bucket."""
     bucket = f"bucket-{next(NUMBER)}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()  # noqa: S310
     return f"s3://{bucket}/a/prefix"
 
 
 def elsewhere(uri: str, cache: Path) -> RemoteStore:
-    """The store as another machine sees it."""
+    """Return the store as another machine sees it."""
     before = os.environ["NEXTQUILL_CACHE"]
     os.environ["NEXTQUILL_CACHE"] = str(cache)
     try:
@@ -61,6 +60,6 @@ def elsewhere(uri: str, cache: Path) -> RemoteStore:
 
 
 def opened(uri: str) -> RemoteStore:
-    store = Store.open(uri)
+    store = open_store(uri)
     assert isinstance(store, RemoteStore)
     return store

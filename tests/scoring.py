@@ -1,4 +1,4 @@
-"""A small ingest artifact, written by hand, and the job of scoring it."""
+"""A small ingest artifact, written by hand, and an order to score it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import torch
 
 from nextquill_core import schemas
-from nextquill_core.causal.job import ScoreJob
-from nextquill_core.causal.shard_queue import Board
+from nextquill_core.causal.shard_queue import ShardQueue
 from nextquill_core.causal.worker import work
-from nextquill_core.model.identity import ModelSpec
-from nextquill_core.training.spec import PromptSpec
+from nextquill_core.config import ModelConfig, PromptConfig, ScoreConfig
+from nextquill_core.orders import ScoreOrder
 from storage import Basis, Staging
 from tests.conftest import text
 
@@ -63,23 +62,34 @@ def write_sequences(folder: Path) -> Path:
     return folder
 
 
-def open_job(folder: Path, sequences: Path, model: Path, **changes: Any) -> tuple[Path, Board]:
-    """The file of a job of eight shards, three examples each, and its board; called again, it resumes."""
+def open_order(
+    folder: Path, sequences: Path, model: Path, *, batch_tokens: int = 600, **changes: Any
+) -> tuple[Path, ShardQueue]:
+    """Write an order of eight shards with three examples each; a second call resumes it.
+
+    Returns:
+        The file of the order, and its shard queue.
+    """
     staging = Staging(folder, Basis())
-    settings = {"batch_tokens": 600, "shard_examples": 3, **changes}
-    prompt = PromptSpec(max_history=2, max_prompt_tokens=150, max_target_tokens=20, template="plain")
-    job = ScoreJob(str(folder), str(sequences), ModelSpec(str(model)), prompt, **settings)
-    order = staging.scratch / "job.json"
-    job.save(order)
-    board = Board.of(job)
-    board.begin()
-    return order, board
+    order = ScoreOrder(
+        staging=folder,
+        sequences=sequences,
+        model=ModelConfig(name_or_path=str(model), dtype="float32"),
+        prompt=PromptConfig(max_history=2, max_prompt_tokens=150, max_target_tokens=20, template="plain"),
+        score=ScoreConfig(batch_tokens=batch_tokens),
+        **{"shard_examples": 3, **changes},
+    )
+    path = staging.scratch / "order.json"
+    order.save(path)
+    queue = ShardQueue.of(order)
+    queue.begin()
+    return path, queue
 
 
 def work_on_one_core(order: Path, name: str) -> None:
     """One of several workers on a job, in the calling process."""
     torch.set_num_threads(1)
-    work(ScoreJob.load(order), name, "cpu")
+    work(ScoreOrder.load(order), name, "cpu")
 
 
 def workers_of(folder: Path) -> dict[str, int]:
@@ -103,6 +113,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def digests(board: Board) -> dict[str, str]:
+def digests(queue: ShardQueue) -> dict[str, str]:
     """The sha256 of every finished shard."""
-    return {shard.path: shard.sha256 for shard in board.staging.finished()}
+    return {shard.path: shard.sha256 for shard in queue.staging.finished()}

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, for as long as tests need it."""
+"""A real Slurm of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from tests.conftest import REPO
 
 @contextmanager
 def two_nodes() -> Iterator[str]:
-    """The path of its configuration, which SLURM_CONF names meanwhile; skips where there is no Slurm to start."""
+    """Start the cluster for the duration of a block, and skip the tests if Slurm is not installed.
+
+    Yields:
+        The path of its configuration, which SLURM_CONF names meanwhile.
+    """
     if os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))):
-        pytest.skip("a Slurm of our own needs root and Debian's packages slurm-wlm and munge")
+        pytest.skip("starting Slurm needs root and Debian's packages slurm-wlm and munge")
     command = [REPO / "scripts" / "slurm-here", "sh", "-c", "echo $SLURM_CONF; exec cat"]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running,
@@ -28,7 +32,7 @@ def two_nodes() -> Iterator[str]:
         path = running.stdout.readline().strip()
         patch.setenv("SLURM_CONF", path)
         yield path
-        running.stdin.close()  # `cat` ends, and the script takes the daemons with it
+        running.stdin.close()  # `cat` ends, and the script ends the daemons
 
 
 def slurm(*command: str) -> str:

@@ -1,4 +1,4 @@
-"""A command in a real terminal: a pseudo-terminal whose foreground group it is, so that Ctrl-C is what a user sends."""
+"""Commands in a pseudo-terminal, in whose foreground group they run, so that Ctrl-C reaches them as from a user."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from tasks.ranks.processes import is_running
+from tasks.waiting import wait_until
 from tests.conftest import REPO
 
 CTRL_C = b"\x03"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\r\n]*\r(?!\n)")
-"""What moves the cursor, and what a progress bar has written over."""
+"""Control sequences, and text that a progress bar has overwritten."""
 
 
 class Terminal:
-    """A running `nextquill` command, what it shows, and everything that it has started so far.
+    """A running command, the text that it shows, and all processes that it has started so far.
 
     Args:
-        arguments: Of the interpreter.
-        environment: Its environment.
+        arguments: Arguments of the Python interpreter.
+        environment: All environment variables of the command.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -42,22 +44,22 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that it has shown."""
+        """The text that the command has shown, as a user sees it."""
         return CONTROL.sub("", self._shown.decode(errors="replace").replace("\r\n", "\n"))
 
     def wait_for(self, what: str | Callable[[], bool], seconds: float = 180.0) -> None:
-        """Wait until a text is shown, or a condition holds."""
+        """Wait until a text is shown or a condition holds; fail if the command ends earlier."""
         deadline = time.monotonic() + seconds
         while not (what in self.text if isinstance(what, str) else what()):
             assert time.monotonic() < deadline, f"{what} did not come:\n{self.text[-2000:]}"
-            assert self._runs(self.process), f"ended before {what}:\n{self.text[-2000:]}"
+            assert is_running(self.process), f"ended before {what}:\n{self.text[-2000:]}"
             time.sleep(0.02)
 
     def press_ctrl_c(self) -> None:
         os.write(self._terminal, CTRL_C)
 
     def end(self, seconds: float) -> tuple[int, float]:
-        """Wait for its end.
+        """Wait until the command ends.
 
         Returns:
             Its exit code, negative for a signal, and the seconds that it took.
@@ -71,7 +73,7 @@ class Terminal:
         raise AssertionError(f"still there after {seconds:g} s:\n{self.text[-2000:]}\n{self.left()}")
 
     def named(self, text: str) -> list[psutil.Process]:
-        """Running processes among those that it has started whose command line has a text."""
+        """Return the running processes that the command has started and whose command line contains a text."""
         found = []
         for process in self.left():
             with suppress(psutil.Error):
@@ -80,30 +82,21 @@ class Terminal:
         return found
 
     def left(self) -> list[psutil.Process]:
-        """What it has started and still runs."""
-        return [process for process in set(self._seen) if self._runs(process)]
+        """Return the running processes that the command has started."""
+        return [process for process in set(self._seen) if is_running(process)]
 
     def none_left(self, seconds: float = 3.0) -> bool:
-        """Whether everything that it has started ends within a time."""
-        deadline = time.monotonic() + seconds
-        while self.left() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not self.left()
+        """Return whether all processes that the command has started end within a time."""
+        return wait_until(lambda: not self.left(), seconds, poll_s=0.05)
 
     def close(self) -> None:
-        """End it, with all that it has started."""
+        """Kill the command and all that it has started."""
         for process in [self.process, *self.left()]:
             with suppress(psutil.Error):
                 process.kill()
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         os.close(self._terminal)
-
-    @staticmethod
-    def _runs(process: psutil.Process) -> bool:
-        with suppress(psutil.Error):
-            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-        return False
 
     def _read(self) -> None:
         with suppress(OSError):
@@ -119,7 +112,13 @@ class Terminal:
 
 @contextmanager
 def in_terminal(*arguments: object, environment: Mapping[str, str], as_code: bool = False) -> Iterator[Terminal]:
-    """Run `nextquill` with arguments, or with `as_code` Python code, in a terminal for the length of a block."""
+    """Run a command in a terminal for the duration of a block.
+
+    Args:
+        arguments: Arguments of `nextquill`, or Python code.
+        environment: All environment variables of the command.
+        as_code: Whether the argument is Python code.
+    """
     terminal = Terminal(["-c" if as_code else "-m", *([] if as_code else ["flows"]), *map(str, arguments)], environment)
     try:
         yield terminal
@@ -128,5 +127,5 @@ def in_terminal(*arguments: object, environment: Mapping[str, str], as_code: boo
 
 
 def kill(process: psutil.Process) -> None:
-    """`kill -9`."""
+    """Kill a process with SIGKILL."""
     os.kill(process.pid, signal.SIGKILL)

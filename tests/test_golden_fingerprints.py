@@ -18,7 +18,7 @@ import pytest
 from nextquill_core.config import load_config
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline import make_plan
-from storage import Store
+from storage.remote import open_store
 from tests.conftest import REPO
 
 GOLDEN = Path(__file__).with_suffix(".json")
@@ -41,7 +41,7 @@ def fingerprints(config: str, settings: list[str], folder: Path) -> dict[str, st
     items.write_text('{"b": 2}\n')
     inputs = f"ingest.inputs=[{{category: Golden, reviews: {reviews}, items: {items}}}]"
     parsed = load_config(REPO / "configs" / f"{config}.yaml", [inputs, f"store={folder / 'store'}", *settings])
-    plan = make_plan(parsed, Store.open(parsed.store).raw_digests(save=False), fetch=False)
+    plan = make_plan(parsed, open_store(parsed.store).raw_digests(save=False), fetch=False)
     steps: dict[tuple[str, str], Any] = {}
     waiting = [plan.evaluate, *plan.weights.values(), *plan.folds.values(), *plan.evaluation.tasks.values()]
     while waiting:

@@ -28,11 +28,16 @@ PRELOADED = [
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.trainer",
 ]
-"""What the work in new processes uses, imported once; none of it starts a thread by being imported."""
+"""Libraries that the work in new processes uses, imported once; importing them starts no thread."""
 
 
 def killed_before(number: int, root: Path, work: Callable[[], object]) -> bool:
     """Do `work` in a forked process that receives SIGKILL before its operation of this number on `root`.
+
+    Args:
+        number: Number of the operation that does not happen.
+        root: The folder whose operations count.
+        work: The work.
 
     Returns:
         Whether it was killed; False if it ended before.
@@ -60,13 +65,15 @@ def killed_before(number: int, root: Path, work: Callable[[], object]) -> bool:
 
 
 def killed_in_new_process(number: int, root: Path, work: Callable[..., object], *arguments: object) -> bool:
-    """As `killed_before`, for work that uses threads: its process is forked from one that has only imported libraries.
+    """Kill work as `killed_before` does, in a process that is forked from one that has only imported libraries.
+
+    This is for work that uses threads.
 
     Args:
-        number: Of the operation that no longer happens.
-        root: Where operations count.
+        number: Number of the operation that does not happen.
+        root: The folder whose operations count.
         work: A function of a module.
-        arguments: Of the function.
+        arguments: Arguments of the function.
     """
     child = started(until, number, root, work, *arguments)
     child.join()
@@ -85,7 +92,14 @@ def started(work: Callable[..., object], *arguments: object) -> ForkServerProces
 
 
 def until(number: int, root: Path, work: Callable[..., object], *arguments: object) -> None:
-    """Do the work in this process and kill it before its operation of this number on `root`."""
+    """Do the work in this process, and kill the process before an operation.
+
+    Args:
+        number: Number of the operation that does not happen.
+        root: The folder whose operations count.
+        work: The work.
+        arguments: Arguments of the work.
+    """
 
     def before(operation: Operation) -> None:
         if operation.number == number:
@@ -96,7 +110,7 @@ def until(number: int, root: Path, work: Callable[..., object], *arguments: obje
 
 
 def operations_of(root: Path, work: Callable[[], object]) -> list[Operation]:
-    """Do `work` here and return its operations on `root`."""
+    """Do `work` in this process and return its operations on `root`."""
     seen: list[Operation] = []
     with watched(root, seen.append):
         work()

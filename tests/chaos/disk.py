@@ -1,8 +1,8 @@
-"""A disk that forgets what was not synced: the folder tree that a loss of power leaves behind.
+"""A simulated disk that loses what was not synced: the folder tree that a loss of power leaves behind.
 
-The model is the least that POSIX promises. A file's bytes survive as of its last fsync. A change of names (a new file,
-a rename, an exchange, a removal) survives once a folder that it touches has been synced; before that it may have
-survived or not, each change for itself, whatever their order was. No change is seen by half.
+The model is the minimum that POSIX promises. A file's bytes survive as of its last fsync. A change of names (a new
+file, a rename, an exchange, a removal) survives once a folder that it touches has been synced; before that, each change
+may survive or not, independently of the others and of their order. No change survives by half.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Folder = dict[str, int]  # inode by name
 
 @dataclass
 class _Change:
-    """One change of names: what each (folder's inode, name) stands for after it; None for nothing."""
+    """One change of names: the inode of each (folder's inode, name) after it, or None if the name is gone."""
 
     places: list[tuple[int, str, Path]]
     after: dict[tuple[int, str], int | None] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Disk:
         self._folders: dict[int, _Folder] = {}
         self._pending: list[_Change] = []
         self._open: _Change | None = None
-        self._held: dict[int, int] = {}  # an inode that is held open is not given to another file
+        self._held: dict[int, int] = {}  # the number of an open inode is not used again
         self._paths: dict[int, Path] = {}
         for folder, _, files in os.walk(root):
             self._sync_folder(Path(folder))
@@ -46,13 +46,13 @@ class Disk:
                 self._sync_file(Path(folder, name))
 
     def close(self) -> None:
-        """Let the recorded files go."""
+        """Close the recorded files."""
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()
 
     def before(self, operation: Operation) -> None:
-        """Take note of an operation that is about to happen, and of what the one before has done."""
+        """Record an operation that is about to happen, and the result of the one before."""
         self._settle()
         path = Path(operation.path)
         if operation.name == "fsync":
@@ -67,7 +67,7 @@ class Disk:
 
         Args:
             target: A folder that does not exist yet.
-            choice: Which of the changes that were not synced survived; None for none of them.
+            choice: Decides which unsynced changes survive; None if none of them does.
         """
         self._settle()
         folders = {inode: dict(entries) for inode, entries in self._folders.items()}
@@ -95,7 +95,7 @@ class Disk:
         return choice.choice([synced, now, now[: len(now) // 2], bytes(len(now))])
 
     def _settle(self) -> None:
-        """See what the last change of names has done."""
+        """Record the result of the last change of names."""
         change, self._open = self._open, None
         if change is None:
             return

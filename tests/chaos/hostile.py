@@ -1,4 +1,4 @@
-"""JSON that was not written by us: valid documents with something changed, and bytes that are no document at all."""
+"""Strategies for JSON that NextQuill has not written: changed documents, and bytes that are not JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NO_JSON = [
 
 @st.composite
 def documents(draw: st.DrawFn, valid: Any) -> bytes:
-    """Draw the bytes of a document in which up to three values were replaced, removed or added; or torn or flipped."""
+    """Draw a document with up to three values replaced, removed or added, sometimes cut off or with a flipped bit."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from(NO_JSON))
     document = copy.deepcopy(valid)
@@ -59,7 +59,7 @@ def documents(draw: st.DrawFn, valid: Any) -> bytes:
 
 
 def _change(draw: st.DrawFn, value: Any) -> Any:
-    """Change something in a JSON value: the whole of it, or something inside."""
+    """Change a JSON value as a whole, or something inside it."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(VALUES)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))

@@ -1,7 +1,7 @@
-"""Changes the files of a finished store and of its configuration, and runs the real commands on what is left.
+"""Changes the files of a finished store and its configuration, and runs the real commands on the result.
 
-Every command must end with an answer, or with one line and exit code 2. What an artifact's manifest says of a changed
-file is changed along with it, so that the readers get to see the file: without that its SHA-256 would give it away.
+Every command must end with an answer, or with one line and exit code 2. The size and SHA-256 of a changed file are
+updated in its manifest, because the readers would reject the file otherwise.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from flows.cli.main import exit_code
-from storage.integrity import FOLDER as VERIFIED
+from storage.integrity import VERIFIED
 from tests.chaos.hostile import documents
 
 AT_ONCE = 10
-"""Documents that are drawn for a file before the next file's turn."""
+"""Number of documents that are tried for a file before the next file."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Target:
 
     Attributes:
         path: The file: JSON, JSON lines or YAML.
-        manifest: The manifest that has its SHA-256, if one has.
+        manifest: The manifest with its SHA-256, if there is one.
         commands: The arguments of each command.
     """
 
@@ -45,12 +45,12 @@ class Target:
 
 
 def targets(store: Path, config: Path, sweep: str) -> Iterator[Target]:
-    """Every small file of a store in which all stages are done.
+    """Yield every small file of a store in which all stages are done.
 
     Args:
         store: The store.
         config: Its configuration.
-        sweep: The grid of the sweep, `KEY=VALUE,VALUE`; "" where there is none.
+        sweep: The grid of the sweep, `KEY=VALUE,VALUE`; "" for none.
     """
     with_config = ("--config", str(config))
     looks = tuple(
@@ -62,7 +62,7 @@ def targets(store: Path, config: Path, sweep: str) -> Iterator[Target]:
     )  # fmt: skip
     results = (("run", *with_config), ("sweep", sweep, *with_config)) if sweep else (("run", *with_config),)
     for manifest in sorted(store.glob("*/*/manifest.json")):
-        yield Target(manifest, None, looks)  # `run` and `sweep` would begin to make what is damaged
+        yield Target(manifest, None, looks)  # `run` and `sweep` would start to make the damaged artifact
     for path in sorted(store.glob("*/*/*.json*")):
         if path.name != "manifest.json":
             needed = results if path.parent.parent.name in ("sweep", "evaluate") else looks[:1]
@@ -77,17 +77,18 @@ class Mutator:
     """Changes one file after the other.
 
     Attributes:
-        made: How many commands were run.
+        targets: The files.
+        made: Number of commands that were run.
     """
 
     targets: Sequence[Target]
     made: int = 0
 
     def run(self, seconds: float, first: int) -> None:
-        """Change files for so many seconds; `first` is the first seed.
+        """Change files for a number of seconds, with seeds from `first` on.
 
         Raises:
-            AssertionError: A command ended otherwise than it may; Hypothesis shows the smallest such document.
+            AssertionError: A command ended in a forbidden way; Hypothesis shows the smallest such document.
         """
         end, number = time.monotonic() + seconds, first
         while time.monotonic() < end:
@@ -98,7 +99,7 @@ class Mutator:
                 self.change(target, number)
 
     def change(self, target: Target, number: int) -> None:
-        """Try a few documents in the place of one file; the file is then as it was."""
+        """Try a few documents in place of one file, and restore the file."""
         kept = target.path.read_bytes()
         manifest = target.manifest.read_bytes() if target.manifest else b""
 
@@ -128,7 +129,7 @@ def check(command: Sequence[str]) -> None:
     """Run a command in this process; it may end with an answer, with damage found, or with one line.
 
     Raises:
-        AssertionError: It ended otherwise.
+        AssertionError: It ended in another way.
     """
     said, errors = io.StringIO(), io.StringIO()
     kept, sys.argv = sys.argv, ["nextquill", *command]
@@ -152,7 +153,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _written(path: Path, data: bytes) -> bytes:
-    """A drawn document as this file would have it: JSON lines where it is a list; YAML takes JSON as it is."""
+    """Return a drawn document in the file's format: JSON lines for a list; JSON is valid YAML."""
     if path.suffix != ".jsonl":
         return data
     try:
@@ -165,7 +166,7 @@ def _written(path: Path, data: bytes) -> bytes:
 
 
 def _signed(target: Target, manifest: bytes) -> bytes:
-    """The manifest with the size and SHA-256 of the file as it is now."""
+    """Return the manifest with the present size and SHA-256 of the file."""
     assert target.manifest
     values, data = json.loads(manifest), target.path.read_bytes()
     name = os.path.relpath(target.path, target.manifest.parent)

@@ -1,4 +1,4 @@
-"""The small piece of work with its store on S3: done by machines of their own, each behind the same network."""
+"""The small piece of work with its store on S3, done by several simulated machines behind one network."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Machine:
 
     Attributes:
         uri: The store.
-        address: Of the server, or of the proxy before it.
-        folder: Holds the working copy, the journal and the last error; the machine is new if it does not exist.
+        address: Address of the server, or of the proxy in front of it.
+        folder: Folder of the working copy, the journal and the last error; without it the machine is new.
     """
 
     uri: str
@@ -53,32 +53,32 @@ class Machine:
 
     @property
     def copies(self) -> Path:
-        """The folder of the working copies; that of `uri` is in it."""
+        """The folder of the working copies, which holds the one of `uri`."""
         return self.folder / "copies"
 
     @property
     def counted(self) -> Path:
-        """Where `count_operations` leaves its number."""
+        """The file in which `count_operations` writes the number."""
         return self.folder / "operations.txt"
 
     @property
     def error(self) -> Path:
-        """Where a process leaves the line in which it ended."""
+        """The file in which a process writes the line with which it ended."""
         return self.folder / "error.txt"
 
     def start(self, work: Callable[..., object], *arguments: object) -> Any:
-        """Start one of this module's functions there."""
+        """Start one of this module's functions on the machine."""
         self.copies.mkdir(parents=True, exist_ok=True)
         return started(work, self, *arguments)
 
     def run(self, work: Callable[..., object], *arguments: object) -> str:
-        """Run one of this module's functions there; return "" or the line in which it ended."""
+        """Run one of this module's functions on the machine; return "" or the line with which it ended."""
         process = self.start(work, *arguments)
         process.join()
         return self.line(process.exitcode)
 
     def line(self, exitcode: int | None) -> str:
-        """Return "" for work that was done, or the one line in which it ended."""
+        """Return "" for completed work, or the line with which it ended."""
         if exitcode == 0:
             return ""
         assert exitcode == WRONG_INPUT, f"ended with {exitcode}"
@@ -86,13 +86,13 @@ class Machine:
 
 
 def do_work(machine: Machine, part: str = "do", settings: Mapping[str, object] | None = None) -> None:
-    """Do the work, or prepare it, in the calling process, which ends with exit code 2 if a line says why.
+    """Do the work, or prepare it, in the calling process, which exits with code 2 on an error of the user.
 
-    Pauses are short, and a silent holder of a lease is dead and an unnamed file abandoned soon: in a trial no two
-    processes are alive.
+    Pauses and the life of leases are short, and unreferenced files count as abandoned at once, because in a trial no
+    two processes are alive.
 
     Args:
-        machine: Whose process this is.
+        machine: The machine of this process.
         part: "prepare" or "do".
         settings: Constants of `storage.objects` to change, by name.
     """
@@ -111,9 +111,9 @@ def lose_power(machine: Machine, number: int, left: Path) -> None:
     """Do the work until power fails before an operation on the working copy.
 
     Args:
-        machine: Whose process this is.
-        number: Of the operation that no longer happens.
-        left: The folder, not there yet, for the working copies as the disk has kept them.
+        machine: The machine of this process.
+        number: Number of the operation that does not happen.
+        left: A new folder for the working copies that the disk has kept.
     """
     remote.STREAMS = 1  # operations are watched one at a time
     disk = Disk(machine.copies)
@@ -129,20 +129,22 @@ def lose_power(machine: Machine, number: int, left: Path) -> None:
 
 
 def count_operations(machine: Machine) -> None:
-    """Do the work, and leave the number of its operations on the working copy in `Machine.counted`."""
+    """Do the work, and write the number of its operations on the working copy to `Machine.counted`."""
     remote.STREAMS = 1
     machine.counted.write_text(str(len(operations_of(machine.copies, partial(do_work, machine)))))
 
 
 @dataclass
 class Network:
-    """What happens to the requests that pass the proxy.
+    """Faults of the requests that pass the proxy.
 
     Attributes:
-        first: Number of the first request that `fault` strikes; 0 for none.
+        first: Number of the first request with a fault; 0 for none.
         last: Number of the last one.
-        fault: See `Proxy`.
-        victim: A process that is killed when the first one is struck.
+        fault: The kind of fault, see `Proxy`.
+        victim: Id of a process that is killed at the first one.
+        count: Number of requests so far.
+        lock: Guards `count`.
     """
 
     first: int = 0
@@ -163,11 +165,11 @@ class Network:
 
 
 class Server:
-    """An S3 server, the proxy before it, and the buckets on it.
+    """An S3 server, the proxy in front of it, and the buckets on it.
 
     Args:
-        address: Of the server.
-        proxy: The proxy before it.
+        address: Address of the server.
+        proxy: The proxy.
     """
 
     def __init__(self, address: str, proxy: Proxy) -> None:
@@ -180,7 +182,7 @@ class Server:
         )
 
     def new_store(self, held: Mapping[str, bytes]) -> str:
-        """Return the URI of a store of its own that holds these objects, by key."""
+        """Return the URI of a new store with these objects, given by key."""
         uri = new_store(self._address)
         bucket, prefix = uri.removeprefix("s3://").split("/", 1)
         for key, value in held.items():
@@ -198,7 +200,7 @@ class Server:
         }
 
     def unfinished_parts(self, uri: str) -> list[str]:
-        """Return the keys of uploads in parts that were begun and not completed."""
+        """Return the keys of uploads in parts that were not completed."""
         bucket = uri.removeprefix("s3://").split("/", 1)[0]
         return [upload["Key"] for upload in self._client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
@@ -208,11 +210,11 @@ def shown_contents(held: Mapping[str, bytes], folder: Path) -> tuple[dict[str, s
 
     Args:
         held: All objects of the store by key.
-        folder: An empty folder to lay them out in as a store in a folder would.
+        folder: An empty folder, in which they are written in the layout of a store in a folder.
 
     Returns:
-        The digests, as from `contents`, and the keys that no manifest names. The lease of a process that was killed
-        is none of them: it stays until the next writer of the same artifact takes it over.
+        The digests, as from `contents`, and the keys that no manifest names. The lease of a killed process is not
+        among them: it stays until the next writer of the same artifact takes it over.
     """
     generations = {
         key.removesuffix("manifest.json") + json.loads(value)["generation"]

@@ -1,9 +1,9 @@
-"""Watch the file operations of a block of code, and let something happen before one of them.
+"""Watches the file operations of a block of code, and calls a function before each of them.
 
 Every call that changes a folder tree is an operation: opening a file for writing, each half of a write (so that a file
 can be left half written), fsync, rename, the exchange of two names, unlink, rmdir, mkdir, link, chmod and truncate.
-Python's own calls are patched, and Arrow is made to write through them. Libraries that write by themselves (Polars,
-safetensors) are seen where our code renames or syncs their files.
+Python's calls are patched, and Arrow is made to write through them. Libraries with native writers (Polars, safetensors)
+are seen where our code renames or syncs their files.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Operation:
 
     Attributes:
         number: 1 for the first one of the block.
-        name: Of the system call, or "write" and "write the rest".
-        path: What it changes.
+        name: Name of the system call, or "write" and "write the rest".
+        path: The path that it changes.
         source: The other name of a rename, an exchange or a link.
     """
 
@@ -52,8 +52,8 @@ def watched(root: Path, before: Before, *, fast: bool = True) -> Iterator[None]:
 
     Args:
         root: The folder of interest; operations elsewhere are not watched.
-        before: May raise an error, which the operation then ends with, or kill the process.
-        fast: Leave out the fsync itself: only a loss of power would show the difference.
+        before: The function; it may raise an error, which then is the result of the operation, or kill the process.
+        fast: Skip the fsync itself, since only a loss of power would show the difference.
     """
     watch = _Watch(os.path.realpath(root), before)
     with ExitStack() as patches:
@@ -150,7 +150,7 @@ class _Watch:
 
 
 class _File:
-    """A file that is written in halves, each an operation."""
+    """A file whose writes are split into halves, each an operation."""
 
     def __init__(self, file: Any, announce: Callable[[str], None]) -> None:
         self._file = file
@@ -179,7 +179,7 @@ class _File:
 
 
 def _through_python(real: Any) -> Any:
-    """Let Arrow write a table through a file of Python's."""
+    """Make Arrow write a table through a Python file."""
 
     def write_table(table: Any, where: Any, **options: Any) -> None:
         with open(where, "wb") as file:  # noqa: PTH123  the patched function

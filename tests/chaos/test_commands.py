@@ -1,5 +1,7 @@
-"""Real commands. Killed at a random moment, or one of their processes, they end in the same bytes when run again.
-Damage is named by `status` and `verify`, and `verify --repair` ends in the same bytes."""
+"""Real commands that are killed at a random moment, or one of their processes: a rerun ends in the same bytes.
+
+Damage is reported by `status` and `verify`, and `verify --repair` ends in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from tests.world import small_settings, write_config
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(3600)]
 COMMANDS = ("ingest", "model", "score", "train", "evaluate")
 WORKERS = {"score": ("--set", "score.workers=2")}
-"""Options with which a command that is killed runs; run again, and for comparison, it has one worker."""
+"""Options of a command that is killed; the rerun and the comparison have one worker."""
 LIMIT_S = 900.0
 
 
@@ -36,9 +38,12 @@ class Commands:
     """The commands of a pipeline, run once one after the other without interruption.
 
     Attributes:
-        before: The store as each command found it.
-        after: What the store held after it.
-        seconds: How long it took.
+        server: The Prefect server.
+        folder: Folder for the stores.
+        settings: The configuration.
+        before: By command, a copy of the store before it.
+        after: By command, the contents of the store after it.
+        seconds: By command, its duration.
     """
 
     server: Server
@@ -67,7 +72,7 @@ class Commands:
         return self.server.run("flows", command, "--config", str(store.with_suffix(".yaml")), *options)
 
     def start(self, command: str, store: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start a command on a store; what it prints is added to a log beside the store."""
+        """Start a command on a store; its output is appended to a log beside the store."""
         config = write_config(store.with_suffix(".yaml"), self.settings | {"store": str(store)})
         with store.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
@@ -86,7 +91,14 @@ def commands(server: Server, small_world: Path, tmp_path_factory: pytest.TempPat
 
 
 def interrupt_and_rerun(commands: Commands, command: str, seed: int, folder: Path) -> None:
-    """Kill a command, or one of its descendants, at a random moment; run it once more and compare."""
+    """Kill a command, or one of its descendants, at a random moment; run it again and compare.
+
+    Args:
+        commands: The uninterrupted commands.
+        command: The command to kill.
+        seed: Decides the moment and the process.
+        folder: Folder for the store.
+    """
     draw = random.Random(seed)
     store = Path(shutil.copytree(commands.before[command], folder / f"{command}-{seed}"))
     process = commands.start(command, store, *WORKERS.get(command, ()))
@@ -123,7 +135,7 @@ def test_a_command_killed_at_any_moment(commands: Commands, tmp_path: Path, comm
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_damage_is_named_and_repaired(commands: Commands, tmp_path: Path) -> None:
+def test_damage_is_reported_and_repaired(commands: Commands, tmp_path: Path) -> None:
     commands.reach("evaluate")
     whole = commands.folder / "store"
 

@@ -1,5 +1,5 @@
-"""A process that is killed before any file operation: one rerun ends in the same bytes, repeats nothing that was
-finished, and leaves nothing behind."""
+"""Work that is killed before any file operation: one rerun ends in the same bytes, repeats nothing that was finished,
+and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Uninterrupted:
 
     Attributes:
         start: The store before the work.
-        operations: What the work does.
-        contents: The store after it.
+        operations: The file operations of the work.
+        contents: The contents of the store after it.
     """
 
     start: Path
@@ -32,13 +32,14 @@ class Uninterrupted:
     contents: dict[str, str]
 
     def last(self, path: str) -> int:
-        """Number of the last operation that gives a file this name (within the store)."""
+        """Return the number of the last operation that gives a file this name (within the store)."""
         return max(one.number for one in self.operations if one.name == "replace" and one.path.endswith(path))
 
 
 @pytest.fixture(params=["names exchanged", "names not exchanged"])
-def whole(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uninterrupted:
-    """With and without a file system that can exchange two names."""
+def whole(  # with and without a file system that can exchange two names
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Uninterrupted:
     if request.param == "names not exchanged":
         monkeypatch.setattr(storage.files, "_renameat2", lambda: None)
     start = started(tmp_path / "start")
@@ -49,14 +50,20 @@ def whole(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def started(root: Path) -> Path:
-    """A store with an artifact that is damaged and will be replaced, and artifacts that will be removed."""
+    """Make a store with a damaged artifact, which will be replaced, and artifacts that will be removed."""
     Work(root, root.with_name("prepared")).prepare()
     damage(root / NUMBERS.kind / NUMBERS.fingerprint / "numbers" / "1.parquet")
     return root
 
 
 def interrupted(whole: Uninterrupted, folder: Path, number: int) -> Counter[str]:
-    """Kill the work before an operation, run it again, compare; return how often each part was made."""
+    """Kill the work before an operation, run it again and compare; return how often each part was made.
+
+    Args:
+        whole: The uninterrupted work.
+        folder: Folder for the store and the journal.
+        number: Number of the operation.
+    """
     root, journal = folder / f"store-{number}", folder / f"journal-{number}"
     shutil.copytree(whole.start, root)
     assert killed_before(number, root, lambda: Work(root, journal).do())
@@ -84,7 +91,7 @@ def test_a_kill_before_any_operation_costs_what_was_unfinished_and_nothing_else(
 
 
 def test_no_step_after_the_seal_can_lose_the_work(whole: Uninterrupted, tmp_path: Path) -> None:
-    """Every operation between the manifest and the end of the commit, one by one."""
+    """Kill the work before every operation between the manifest and the end of the commit, one by one."""
     sealed = whole.last(f".staging-{NUMBERS.fingerprint}/manifest.json")
     done = whole.last(f".staging-{SQUARES.fingerprint}/.shards/basis.json")
     names = [one.name for one in whole.operations[sealed:done]]

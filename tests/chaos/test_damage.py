@@ -1,4 +1,5 @@
-"""Every file of a store, damaged in every way: it is named, never read, and made again to the same bytes."""
+"""Every file of a store, damaged in every way: the damage is reported, the file is never read, and a rerun makes the
+same bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ import pytest
 
 from nextquill_core.pipeline import Step, freshness
 from storage import Store, UserError
-from storage.garbage import damaged, dependents, inventory
-from storage.integrity import FOLDER as VERIFIED
-from storage.integrity import Damaged, stamp_of
-from storage.pointers import move_pointer, moving, read_pointer
+from storage.errors import Damaged
+from storage.garbage import dependents, inventory, verify_artifacts
+from storage.integrity import VERIFIED, stamp_of
+from storage.pointers import move_pointer, pointer_lock, read_pointer
 from tests.chaos.crash import operations_of
 from tests.chaos.pipeline import open_stages, run_stages, steps_of
 from tests.chaos.trials import chosen, hold
@@ -57,19 +58,27 @@ def data_files(root: Path) -> list[Path]:
 
 
 def owners(root: Path, path: Path) -> set[tuple[str, str]]:
-    """The artifacts that hold this file; adopted shards are one file under two names."""
+    """Return the artifacts that hold this file; adopted shards are one file under two names."""
     inode = path.stat().st_ino
     return {other.relative_to(root).parts[:2] for other in data_files(root) if other.stat().st_ino == inode}  # type: ignore[misc]
 
 
 def check_damage(root: Path, path: Path, way: str, steps: list[Step], rerun: Callable[[], object]) -> None:
-    """Damage a file, look at the store, run again, and compare with the store before."""
+    """Damage a file, check what the store reports, run again, and compare with the store before.
+
+    Args:
+        root: The store.
+        path: The file.
+        way: How to damage it, one of `WAYS`.
+        steps: The steps whose freshness is checked.
+        rerun: Runs the work again.
+    """
     before = contents(root)
     holding = owners(root, path) if way in ("flipped bit", "truncated", "emptied", "huge") else {
         path.relative_to(root).parts[:2]}  # fmt: skip
     DAMAGE[way](path)
     store = Store(root)
-    assert {name for name, fault in damaged(store) if fault} == holding
+    assert {name for name, fault in verify_artifacts(store) if fault} == holding
     downstream = dependents(inventory(store), holding) | holding
     for step in steps:
         found = freshness(store, step)
@@ -84,7 +93,7 @@ def check_damage(root: Path, path: Path, way: str, steps: list[Step], rerun: Cal
     rerun()
     assert contents(root) == before
     assert leftovers(root) == []
-    assert not any(fault for _, fault in damaged(Store(root)))
+    assert not any(fault for _, fault in verify_artifacts(Store(root)))
 
 
 def test_every_data_file_damaged_in_every_way(root: Path) -> None:
@@ -118,7 +127,7 @@ def test_every_manifest_damaged_in_every_way(root: Path) -> None:
     def trial(case: int) -> None:
         place, way = manifests[case // len(WAYS)], WAYS[case % len(WAYS)]
         if way == "flipped bit":
-            DAMAGE["truncated"](root / place)  # one flipped bit may leave a manifest that says the same
+            DAMAGE["truncated"](root / place)  # a flipped bit may leave an equal manifest
         else:
             DAMAGE[way](root / place)
         store = Store(root)
@@ -127,7 +136,7 @@ def test_every_manifest_damaged_in_every_way(root: Path) -> None:
         found = freshness(store, step)
         expected = "missing" if way in ("deleted",) else "stale"
         assert found.state == expected, found
-        assert (kind, fingerprint) in {name for name, fault in damaged(store) if fault} or way == "deleted"
+        assert (kind, fingerprint) in {name for name, fault in verify_artifacts(store) if fault} or way == "deleted"
         inventory(store)
         operations_of(root, Work(root, root.with_name("again")).do)
         assert contents(root) == before
@@ -149,16 +158,16 @@ def test_a_damaged_pointer_is_one_line_or_gone(root: Path, way: str) -> None:
     if way == "deleted":
         assert read_pointer(store, POINTER) is None
     else:
-        with pytest.raises(UserError, match="pointer"):
+        with pytest.raises(UserError, match="fix or delete it"):
             read_pointer(store, POINTER)
         path.rmdir() if path.is_dir() else path.unlink()
-    with moving(store, POINTER):
+    with pointer_lock(store, POINTER):
         move_pointer(store, POINTER, target.target)
     assert read_pointer(store, POINTER) == target
 
 
 def test_bits_that_a_disk_loses_are_found_by_verify(root: Path) -> None:
-    """No time of the file changes; to all appearances it is the one that was verified."""
+    """The times of the file do not change, so it looks like the file that was verified."""
     path = root / NUMBERS.kind / NUMBERS.fingerprint / "note.txt"
     damage(path)
     memory = root / VERIFIED / f"{NUMBERS.kind}-{NUMBERS.fingerprint}.json"
@@ -166,9 +175,9 @@ def test_bits_that_a_disk_loses_are_found_by_verify(root: Path) -> None:
     known["files"]["note.txt"] = stamp_of(path)
     memory.write_text(json.dumps(known))
     assert freshness(Store(root), NUMBERS).state == "fresh"
-    assert "note.txt is damaged" in dict(damaged(Store(root)))[NUMBERS.kind, NUMBERS.fingerprint]
+    assert "note.txt is damaged" in dict(verify_artifacts(Store(root)))[NUMBERS.kind, NUMBERS.fingerprint]
     assert "note.txt is damaged" in freshness(Store(root), NUMBERS).why
     before = contents(root)
     Work(root, root.with_name("again")).do()
     assert contents(root) != before
-    assert not any(fault for _, fault in damaged(Store(root)))
+    assert not any(fault for _, fault in verify_artifacts(Store(root)))

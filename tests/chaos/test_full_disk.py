@@ -1,4 +1,4 @@
-"""A disk that fills up at any moment: one line, nothing half-written, and a rerun completes once there is room."""
+"""A disk that fills up at any moment: one line, nothing half-written, and a rerun completes once there is space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage import Store, UserError
-from storage.garbage import damaged
+from storage.garbage import verify_artifacts
 from tests.chaos.crash import operations_of
 from tests.chaos.operations import Operation, watched
 from tests.chaos.pipeline import run_stages
@@ -24,9 +24,9 @@ TAKES_SPACE = ("open", "write", "write the rest", "mkdir", "link")
 
 
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=["full", "quota", "read-only"])
-def test_a_disk_that_takes_no_more_from_any_operation_on(tmp_path: Path, fault: int) -> None:
+def test_a_disk_that_is_full_from_any_operation_on(tmp_path: Path, fault: int) -> None:
     start = started(tmp_path / "start")
-    before = {name for name, found in damaged(Store(start)) if found}
+    before = {name for name, found in verify_artifacts(Store(start)) if found}
     root = shutil.copytree(start, tmp_path / "whole")
     operations = operations_of(root, Work(root, tmp_path / "journal").do)
     expected = contents(root)
@@ -38,16 +38,16 @@ def test_a_disk_that_takes_no_more_from_any_operation_on(tmp_path: Path, fault: 
             if operation.number >= number and (operation.name in TAKES_SPACE or fault == errno.EROFS):
                 raise OSError(fault, os.strerror(fault), operation.path)
 
-        with pytest.raises(UserError, match="make room"), watched(root, full):
+        with pytest.raises(UserError, match="free some space"), watched(root, full):
             Work(root, tmp_path / "journal").do()
-        assert {name for name, found in damaged(Store(root)) if found} <= before
+        assert {name for name, found in verify_artifacts(Store(root)) if found} <= before
         operations_of(root, Work(root, tmp_path / "journal").do)
         assert contents(root) == expected
         assert leftovers(root) == []
         shutil.rmtree(root)
 
     needed = [one.number for one in operations if one.name in TAKES_SPACE and ".verified" not in one.path]
-    hold(f"disk that takes no more ({os.strerror(fault)})", chosen(needed, few=8), trial)
+    hold(f"disk full ({os.strerror(fault)})", chosen(needed, few=8), trial)
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("this user may not mount")
+        pytest.skip("this user may not mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_the_real_stages_on_a_disk_that_is_really_full(small_world: Path, small_disk: Path) -> None:
-    """Room is given in steps; each run ends in one line or goes further than the one before."""
+def test_the_real_stages_on_a_full_disk(small_world: Path, small_disk: Path) -> None:
+    """The disk grows in steps; each run ends in one line or gets further than the one before."""
     store = small_disk / "store"
     sizes, lines = [300, 450, 700, 1_100, 20_000], []
     for size in sizes:
@@ -72,7 +72,7 @@ def test_the_real_stages_on_a_disk_that_is_really_full(small_world: Path, small_
             run_stages(small_world, store)
         except UserError as error:
             lines.append(str(error))
-            assert not any(fault for _, fault in damaged(Store(store)))
+            assert not any(fault for _, fault in verify_artifacts(Store(store)))
     assert len(lines) >= 2
     assert len(lines) < len(sizes)
     assert all("No space left on device" in line and "\n" not in line for line in lines)

@@ -1,4 +1,4 @@
-"""Files of a store with anything in them: readers end with an answer or one line, and never hang."""
+"""Files of a store with arbitrary content: readers end with an answer or one line, and never hang."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from nextquill_core.pipeline import freshness
 from nextquill_core.registry.garbage import accepted, what
 from storage import Basis, DigestCache, Store, UserError
-from storage.garbage import damaged, dependents, inventory, needed, removable
-from storage.integrity import FOLDER as VERIFIED
-from storage.pointers import move_back, moving, pointer_names, read_pointer
+from storage.garbage import dependents, inventory, needed, removable, verify_artifacts
+from storage.integrity import VERIFIED
+from storage.pointers import move_back, pointer_lock, pointer_names, read_pointer
 from storage.staging import BASIS, FAILURE, RECORDS, Staging
+from storage.stored_json import read_checked
 from tests.chaos.hostile import documents
 from tests.chaos.trials import TRIALS
 from tests.chaos.work import NUMBERS, POINTER, SQUARES, SUM, UNUSED, Work
@@ -28,7 +29,7 @@ Reader = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with artifacts, a pointer, remembered digests, and work that failed half-way."""
+    """A store with artifacts, a pointer, known digests, and work that failed half-way."""
     folder = tmp_path_factory.mktemp("hostile")
     work = Work(folder / "store", folder / "journal")
     work.prepare()
@@ -43,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look_at_everything(root: Path) -> None:
-    """What `status`, `gc`, `verify` and the next run read of a store."""
+    """Read of a store what `status`, `gc`, `verify` and the next run read."""
     store = Store(root)
     for step in (NUMBERS, SQUARES, SUM, UNUSED):
         for read in (
@@ -59,7 +60,7 @@ def look_at_everything(root: Path) -> None:
     dependents(found, names[:1])
     for held in found:
         what(held)
-    for _ in damaged(store):
+    for _ in verify_artifacts(store):
         pass
     for read in (lambda: accepted(store), lambda: read_pointer(store, POINTER), lambda: pointer_names(store)):
         with suppress(UserError):
@@ -67,12 +68,12 @@ def look_at_everything(root: Path) -> None:
 
 
 def move_pointer_back(root: Path) -> None:
-    with suppress(UserError), moving(Store(root), POINTER):
+    with suppress(UserError), pointer_lock(Store(root), POINTER):
         move_back(Store(root), POINTER)
 
 
 def resume(root: Path) -> None:
-    """What a writer reads of unfinished work."""
+    """Read of unfinished work what a writer reads."""
     staging = Staging.attach(Store(root).staging_folder(UNUSED.kind, UNUSED.fingerprint))
     Basis.of(staging.folder)
     staging.has("part.txt")
@@ -100,7 +101,7 @@ FILES: dict[str, tuple[str, tuple[Reader, ...]]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_the_store_with_anything_in_it(store: Path, name: str) -> None:
+def test_a_file_of_the_store_with_arbitrary_content(store: Path, name: str) -> None:
     place, readers = FILES[name]
     path = store / place
     kept = path.read_bytes()
@@ -133,12 +134,11 @@ def _metrics() -> Any:
 
 @settings(max_examples=EXAMPLES * 3, deadline=5_000, derandomize=not TRIALS, database=None)
 @given(data=documents(_metrics()))
-def test_a_metrics_file_with_anything_in_it(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    from nextquill_core.evaluation.tables import from_document, read_document
-    from nextquill_core.pipeline.evaluate import shown_tables
+def test_a_metrics_file_with_arbitrary_content(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    from nextquill_core.evaluation.forms import EvaluationDocument
+    from nextquill_core.pipeline.evaluate import result_tables
 
     path = tmp_path_factory.getbasetemp() / "metrics.json"
     path.write_bytes(data)
     with suppress(UserError):
-        _, rows, _ = from_document(read_document(path), str(path))
-        list(shown_tables(rows))
+        list(result_tables(read_checked(path, EvaluationDocument, "evaluate again")["rows"]))

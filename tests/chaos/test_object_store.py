@@ -1,4 +1,4 @@
-"""A store on S3: killed at any request, cut off from power or from the network, one rerun, on the same machine or on
+"""Work on a store on S3 that is killed at any request, or loses power or the network: one rerun, on the same machine or
 another, ends in the same bytes."""
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Reference:
     """The work on a store on S3, done once without interruption by a machine that has no working copy.
 
     Attributes:
-        server: Where the stores are.
+        server: The server of the stores.
         start: The objects of the store before the work; one of them is damaged.
-        contents: The store after it.
-        requests: What the work asks of the server.
-        operations: How many file operations it does on the working copy.
+        contents: The contents of the store after it.
+        requests: The requests of the work to the server.
+        operations: Number of its file operations on the working copy.
     """
 
     server: Server
@@ -51,11 +51,11 @@ class Reference:
     operations: int
 
     def machine(self, folder: Path) -> Machine:
-        """A machine without a working copy, and a store of its own as the work finds it."""
+        """Return a machine without a working copy, with a new store in the state before the work."""
         return Machine(self.server.new_store(self.start), self.server.proxy.url, folder)
 
     def check(self, machine: Machine) -> None:
-        """Do the work once more, on this machine, and compare."""
+        """Do the work again on this machine, and compare."""
         self.server.proxy.fault = Network()
         assert machine.run(do_work) == ""
         found, unnamed = self.found(machine)
@@ -65,13 +65,13 @@ class Reference:
         assert leftovers(machine.copies) == []
 
     def found(self, machine: Machine) -> tuple[dict[str, str], list[str]]:
-        """Return what is in the machine's store, and what no manifest names."""
+        """Return the contents of the machine's store, and the keys that no manifest names."""
         folder = machine.folder / "found"
         shutil.rmtree(folder, ignore_errors=True)
         return shown_contents(self.server.held(machine.uri), folder)
 
     def drawn(self, draw: random.Random) -> int:
-        """Draw the number of a request, half of the time of one that carries the bytes of an artifact's file."""
+        """Draw the number of a request, in half of the cases of one with the bytes of an artifact's file."""
         data = [number for number, request in enumerate(self.requests, 1) if "/data-" in request.key]
         return draw.choice(data) if draw.random() < 0.5 else draw.randrange(1, len(self.requests) + 1)
 
@@ -99,8 +99,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
 
 
 @pytest.mark.parametrize("where", ["the same machine", "another machine"])
-def test_killed_at_a_request(reference: Reference, tmp_path: Path, where: str) -> None:
-    """The request never reaches the server, or the server does what it was asked when the process is gone."""
+def test_a_kill_at_a_request(reference: Reference, tmp_path: Path, where: str) -> None:
+    # The request never reaches the server, or the server executes it after the process is gone.
 
     def trial(seed: int) -> None:
         draw = random.Random(seed)
@@ -116,8 +116,8 @@ def test_killed_at_a_request(reference: Reference, tmp_path: Path, where: str) -
     hold(f"S3: killed at a request, rerun on {where}", seeds(1), trial)
 
 
-def test_cut_off_from_power(reference: Reference, tmp_path: Path) -> None:
-    """The working copy is as the disk has kept it; the store on S3 is as it was."""
+def test_a_loss_of_power(reference: Reference, tmp_path: Path) -> None:
+    """The working copy is what the disk has kept; the store on S3 is unchanged."""
 
     def trial(number: int) -> None:
         machine = reference.machine(tmp_path / f"machine-{number}")
@@ -134,7 +134,7 @@ def test_cut_off_from_power(reference: Reference, tmp_path: Path) -> None:
 
 
 def test_a_network_that_fails_for_a_moment(reference: Reference, tmp_path: Path) -> None:
-    """A few requests in a row are lost, in the middle of an upload or a download as well: the work does not notice."""
+    """A few requests in a row are lost, also in the middle of an upload or a download, and the work succeeds."""
 
     def trial(seed: int) -> None:
         draw = random.Random(seed)
@@ -148,7 +148,7 @@ def test_a_network_that_fails_for_a_moment(reference: Reference, tmp_path: Path)
 
 
 def test_a_network_that_is_lost(reference: Reference, tmp_path: Path) -> None:
-    """From a request on nothing arrives: one line within the retries, and a rerun when the network is back."""
+    """After a request nothing arrives any more: one line after the retries, and a rerun when the network is back."""
     few = {"READ_TIMEOUT_S": 0.3, "ATTEMPTS": 2, "PART_ATTEMPTS": 1}
 
     def trial(seed: int) -> None:
@@ -159,7 +159,7 @@ def test_a_network_that_is_lost(reference: Reference, tmp_path: Path) -> None:
         line = machine.run(do_work, "do", few)
         if line:
             assert "no success in 2 attempts" in line
-            assert "the same command goes on where it stopped" in line
+            assert "then run the same command again; it resumes" in line
             assert len(line.splitlines()) == 1
         else:  # only the end of the last lease was lost
             assert reference.found(machine) == (reference.contents, [])

@@ -1,4 +1,4 @@
-"""Stores that the user may not read or write, or that are no folder: real commands end with an answer or one line."""
+"""Stores that the user may not read or write, or that are not folders: real commands end with an answer or one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
 CAPABILITIES = "-dac_override,-dac_read_search"
-"""With these, root may read and write whatever the permissions say."""
+"""Capabilities with which root may read and write regardless of permissions."""
 LOOKS = ("status", "status --json", "status --all", "path evaluate", "report", "gc", "verify")
 DRIVER = """
 import contextlib, io, json, shlex, sys
@@ -36,7 +36,7 @@ for command in commands:
     ended.append([command, code, said.getvalue(), errors.getvalue()])
 json.dump(ended, sys.stdout)
 """
-"""Runs each command as `nextquill` does; an error that `nextquill` would not catch ends it with a traceback."""
+"""Program that runs each command as `nextquill` does; an error that `nextquill` does not catch ends in a traceback."""
 pytestmark = [pytest.mark.process]
 
 
@@ -55,7 +55,7 @@ def unprivileged() -> list[str]:
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     command: str
     code: int
@@ -64,7 +64,7 @@ class Done:
 
 
 def run(config: Path, *commands: str) -> list[Done]:
-    """Run commands of `nextquill`, one after the other in one process that may not ignore permissions."""
+    """Run commands of `nextquill` one after the other, in one process that must respect permissions."""
     done = subprocess.run(
         [*unprivileged(), sys.executable, "-c", DRIVER, str(config), *commands],
         cwd=REPO, capture_output=True, text=True, timeout=500, check=False,
@@ -74,7 +74,7 @@ def run(config: Path, *commands: str) -> list[Done]:
 
 
 def assert_one_line(done: Done, *parts: str) -> None:
-    """A command ended with exit code 2 and one line, which has these parts."""
+    """Assert that a command ended with exit code 2 and one line with these parts."""
     assert done.code == 2, done
     [line] = done.errors.splitlines()
     assert line.startswith("nextquill: ")
@@ -83,7 +83,7 @@ def assert_one_line(done: Done, *parts: str) -> None:
 
 @pytest.fixture
 def stored(small_world: Path, tmp_path: Path) -> Iterator[tuple[Path, Path, Plan]]:
-    """A configuration, its complete store, and its plan; permissions are given back at the end."""
+    """A configuration, its complete store, and its plan; permissions are restored at the end."""
     store = tmp_path / "store"
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, store))
     made = Run(load_config(config))
@@ -128,7 +128,7 @@ def test_a_store_with_something_unreadable(stored: tuple[Path, Path, Plan], what
     assert verified.code in (1, 2), verified
     assert DENIED in verified.said + verified.errors
     assert_one_line(found["report"], DENIED)
-    if what != "a data file":  # of which a look compares the size alone
+    if what != "a data file":  # of a data file only the size is compared
         [row] = [row for row in json.loads(found["status --json"].said) if row["stage"] == "evaluate"]
         assert row["state"] == "stale", row
         assert DENIED in row["why"], row

@@ -1,5 +1,5 @@
-"""A loss of power at any moment: whatever a manifest or pointer names is there whole, and one rerun ends in the same
-bytes."""
+"""A loss of power at any moment: everything that a manifest or pointer names is complete, and one rerun ends in the
+same bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 import storage.files
 from storage import Store
-from storage.garbage import damaged
-from storage.pointers import read_pointer, stands
+from storage.garbage import verify_artifacts
+from storage.pointers import is_unchanged, read_pointer
 from tests.chaos.crash import operations_of
 from tests.chaos.disk import Disk
 from tests.chaos.operations import Operation, watched
@@ -22,7 +22,7 @@ from tests.chaos.work import POINTER, Work, contents, leftovers
 
 
 class Outages:
-    """Disks as they stand after a loss of power before chosen operations of the work.
+    """The disks after a loss of power before chosen operations of the work.
 
     Attributes:
         faults: What was damaged before the work began.
@@ -38,7 +38,7 @@ class Outages:
         self.contents = contents(root)
 
     def disks(self, numbers: list[int], *, lenient: bool) -> dict[int, Path]:
-        """Do the work once, and return the disk that each outage leaves.
+        """Do the work once, and return the disk after each outage.
 
         Args:
             numbers: Of the operations that no longer happen; one more than there are is an outage after the work.
@@ -69,15 +69,15 @@ class Outages:
 
 
 def faults(store: Store) -> dict[tuple[str, str], str]:
-    return {name: fault for name, fault in damaged(store) if fault}
+    return {name: fault for name, fault in verify_artifacts(store) if fault}
 
 
 def check(disk: Path, outages: Outages) -> None:
-    """Look at a disk after an outage, do the work again, and compare."""
+    """Check a disk after an outage, do the work again, and compare."""
     store = Store(disk)
     assert faults(store).items() <= outages.faults.items()
     pointer = read_pointer(store, POINTER)
-    assert pointer is None or all(stands(store, ref) for ref in pointer.target.refs)
+    assert pointer is None or all(is_unchanged(store, ref) for ref in pointer.target.refs)
     operations_of(disk, Work(disk, disk.with_name("rerun")).do)
     assert contents(disk) == outages.contents
     assert leftovers(disk) == []
@@ -94,7 +94,7 @@ def test_an_outage_before_any_operation(tmp_path: Path, lenient: bool) -> None:
 
 
 def test_what_was_reported_as_done_survives(tmp_path: Path) -> None:
-    """An outage right after the work: all artifacts and the pointer are there."""
+    """After an outage right after the work, all artifacts and the pointer are there."""
     outages = Outages(tmp_path)
     last = len(outages.operations) + 1
     disk = outages.disks([last], lenient=False)[last]

@@ -1,4 +1,4 @@
-"""Readers beside a writer: they disturb nothing, are never misled, and write nothing."""
+"""Readers beside a writer: they do not disturb it, get correct answers, and write nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import storage.files
 from nextquill_core.pipeline import Step, freshness
 from nextquill_core.pipeline.run import Run
 from storage import Basis, Store
-from storage.garbage import Glance, inventory
+from storage.garbage import CachedStore, inventory
 from tests.chaos.crash import operations_of
 from tests.chaos.trials import TRIALS, hold
 from tests.chaos.work import NUMBERS, SQUARES, SUM, Work
@@ -42,15 +42,19 @@ def commit(store: Store, number: int) -> None:
 
 
 def read_on(root: Path, moment: Synchronized[int], answers: Any) -> None:
-    """Ask how the artifact stands until the writer has finished (`moment` < 0), and count the answers.
+    """Query the artifact's freshness until the writer has finished (`moment` < 0), and count the answers.
 
-    `moment` is even while nothing is being written. An answer counts as "idle" or "writing" if that did not change
-    while it was found, and as "between" otherwise.
+    An answer counts as "idle" or "writing" if that did not change during the query, and as "between" otherwise.
+
+    Args:
+        root: The store.
+        moment: Counter of the writer; it is even while nothing is being written.
+        answers: Queue for the counts.
     """
     found: Counter[tuple[str, str]] = Counter()
     while (before := moment.value) >= 0:
         store = Store(root)
-        answer = freshness(Glance(store) if before % 3 else store, STEP)
+        answer = freshness(CachedStore(store) if before % 3 else store, STEP)
         same = moment.value == before
         phase = "between" if not same else "writing" if before % 2 else "idle"
         found[phase, f"{answer.state} {answer.why}".strip()] += 1
@@ -58,7 +62,7 @@ def read_on(root: Path, moment: Synchronized[int], answers: Any) -> None:
 
 
 def watch_commits(root: Path) -> Counter[tuple[str, str]]:
-    """Commit an artifact many times with readers beside; return the readers' answers by phase."""
+    """Commit an artifact many times beside readers; return the readers' answers by phase."""
     context = multiprocessing.get_context("fork")
     moment: Synchronized[int] = context.Value("l", 0)  # type: ignore[assignment]
     answers = context.Queue()
@@ -139,7 +143,7 @@ def test_status_is_no_operation_on_a_store(small_world: Path, tmp_path: Path) ->
 
 
 def listing(root: Path) -> list[tuple[str, int, int, int]]:
-    """Every path of a store with its inode, size and time of change."""
+    """Return every path of a store with its inode, size and time of change."""
     found = []
     for path in sorted(root.rglob("*")):
         status = os.lstat(path)

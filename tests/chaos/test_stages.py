@@ -1,4 +1,4 @@
-"""The real stages from raw files to weights, killed before a file operation and cut off from power."""
+"""The real stages from raw files to weights, killed before a file operation or by a loss of power."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storage import Store
-from storage.garbage import damaged
+from storage.garbage import verify_artifacts
 from tests.chaos.crash import killed_in_new_process, operations_of
 from tests.chaos.disk import Disk
 from tests.chaos.operations import Operation, watched
@@ -54,7 +54,7 @@ def test_the_stages_killed_before_an_operation(reference: Reference, tmp_path: P
     hold("stages killed before a file operation", chosen(range(1, reference.operations), few=2), trial)
 
 
-def test_the_stages_cut_off_from_power(reference: Reference, tmp_path: Path) -> None:
+def test_the_stages_after_a_loss_of_power(reference: Reference, tmp_path: Path) -> None:
     numbers = chosen(range(1, reference.operations), few=2)
     root = tmp_path / "store"
     root.mkdir()
@@ -72,7 +72,7 @@ def test_the_stages_cut_off_from_power(reference: Reference, tmp_path: Path) -> 
 
     def trial(number: int) -> None:
         outage = tmp_path / f"disk-{number}"
-        assert not any(fault for _, fault in damaged(Store(outage)))
+        assert not any(fault for _, fault in verify_artifacts(Store(outage)))
         reference.check_rerun(outage)
 
     hold("stages cut off from power", numbers, trial)

@@ -1,8 +1,8 @@
-"""How often something is tried, with which seeds, and how it ended.
+"""Number and seeds of trials, and a table of their results.
 
-An ordinary test run makes a few trials of each kind, always the same ones. `make chaos` makes many: CHAOS_TRIALS of
-each kind (or all that there are), chosen by CHAOS_SEED. Both are environment variables, so a trial that broke is
-repeated by running its test with the same two.
+An ordinary test run makes a few trials of each kind, always the same ones. `make chaos` makes CHAOS_TRIALS of each kind
+(or all that there are), chosen by CHAOS_SEED. Both are environment variables, so a failed trial is repeated by running
+its test with the same values.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def table() -> list[str]:
     """Return the lines of a Markdown table: kind of trial, trials, held, broke."""
     if not _ended:
         return []
-    lines = [f"seed {SEED}", "| Kind of trial | Trials | Held | Broke |", "|---|---:|---:|---|"]
+    lines = [f"seed {SEED}", "| Kind of trial | Trials | StoredItem | Broke |", "|---|---:|---:|---|"]
     for kind, ended in _ended.items():
         broke = [case for case, fault in ended if fault]
         shown = f"{len(broke)} (cases {', '.join(map(str, broke[:10]))})" if broke else "0"

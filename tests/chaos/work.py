@@ -1,4 +1,4 @@
-"""A small piece of real work on a store: all that a pipeline does to artifacts, in a fraction of a second."""
+"""A small piece of real work on a store: everything that a pipeline does to artifacts, in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from nextquill_core.model.template_choice import TemplateChoice
 from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Outcome, Run
 from storage import Artifact, InputRef, Staging, Store
-from storage.garbage import inventory, needed, removable, remove
-from storage.integrity import FOLDER as VERIFIED
-from storage.pointers import Target, move_pointer, moving, read_pointer
+from storage.garbage import inventory, needed, removable, remove, remove_with_dependents
+from storage.integrity import VERIFIED
+from storage.pointers import Target, move_pointer, pointer_lock, read_pointer
+from storage.remote import open_store
 
 NUMBERS = Step("scan", "numbers", {"shards": 2})
 SQUARES = Step("effects", "squares", {"power": 2}, (NUMBERS,))
@@ -37,29 +38,29 @@ class Work(Run):
 
     Args:
         root: The store's folder, or its URI.
-        journal: Where each build and each shard that is made leaves a line; outside the store.
+        journal: File outside the store with a line for each build and each shard that is made.
     """
 
     def __init__(self, root: Path | str, journal: Path) -> None:
-        self.store = Store(root) if isinstance(root, Path) else Store.open(root)
+        self.store = Store(root) if isinstance(root, Path) else open_store(root)
         self.config = SimpleNamespace(model_dump=lambda mode: {})  # type: ignore[assignment]
         self.plan = SimpleNamespace(model_identity={}, template=TemplateChoice("plain", "chosen by the test"))  # type: ignore[assignment]
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def prepare(self) -> None:
-        """Fill a store with what `do` replaces and removes."""
+        """Fill a store with artifacts that `do` replaces and removes."""
         self.make(NUMBERS, self._numbers)
         self.make(SQUARES, self._squares)
         for step in (USERS_DATA, FROM_USERS_DATA, UNUSED):
             self.make(step, partial(_note, step.name))
 
     def do(self) -> None:
-        """Do the work; called again after an interruption, it does what is left."""
-        self.store.remove_with_descendants(self._doomed())
+        """Do the work, or the rest of it after an interruption."""
+        remove_with_dependents(self.store, self._doomed())
         self.make(NUMBERS, self._numbers)
         self.make(SQUARES, self._squares)
         total = self.make(SUM, self._sum).artifact
-        with moving(self.store, POINTER):
+        with pointer_lock(self.store, POINTER):
             pointer = read_pointer(self.store, POINTER)
             if pointer is None or pointer.target.ref != total.ref:
                 move_pointer(self.store, POINTER, Target(total.ref, _find(self, SQUARES).ref))
@@ -69,14 +70,14 @@ class Work(Run):
             pass
 
     def rebuild(self) -> Outcome:
-        """Make the first artifact again although it is up to date; the new one takes its place."""
+        """Make the first artifact again although it is up to date; the new one replaces it."""
         return self.make(NUMBERS, self._numbers, force=True)
 
     def _doomed(self) -> list[InputRef]:
-        """The artifact that is removed for its user, and what an interrupted removal has left of it."""
+        """Return the artifact that is removed for its user, or what an interrupted removal has left of it."""
         kind, name = USERS_DATA.kind, USERS_DATA.fingerprint
         found = self.store.find(kind, name)
-        return [found.ref] if found else [InputRef(kind, name, "")] if name in self.store.unnamed(kind) else []
+        return [found.ref] if found else [InputRef(kind, name, "")] if name in self.store.orphans(kind) else []
 
     def _numbers(self, staging: Staging) -> Mapping[str, Any]:
         self._log("build numbers")
@@ -112,8 +113,8 @@ class Work(Run):
 def contents(root: Path) -> dict[str, str]:
     """Return a digest of every file in a store that a result depends on, by path.
 
-    Left out are logs, and of manifests what tells how the work went (provenance, config, stats); locks; the memory of
-    what was verified, which holds inode numbers; and the notes beside pointers, which are for people.
+    Left out are logs, the fields of manifests that describe the run (provenance, config, stats), locks, the records of
+    verified files, which hold inode numbers, and the events beside pointers.
     """
     found: dict[str, str] = {}
     logs: set[Path] = set()
@@ -138,8 +139,8 @@ def _digest(data: bytes) -> str:
 
 
 def leftovers(root: Path) -> list[str]:
-    """Return what an interruption left in a store and nothing will use: unfinished and removed folders, temporary
-    files, shard records, failure notes."""
+    """Return what an interruption left in a store: unfinished and removed folders, temporary files, shard records and
+    records of failures."""
     garbage = (".staging-", ".aside-", "scratch", ".shards", "failure.json")
     return sorted(
         path.relative_to(root).as_posix()

@@ -1,4 +1,4 @@
-"""The benchmark of orchestration runs: at a size that says nothing about speed."""
+"""The benchmark of orchestration runs, at a size too small for speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
 
-def test_a_store_is_filled_with_artifacts_that_are_none_of_those_there(small_world: Path, tmp_path: Path) -> None:
+def test_a_store_is_filled_with_copies_under_other_fingerprints(small_world: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
     run = Run(load_config(config, []))
     make_all(run)
@@ -32,7 +32,7 @@ def test_a_store_is_filled_with_artifacts_that_are_none_of_those_there(small_wor
     for ref in after.keys() - before.keys():
         manifest, originals = after[ref].manifest, [one for one in before if one.content == ref.content]
         assert fingerprint(manifest.identity) == manifest.fingerprint
-        assert originals, "the copy of one that was there"
+        assert originals, "each is the copy of an original"
         assert all((after[ref].folder / shard.path).is_file() for shard in manifest.shards)
     assert {freshness(run.store, step).state for step in run.plan.stages} == {"fresh"}
 
@@ -42,7 +42,7 @@ def test_a_store_is_filled_with_artifacts_that_are_none_of_those_there(small_wor
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_benchmark_of_orchestration(small_world: Path, tmp_path: Path) -> None:
-    """Both pipelines make the same, and every command that is timed succeeds."""
+    """Both pipelines make the same artifacts, and every command that is timed succeeds."""
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "unused"))
     command = [sys.executable, "-m", "benchmarks.orchestration", "--config", str(config)]
     small = ["--artifacts", "60", "--looks", "1"]
@@ -53,7 +53,7 @@ def test_the_benchmark_of_orchestration(small_world: Path, tmp_path: Path) -> No
     assert min(pipeline["time_over_direct"].values()) > 0
     assert min(pipeline["outside"].values()) > 0
     assert min(pipeline["cost_s"].values()) > 0
-    assert fresh["seconds"]["alone"] < fresh["seconds"]["watched"], "no flow is run to say that all is fresh"
+    assert fresh["seconds"]["alone"] < fresh["seconds"]["watched"], "no flow runs when all is fresh"
     assert status["artifacts"] == 60
     assert set(status["seconds"]) == {"fresh", "changed", "all"}
     assert not (tmp_path / "unused").exists()

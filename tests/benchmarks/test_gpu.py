@@ -1,4 +1,4 @@
-"""The benchmarks run: at a size that says nothing about speed, and the one for GPU images on what such an image has."""
+"""The benchmark for GPU images runs, at a size too small for speed, with the libraries of such an image alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import REPO
 
 # Without deepspeed, which transformers imports by itself wherever its metadata say that it is installed.
-ABSENT = ("prefect", "polars", "datasets", "pydantic", "orjson", "xxhash", "typer", "matplotlib")
+ABSENT = ("prefect", "polars", "datasets", "orjson", "xxhash", "typer", "matplotlib")
 
 
 @pytest.mark.process
-def test_the_gpu_benchmark_needs_torch_transformers_peft_and_pyarrow_alone() -> None:
+def test_the_gpu_benchmark_needs_torch_transformers_peft_pyarrow_and_pydantic_only() -> None:
     """Run small on the CPU, in a process where everything else that the project depends on cannot be imported."""
     code = f"""
 import runpy, sys

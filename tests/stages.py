@@ -1,0 +1,37 @@
+"""Stages for real and without Prefect: a step is made after everything that it is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nextquill_core.pipeline import Step, lineage
+from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.train import Launch
+
+
+def make(run: Run, *steps: Step | None, launch: Launch | None = None) -> Outcome:
+    """Make steps and their inputs in this process, trainings by ranks; return the outcome of the last one.
+
+    Args:
+        run: The run.
+        steps: The steps; None, for a base model that the configuration does not train, is left out.
+        launch: Trains adapters; by default two ranks.
+    """
+    options = {"train": {"launch": launch or ranks(2)}}
+    outcomes = [run.make(step, **options.get(step.kind, {})) for step in lineage(*filter(None, steps))]
+    return outcomes[-1]
+
+
+def ranks(count: int) -> Launch:
+    """Train with this number of ranks of this machine."""
+
+    def launch(order: Path, log: Path) -> None:
+        from tasks.ranks.launch import run_ranks
+
+        run_ranks(order, log, ranks=count, on_step=_ignore)
+
+    return launch
+
+
+def _ignore(metrics: dict[str, float]) -> None:
+    pass

@@ -1,0 +1,151 @@
+"""The built package works outside the repository, and its metadata declare exactly what the code imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+PACKAGES = ("storage", "nextquill_core", "tasks", "flows")
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+NOT_FOR_USERS = ("dev", "docs")
+"""Extras with tools for developers, which no package imports."""
+NOT_INSTALLED_HERE = {"mlflow": "mlflow", "wandb": "wandb"}
+"""Distributions, by module, of optional libraries that the test environment lacks."""
+COMES_WITH = {"pydantic-core": "pydantic requires one exact version of it"}
+"""Imported distributions that are not declared, and why."""
+NOT_IMPORTED = {
+    "fastapi": "Prefect imports it; the pin excludes releases that break Prefect's server",
+    "datasets": "users open artifacts with it, see tests/storage/test_tables.py",
+    "s3fs": "fsspec imports it for s3://",
+    "gcsfs": "fsspec imports it for gs://",
+    "prefect-kubernetes": "Prefect imports it for a Kubernetes work pool",
+    "tensorboard": "torch.utils.tensorboard imports it",
+}
+"""Declared distributions that no package imports, and why they are declared."""
+
+
+def canonical(name: str) -> str:
+    """Return the name of a distribution as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> set[str]:
+    """Return the distributions in the dependencies and in the extras for users."""
+    extras = PROJECT["optional-dependencies"]
+    lists = [PROJECT["dependencies"], *(extras[name] for name in extras if name not in NOT_FOR_USERS)]
+    return {canonical(re.split(r"[^\w.-]", requirement)[0]) for every in lists for requirement in every}
+
+
+def imported_modules() -> set[str]:
+    """Return the top-level names of the third-party modules that the packages import, at any depth of the code."""
+
+    def names(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module
+
+    files = [path for package in PACKAGES for path in (REPO / package).rglob("*.py")]
+    roots = {name.partition(".")[0] for path in files for name in names(path)}
+    return roots - set(PACKAGES) - set(sys.stdlib_module_names)
+
+
+def imported() -> set[str]:
+    """Return the distributions of the modules that the packages import."""
+    installed = importlib.metadata.packages_distributions()
+    return {canonical(NOT_INSTALLED_HERE.get(name) or installed[name][0]) for name in imported_modules()}
+
+
+def test_every_imported_library_is_declared() -> None:
+    assert imported() - declared() == COMES_WITH.keys()
+
+
+def test_every_declared_library_is_imported_or_has_a_reason() -> None:
+    assert declared() - imported() == NOT_IMPORTED.keys()
+
+
+def test_the_lock_has_every_declared_library_that_tests_need() -> None:
+    locked = {canonical(line.partition("==")[0]) for line in (REPO / "requirements.lock").read_text().splitlines()}
+    assert {canonical(re.split(r"[^\w.-]", one)[0]) for one in PROJECT["dependencies"]} <= locked
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution, and from it the wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(REPO)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel alone; the other libraries are those of the test environment."""
+    folder = tmp_path_factory.mktemp("installed")
+    (wheel,) = built.glob("*.whl")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel)]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def run(installed: Path, cwd: Path, *arguments: str) -> str:
+    """Run a command of the installed package and return what it prints.
+
+    Args:
+        installed: The folder with the installed package.
+        cwd: A folder outside the repository.
+        arguments: The command and its options.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(installed), "PREFECT_HOME": str(cwd / "prefect")}
+    command = [sys.executable, "-m", "flows", *arguments]
+    where = subprocess.check_output(
+        [sys.executable, "-c", "import flows; print(flows.__file__)"], cwd=cwd, env=environment
+    )
+    assert where.decode().startswith(str(installed)), "it is not the repository that runs"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.process
+def test_wheel_and_source_distribution_have_every_file(built: Path) -> None:
+    def tracked(*patterns: str) -> set[str]:
+        listed = subprocess.run(["git", "ls-files", *patterns], capture_output=True, text=True, cwd=REPO, check=True)
+        return set(listed.stdout.split())
+
+    sources = {name for name in tracked(*PACKAGES) if name != "nextquill_core/configs"}
+    sources |= {f"nextquill_core/{name}" for name in tracked("configs")}
+    (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as file:
+        in_wheel = {name for name in file.namelist() if ".dist-info/" not in name}
+    with tarfile.open(source) as file:
+        in_source = {name.partition("/")[2] for name in file.getnames()}
+    assert in_wheel == sources
+    assert sources | {"LICENSE", "README.md", "pyproject.toml"} <= in_source
+
+
+@pytest.mark.process
+@pytest.mark.flow
+def test_an_installed_package_ingests_outside_the_repository(installed: Path, tmp_path: Path) -> None:
+    assert "ingest" in run(installed, tmp_path, "--help")
+    run(installed, tmp_path, "sample", "raw", "--users", "30")
+    inputs = "ingest.inputs=[{category: Sample, reviews: raw/reviews.jsonl, items: raw/items.jsonl}]"
+    settings = ["--config", "small", "--set", inputs, "--store", "artifacts"]
+    run(installed, tmp_path, "ingest", *settings)
+    (manifest,) = (tmp_path / "artifacts" / "ingest").glob("*/manifest.json")
+    assert run(installed, tmp_path, "path", "ingest", *settings).strip() == str(manifest.parent)
