@@ -1,4 +1,4 @@
-"""The columns of every table in an artifact.
+"""The columns of every table in an artifact, and the reading of one of them by example.
 
 Times are UTC milliseconds, log-probabilities are nats. `examples` hold indices into the reviews of their user, oldest
 first, so a history text is stored once a user and never once an example.
@@ -6,11 +6,15 @@ first, so a history text is stored once a user and never once an example.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pyarrow as pa
 
 from nextquill_core.records import Example as Example
 from nextquill_core.records import Item as Item
 from nextquill_core.records import Review as Review
+from storage.tables import read_table
 
 REVIEW = pa.struct(
     [
@@ -115,3 +119,16 @@ EXAMPLE_SCORES = pa.schema(
         "preference_tokens": pa.int64(),
     }
 )
+
+
+def column_by_example(folder: Path, column: str) -> dict[str, Any]:
+    """Return a column of all Parquet files in a folder, by the column `example_id`.
+
+    Raises:
+        Damaged: A file is damaged.
+    """
+    found: dict[str, Any] = {}
+    for shard in sorted(folder.glob("*.parquet")):
+        rows = read_table(shard, columns=["example_id", column])
+        found.update(zip(rows["example_id"].to_pylist(), rows[column].to_pylist(), strict=True))
+    return found

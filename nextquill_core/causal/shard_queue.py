@@ -2,7 +2,7 @@
 
 No process hands shards out. A worker goes over all shards and claims each that is neither finished nor claimed. A claim
 is a lock on a file, which the kernel releases when the process ends in any way, so another worker takes the shard over.
-The staging folder's records say which shards are finished; everything else about a shard stands in its scratch folder.
+The staging folder's records say which shards are finished; everything else about a shard is in its scratch folder.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ def sacrebleu_score(sums: Sequence[float], *, effective_order: bool = False) -> 
 def bleu_signature() -> str:
     """Return sacreBLEU's signature, which names its version and settings."""
     bleu = BLEU()
-    bleu.corpus_score(["a"], [["a"]])  # sacreBLEU signs only what it has scored
+    bleu.corpus_score(["a"], [["a"]])  # sacreBLEU has a signature only after a score
     return str(bleu.get_signature())
 
 

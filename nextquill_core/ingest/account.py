@@ -162,7 +162,7 @@ class CategoryAccount:
     Attributes:
         users: Number of users.
         examples: Number of examples, by split.
-        repeated: By split, the examples whose target text stands in an earlier review of the same user.
+        repeated: By split, the examples whose target text is also in an earlier review of the same user.
     """
 
     reviews: Account
@@ -208,7 +208,7 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
         Rows with `category`, `what` (reviews, items, users, examples), `outcome` (read, kept, each reason, the
         commonest first, then how many are suspect), `rows`, `share` (of the rows read, 0 to 1; None for users and
-        examples), and `example` (the first row of the reason with what it has, and the setting that would accept it).
+        examples), and `example` (the first row of the reason with its value, and the setting that would accept it).
     """
     table: list[dict[str, Any]] = []
 

@@ -1,7 +1,7 @@
 """Scan one category's raw files into Parquet: every row that can be read, whatever the protocol will make of it.
 
 This is the expensive pass, and the only one that reads raw files, so it knows no threshold: a change of the protocol
-never repeats it. Each batch becomes a part. A part is finished once its record stands in the scratch folder, so a scan
+never repeats it. Each batch becomes a part. A part is finished once its record is in the scratch folder, so a scan
 that was killed resumes after it.
 """
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from nextquill_core.evaluation.forms import EvaluationDocument
 from nextquill_core.pipeline.evaluation_plan import SANE, STEERING, Key
-from nextquill_core.pipeline.methods import column_by_example, measured_examples
+from nextquill_core.pipeline.methods import measured_examples
 from nextquill_core.pipeline.predict import CONTROLS, PREDICTED, chosen
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress
-from nextquill_core.schemas import METRICS, SLICES, Example
+from nextquill_core.schemas import METRICS, SLICES, Example, column_by_example
 from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import read_checked
 

@@ -29,10 +29,9 @@ from nextquill_core.pipeline.evaluation_plan import STRANGER
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
-from nextquill_core.schemas import RELEVANCE, SUMMARIES, Example
+from nextquill_core.schemas import RELEVANCE, SUMMARIES, Example, column_by_example
 from nextquill_core.tokens import PairEncoder
 from storage import Staging
-from storage.tables import read_table
 
 PERSONAL = "personal"
 SUMMARISER = METHODS["llm-trsr"]
@@ -115,15 +114,6 @@ def _method_input(run: Run, step: Step | None, table: str, column: str) -> Mappi
     if step is None:
         raise ValueError(f"the plan has no {table}")
     return column_by_example(run.artifact(step).folder / table, column)
-
-
-def column_by_example(folder: Path, column: str) -> dict[str, Any]:
-    """Return a column of all Parquet files in a folder, by the column `example_id`."""
-    found: dict[str, Any] = {}
-    for shard in sorted(folder.glob("*.parquet")):
-        rows = read_table(shard, columns=["example_id", column])
-        found.update(zip(rows["example_id"].to_pylist(), rows[column].to_pylist(), strict=True))
-    return found
 
 
 def build_relevance(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:

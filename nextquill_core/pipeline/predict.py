@@ -15,7 +15,6 @@ from nextquill_core.generation.engines import Journal, Request, Usage
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline.evaluation_plan import OWN, SANE, STEERING
 from nextquill_core.pipeline.methods import (
-    column_by_example,
     local_engine,
     method_encoder,
     missing_shards,
@@ -27,7 +26,7 @@ from nextquill_core.pipeline.methods import (
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
-from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS
+from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS, column_by_example
 from storage import Staging, write_json
 from storage.stored_json import read_checked
 from storage.tables import read_table

@@ -10,11 +10,11 @@ from typing import Any
 from nextquill_core.causal.shard_queue import ShardQueue
 from nextquill_core.causal.summary import EffectsSummary, summarise
 from nextquill_core.orders import ScoreOrder
-from nextquill_core.pipeline.methods import column_by_example
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.pipeline.train import fold_adapters
 from nextquill_core.progress import Progress
+from nextquill_core.schemas import column_by_example
 from nextquill_core.tokens import token_texts
 from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import expect_form, read_checked

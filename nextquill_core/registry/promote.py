@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Plan, Step, lineage
-from nextquill_core.pipeline.methods import column_by_example, split_examples
+from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.export import trained
+from nextquill_core.schemas import column_by_example
 from storage import Artifact
 from storage.pointers import (
     Pointer,

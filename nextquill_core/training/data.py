@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,8 @@ from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.forward import token_budget_batches
 from nextquill_core.model.loading import encoder_for
 from nextquill_core.orders import TrainOrder
-from nextquill_core.schemas import Example
+from nextquill_core.schemas import Example, column_by_example
 from nextquill_core.tokens import TokenPair
-from storage.tables import read_table
 
 
 def training_examples(order: TrainOrder, tokenizer: Any) -> tuple[list[TrainExample], dict[str, int]]:
@@ -123,10 +121,7 @@ def _stored(order: TrainOrder, table: str, column: str, pairs: Sequence[TokenPai
     """Return one number per token of every example, from a table of the score artifact."""
     if order.effects is None:
         raise ValueError(f"the order asks for stored {table} and names no score artifact")
-    found: dict[str, list[float]] = {}
-    for shard in sorted((Path(order.effects) / table).glob("*.parquet")):
-        rows = read_table(shard, columns=["example_id", column])
-        found.update(zip(rows["example_id"].to_pylist(), rows[column].to_pylist(), strict=True))
+    found: dict[str, list[float]] = column_by_example(order.effects / table, column)
     for pair in pairs:
         if len(found.get(pair.example_id, [])) != len(pair.target):
             raise ModelError(

@@ -3,7 +3,7 @@
 `mapped_values` decides whether a line is a row, and the fields decide what its values become. Both look at
 this line alone. Blocks whose lines all hold the usual types are read by pyarrow instead, which is many times faster: it
 accepts fewer lines than those two and gives the same for all that it accepts. So the outcome for a line never depends
-on the block that it stands in.
+on the block that contains it.
 """
 
 from __future__ import annotations
