@@ -83,3 +83,22 @@ class TokenPair:
         """Token positions that computing both branches separately takes."""
         branches = 2 if self.has_history else 1
         return len(self.factual) + (branches - 1) * len(self.counterfactual) + branches * (len(self.target) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """The answer of one example, and what the prompt shows of the user's history.
+
+    Attributes:
+        example_id: The example.
+        text: The true review, whole.
+        target_ids: Token ids of the answer, as in `TokenPair.target`.
+        spans: Begin and end, in characters of `text`, of what each token stands for; empty for the stop token.
+        history: The past reviews in the prompt, oldest first; a text that was cut to fit is cut here too.
+    """
+
+    example_id: str
+    text: str
+    target_ids: list[int]
+    spans: list[tuple[int, int]]
+    history: tuple[Review, ...]

@@ -96,8 +96,17 @@ SLICES = pa.schema(
         "p_adjusted": pa.float64(),
     }
 )
+
+
+def _on_preference_tokens(suffix: str) -> dict[str, pa.DataType]:
+    """Return the columns of one set of preference tokens."""
+    measured = ("log_likelihood", "personal_gain", "history_gain")
+    columns = {f"preference_{name}{suffix}": pa.float64() for name in measured}
+    return columns | {f"preference_tokens{suffix}": pa.int64()}
+
+
 # `bleu` is the sentence score; sums of `bleu_counts` (matching and all n-grams of order 1 to 4, both lengths) give
-# the corpus score. Log-likelihoods are in nats, summed over the tokens that are counted beside them.
+# the corpus score. Log-likelihoods and gains are in nats, summed over the tokens that are counted beside them.
 EXAMPLE_SCORES = pa.schema(
     {
         "example_id": pa.string(),
@@ -108,15 +117,21 @@ EXAMPLE_SCORES = pa.schema(
         "rouge1_unicode": pa.float64(),
         "rougeL_unicode": pa.float64(),
         "meteor": pa.float64(),
+        "rouge1_cut": pa.float64(),
+        "rougeL_cut": pa.float64(),
+        "meteor_cut": pa.float64(),
         "bleu": pa.float64(),
         "bleu_counts": pa.list_(pa.int64()),
         "bertscore": pa.float64(),
         "words": pa.int64(),
         "reference_words": pa.int64(),
         "log_likelihood": pa.float64(),
+        "personal_gain": pa.float64(),
+        "history_gain": pa.float64(),
         "tokens": pa.int64(),
-        "preference_log_likelihood": pa.float64(),
-        "preference_tokens": pa.int64(),
+        **_on_preference_tokens(""),
+        **_on_preference_tokens("_crossfit"),
+        **_on_preference_tokens("_exact"),
     }
 )
 

@@ -122,6 +122,8 @@ class Account:
         examples: For reasons among `dropped`, the first row with the value that it was dropped for, and the setting
             that would accept it.
         empty_files: Names of files that hold no row; others of the same part do.
+        cleaned: For each text column, in how many of the rows that can be read cleaning changed the text, whether the
+            row is kept or dropped in the end. Empty if nothing is cleaned.
     """
 
     read: int = 0
@@ -130,6 +132,7 @@ class Account:
     suspect: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     empty_files: list[str] = field(default_factory=list)
+    cleaned: Counter[str] = field(default_factory=Counter)
 
     def check(self, what: str) -> None:
         """Check that every row is accounted for.
@@ -150,6 +153,7 @@ class Account:
             "dropped": {name: n for name, n in reasons if n},
         }
         values |= {"suspect": dict(sorted(self.suspect.items()))} if self.suspect else {}
+        values |= {"cleaned": dict(self.cleaned)} if self.cleaned else {}
         examples = {name: self.examples[name] for name in values["dropped"] if name in self.examples}
         values |= {"examples": examples} if examples else {}
         return values | ({"empty_files": self.empty_files} if self.empty_files else {})
@@ -207,8 +211,9 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `category`, `what` (reviews, items, users, examples), `outcome` (read, kept, each reason, the
-        commonest first, then how many are suspect), `rows`, `share` (of the rows read, 0 to 1; None for users and
-        examples), and `example` (the first row of the reason with its value, and the setting that would accept it).
+        commonest first, then how many are suspect and in how many a text was cleaned), `rows`, `share` (of the rows
+        read, 0 to 1; None for users and examples), and `example` (the first row of the reason with its value, and the
+        setting that would accept it).
     """
     table: list[dict[str, Any]] = []
 
@@ -221,6 +226,7 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
             account = category[what]
             outcomes = {"read": account["read"], "kept": account["kept"], **account["dropped"]}
             outcomes |= {f"suspect: {reason}": n for reason, n in account.get("suspect", {}).items()}
+            outcomes |= {f"HTML in the {name}": n for name, n in account.get("cleaned", {}).items()}
             for outcome, n in outcomes.items():
                 add(name, what, outcome, n, round(n / account["read"], 6), account.get("examples", {}).get(outcome, ""))
             if empty := account.get("empty_files"):
@@ -234,6 +240,20 @@ def account_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
+def cleaning_summary(stats: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each category whose texts were cleaned: how many of which kind changed."""
+    found = []
+    for name, category in stats["per_category"].items():
+        counts = [
+            f"{rows:,} of {category[part]['read']:,} {part} in the {column}"
+            for part in ("reviews", "items")
+            for column, rows in category[part].get("cleaned", {}).items()
+        ]
+        if counts:
+            found.append(f"{name}: cleaning HTML changed {', '.join(counts)}")
+    return found
+
+
 def _sum(accounts: Iterable[Account]) -> Account:
     total = Account()
     for account in accounts:
@@ -241,4 +261,5 @@ def _sum(accounts: Iterable[Account]) -> Account:
         total.kept += account.kept
         total.dropped.update(account.dropped)
         total.suspect.update(account.suspect)
+        total.cleaned.update(account.cleaned)
     return total

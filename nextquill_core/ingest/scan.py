@@ -23,7 +23,7 @@ from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.account import RowCounts, describe, first_by_reason, too_many_bad_rows
 from nextquill_core.ingest.batches import PARTS, BadRow, Batch, Part
-from nextquill_core.ingest.canonical import CANONICAL
+from nextquill_core.ingest.canonical import CANONICAL, review_facts
 from nextquill_core.ingest.formats.text_files import is_empty_file
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.selection import SUSPECT, quarantine_table, suspect_reason
@@ -38,7 +38,6 @@ TELLING_ROWS = 100_000  # from so many rows on, the share of bad rows in a file 
 LISTED = 1_000  # suspect rows of one reason that are listed a batch; all are counted
 DIGEST_BYTES = 64 << 10  # small enough to stay in the processor's cache
 WRITERS = 4  # most of them wait for the disk
-MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
 HEADING = "Product Description"  # the first part of many descriptions
 
 
@@ -48,8 +47,8 @@ def scan_category(
     """Read a category's raw files into `reviews/`, `items/`, `bad/` and `suspect/`.
 
     Reviews: `row` (i64, numbers the lines of all files together), the canonical columns, `suspect` (str or null), and
-    what the protocol decides by without looking at texts: `user`, `item`, `text_hash`, `twin` (u64, hashes of the ids,
-    of the raw text, and of the whole row), `chars` (u32, code points of the text) and `titled` (bool).
+    what the protocol decides by without looking at texts: `user`, `item` (u64, hashes of the ids) and the columns of
+    `canonical.review_facts`.
     Items: `row`, `item` (u64), `item_id`, `title`, `description` (joined), `categories` (u32, how many) and
     `rating_number`.
 
@@ -195,17 +194,13 @@ class _FileScan:
                 "rating_number",
             )
         now_ms = int(self.scanned_at.timestamp() * 1000)
-        columns = tuple(CANONICAL["reviews"])
         return rows.select(
             row,
-            *columns,
+            *CANONICAL["reviews"],
             suspect_reason(self.source, now_ms),
             pl.col("user_id").hash().alias("user"),
             pl.col("item_id").hash().alias("item"),
-            pl.col("text").hash().alias("text_hash"),
-            _hash_of(columns).alias("twin"),
-            pl.col("text").str.len_chars().fill_null(0).alias("chars"),
-            (pl.col("title").fill_null("") != "").alias("titled"),
+            *review_facts(),
         )
 
     def _record(self, batch: Batch, table: pl.DataFrame, suspects: Sequence[BadRow], forgotten: int) -> dict[str, Any]:
@@ -317,11 +312,3 @@ def _no_rows(paths: Sequence[Path]) -> DataError:
     if len(paths) == 1:
         return DataError("the file holds no rows", str(paths[0]), "fetch it again, or leave it out")
     return DataError(f"none of {len(paths):,} files holds a row", f"{paths[0]}, …", "fetch them again")
-
-
-def _hash_of(columns: Sequence[str]) -> pl.Expr:
-    """Return one hash (u64) of several columns; hashing them as a struct is ten times slower."""
-    mixed = pl.lit(0, dtype=pl.UInt64)
-    for column in columns:
-        mixed = mixed * MIXER + pl.col(column).hash()
-    return mixed

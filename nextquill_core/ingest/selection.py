@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from nextquill_core.config import IngestConfig, ProtocolConfig
+from nextquill_core.config.data import HtmlCleaning
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.account import (
     DUPLICATE,
@@ -31,6 +32,7 @@ from nextquill_core.ingest.batches import PARTS, RAW_CHARS, BadRow, Part
 from nextquill_core.ingest.canonical import CANONICAL
 from nextquill_core.ingest.cohort import KEY
 from nextquill_core.ingest.diagnosis import no_item_matches
+from nextquill_core.ingest.markup import CLEANED, changed, cleaned_table
 from nextquill_core.ingest.sources.base import Source
 
 SAMPLED = 1000  # item ids of each side that are compared where no review's item is known
@@ -58,6 +60,7 @@ class Scanned:
         reviews: The row counts of the files of reviews.
         items: The row counts of the files of items.
         empty_files: Names of files without a row, by part; others of the same part have rows.
+        html: What happens to HTML in the texts of `table` and `read`.
     """
 
     category: str
@@ -65,6 +68,7 @@ class Scanned:
     reviews: RowCounts
     items: RowCounts
     empty_files: Mapping[str, list[str]] = field(default_factory=dict)
+    html: HtmlCleaning = "keep"
 
     @classmethod
     def open(cls, category: str, folder: Path, stats: Mapping[str, Any]) -> Scanned:
@@ -86,9 +90,25 @@ class Scanned:
         """Return the Parquet files of a table, in the order of their rows."""
         return sorted((self.folder / table).glob("*.parquet"))
 
-    def table(self, name: str) -> pl.LazyFrame:
-        """Return a table, in the order of its rows."""
-        return pl.scan_parquet(self.parts(name))
+    def table(self, part: Part, files: list[Path] | None = None) -> pl.LazyFrame:
+        """Return the rows of a part in their order, their texts cleaned.
+
+        Args:
+            part: Reviews or items.
+            files: Some of its Parquet files; all by default.
+        """
+        rows = pl.scan_parquet(self.parts(part) if files is None else files)
+        return rows if self.html == "keep" else cleaned_table(rows, part, self.html)
+
+    def read(self, part: Part, *columns: str | pl.Expr) -> pl.DataFrame:
+        """Return columns of all rows of a part in their order, computed from cleaned texts."""
+        rows = self.table(part).select(*columns)
+        # all raw texts together do not fit into memory
+        return rows.collect(engine="in-memory" if self.html == "keep" else "streaming")
+
+    def changes(self, part: Part) -> dict[str, str]:
+        """Return by text column the column that says whether cleaning changed the text; none if HTML is kept."""
+        return {} if self.html == "keep" else {name: changed(name) for name in CLEANED[part]}
 
     def item_ids(self, part: Part, rows: pl.Series | None = None) -> list[str]:
         """Return the item ids of the first rows of a part, or of `rows`: each once, at most `SAMPLED` of them."""
@@ -114,9 +134,9 @@ class Items:
 
     def describe(self, scanned: Scanned, chosen: pl.Series) -> pl.DataFrame:
         """Return the items with these hashes: item, item_id, title, description, sorted by item_id."""
-        rows = self.kept.filter(pl.col("item").is_in(chosen.unique().implode())).select("row")
+        rows = self.kept.filter(pl.col("item").is_in(chosen.unique().implode()))["row"]
         columns = ("item", "item_id", pl.col("title").fill_null(""), "description")
-        found = scanned.table("items").join(rows.lazy(), on="row", how="semi").select(columns)
+        found = scanned.table("items").filter(pl.col("row").is_in(rows.implode())).select(columns)
         return found.collect().sort("item_id")
 
 
@@ -125,7 +145,7 @@ class Selection:
     """The reviews that pass the rules for single rows.
 
     Attributes:
-        rows: In file order, as `cohort` takes them: `row`, `user`, `item`, `text` (hash of the raw text), `time`.
+        rows: In file order, as `cohort` takes them: `row`, `user`, `item`, `text` (hash of the text), `time`.
         duplicates: The `row` of each review that repeats an earlier row in every column.
         account: Where the others went.
     """
@@ -190,10 +210,10 @@ def select_items(scanned: Scanned, protocol: ProtocolConfig, source: Source) -> 
         RuntimeError: Two item ids share a hash; among five million ids, the chance is about one in a million.
     """
     rules = item_rules(protocol, source)
-    rows = scanned.table("items").select("row", "item", "item_id", first_broken(rules)).collect()
+    rows = scanned.read("items", "row", "item", "item_id", *scanned.changes("items").values(), first_broken(rules))
     if rows["item_id"].n_unique() != rows["item"].n_unique():
         raise RuntimeError("two item ids share a 64-bit hash")
-    account = _account(scanned, "items", rules, rows[REASON])
+    account = _account(scanned, "items", rules, rows)
     passed = rows.filter(pl.col(REASON).is_null())
     kept = passed.group_by("item").agg(pl.col("row").max())
     account.dropped["repeat_item"] = passed.height - kept.height
@@ -218,11 +238,11 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
     if config.suspect_rows == "bad":
         reason = pl.coalesce(SUSPECT, reason.cast(pl.String)).alias(REASON)
     columns = ("row", "user", "item", "text_hash", "timestamp_ms", "twin")
-    judged = scanned.table("reviews").select(*columns, reason).collect()
-    account = _account(scanned, "reviews", rules, judged[REASON])
+    judged = scanned.read("reviews", *columns, *scanned.changes("reviews").values(), reason)
+    account = _account(scanned, "reviews", rules, judged)
     if config.suspect_rows == "list":
         account.suspect = Counter(scanned.reviews.suspect)
-    passed = judged.filter(pl.col(REASON).is_null()).drop(REASON)
+    passed = judged.filter(pl.col(REASON).is_null()).drop(REASON, *scanned.changes("reviews").values())
     del judged
     known = passed["item"].is_in(items.kept["item"].implode())
     kept, others = passed.filter(known), passed.filter(~known).select("row", "item")
@@ -254,14 +274,15 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
 
 
 def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:
-    """Return the rows that repeat an earlier one, for the quarantine; `raw` is the row's columns as JSON."""
+    """Return the rows that repeat an earlier one, for the quarantine; `raw` is the row's columns as JSON, as read."""
     columns = tuple(CANONICAL["reviews"])
-    rows = scanned.table("reviews").join(selection.duplicates.to_frame().lazy(), on="row", how="semi")
+    raw = replace(scanned, html="keep").table("reviews")
+    rows = raw.join(selection.duplicates.to_frame().lazy(), on="row", how="semi")
     found = rows.select("row", *columns).collect().sort("row")
     places = (scanned.reviews.place(row) for row in found["row"])
-    raw = (json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True))
+    texts = (json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True))
     return quarantine_table(
-        (file, BadRow(line, DUPLICATE, text[:RAW_CHARS])) for (file, line), text in zip(places, raw, strict=True)
+        (file, BadRow(line, DUPLICATE, text[:RAW_CHARS])) for (file, line), text in zip(places, texts, strict=True)
     )
 
 
@@ -310,7 +331,10 @@ def item_rules(protocol: ProtocolConfig, source: Source) -> list[Rule]:
 
 
 def review_rules(protocol: ProtocolConfig, source: Source) -> list[Rule]:
-    """Return the rules for reviews in the order in which they apply. Lengths are code points of the raw text."""
+    """Return the rules for reviews in the order in which they apply.
+
+    Lengths are code points of the text before its white space is cleaned.
+    """
     lowest, highest = source.ratings
     rules = [
         Rule(
@@ -381,14 +405,23 @@ def suspect_reason(source: Source, now_ms: int) -> pl.Expr:
     )
 
 
-def _account(scanned: Scanned, part: Part, rules: Sequence[Rule], reasons: pl.Series) -> Account:
-    """Return the account of a part after the rules for single rows."""
-    counts = scanned.counts(part)
+def _account(scanned: Scanned, part: Part, rules: Sequence[Rule], judged: pl.DataFrame) -> Account:
+    """Return the account of a part after the rules for single rows.
+
+    Args:
+        scanned: The category.
+        part: Reviews or items.
+        rules: The rules.
+        judged: All rows of the part, with the reason and the columns that say which texts cleaning changed.
+    """
+    counts, reasons = scanned.counts(part), judged[REASON]
     dropped = Counter(counts.bad)
     dropped["forgotten_user"] = counts.forgotten
     dropped.update(count_reasons(reasons))
     examples = counts.examples | _examples(scanned, part, rules, reasons)
-    return Account(counts.read, dropped=dropped, examples=examples, empty_files=scanned.empty_files.get(part, []))
+    cleaned = Counter({name: int(judged[column].sum()) for name, column in scanned.changes(part).items()})
+    empty = scanned.empty_files.get(part, [])
+    return Account(counts.read, dropped=dropped, examples=examples, empty_files=empty, cleaned=cleaned)
 
 
 def _examples(scanned: Scanned, part: Part, rules: Sequence[Rule], reasons: pl.Series) -> dict[str, str]:

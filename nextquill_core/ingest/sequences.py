@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,7 @@ from nextquill_core.ingest.cohort import (
     second_core,
 )
 from nextquill_core.ingest.diagnosis import Trial, no_row_passes, no_user_passes, nothing_to_train
+from nextquill_core.ingest.markup import SPACE
 from nextquill_core.ingest.reader import repeated_targets
 from nextquill_core.ingest.selection import (
     Items,
@@ -53,10 +54,8 @@ USERS_PER_SHARD = 1000
 ROWS_PER_SHARD = 100_000  # of items and of quarantined rows
 GATHER_PARTS = 16  # of a scan, whose texts are in memory at a time: 400 MB if all users stay
 ROW_GROUP = 20_000  # small enough that a shard skips most rows of other shards
-# Python's white space is that of Unicode and four control characters more, which `\s` lacks here. Runs of one plain
-# blank stay as they are, so that the expression matches only where there is work to do.
-_SPACE = r"\s\x1c-\x1f"
-_RUN = rf"[{_SPACE}]{{2,}}|[{_SPACE}--[ ]]"
+# Runs of one plain blank stay as they are, so that the expression matches only where there is work to do.
+_RUN = rf"[{SPACE}]{{2,}}|[{SPACE}--[ ]]"
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def make_sequences(
     """
     shutil.rmtree(staging.scratch, ignore_errors=True)
     chosen: list[_Chosen] = []
-    for number, scanned in enumerate(scans):
+    for number, scanned in enumerate(replace(scan, html=config.clean.html) for scan in scans):
         check_bad_rows(scanned, config)
         progress(number, 2 * len(scans), f"{scanned.category}: choosing users")
         chosen.append(_choose(config, source, scanned, staging.scratch / f"{number:03d}"))
@@ -143,11 +142,11 @@ def clean_text(text: pl.Expr) -> pl.Expr:
     return text.str.replace_all(_RUN, " ").str.strip_chars(" ")
 
 
-def gather(parts: list[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[Path], pl.DataFrame]:
+def gather(scanned: Scanned, chosen: pl.DataFrame, folder: Path) -> tuple[list[Path], pl.DataFrame]:
     """Take the chosen reviews out of the scan's parts, clean their texts, and sort them by user.
 
     Args:
-        parts: The parts of the reviews' scan.
+        scanned: The category.
         chosen: `row` and `user` (the user's place among the sorted ids) of the reviews wanted.
         folder: Where the sorted reviews go.
 
@@ -158,7 +157,7 @@ def gather(parts: list[Path], chosen: pl.DataFrame, folder: Path) -> tuple[list[
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     hashes = [pl.DataFrame(schema={"row": pl.Int64, "text": pl.UInt64})]
-    for batch in _batches(parts, chosen):
+    for batch in _batches(scanned, chosen):
         texts = batch.with_columns(clean_text(pl.col("text"))).sort("user", "row")
         hashes.append(texts.select("row", pl.col("text").hash()))
         files.append(folder / f"{len(files):05d}.parquet")
@@ -258,7 +257,7 @@ def _choose(config: IngestConfig, source: Source, scanned: Scanned, folder: Path
         raise no_user_passes(name, reviews, first, None, trial)
     users = _users(scanned, first.rows)
     ranked = first.rows.rename({"user": "user_hash"}).join(users, on="user_hash", maintain_order="left")
-    texts, hashes = gather(scanned.parts("reviews"), ranked.select("row", "user"), folder)
+    texts, hashes = gather(scanned, ranked.select("row", "user"), folder)
     second = second_core(ranked.drop("text").join(hashes, on="row"), protocol)
     reviews.dropped.update(second.dropped)
     if second.rows.is_empty():
@@ -271,7 +270,7 @@ def _choose(config: IngestConfig, source: Source, scanned: Scanned, folder: Path
 def _lengths(scanned: Scanned, part: Part) -> pl.Series:
     """Return the number of characters of each review's text, or of each item's description."""
     chars = pl.col("chars") if part == "reviews" else pl.col("description").str.len_chars()
-    return scanned.table(part).select(chars.alias("chars")).collect()["chars"]
+    return scanned.read(part, chars.alias("chars"))["chars"]
 
 
 def _cleaned_hashes(scanned: Scanned, rows: pl.DataFrame) -> pl.DataFrame:
@@ -311,11 +310,11 @@ def _write(config: IngestConfig, chosen: _Chosen, cuts: Cuts | None, staging: St
     return CategoryAccount(reviews, account, chosen.users.height, examples, repeated)
 
 
-def _batches(parts: list[Path], chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _batches(scanned: Scanned, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield the chosen reviews with their texts, in file order, `GATHER_PARTS` parts at a time."""
-    chosen = chosen.sort("row")
+    chosen, parts = chosen.sort("row"), scanned.parts("reviews")
     for start in range(0, len(parts), GATHER_PARTS):
-        some = pl.scan_parquet(parts[start : start + GATHER_PARTS])
+        some = scanned.table("reviews", parts[start : start + GATHER_PARTS])
         mine = _between(chosen, "row", some.select("row").collect()["row"])
         if mine.height:
             texts = some.select("row", "rating", pl.col("title").fill_null(""), "text")

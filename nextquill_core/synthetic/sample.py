@@ -21,6 +21,7 @@ from nextquill_core.synthetic.reviewers import (
     make_reviewers,
     write_reviews,
 )
+from nextquill_core.synthetic.truth import TOKEN_TRUTH
 from nextquill_core.synthetic.world import World
 from storage.files import atomic_path, write_json
 
@@ -122,7 +123,7 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     _write_lines(
         folder / "truth" / "users.jsonl", (orjson.dumps(_user_truth(world, reviewer)) for reviewer in reviewers)
     )
-    _write_lines(folder / "truth" / "tokens.jsonl", (orjson.dumps(_review_truth(review)) for review in written))
+    _write_lines(folder / TOKEN_TRUTH, (orjson.dumps(_review_truth(review)) for review in written))
     write_json(folder / "truth" / "world.json", _world_truth(world, users, seed))
     return SampleSummary(
         folder=folder,

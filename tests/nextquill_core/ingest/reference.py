@@ -23,20 +23,30 @@ def describe(item: Row) -> str:
     return " ".join(parts)
 
 
-def without_repeats(reviews: list[Row]) -> list[Row]:
-    """Newest first, each item and each text once."""
+def without_repeats(reviews: list[Row], dropped: Counter[str] | None = None) -> list[Row]:
+    """Return one user's reviews newest first, each item and each text once; count the others if asked to."""
     kept: list[Row] = []
+    dropped = Counter() if dropped is None else dropped
     for review in sorted(reviews, key=lambda review: -review["timestamp"]):
-        if all(review["parent_asin"] != other["parent_asin"] and review["text"] != other["text"] for other in kept):
+        if any(review["parent_asin"] == other["parent_asin"] for other in kept):
+            dropped["repeat_item"] += 1
+        elif any(review["text"] == other["text"] for other in kept):
+            dropped["repeat_text"] += 1
+        else:
             kept.append(review)
     return kept
 
 
-def by_user(reviews: list[Row]) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = {}
+def by_user(reviews: list[Row]) -> dict[Any, list[Row]]:
+    grouped: dict[Any, list[Row]] = {}
     for review in reviews:
         grouped.setdefault(review["user_id"], []).append(review)
     return grouped
+
+
+def users_by_item(reviews: list[Row]) -> Counter[Any]:
+    """Return the number of distinct users of each item."""
+    return Counter(item for item, _ in {(review["parent_asin"], review["user_id"]) for review in reviews})
 
 
 def procedure(reviews: list[Row], items: list[Row], p: Any) -> Outcome:
@@ -60,24 +70,42 @@ def procedure(reviews: list[Row], items: list[Row], p: Any) -> Outcome:
         if review["text"] and len(review["text"]) >= p.min_text_chars and review["rating"] and review["title"]
         if review["timestamp"] and review["parent_asin"] in described
     ]
+    after = [
+        review | {"text": re.sub(r"\s+", " ", review["text"].strip())} for review in first_core(rows, p, Counter())
+    ]
+    return Outcome(second_core(after, p, Counter()), described)
+
+
+def first_core(rows: list[Row], p: Any, dropped: Counter[str]) -> list[Row]:
+    """Return the reviews that step 3 leaves, and count the others by reason.
+
+    A review whose item is dropped in the same pass counts for its item, whatever its user's number of reviews.
+    """
     before = -1
     while len(rows) != before:
         before = len(rows)
-        users_of: dict[str, set[str]] = {}
+        n_users, n_reviews = users_by_item(rows), {u: len(without_repeats(mine)) for u, mine in by_user(rows).items()}
+        kept = []
         for review in rows:
-            users_of.setdefault(review["parent_asin"], set()).add(review["user_id"])
-        n_reviews = {user: len(without_repeats(mine)) for user, mine in by_user(rows).items()}
-        rows = [
-            review
-            for review in rows
-            if len(users_of[review["parent_asin"]]) >= p.min_item_users
-            and p.min_user_reviews <= n_reviews[review["user_id"]] <= p.max_user_reviews
-        ]
-    clean = [review | {"text": re.sub(r"\s+", " ", review["text"].strip())} for review in rows]
+            if n_users[review["parent_asin"]] < p.min_item_users:
+                dropped["item_too_few_users"] += 1
+            elif n_reviews[review["user_id"]] > p.max_user_reviews:
+                dropped["user_too_many_reviews"] += 1
+            elif n_reviews[review["user_id"]] < p.min_user_reviews:
+                dropped["user_too_few_reviews"] += 1
+            else:
+                kept.append(review)
+        rows = kept
+    return rows
+
+
+def second_core(rows: list[Row], p: Any, dropped: Counter[str]) -> dict[Any, tuple[list[Row], list[Row]]]:
+    """Return each user's base profile and targets after steps 4 to 6, and count the other reviews by reason."""
     halves = {}
-    for user, mine in by_user(clean).items():
-        ordered = sorted(without_repeats(mine), key=lambda review: review["timestamp"])
+    for user, mine in by_user(rows).items():
+        ordered = sorted(without_repeats(mine, dropped), key=lambda review: review["timestamp"])
         halves[user] = (ordered[: -p.n_targets], ordered[-p.n_targets :])
+    whole = halves
     popular = Counter(review["parent_asin"] for profile, _ in halves.values() for review in profile)
     while True:
         smaller = {}
@@ -88,7 +116,13 @@ def procedure(reviews: list[Row], items: list[Row], p: Any) -> Outcome:
         popular = Counter(review["parent_asin"] for profile, _ in smaller.values() for review in profile)
         stable, halves = len(smaller) == len(halves), smaller
         if stable:
-            return Outcome(halves, described)
+            break
+    for user, (profile, targets) in whole.items():
+        if user in halves:
+            dropped["profile_item_too_few_users"] += len(profile) - len(halves[user][0])
+        else:
+            dropped["profile_too_few_reviews"] += len(profile) + len(targets)
+    return halves
 
 
 def examples(outcome: Outcome) -> list[tuple[str, str, Row, list[Row]]]:

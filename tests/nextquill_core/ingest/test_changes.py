@@ -51,6 +51,20 @@ def test_a_changed_threshold_reads_no_raw_file(
         assert ingest(run_of(tmp_path, settings, **changed)) == {"C": True, "ingest": False}
 
 
+def test_a_change_of_what_is_cleaned_reads_no_raw_file(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = run_of(tmp_path, settings)
+    ingest(kept)
+    assert "clean" not in kept.plan.ingest.settings["ingest"]
+    monkeypatch.setattr(Parser, "parse", None)
+    assert ingest(run_of(tmp_path, settings | {"clean": {"html": "keep"}})) == {"C": True, "ingest": True}
+    for html, why in (("unescape", '(absent) → {"html":"unescape"}'), ("strip", "unescape → strip")):
+        run = run_of(tmp_path, settings | {"clean": {"html": html}})
+        assert run.freshness(run.plan.ingest).why.removeprefix("ingest.clean").removeprefix(".html") == f" {why}"
+        assert ingest(run) == {"C": True, "ingest": False}
+
+
 def test_another_category_is_scanned_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
     ingest(run_of(tmp_path, settings))
     reviews, _ = plain_category()

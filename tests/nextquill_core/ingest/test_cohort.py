@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from nextquill_core.config import ProtocolConfig
 from nextquill_core.errors import DataError, UserError
-from nextquill_core.ingest.cohort import Cuts, assign_splits, find_cuts, repeats
+from nextquill_core.ingest.cohort import (
+    Cuts,
+    ThresholdEffects,
+    assign_splits,
+    find_cuts,
+    first_core,
+    repeats,
+    second_core,
+)
 from tests.amazon import real_2023, write_2023
 from tests.nextquill_core.ingest import reference
 from tests.nextquill_core.ingest.world import SMALL, World, item, plain_category, review
@@ -91,7 +100,7 @@ def agree(world: World, reviews: list[Any], items: list[Any], protocol: dict[str
     return len(wanted.sequences)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     reviews=st.lists(REVIEWS, min_size=30, max_size=60),
     items=st.lists(ITEMS, max_size=8).map(lambda some: some + EVERY_ITEM[len(some) // 4 :]),
@@ -216,6 +225,96 @@ def test_repeats_are_repeats_of_one_user_alone() -> None:
         orient="row",
     )  # fmt: skip
     assert sorted(repeats(rows).rows()) == [(0, 1, "repeat_item"), (3, 1, "repeat_text"), (4, 2, "repeat_item")]
+
+
+COLUMNS = {"row": pl.Int64, "user": pl.Int64, "item": pl.Int64, "text": pl.UInt64, "time": pl.Int64}
+NAMES = {"user": "user_id", "item": "parent_asin", "time": "timestamp"}  # in rows of the reference
+NUMBERS = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(-2, 3), st.integers(0, 30), st.integers(-2, 6)), min_size=12, max_size=60
+)
+THRESHOLDS = st.builds(
+    ProtocolConfig,
+    min_user_reviews=st.integers(1, 4),
+    max_user_reviews=st.integers(3, 7),
+    min_item_users=st.integers(1, 4),
+    n_targets=st.just(3),
+    min_profile_reviews=st.integers(0, 3),
+    min_profile_item_users=st.integers(0, 3),
+)
+
+
+def frame(numbers: list[tuple[int, int, int, int]]) -> pl.DataFrame:
+    """Return reviews of (user, item, text, time), given in file order, as a frame in another order."""
+    rows = [(row, *values) for row, values in enumerate(numbers)]
+    return pl.DataFrame(rows[1::2] + rows[::2], schema=COLUMNS, orient="row")
+
+
+def plain(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the same reviews in file order as the reference takes them."""
+    return rows.sort("row").rename(NAMES).to_dicts()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@example(numbers=[], thresholds=ProtocolConfig())
+@example(numbers=[(1, 1, 0, 1), (1, 1, 1, 2)], thresholds=ProtocolConfig())  # a repeat, and no user has enough
+@given(numbers=NUMBERS, thresholds=THRESHOLDS)
+def test_the_first_core_agrees_with_the_reference(
+    numbers: list[tuple[int, int, int, int]], thresholds: ProtocolConfig
+) -> None:
+    rows = frame(numbers)
+    found = first_core(rows, thresholds)
+    dropped: Counter[str] = Counter()
+    kept = reference.first_core(plain(rows), thresholds, dropped)
+    event(f"{len(kept)} of {rows.height}")
+    assert found.rows.equals(rows.filter(pl.col("row").is_in([review["row"] for review in kept])))
+    assert +found.dropped == dropped
+
+    counts = [len(reference.without_repeats(mine)) for mine in reference.by_user(plain(rows)).values()]
+    users = reference.users_by_item(plain(rows)).values()
+    assert found.effects == ThresholdEffects(
+        reviews=rows.height,
+        users=len(counts),
+        items=len(users),
+        enough=sum(count >= thresholds.min_user_reviews for count in counts),
+        not_too_many=sum(count <= thresholds.max_user_reviews for count in counts),
+        popular=sum(count >= thresholds.min_item_users for count in users),
+        most_reviews=max(counts, default=0),
+        most_users=max(users, default=0),
+    )
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@example(numbers=[], thresholds=ProtocolConfig())
+@given(numbers=NUMBERS, thresholds=THRESHOLDS)
+def test_the_second_core_and_the_published_splits_agree_with_the_reference(
+    numbers: list[tuple[int, int, int, int]], thresholds: ProtocolConfig
+) -> None:
+    rows = frame(numbers)
+    found = second_core(rows, thresholds)
+    dropped: Counter[str] = Counter()
+    halves = reference.second_core(plain(rows), thresholds, dropped)
+    wanted = []
+    for _, (profile, targets) in sorted(halves.items()):
+        splits = ["train"] * (len(targets) - 2) + ["val", "test"][-len(targets) :]
+        wanted += [(review["row"], False, None) for review in profile]
+        wanted += [(review["row"], True, split) for review, split in zip(targets, splits, strict=True)]
+    event(f"{len(wanted)} of {rows.height}")
+    assert assign_splits(found.rows, None).select("row", "target", "split").rows() == wanted
+    assert +found.dropped == +dropped
+
+
+def test_the_largest_profile_is_measured_before_users_are_left_out() -> None:
+    """Users 1 and 2 have profiles of 2 and 3 reviews; item 13 has one user alone."""
+    numbers = [(1, 10, 0, 1), (1, 11, 1, 2), (2, 10, 0, 1), (2, 11, 1, 2), (2, 13, 2, 3)]
+    numbers += [(user, 20 + time, 10 + time, time) for user in (1, 2) for time in (7, 8, 9)]
+    for least, largest, users in ((1, 3, 2), (2, 2, 2)):
+        thresholds = ProtocolConfig(n_targets=3, min_profile_reviews=2, min_profile_item_users=least)
+        found = second_core(frame(numbers), thresholds)
+        assert found.most_profile == largest
+        assert found.rows["user"].n_unique() == users
+    thresholds = ProtocolConfig(n_targets=3, min_profile_reviews=3, min_profile_item_users=1)
+    found = second_core(frame(numbers), thresholds)
+    assert (found.most_profile, found.rows["user"].unique().to_list()) == (3, [2])
 
 
 DAY = 86_400_000

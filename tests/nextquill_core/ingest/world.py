@@ -55,6 +55,7 @@ class World:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or Path(tempfile.mkdtemp())
+        self.folder.mkdir(exist_ok=True)
         self.out = self.folder / "out"
 
     def write(self, name: str, content: bytes | Iterable[Row | bytes]) -> Path:

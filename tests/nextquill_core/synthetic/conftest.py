@@ -7,6 +7,6 @@ import pytest
 from nextquill_core.synthetic import SampleSummary, write_sample
 
 
-@pytest.fixture(scope="session", params=[20, 60, 300])
+@pytest.fixture(scope="session", params=[20, 60, pytest.param(300, marks=pytest.mark.slow)])
 def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
     return write_sample(tmp_path_factory.mktemp("sample"), users=request.param)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
+from tests.prefect_server import Server
 
 DOCS = REPO / "docs"
 GUIDE = "".join(
@@ -72,8 +73,9 @@ def test_the_reference_names_every_source_and_option() -> None:
 
 @pytest.mark.flow
 @pytest.mark.timeout(300)
-def test_the_commands_of_the_guide_work_as_written(surroundings: tuple[Path, dict[str, str]]) -> None:
-    done = shell(surroundings, "".join(snippets("bash")))
+def test_the_commands_of_the_guide_work_as_written(surroundings: tuple[Path, dict[str, str]], server: Server) -> None:
+    folder, environment = surroundings
+    done = shell((folder, environment | {"PREFECT_API_URL": server.api}), "".join(snippets("bash")))
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("bookclub-json ", "bookclub-cards"):
         assert re.search(rf"^{name} .*\[nextquill-bookclub 0\.1\.0\]$", done.stdout, re.MULTILINE)
