@@ -21,6 +21,14 @@ def free_memory(device: torch.device) -> int:
     return int(free + cached)
 
 
+def total_memory(device: torch.device) -> int:
+    """Return the bytes that a device has; on a CPU those of the machine within the limits above this process."""
+    if device.type in ("cpu", "mps"):
+        whole: int = psutil.virtual_memory().total
+        return min([whole, *(limit for group in _cgroups() if (limit := _limit_of(group)) is not None)])
+    return int(torch.accelerator.get_memory_info(device)[1])
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out; the CPU's allocator says so only in its message."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -28,21 +36,34 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _left_in_cgroups() -> list[int]:
-    """Return what each memory limit above this process leaves, in bytes (Linux, cgroup v2)."""
+    """Return what each memory limit above this process leaves, in bytes."""
+    return [left for group in _cgroups() if (left := _left_in(group)) is not None]
+
+
+def _cgroups() -> list[Path]:
+    """Return the groups that this process is in, from the innermost to the outermost (Linux, cgroup v2)."""
     try:
         own = next(line[3:] for line in OWN_CGROUP.read_text("utf-8").splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         return []
     inner = CGROUPS / own.strip("/")
-    groups = [group for group in (inner, *inner.parents) if group.is_relative_to(CGROUPS)]
-    return [left for group in groups if (left := _left_in(group)) is not None]
+    return [group for group in (inner, *inner.parents) if group.is_relative_to(CGROUPS)]
+
+
+def _limit_of(group: Path) -> int | None:
+    try:
+        return int((group / "memory.max").read_text("ascii"))  # the text "max" means no limit
+    except (OSError, ValueError):
+        return None
 
 
 def _left_in(group: Path) -> int | None:
+    limit = _limit_of(group)
     try:
-        limit = int((group / "memory.max").read_text("ascii"))  # the text "max" means no limit
         used = int((group / "memory.current").read_text("ascii"))
         counts = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
     except (OSError, ValueError):
+        return None
+    if limit is None:
         return None
     return max(0, limit - used + int(counts.get("inactive_file", 0)))  # pages that only cache files count as free

@@ -17,13 +17,13 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from nextquill_core.errors import ModelError
 from nextquill_core.prompts import PLAIN, Template, build_prompt
-from nextquill_core.records import Example, Item, Review
+from nextquill_core.records import Example, Item, Review, ShownAnswer
 from nextquill_core.records import TokenPair as TokenPair
 
 HISTORY_SHARE = 0.5
@@ -83,6 +83,26 @@ class PairEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[TokenPair]:
         """Return the token pairs of examples, in their order."""
+        _, factual, counterfactual = self._fitted(examples)
+        targets = self._text.encode([example.target.text for example in examples])
+        return [
+            TokenPair(example.example_id, with_history, alone, self._closed(target))
+            for example, with_history, alone, target in zip(examples, factual, counterfactual, targets, strict=True)
+        ]
+
+    def shown_answers(self, examples: Sequence[Example]) -> list[ShownAnswer]:
+        """Return the answers of examples with the past reviews that the prompts of `encode` show, in their order."""
+        shown, _, _ = self._fitted(examples)
+        targets = self._text.encode_located([example.target.text for example in examples])
+        found = []
+        for example, what, target in zip(examples, shown, targets, strict=True):
+            text, ids = example.target.text, self._closed(target.ids)
+            spans = [*target.spans, (len(text), len(text))][: len(ids)]
+            found.append(ShownAnswer(example.example_id, text, ids, spans, what.history))
+        return found
+
+    def _fitted(self, examples: Sequence[Example]) -> tuple[list[_Shown], list[list[int]], list[list[int]]]:
+        """Return what the prompts show, and the prompts with and without history."""
         shown = [_Shown(example.target.item) for example in examples]
         counterfactual = self._prompts(examples, shown)
         for row, example in enumerate(examples):
@@ -95,12 +115,8 @@ class PairEncoder:
         factual = self._prompts(examples, shown)
         for row, example in enumerate(examples):
             if len(factual[row]) > self.max_prompt_tokens:
-                factual[row] = self._fit_history(example, shown[row])
-        targets = self._text.encode([example.target.text for example in examples])
-        return [
-            TokenPair(example.example_id, with_history, alone, self._closed(target))
-            for example, with_history, alone, target in zip(examples, factual, counterfactual, targets, strict=True)
-        ]
+                shown[row], factual[row] = self._fit_history(example, shown[row])
+        return shown, factual, counterfactual
 
     def _newest(self, example: Example) -> tuple[Review, ...]:
         return example.history[-self.max_history :] if self.max_history else ()
@@ -144,7 +160,7 @@ class PairEncoder:
         self.truncation["items_clipped"] += kept != shown
         return kept, ids
 
-    def _fit_history(self, example: Example, shown: _Shown) -> list[int]:
+    def _fit_history(self, example: Example, shown: _Shown) -> tuple[_Shown, list[int]]:
         """Drop reviews of the history, oldest first, except the newest; then cut the longest text of the history."""
         kept = shown
         while (over := len(ids := self._prompts([example], [kept])[0]) - self.max_prompt_tokens) > 0:
@@ -158,7 +174,7 @@ class PairEncoder:
         self.truncation["prompts_with_clipped_text"] += replace(kept, history=kept.history[-1:]) != replace(
             shown, history=shown.history[-1:]
         )
-        return ids
+        return kept, ids
 
 
 def stop_id(tokenizer: Any, template: Template) -> int:
@@ -272,10 +288,12 @@ class EncodedText:
     Attributes:
         ids: Token ids.
         markers: Whether each token is one that the tokenizer put around the text, such as [CLS] and [SEP].
+        spans: Begin and end of each token in characters of the text; empty where they were not asked for.
     """
 
     ids: list[int]
     markers: list[bool]
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
@@ -317,6 +335,10 @@ class UserTextTokenizer:
         """Return the ids of user texts without markers."""
         return [encoded.ids for encoded in self._encoded(texts, "", "", {"add_special_tokens": False})]
 
+    def encode_located(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Return user texts without markers, with the characters that each token stands for."""
+        return self._encoded(texts, "", "", {"add_special_tokens": False, "return_offsets_mapping": True})
+
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of prompts: each text between the template's opening and closing."""
         around = self.template.opening, self.template.closing
@@ -334,9 +356,10 @@ class UserTextTokenizer:
             [f"{opening}{text}{closing}" for text in texts], return_special_tokens_mask=True, **options
         )
         marked = options["add_special_tokens"]
+        located = found.get("offset_mapping", [[]] * len(texts))
         encoded = [
-            EncodedText(ids, [bool(marker) and marked for marker in mask])
-            for ids, mask in zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+            EncodedText(ids, [bool(marker) and marked for marker in mask], spans)
+            for ids, mask, spans in zip(found["input_ids"], found["special_tokens_mask"], located, strict=True)
         ]
         allowed = Counter(token for token in self._markup_ids(opening, closing) if token in self._control_ids)
         for row, one in enumerate(encoded):
@@ -362,7 +385,8 @@ class UserTextTokenizer:
             backend.no_truncation()
         encoded = backend.encode(f"{before}{text}{after}", add_special_tokens=options["add_special_tokens"])
         marked = options["add_special_tokens"]
-        return EncodedText(encoded.ids, [bool(marker) and marked for marker in encoded.special_tokens_mask])
+        spans = encoded.offsets if "return_offsets_mapping" in options else []
+        return EncodedText(encoded.ids, [bool(marker) and marked for marker in encoded.special_tokens_mask], spans)
 
     @cached_property
     def _copy(self) -> tuple[Any, dict[str, str]]:

@@ -46,10 +46,16 @@ def split_into_shards(rows: Sequence[T], size: int = EXAMPLES_PER_SHARD) -> Iter
         yield f"{start // size:05d}", rows[start : start + size]
 
 
-def example_ids(sequences: Path) -> list[str]:
-    """Return the ids of an ingest artifact's examples in the order in which `read_examples` yields them."""
+def example_ids(sequences: Path, splits: Sequence[str] | None = None) -> list[str]:
+    """Return the ids of an ingest artifact's examples in the order in which `read_examples` yields them.
+
+    Args:
+        sequences: Folder of the artifact.
+        splits: Which of train, val and test; None for all.
+    """
     paths = sorted((sequences / "examples").glob("*.parquet"))
-    return [name for path in paths for name in read_table(path, columns=["example_id"])["example_id"].to_pylist()]
+    rows = (row for path in paths for row in read_table(path, columns=["example_id", "split"]).to_pylist())
+    return [row["example_id"] for row in rows if splits is None or row["split"] in splits]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class ShardQueue:
     @classmethod
     def of(cls, order: ScoreOrder) -> ShardQueue:
         """Return the queue of an order whose staging folder is open."""
-        ids = example_ids(order.sequences)
+        ids = example_ids(order.sequences, order.splits)
         return cls(Staging.attach(order.staging), dict(split_into_shards(ids, order.shard_examples)))
 
     def begin(self) -> None:

@@ -1,25 +1,31 @@
 """Causal effects (Eq. 4) and preference weights (Eq. 3): how much each ground-truth token counts in the losses.
 
-A weight policy is a function from effects to one weight per token; its settings are keyword-only and have defaults.
-`BUILT_IN` registers a policy by name. Another package adds one by an entry point of the group `nextquill.weights`:
-`NAME = "package.module:function"`. torch and Arrow are imported only where weights are derived, because a plan reads
-the policies' names and settings without them.
+A weight policy is a function from effects to one weight per token; its settings are keyword-only and have defaults. A
+policy with a second positional parameter also gets the answers that the tokens make up (`Answers`): their examples, and
+on request their texts and the history that their prompts show. `BUILT_IN` registers a policy by name. Another package
+adds one by an entry point of the group `nextquill.weights`: `NAME = "package.module:function"`. torch and Arrow are
+imported only where weights are derived, because a plan reads the policies' names and settings without them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from nextquill_core.errors import UserError
+from nextquill_core.causal.grounding import grounded
+from nextquill_core.errors import ModelError, UserError
 from nextquill_core.plugins import Plugins, suggestion
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
+
+    from nextquill_core.records import ShownAnswer
 
 
 def token_effects(logp_factual: Tensor, logp_counterfactual: Tensor) -> Tensor:
@@ -36,6 +42,8 @@ def token_effects(logp_factual: Tensor, logp_counterfactual: Tensor) -> Tensor:
 
 
 Policy: TypeAlias = "Callable[..., Tensor]"
+LookUp: TypeAlias = "Callable[[Sequence[str]], Sequence[ShownAnswer]]"
+"""Returns the answers of the examples with these ids, in their order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,39 @@ class TokenEffects:
     logp_factual: Tensor
     logp_counterfactual: Tensor
     effect: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers that N tokens make up, one after the other: for policies that read more than effects.
+
+    Only stored effects have them. A policy must give an answer the same weights whichever other answers are beside it,
+    because these depend on the shard.
+
+    Attributes:
+        example_ids: The examples.
+        target_ids: Token ids of each answer.
+        look_up: Reads what `shown` returns.
+    """
+
+    example_ids: Sequence[str]
+    target_ids: Sequence[Sequence[int]]
+    look_up: LookUp
+
+    @cached_property
+    def shown(self) -> Sequence[ShownAnswer]:
+        """The text of each answer, the place of its tokens in it, and the history that its prompt shows.
+
+        Raises:
+            ModelError: The stored effects are those of other tokens.
+        """
+        found = self.look_up(self.example_ids)
+        for one, example_id, ids in zip(found, self.example_ids, self.target_ids, strict=True):
+            if (one.example_id, list(one.target_ids)) != (example_id, list(ids)):
+                raise ModelError(
+                    f"the stored effects of {example_id} are of other tokens", remedy="run `nextquill score --force`"
+                )
+        return found
 
 
 def preference_weights(effect: Tensor, *, delta: float, high: float, low: float) -> Tensor:
@@ -132,7 +173,62 @@ def soft(
     return (low + (high - low) * share).float()
 
 
-BUILT_IN: dict[str, Policy] = {"threshold": threshold, "perce": perce, "soft": soft}
+def at_random_places(
+    effects: TokenEffects,
+    answers: Answers,
+    *,
+    delta: float = 0.05,
+    high: float = 0.9,
+    low: float = 0.1,
+    seed: float = 0.0,
+) -> Tensor:
+    """Return the weights of `threshold`, at random places within each example: a control for where they stand.
+
+    Every example keeps its share of λ, and with it Σω and every normalisation.
+
+    Args:
+        effects: Effects of N tokens.
+        answers: The examples that the tokens belong to.
+        delta: δ, a difference of probabilities.
+        high: λ, the weight of as many tokens as have an effect above δ.
+        low: ε, the weight of the others.
+        seed: A whole number; another one gives other places.
+
+    Returns:
+        ω, shape (N,).
+
+    Raises:
+        UserError: The seed is not a whole number.
+    """
+    if not float(seed).is_integer():
+        raise UserError(f"seed {seed:g} is not a whole number", "weights.options", "set one such as 1")
+    places: list[int] = []
+    for example_id, ids in zip(answers.example_ids, answers.target_ids, strict=True):
+        start = len(places)
+        places += [start + place for place in random_order(example_id, len(ids), int(seed))]
+    weight = preference_weights(effects.effect, delta=delta, high=high, low=low)
+    return weight[weight.new_tensor(places).long()]
+
+
+def random_order(example_id: str, count: int, seed: int) -> list[int]:
+    """Return the numbers below `count` in a random order, the same with every version of every library.
+
+    Args:
+        example_id: The example whose tokens are ordered; it decides the order together with the seed.
+        count: Number of tokens.
+        seed: Seed of the policy.
+    """
+    drawn = hashlib.shake_256(f"{seed}:{example_id}".encode()).digest(8 * count)
+    return sorted(range(count), key=lambda place: drawn[8 * place : 8 * place + 8])
+
+
+BUILT_IN: dict[str, Policy] = {
+    "threshold": threshold,
+    "perce": perce,
+    "soft": soft,
+    "random": at_random_places,
+    "grounded": grounded,
+}
 
 
 POLICY, OPTIONS = "weights.policy", "weights.options"
@@ -145,16 +241,35 @@ def parameters(name: str) -> dict[str, float]:
     Raises:
         UserError: There is no such policy, or it is not a function of effects and settings with numeric defaults.
     """
+    return _signature(name)[1]
+
+
+def asks_for_answers(name: str) -> bool:
+    """Return whether a policy reads the answers beside the effects, so that it works on stored effects alone.
+
+    Raises:
+        UserError: As for `parameters`.
+    """
+    return _signature(name)[0] > 1
+
+
+def _signature(name: str) -> tuple[int, dict[str, float]]:
+    """Return how many positional parameters a policy has, and its settings with their defaults."""
     policy = POLICIES.load(name)
     try:
-        first, *settings = inspect.signature(policy).parameters.values()
-    except (TypeError, ValueError):  # not a function, no known signature, or no parameters
+        found = list(inspect.signature(policy).parameters.values())
+    except (TypeError, ValueError):  # not a function, or no known signature
         raise _misshapen(name) from None
-    if first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) or not all(
-        setting.kind is setting.KEYWORD_ONLY and isinstance(setting.default, int | float) for setting in settings
+    settings = [one for one in found if one.kind is one.KEYWORD_ONLY]
+    read = [one for one in found if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if (
+        len(read) + len(settings) < len(found)
+        or len(read) not in (1, 2)
+        or any(one.default is not one.empty for one in read[1:])
+        or not all(isinstance(one.default, int | float) for one in settings)
     ):
         raise _misshapen(name)
-    return {setting.name: float(setting.default) for setting in settings}
+    return len(read), {setting.name: float(setting.default) for setting in settings}
 
 
 def weight_settings(policy: str, options: Mapping[str, float], **shared: float) -> dict[str, Any]:
@@ -185,25 +300,32 @@ def weight_settings(policy: str, options: Mapping[str, float], **shared: float) 
     return {"policy": policy, **settings}
 
 
-def token_weights(effects: TokenEffects, *, policy: str, **settings: float) -> Tensor:
+def token_weights(
+    effects: TokenEffects, answers: Answers | None = None, /, *, policy: str, **settings: float
+) -> Tensor:
     """Return the weights of N tokens under a policy, in fp32, shape (N,).
 
     Args:
         effects: Effects of the tokens, stored ones or those of the model in training.
+        answers: The answers that the tokens make up, for a policy that asks for them; None for a model in training.
         policy: Name of the policy.
         settings: Settings of the policy; missing ones have its defaults.
 
     Raises:
         UserError: The policy is unknown, or does not give every token a finite weight of 0 or more.
     """
-    return _checked(policy, POLICIES.load(policy)(effects, **settings), len(effects.effect))
+    read = (effects, answers) if asks_for_answers(policy) else (effects,)
+    return _checked(policy, POLICIES.load(policy)(*read, **settings), len(effects.effect))
 
 
-def weights_table(effects: pa.Table, *, policy: str = "threshold", **settings: float) -> pa.Table:
+def weights_table(
+    effects: pa.Table, look_up: LookUp | None = None, /, *, policy: str = "threshold", **settings: float
+) -> pa.Table:
     """Return a table of schema WEIGHTS from one of schema EFFECTS; no model is needed.
 
     Args:
         effects: Effects of any number of examples, also a slice of a table.
+        look_up: Reads the answers for a policy that asks for their texts or history; None where they are not at hand.
         policy: Name of the policy.
         settings: Settings of the policy; missing ones have its defaults.
 
@@ -219,7 +341,11 @@ def weights_table(effects: pa.Table, *, policy: str = "threshold", **settings: f
         return torch.tensor(effects[name].combine_chunks().flatten().to_numpy())
 
     stored = TokenEffects(flat("logp_factual"), flat("logp_counterfactual"), flat("effect"))
-    weight = token_weights(stored, policy=policy, **settings)
+    answers = None
+    if asks_for_answers(policy):
+        ids, targets = (effects[name].to_pylist() for name in ("example_id", "target_ids"))
+        answers = Answers(ids, targets, look_up or _no_texts)
+    weight = token_weights(stored, answers, policy=policy, **settings)
     lengths = effects["effect"].combine_chunks().value_lengths().to_numpy()
     offsets = pa.array([0, *lengths.cumsum()], type=pa.int32())
     lists = pa.ListArray.from_arrays(offsets, pa.array(weight.numpy()))
@@ -242,6 +368,13 @@ def _checked(name: str, weight: Any, tokens: int) -> Tensor:
     return checked
 
 
+def _no_texts(example_ids: Sequence[str]) -> Sequence[ShownAnswer]:
+    raise ValueError(f"the policy reads the texts of {len(example_ids)} answers, and nothing was given to look them up")
+
+
 def _misshapen(name: str) -> UserError:
-    remedy = "give a function of stored effects whose settings are keyword-only and have numbers as defaults"
+    remedy = (
+        "give a function of effects, or of effects and answers, whose settings are keyword-only and have numbers as "
+        "defaults"
+    )
     return UserError(f"`{name}` is not a weight policy", POLICY, remedy)

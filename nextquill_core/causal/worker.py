@@ -131,7 +131,8 @@ class _ShardScorer:
     ) -> None:
         self._queue = queue
         self._send = report
-        self._parts = dict(split_into_shards(list(read_examples(order.sequences)), order.shard_examples))
+        examples = list(read_examples(order.sequences, order.splits))
+        self._parts = dict(split_into_shards(examples, order.shard_examples))
         self._encoder = encoder_for(order.model, order.prompt, load_tokenizer(order.model))
         self._folds = len(order.adapters)
         model = with_adapters(load_model(order.model, device), order.adapters)

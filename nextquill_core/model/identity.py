@@ -25,7 +25,9 @@ TINY = "nextquill-tiny"
 """The offline base model's name in adapters; its folder is `model/` of the model artifact."""
 CODE = ("*.py",)
 """Python files of a model folder, which run only if `model.trust_remote_code` is set."""
-REMEDY = "set model.name_or_path to a folder, a hub name (org/name) or `tiny`"
+GGUF = ".gguf"
+"""How the name of a GGUF file ends."""
+REMEDY = "set model.name_or_path to a folder, a .gguf file, a hub name (org/name), `smollm2` or `tiny`"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class BaseName:
     """A base model's name, valid on any machine.
 
     Attributes:
-        name: The hub name, or the folder's name for a local folder that is not a snapshot of a hub model.
+        name: The hub name; the folder's name for a local folder that is not a snapshot of a hub model; or the name of
+            a GGUF file without its ending.
         revision: Revision on the hub; None for a model that is not from the hub.
     """
 
@@ -52,12 +55,14 @@ def base_name(name_or_path: str, revision: str) -> BaseName:
     The path of a folder in a Hugging Face cache (`models--ORG--NAME/snapshots/REVISION`) names the hub model.
 
     Args:
-        name_or_path: A hub name, a folder, or `tiny`.
+        name_or_path: A hub name, a folder, a GGUF file, or `tiny`.
         revision: `model.revision`, which counts for hub names only.
     """
     folder = Path(name_or_path).expanduser()
     if name_or_path == "tiny":
         return BaseName(TINY)
+    if is_gguf(name_or_path):
+        return BaseName(folder.stem)
     if not folder.is_dir():
         return BaseName(name_or_path, revision)
     for path in (folder.absolute(), folder.resolve()):
@@ -66,9 +71,15 @@ def base_name(name_or_path: str, revision: str) -> BaseName:
     return BaseName(folder.resolve().name)
 
 
+def is_gguf(name: str) -> bool:
+    """Return whether the name of a model is that of a GGUF file, which need not exist."""
+    return name.lower().endswith(GGUF) and not Path(name).expanduser().is_dir()
+
+
 def is_hub_name(name: str) -> bool:
-    """Return whether a name is a hub name (OWNER/NAME) and not a folder of this machine."""
-    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).expanduser().is_dir()
+    """Return whether a name is a hub name (OWNER/NAME) and neither a folder of this machine nor a GGUF file."""
+    local = name[0] in "./~" or is_gguf(name) or Path(name).expanduser().is_dir()
+    return name.count("/") == 1 and not local
 
 
 def model_file(model: str, name: str, revision: str = "main") -> Path | None:
@@ -98,10 +109,14 @@ def external_model_identity(config: ModelConfig, digests: DigestCache) -> dict[s
     """Return what identifies a model in fingerprints: its hub name and revision or its files' digests, and its dtype.
 
     Raises:
-        ModelError: The name is not a hub name, and there is no such model folder.
+        ModelError: The name is not a hub name, and there is no such model folder or GGUF file.
     """
     how = {"dtype": config.dtype, "trust_remote_code": config.trust_remote_code}
     folder = Path(config.name_or_path).expanduser()
+    if is_gguf(config.name_or_path):
+        if not folder.is_file():
+            raise ModelError("no such GGUF file", config.name_or_path, REMEDY)
+        return {"gguf": digests.whole(folder), "dtype": config.dtype}
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError("not a Hugging Face model folder: it has no config.json", config.name_or_path, REMEDY)
@@ -124,7 +139,7 @@ def check_limits(model: str, revision: str, lengths: Mapping[str, int]) -> None:
     Files that are not on this machine are skipped.
 
     Args:
-        model: A folder or a hub name.
+        model: A folder, a GGUF file or a hub name.
         revision: Branch, tag or commit on the hub.
         lengths: Maximum number of tokens in a sequence, by the text that names their settings.
 
@@ -132,12 +147,17 @@ def check_limits(model: str, revision: str, lengths: Mapping[str, int]) -> None:
         ModelError: The tokenizer has a token without an embedding row that may occur, or the model has too few
             positions.
     """
-    config = _json(model_file(model, "config.json", revision))
-    settings = _json(model_file(model, "tokenizer_config.json", revision))
-    rows = _text_config(config).get("vocab_size")
-    if isinstance(rows, int):
-        _check_rows(model, revision, settings, rows)
-    positions = _positions(config) or _finite(settings.get("model_max_length"))
+    if is_gguf(model):
+        from nextquill_core.model.gguf import read_header
+
+        positions = read_header(Path(model).expanduser()).positions
+    else:
+        config = _json(model_file(model, "config.json", revision))
+        settings = _json(model_file(model, "tokenizer_config.json", revision))
+        rows = _text_config(config).get("vocab_size")
+        if isinstance(rows, int):
+            _check_rows(model, revision, settings, rows)
+        positions = _positions(config) or _finite(settings.get("model_max_length"))
     for names, length in lengths.items():
         if positions is not None and length > positions:
             raise ModelError(

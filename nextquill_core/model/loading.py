@@ -10,7 +10,8 @@ import inspect
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from nextquill_core.config.data import PromptConfig
 from nextquill_core.config.model import ModelConfig
 from nextquill_core.errors import ModelError, UserError, first_line
 from nextquill_core.model.cpu import make_fast
+from nextquill_core.model.gguf import COPY_AGAIN, USE_FOLDER
 from nextquill_core.model.identity import REMEDY, check_limits
 from nextquill_core.prompts import PLAIN, Template, chat_template
 from nextquill_core.tokens import PairEncoder, prompt_lengths
@@ -50,6 +52,33 @@ def load_model(config: ModelConfig, device: torch.device | None = None) -> Any:
     options |= {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
     model = _load_weights(AutoModelForCausalLM, config, **options)
     return make_fast(model.to(device or best_device()).eval())
+
+
+def load_gguf_model(path: Path, dtype: torch.dtype) -> Any:
+    """Return the dequantised model of a GGUF file on the CPU, in evaluation mode; see `gguf_conversion` for a folder.
+
+    Args:
+        path: The file.
+        dtype: Data type of the weights.
+
+    Raises:
+        ModelError: The file cannot be read, or its weights are not complete and finite.
+    """
+    from transformers import GgufConfig
+
+    options = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True), "dtype": dtype}
+    with _of_file(path):
+        return _load_weights(AutoModelForCausalLM, ModelConfig(name_or_path=str(path.parent)), **options).eval()
+
+
+@contextmanager
+def _of_file(path: Path) -> Iterator[None]:
+    """Name the file in errors, and suppress the progress bar that transformers draws for GGUF files alone."""
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    except ModelError as error:
+        raise ModelError(error.what, str(path), f"{COPY_AGAIN}, or {USE_FOLDER}") from error
 
 
 def load_encoder_model(config: ModelConfig, *, remedy: str = REMEDY) -> Any:
@@ -138,13 +167,28 @@ def adapter_shapes(model: Any, name: str = "default") -> dict[str, tuple[int, ..
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
-def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY) -> Any:
+def load_gguf_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a GGUF file as transformers understands it.
+
+    Raises:
+        ModelError: The tokenizer cannot be read, or has no vocabulary.
+    """
+    with _of_file(path):
+        return load_tokenizer(ModelConfig(name_or_path=str(path.parent)), gguf_file=path.name)
+
+
+def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY, **options: Any) -> Any:
     """Return the model's tokenizer.
+
+    Args:
+        config: The model.
+        remedy: How to fix a failure, for the error message.
+        options: Further arguments of `from_pretrained`.
 
     Raises:
         ModelError: The tokenizer cannot be found or read, or has no vocabulary.
     """
-    tokenizer = load_pretrained(AutoTokenizer, config, remedy=remedy)
+    tokenizer = load_pretrained(AutoTokenizer, config, remedy=remedy, **options)
     # Without the tokenizer's files, transformers creates a tokenizer with the special tokens only.
     if len(tokenizer) <= len({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}):
         raise ModelError("there is no tokenizer with a vocabulary", config.name_or_path, TOKENIZER_REMEDY)
@@ -223,14 +267,20 @@ def _load_weights(kind: Any, config: ModelConfig, *, remedy: str = REMEDY, **opt
 
 @contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """Suppress transformers' table of missing weights; an error reports them instead."""
+    """Suppress transformers' table of missing weights; an error reports them instead.
+
+    The logger's level stays as it is: with a higher one, transformers warns of layers that it did not shard.
+    """
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def load_pretrained(kind: Any, config: ModelConfig, *, remedy: str = REMEDY, **options: Any) -> Any:

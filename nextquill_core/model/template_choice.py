@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nextquill_core.errors import ModelError
-from nextquill_core.model.identity import HUB_CACHE, is_hub_name, model_file
+from nextquill_core.model.gguf import read_header
+from nextquill_core.model.identity import HUB_CACHE, is_gguf, is_hub_name, model_file
 
 Name = Literal["plain", "chat"]
 
@@ -69,14 +70,14 @@ def choose_template(setting: str, model: str, revision: str = "main", *, strict:
 
     Args:
         setting: `prompt.template`.
-        model: A hub name, a folder or `tiny`. A relative path is not resolved, so the choice does not depend on the
-            working directory.
+        model: A hub name, a folder, a GGUF file or `tiny`. A relative path is not resolved, so the choice does not
+            depend on the working directory.
         revision: Branch, tag or commit on the hub, which selects the files in the local hub cache.
         strict: Refuse to guess for a hub model whose name says nothing and whose files are not on this machine. Once
             the model has been loaded, its files might decide otherwise.
 
     Raises:
-        ModelError: See `strict`.
+        ModelError: See `strict`; or a GGUF file cannot be read.
     """
     if setting != "auto":
         return TemplateChoice("chat" if setting == "chat" else "plain", f"prompt.template is {setting}")
@@ -107,6 +108,8 @@ def choose_template(setting: str, model: str, revision: str = "main", *, strict:
 
 def _own_name(model: str) -> str:
     """Return the last part of a path that names the model; in the hub cache, the hub name without its owner."""
+    if is_gguf(model):
+        model = str(Path(model).with_suffix(""))
     if cached := HUB_CACHE.search(model):
         return cached["name"]
     parts = [part for part in Path(model).parts if not TECHNICAL.fullmatch(part.lower())]
@@ -177,14 +180,16 @@ def _chat_template(files: dict[str, Any]) -> str:
 
 def _by_names(files: dict[str, Any]) -> TemplateChoice | None:
     """Choose chat if a name in the model's files says so; a base model's name may be that of the model it came from."""
-    for file, name in _names(files):
-        found = _by_word(_own_name(name), f"its {file} names {name}")
+    for place, name in _names(files):
+        found = _by_word(_own_name(name), f"its {place} names {name}")
         if found and found.name == "chat":
             return found
     return None
 
 
 def _names(files: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield where the files name a model, and the name."""
+    yield from files.get(METADATA, {}).items()
     for file in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         for key in ("_name_or_path", "base_model_name_or_path", "name_or_path"):
             if isinstance(name := files.get(file, {}).get(key), str) and name:
@@ -205,8 +210,14 @@ READ = ("config.json", "generation_config.json", "tokenizer_config.json", "adapt
         "chat_template.jinja", "README.md", "tokenizer.json")  # fmt: skip
 
 
+METADATA = "metadata"
+NAMES_IN_METADATA = ("general.name", "general.basename", "general.finetune")
+
+
 def _files(model: str, revision: str) -> dict[str, Any]:
     """Return the small files of a folder, or of a hub model as far as they are in the local cache, by name."""
+    if is_gguf(model):
+        return _inside(Path(model).expanduser())
     found: dict[str, Any] = {}
     for name in READ:
         path = model_file(model, name, revision)
@@ -222,3 +233,15 @@ def _files(model: str, revision: str) -> dict[str, Any]:
         if not name.endswith(".json") or isinstance(value, dict):
             found[name] = value
     return found
+
+
+def _inside(file: Path) -> dict[str, Any]:
+    """Return what a GGUF file says in place of the small files of a folder."""
+    header = read_header(file)
+    return {
+        "tokenizer_config.json": {
+            "eos_token": header.stop_token,
+            "chat_template": header.text("tokenizer.chat_template"),
+        },
+        METADATA: {f"metadata ({key})": header.text(key) for key in NAMES_IN_METADATA if header.text(key)},
+    }

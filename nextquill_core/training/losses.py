@@ -20,6 +20,7 @@ these losses on both of its branches.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -31,7 +32,15 @@ from torch.utils.checkpoint import checkpoint
 
 from nextquill_core.causal.weights import TokenEffects, token_effects, token_weights
 from nextquill_core.config.train import Normalization
-from nextquill_core.model.cpu import fast_feed_forward, feed_forward_parts, gated_forward, linear, product
+from nextquill_core.model.cpu import (
+    fast_feed_forward,
+    feed_forward_parts,
+    gated_forward,
+    linear,
+    norms_of,
+    product,
+    recomputing,
+)
 from nextquill_core.model.forward import Strategy, answer_hidden_states, best_strategy, branch_states, decoder_of
 from nextquill_core.model.head import Head, head_of, target_logprobs
 from nextquill_core.orders import TrainOrder
@@ -77,7 +86,7 @@ def nextquill_loss(
         head_VD: Matrix of the LM head, (V, D), or a `Head`; one with bias, scale or soft cap is differentiated by
             autograd.
         target_N: Answer token ids, int64.
-        weight_N: Preference weights ω, not negative.
+        weight_N: Preference weights ω, not negative; ones for an unweighted L_n.
         sequence_N: Index of the sample that each token belongs to, int64.
         alpha: α, the factor of L_p.
         normalization: `sequence` divides by the number of samples (Eq. 5), `weight` by Σω of all samples (MIRROR),
@@ -85,8 +94,8 @@ def nextquill_loss(
         impl: `dense` computes all logits at once, `chunked` never does; `auto` is `chunked`.
         denominator: Number of samples of the whole optimizer step, or its Σω under `weight`, so that the losses of
             micro-batches add up to the loss of the step; None takes that of these tokens.
-        causal_weight_N: Weights of L_p where they are not ω: ones for the official code's unweighted L_p, which is
-            normalised as L_n is, with these weights.
+        causal_weight_N: Weights of L_p where they are not those of L_n: ones for the official code's unweighted L_p, ω
+            beside an unweighted L_n. L_p is normalised as L_n is, with these weights.
         causal_denominator: As `denominator`, for L_p; read only where `causal_weight_N` is given.
         effect_N: Stored causal effects in [−1, 1]. Where they are given, L_p is the weighted squared distance of the
             model's effect on each token's probability from them, Σ_t ω_t · (p(y_t | x, h) − p(y_t | x, ∅) − effect_t)²,
@@ -247,14 +256,16 @@ def denominators(examples: Sequence[TrainExample], order: TrainOrder) -> Denomin
         return Denominators(float(len(examples)), float(len(examples)))
     weight = float(sum(sum(example.weights) for example in examples)) or 1.0
     tokens = float(sum(len(example.pair.target) for example in examples))
-    return Denominators(weight, weight if order.train.causal_loss.weighted else tokens)
+    return Denominators(
+        weight if order.normal_weighted else tokens, weight if order.train.causal_loss.weighted else tokens
+    )
 
 
 class PreferenceLoss(nn.Module):
     """A PEFT model with the loss on top: the module that DeepSpeed wraps.
 
     Args:
-        model: A PEFT model.
+        model: A PEFT model; gradient checkpointing is switched on in it if the order says so.
         order: Settings of the losses.
         strategy: How both branches are computed; see `training_strategy`.
     """
@@ -264,9 +275,17 @@ class PreferenceLoss(nn.Module):
         self.model = model
         self.order = order
         self.strategy = strategy
-        self._feed_forward = _feed_forward_parts(model, order, strategy)
+        if order.train.checkpoints_activations:
+            base = model.get_base_model()
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            base.enable_input_require_grads()
+        self._one_by_one = strategy in ("reuse", "plain")
+        # A layer that gradient checkpointing computes again does not know the rows that are read.
+        self._lean = self._one_by_one and not order.train.checkpoints_activations and _on_cpu(model)
+        self._feed_forward = _feed_forward_parts(model) if self._lean else []
+        self._norms = norms_of(model) if self._lean else []
 
-    def forward(self, examples: Sequence[TrainExample], step: Denominators) -> LossOutput:
+    def forward(self, examples: Sequence[TrainExample], step: Denominators, seed: int | None = None) -> LossOutput:
         """Return the contribution of these examples to the step's loss.
 
         The branch without history is computed where L_p or live weights need it.
@@ -274,28 +293,32 @@ class PreferenceLoss(nn.Module):
         Args:
             examples: A micro-batch of the step.
             step: Denominators of the whole step.
+            seed: Seed of the dropout, the same for all micro-batches of the step. Where examples are computed one by
+                one, masks follow from it and the example; in a row, from it and the first example. None draws from the
+                state of torch's generator.
         """
         settings = self.order.train
         pairs = [example.pair for example in examples]
-        with fast_feed_forward(self._feed_forward, gated_forward):
-            hidden, null = self._states(pairs)
+        with self._keeping_less():
+            hidden, null = self._states(pairs, seed)
         head = head_of(self.model)
         target = _flat([pair.target for pair in pairs], hidden, torch.long)
         if self.order.live_weights is not None and null is not None:
             weight = live_weights(head, hidden, null, target, self.order.live_weights)
         else:
             weight = _flat([example.weights for example in examples], hidden, torch.float32)
+        ones = torch.ones_like(weight)
         return nextquill_loss(
             hidden,
             null,
             head,
             target,
-            weight,
+            weight if self.order.normal_weighted else ones,
             torch.repeat_interleave(torch.tensor([len(pair.target) for pair in pairs], device=hidden.device)),
             alpha=settings.alpha,
             normalization=settings.normalization,
             denominator=step.normal,
-            causal_weight_N=None if settings.causal_loss.weighted else torch.ones_like(weight),
+            causal_weight_N=weight if settings.causal_loss.weighted else ones,
             causal_denominator=step.causal,
             effect_N=_flat([example.effects for example in examples], hidden, torch.float32)
             if settings.causal_loss.target == "effect"
@@ -315,16 +338,46 @@ class PreferenceLoss(nn.Module):
         finally:
             self.order = order
 
-    def _states(self, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor | None]:
+    def kept_bytes(self, example: TrainExample) -> int:
+        """Return how many bytes a forward pass of one example keeps for the backward pass, without parameters."""
+        with recomputing(self._norms) as kept, fast_feed_forward(self._feed_forward, gated_forward):
+            states = self._states([example.pair], seed=0)
+        parameters = {value.untyped_storage().data_ptr() for value in (*self.parameters(), *self.buffers())}
+        del states  # not before here, so that no address was used twice
+        return sum(size for address, size in kept.kept_bytes.items() if address not in parameters)
+
+    @contextmanager
+    def _keeping_less(self) -> Iterator[None]:
+        if not (self._lean and torch.is_grad_enabled()):
+            with fast_feed_forward(self._feed_forward, gated_forward):
+                yield
+            return
+        with recomputing(self._norms), fast_feed_forward(self._feed_forward, gated_forward):
+            yield
+
+    def _states(self, pairs: Sequence[TokenPair], seed: int | None) -> tuple[Tensor, Tensor | None]:
+        """Return the states of both branches, (N, D) each; the second is None where it is not computed."""
+        together = [[pair] for pair in pairs] if self._one_by_one else [pairs]
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for part in together:
+            if seed is not None:
+                torch.manual_seed(_mask_seed(seed, part[0].example_id))
+            found += self._states_of(part)
+        hidden = torch.cat([states for states, _ in found])
+        null = [other for _, other in found if other is not None]
+        return hidden, torch.cat(null) if null else None
+
+    def _states_of(self, pairs: Sequence[TokenPair]) -> Sequence[tuple[Tensor, Tensor | None]]:
         settings = self.order.train
         if self.order.both_branches:
             through = settings.alpha > 0 and settings.causal_loss.counterfactual_grad == "through"
-            both = branch_states(self.model, pairs, self.strategy, through=through)
-            factual, counterfactual = (torch.cat([states[branch] for states in both]) for branch in (0, 1))
-            return factual, counterfactual
-        packed = self.strategy in ("packed", "tree")
+            return branch_states(self.model, pairs, self.strategy, through=through)
         prompts, targets = [pair.factual for pair in pairs], [pair.target for pair in pairs]
-        return answer_hidden_states(self.model, prompts, targets, packed=packed), None
+        return [(answer_hidden_states(self.model, prompts, targets, packed=not self._one_by_one), None)]
+
+
+def _mask_seed(seed: int, example_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{example_id}".encode()).digest()[:8])
 
 
 @torch.no_grad()
@@ -358,20 +411,13 @@ def training_strategy(model: Any, order: TrainOrder) -> Strategy:
     """
     if order.train.deepspeed.zero_stage == 3:
         return "packed"
-    if order.train.gradient_checkpointing or not order.both_branches:
+    if order.train.checkpoints_activations or not order.both_branches:
         return "plain" if _on_cpu(model) else "packed"
     with _without_dropout(model):
         return best_strategy(model)
 
 
-def _feed_forward_parts(model: Any, order: TrainOrder, strategy: Strategy) -> list[nn.Module]:
-    """Return the feed-forward parts with the faster forward pass.
-
-    There are none where examples stand in one row, or where gradient checkpointing computes a layer again in the
-    backward pass, which does not know the rows that are read.
-    """
-    if strategy in ("packed", "tree") or order.train.gradient_checkpointing or not _on_cpu(model):
-        return []
+def _feed_forward_parts(model: Any) -> list[nn.Module]:
     with _without_dropout(model):
         return feed_forward_parts(model, gated_forward)
 

@@ -1,4 +1,4 @@
-"""What the ranks of a training run and the process that launched them tell each other: phases, failures, death.
+"""What the ranks of a training run and the process that launched them tell each other: phases, failures, death, budget.
 
 That goes through files beside the order or in the run's folder. Rank 0 alone writes to the run's folder; all ranks
 continue, or all stop with the same message. torch is imported only in a rank.
@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from nextquill_core.config.base import Section
 from nextquill_core.errors import UserError
 from storage.errors import system_error
-from storage.files import make_folder, sync, sync_tree
+from storage.files import make_folder, sync, sync_tree, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,38 @@ STARTED_BY = "NEXTQUILL_STARTED_BY"
 """Environment variable of the ranks: id of the process on their machine that started the launcher."""
 PHASE = "scratch/phase.json"
 """File in the run's folder in which rank 0 says what it does besides steps (`progress.PhaseFile`)."""
+BUDGET = "scratch/micro-batches.json"
+"""File in the run's folder with the size of micro-batches, for the log and for a resumed run (`Budget`)."""
 LOGS = "rank-logs"
 FIRST_FAILURE = "first-to-fail"
+
+
+class Budget(Section):
+    """What the memory allows in a run; `training.budget` decides it.
+
+    Attributes:
+        tokens: Maximum number of tokens in a micro-batch, both branches counted; one example may have more.
+        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        account: What was decided and why, in one line for the log.
+    """
+
+    tokens: int
+    gradient_checkpointing: bool
+    account: str
+
+
+def stored_budget(output: Path) -> Budget | None:
+    """Return the budget that a run has stored in its folder, or None if there is none that can be read."""
+    try:
+        return Budget.model_validate_json((output / BUDGET).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def store_budget(output: Path, budget: Budget) -> None:
+    """Store the budget in the folder of a run."""
+    make_folder((output / BUDGET).parent)
+    write_text(output / BUDGET, budget.model_dump_json(indent=2) + "\n")
 
 
 def rank_logs(order: Path) -> Path:

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from nextquill_core.errors import ModelError
+from nextquill_core.memory import is_out_of_memory
 from nextquill_core.orders import TrainOrder
 from nextquill_core.progress import Progress, silent
 from nextquill_core.training import curves
+from nextquill_core.training.budget import out_of_memory
 from nextquill_core.training.checkpoints import Checkpoints, check_loads, example_loss, save_adapter, trained
 from nextquill_core.training.curves import Clipping, RunawayLoss
 from nextquill_core.training.data import MicroBatch, TrainExample, micro_batches, step_examples, steps_per_epoch
-from nextquill_core.training.losses import Denominators, denominators
+from nextquill_core.training.losses import Denominators, LossOutput, denominators
 from nextquill_core.training.ranks import Writer, remove_unfinished, whole_folder
 
 NAMED_EXAMPLES = 8
@@ -159,10 +161,7 @@ class Trainer:
             if position:
                 self.engine.step()
             self.engine.set_gradient_accumulation_boundary(position == len(mine) - 1)
-            self._seed(step, micro.index)
-            output = self.engine(micro.examples, whole)
-            # DeepSpeed averages gradients over ranks; the step's loss is a sum.
-            self.engine.backward(output.loss * (self.ranks * micro.scale))
+            output = self._backward(micro, whole, step)
             sums += torch.stack([part.detach() * micro.scale for part in output])
             broken[micro.index] = ~(torch.isfinite(output.loss) & self.gradients.finite())
         memory[self.rank] = _peak_memory_gb()
@@ -195,18 +194,29 @@ class Trainer:
             "remaining_seconds": round(pace * (self.steps - step - 1), 1),
         }
 
-    def _seed(self, step: int, index: int) -> None:
-        # Dropout depends on the step and the micro-batch alone, so a resumed run draws the same masks.
-        torch.manual_seed((self.order.seed * 1_000_003 + step) * 1_000_003 + index)
+    def _backward(self, micro: MicroBatch, whole: Denominators, step: int) -> LossOutput:
+        try:
+            output: LossOutput = self.engine(micro.examples, whole, self._seed(step))
+            # DeepSpeed averages gradients over ranks; the step's loss is a sum.
+            self.engine.backward(output.loss * (self.ranks * micro.scale))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Gradients of other micro-batches are already summed over ranks, so the step cannot be tried again here.
+            raise out_of_memory(self.order, micro.examples, f"in step {step + 1}") from None
+        return output
+
+    def _seed(self, step: int) -> int:
+        # Dropout depends on the step and the examples alone, so a resumed run draws the same masks.
+        return self.order.seed * 1_000_003 + step
 
     def _stop(self, flagged: Sequence[MicroBatch], step: int) -> None:
         """Raise an error that names the examples; each rank computes all of them, as ZeRO-3 requires."""
         found: set[str] = set()
 
-        def examine(micro: MicroBatch, example: TrainExample) -> str:
-            self._seed(step, micro.index)
+        def examine(example: TrainExample) -> str:
             # The module without the engine, which would exchange gradients.
-            output = self.engine.module((example,), denominators((example,), self.order))
+            output = self.engine.module((example,), denominators((example,), self.order), self._seed(step))
             loss = float(output.loss)
             if not math.isfinite(loss):
                 found.add("loss")
@@ -277,7 +287,7 @@ def norm_of(gradient: Tensor) -> Tensor:
     return norm
 
 
-def non_finite_examples(micros: Sequence[MicroBatch], examine: Callable[[MicroBatch, TrainExample], str]) -> str:
+def non_finite_examples(micros: Sequence[MicroBatch], examine: Callable[[TrainExample], str]) -> str:
     """Return the examples that are not finite by themselves, or all examples if there is none; for all ranks.
 
     Args:
@@ -294,7 +304,7 @@ def non_finite_examples(micros: Sequence[MicroBatch], examine: Callable[[MicroBa
             name = example.pair.example_id
             if len(found) <= NAMED_EXAMPLES and name not in together:  # a filler is in two micro-batches
                 together.append(name)
-                if fault := examine(micro, example):
+                if fault := examine(example):
                     found.append(f"{name} ({fault})")
     if not found:
         return _some(together) + " (together; each alone is finite)"

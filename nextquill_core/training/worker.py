@@ -18,16 +18,17 @@ if __name__ == "__main__":
 
 import torch
 
+from nextquill_core.environment import share_keys_of_heads
 from nextquill_core.errors import UserError
 from nextquill_core.model.cpu import keep_freed_memory, make_fast
-from nextquill_core.model.loading import load_model, load_tokenizer
+from nextquill_core.model.loading import best_device, load_model, load_tokenizer
 from nextquill_core.orders import TrainOrder
 from nextquill_core.progress import PhaseFile, Progress, silent
+from nextquill_core.training.budget import loss_within_memory
 from nextquill_core.training.curves import check_packages
 from nextquill_core.training.data import training_examples, validation_examples
 from nextquill_core.training.engines import connect, engine_for
-from nextquill_core.training.losses import PreferenceLoss, training_strategy
-from nextquill_core.training.ranks import PHASE, mark_failed
+from nextquill_core.training.ranks import PHASE, Writer, mark_failed
 from nextquill_core.training.trainer import Trainer
 from storage.masked_output import mask_output
 
@@ -36,6 +37,8 @@ def main() -> int:
     """Run the order named on the command line and return the exit code."""
     mask_output()
     keep_freed_memory()
+    if best_device().type == "cpu":
+        share_keys_of_heads()  # here and not in `train`: it is for the whole process
     path = Path(sys.argv[-1])
     try:
         train(TrainOrder.load(path))
@@ -68,9 +71,9 @@ def train(order: TrainOrder) -> None:
     val_examples = validation_examples(order, tokenizer)
     progress(0, 0, phase="loading the model")
     model = with_adapter(load_model(order.model, device), order)
-    module = PreferenceLoss(model, order, training_strategy(model, order))
-    engine = engine_for(module, order, read_outside=model.get_output_embeddings().weight)
-    Trainer(order, engine, examples, left_out, val_examples, progress).run()
+    module = loss_within_memory(model, order, [*examples, *val_examples], Writer(order.output, device))
+    engine = engine_for(module, module.order, read_outside=model.get_output_embeddings().weight)
+    Trainer(module.order, engine, examples, left_out, val_examples, progress).run()
 
 
 def with_adapter(base: Any, order: TrainOrder) -> Any:
@@ -78,9 +81,6 @@ def with_adapter(base: Any, order: TrainOrder) -> Any:
     from peft import LoraConfig, get_peft_model
 
     base.config.use_cache = False
-    if order.train.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
     torch.manual_seed(order.seed)
     lora = order.train.lora
     config = LoraConfig(

@@ -45,3 +45,13 @@ def test_without_limits_it_is_what_the_machine_has(cgroup: Path, monkeypatch: py
     assert memory.free_memory(CPU) < whole
     monkeypatch.setattr(memory, "OWN_CGROUP", cgroup / "missing")  # another system
     assert 0 < memory.free_memory(CPU) < whole
+
+
+def test_the_whole_memory_is_the_machines_within_its_limits(cgroup: Path) -> None:
+    whole = psutil.virtual_memory().total
+    assert memory.total_memory(CPU) == whole
+    limit(cgroup, "max", 7 * MB, 0)
+    limit(cgroup.parent, 10 * MB, 9 * MB, 0)
+    assert memory.total_memory(CPU) == 10 * MB, "whatever is in use"
+    limit(cgroup, 4 * MB, 0, 0)
+    assert memory.total_memory(CPU) == 4 * MB

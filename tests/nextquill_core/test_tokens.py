@@ -145,6 +145,19 @@ def test_past_reviews_go_before_a_long_summary_is_clipped(tiny_tokenizer: Any) -
     assert pairs.truncation["prompts_with_clipped_text"] == 1
 
 
+@pytest.mark.parametrize("limit", [100, 130, 170, 250, 4096])
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_what_is_said_to_be_shown_is_what_the_prompt_shows(tiny_tokenizer: Any, limit: int, count: int) -> None:
+    """Prompts built from the shown reviews are the prompts that were encoded, where texts are cut too."""
+    example = Example("C:u:0", "u", "C", "train", review(50, 5), tuple(review(past, 30) for past in range(6)))
+    pairs = PairEncoder(tiny_tokenizer, max_history=count, max_prompt_tokens=limit, max_target_tokens=40)
+    ((pair,), (shown,)) = pairs.encode([example]), pairs.shown_answers([example])
+    item = replace(example.target.item, description=item_of(tiny_tokenizer, pair.factual).partition("Description: ")[2])
+    expected = build_prompt(item, example.target.rating, example.target.title, shown.history)
+    assert tiny_tokenizer.decode(pair.factual) == expected
+    assert (shown.example_id, shown.text, shown.target_ids) == ("C:u:0", example.target.text, pair.target)
+
+
 def test_a_limit_that_nothing_can_meet_names_the_key(tiny_tokenizer: Any, examples: list[Example]) -> None:
     with pytest.raises(ModelError, match=r"prompt\.max_prompt_tokens"):
         encoder(tiny_tokenizer, prompt=10).encode(examples)
@@ -312,6 +325,36 @@ def controls(tokenizer: Any) -> set[int]:
 def test_no_control_token_arises_from_text(kind: Callable[[], Any], text: str) -> None:
     (ids,) = UserTextTokenizer(kind()).encode([text])
     assert not controls(kind()) & set(ids)
+
+
+@kinds
+@settings(max_examples=60, deadline=None)
+@given(text=user_texts | st.text(alphabet="aé☀\U0001f600 ß\n", max_size=8))
+def test_each_token_has_a_place_in_the_text(kind: Callable[[], Any], text: str) -> None:
+    """Places follow each other and leave out nothing but blanks; ids are those of `encode`."""
+    texts = UserTextTokenizer(kind())
+    (located,), (ids,) = texts.encode_located([text]), texts.encode([text])
+    assert located.ids == ids
+    assert len(located.spans) == len(ids)
+    assert all(0 <= begin <= end <= len(text) for begin, end in located.spans)
+    assert located.spans == sorted(located.spans)
+    covered = {place for begin, end in located.spans for place in range(begin, end)}
+    assert not [sign for place, sign in enumerate(text) if place not in covered and not sign.isspace()]
+
+
+@pytest.mark.parametrize("length", [1, 3, 5, 40])
+def test_places_of_answers_end_with_the_stop_token_or_the_limit(
+    tiny_tokenizer: Any, examples: list[Example], length: int
+) -> None:
+    pairs = encoder(tiny_tokenizer, target=length)
+    for example, pair, shown in zip(examples, pairs.encode(examples), pairs.shown_answers(examples), strict=True):
+        text = example.target.text
+        assert len(shown.spans) == len(pair.target) == len(shown.target_ids) <= length
+        pieces = [text[begin:end] for begin, end in shown.spans]
+        stops = pair.target[-1] == tiny_tokenizer.eos_token_id
+        assert "".join(pieces) == text[: sum(map(len, pieces))]
+        assert (pieces[-1] == "") == stops
+        assert ("".join(pieces) == text) == stops
 
 
 @lossless

@@ -4,7 +4,8 @@
 |---|---|
 | `half` | matrix products in bfloat16 on a CPU without instructions for them |
 | `lora_dropout` | memory that LoRA's dropout keeps for the backward pass, on any device |
-| `feed_forward` | rows of the last layer that no one reads, cache misses, and memory kept for the backward pass |
+| `recomputed` | memory that norms and activations keep for the backward pass |
+| `feed_forward` | rows of the last layer that no one reads, and cache misses |
 | `parallel_passes` | waiting at every matrix product, where threads share one forward pass |
 | `allocator` | page faults |
 
@@ -19,6 +20,7 @@ from nextquill_core.model.cpu.feed_forward import fast_feed_forward, feed_forwar
 from nextquill_core.model.cpu.half import linear, product, use_fast_products
 from nextquill_core.model.cpu.lora_dropout import use_lean_dropout
 from nextquill_core.model.cpu.parallel_passes import completed, passes_at_once, side_by_side
+from nextquill_core.model.cpu.recomputed import norms_of, recomputing
 
 __all__ = [
     "completed",
@@ -28,8 +30,10 @@ __all__ = [
     "keep_freed_memory",
     "linear",
     "make_fast",
+    "norms_of",
     "passes_at_once",
     "product",
+    "recomputing",
     "side_by_side",
 ]
 

@@ -5,8 +5,8 @@ layer only those rows that are read (`model.forward.last_rows_read`). Neither ch
 rounding. A trial on a few tokens compares the states; a model for which they differ is left unchanged.
 
 In training, gated parts also keep less for the backward pass. Of W_down(a(g) · u), with g = W_gate(x) and u = W_up(x),
-automatic differentiation keeps g, a(g), u and, for LoRA on W_down, a(g) · u, each five times as wide as a state. Two of
-them are computed again from g and u in the time it takes to read them.
+automatic differentiation keeps g, a(g), u and, for LoRA on W_down, a(g) · u, each up to five times as wide as a state.
+Two of them are computed again from g and u (`model.cpu.recomputed`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nextquill_core.model.cpu.recomputed import note_recomputed
 from nextquill_core.model.forward import decoder_of, last_rows_read, rows_read
 
 ROWS = 512  # of up to 11,008 numbers in the largest models: 22 MB; of 2,752 numbers: 6 MB
@@ -37,18 +38,20 @@ def own_forward(part: nn.Module, states_BTD: Tensor) -> Tensor:
 
 
 def gated_forward(part: nn.Module, states_BTD: Tensor) -> Tensor:
-    """Forward pass of a gated part that keeps less; falls back to `own_forward` for parts of another structure."""
+    """Forward pass of a gated part that keeps less in a block of `recomputing`.
+
+    Parts of another structure use `own_forward`.
+    """
     if {name for name, _ in part.named_children()} != set(GATED):
         return own_forward(part, states_BTD)
     gate_proj, up_proj, down_proj, activation = (getattr(part, name) for name in GATED)
     gate, up = gate_proj(states_BTD), up_proj(states_BTD)
-    saved = _Recomputed(activation, gate.detach(), up.detach())
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
-        activated = activation(gate)
-        saved.activated = activated.data_ptr()
-        product = activated * up
-        saved.product = product.data_ptr()
-        result: Tensor = down_proj(product)
+    kept_gate, kept_up = gate.detach(), up.detach()
+    activated = activation(gate)
+    note_recomputed(activated, lambda: activation(kept_gate))
+    product = activated * up
+    note_recomputed(product, lambda: activation(kept_gate) * kept_up)
+    result: Tensor = down_proj(product)
     return result
 
 
@@ -104,22 +107,3 @@ def _in_blocks(forward: Any, states_BTD: Tensor, *, last: bool) -> Tensor:
     blocks = [forward(states_BTD[:, start : start + at_once]) for start in range(first, rows, at_once)]
     unread = [states_BTD.new_zeros(len(states_BTD), first, states_BTD.shape[2])] if first else []
     return torch.cat([*unread, *blocks], dim=1) if len([*unread, *blocks]) > 1 else blocks[0]
-
-
-class _Recomputed:
-    """Saves the names of a(g) and a(g) · u for the backward pass and computes the two tensors again there."""
-
-    def __init__(self, activation: nn.Module, gate: Tensor, up: Tensor) -> None:
-        self.activation, self.gate, self.up = activation, gate, up
-        self.activated = self.product = 0  # addresses, by which the tensors are recognised
-
-    def pack(self, tensor: Tensor) -> Any:
-        if tensor.shape == self.gate.shape and tensor.data_ptr() in (self.activated, self.product):
-            return "activated" if tensor.data_ptr() == self.activated else "product"
-        return tensor
-
-    def unpack(self, packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        activated: Tensor = self.activation(self.gate)
-        return activated if packed == "activated" else activated * self.up

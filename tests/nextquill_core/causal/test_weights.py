@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextquill_core.causal import TokenEffects, preference_weights, token_effects
-from nextquill_core.causal.weights import parameters, perce, soft, threshold, weight_settings, weights_table
+from nextquill_core.causal.weights import (
+    BUILT_IN,
+    asks_for_answers,
+    parameters,
+    perce,
+    random_order,
+    soft,
+    threshold,
+    token_weights,
+    weight_settings,
+    weights_table,
+)
 from nextquill_core.config import WeightsConfig
-from nextquill_core.errors import UserError
+from nextquill_core.errors import ModelError, UserError
+from nextquill_core.records import ShownAnswer
 from nextquill_core.schemas import EFFECTS, WEIGHTS
 from tests.conftest import REPO
 
@@ -159,7 +172,10 @@ def test_settings_are_those_that_the_policy_uses() -> None:
     ("weights", "message"),
     [
         ({"policy": "treshold"}, "weights.policy: unknown weight policy `treshold`; did you mean `threshold`?"),
-        ({"policy": "xyz"}, "weights.policy: unknown weight policy `xyz`; one of: threshold, perce, soft"),
+        (
+            {"policy": "xyz"},
+            "weights.policy: unknown weight policy `xyz`; one of: threshold, perce, soft, random, grounded",
+        ),
         (
             {"policy": "soft", "options": {"temprature": 1}},
             "weights.options: unknown option `temprature`; did you mean `temperature`?",
@@ -195,6 +211,67 @@ def test_tables_follow_effects_row_by_row() -> None:
             assert derived["example_id"].to_pylist() == table["example_id"].to_pylist()
             expected = [[weigh(effect) for effect in row] for row in table["effect"].to_pylist()]
             assert derived["weight"].to_pylist() == [pytest.approx(row, abs=1e-6) for row in expected]
+
+
+HALF = [[0.3, 0.0, 0.0, 0.0, 0.2], [0.3, 0.0, 0.0, 0.0, 0.0]]
+"""Two and one of five tokens above δ."""
+
+
+def test_random_places_by_hand() -> None:
+    """The order of the tokens is that of SHAKE-256 of `SEED:ID`, eight bytes a token, as `openssl dgst` prints it.
+
+    `0:C:u:0` begins with f0…, ed…, df…, 09…, cb…: sorted, these are the tokens 3, 4, 2, 1, 0, and token i gets the
+    weight of the i-th of them. `0:C:u:1` has 4a, 1d, 4c, 99, 24, and `1:C:u:0` has c4, be, 02, 7e, d3.
+    """
+    assert random_order("C:u:0", 5, 0) == [3, 4, 2, 1, 0]
+    assert random_order("C:u:1", 5, 0) == [1, 4, 0, 2, 3]
+    assert random_order("C:u:0", 5, 1) == [2, 3, 1, 0, 4]
+    low, high = (pytest.approx(weight) for weight in (0.1, 0.9))
+    derived = weights_table(effects_table(HALF), **configured(policy="random"))
+    assert derived["weight"].to_pylist() == [[low, high, low, low, high], [low, low, high, low, low]]
+    derived = weights_table(effects_table(HALF[:1]), **configured(policy="random", high=2, low=0, options={"seed": 1}))
+    assert derived["weight"].to_pylist() == [[0.0, 0.0, 0.0, 2.0, 2.0]]
+
+
+def test_every_order_is_equally_likely() -> None:
+    """6,000 examples and six orders of three tokens: 1,000 each, and 5 standard deviations of that are 144."""
+    orders = Counter(tuple(random_order(f"C:u:{number}", 3, 0)) for number in range(6000))
+    assert len(orders) == 6
+    assert all(abs(count - 1000) < 144 for count in orders.values())
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(-0.25, 0.25, **fp32), max_size=40), max_size=5),
+    delta=st.floats(-0.2, 0.2),
+    seed=st.integers(-(2**31), 2**31),
+    data=st.data(),
+)
+def test_random_places_keep_each_example_s_weights_whatever_stands_beside_it(
+    rows: list[list[float]], delta: float, seed: int, data: st.DataObject
+) -> None:
+    table = effects_table(rows)
+    settings = configured(policy="random", delta=delta, options={"seed": seed})
+    found = weights_table(table, **settings)["weight"].to_pylist()
+    expected = weights_table(table, **configured(delta=delta))["weight"].to_pylist()
+    assert [sorted(row) for row in found] == [sorted(row) for row in expected]
+    start = data.draw(st.integers(0, len(rows)))
+    count = data.draw(st.integers(0, len(rows) - start))
+    assert weights_table(table.slice(start, count), **settings)["weight"].to_pylist() == found[start : start + count]
+
+
+def test_other_seeds_and_other_examples_have_other_places() -> None:
+    table = effects_table([[0.0, 0.3] * 32] * 8)
+    found = {
+        str(row)
+        for seed in range(5)
+        for row in weights_table(table, **configured(policy="random", options={"seed": seed}))["weight"].to_pylist()
+    }
+    assert len(found) == 5 * 8
+
+
+def test_a_seed_that_is_not_a_whole_number_is_refused() -> None:
+    with pytest.raises(UserError, match=r"weights\.options: seed 0\.5 is not a whole number"):
+        weights_table(effects_table(HALF), **configured(policy="random", options={"seed": 0.5}))
 
 
 def test_tables_take_what_the_configuration_resolves_to() -> None:
@@ -238,7 +315,7 @@ def test_the_policy_of_the_guide(package: Callable[..., None]) -> None:
 
 
 def test_the_reference_names_every_policy_and_setting() -> None:
-    for name in ("threshold", "soft", "perce"):
+    for name in BUILT_IN:
         assert f"| `{name}` |" in REFERENCE
         assert all(f"`{setting}`" in REFERENCE for setting in parameters(name))
 
@@ -255,6 +332,11 @@ def positional(effects, scale=1.0): return effects.effect
 def demanding(effects, *, scale): return effects.effect
 def worded(effects, *, kind="abs"): return effects.effect
 def nothing(): return None
+def keywords(*, scale=1.0): return None
+def three(effects, answers, more): return effects.effect
+def presumed(effects, answers=None): return effects.effect
+def spread(effects, *answers): return effects.effect
+def open(effects, **settings): return effects.effect
 number = 3
 """
 
@@ -281,7 +363,21 @@ def test_another_precision_becomes_fp32(package: Callable[..., None]) -> None:
     assert derived["weight"].to_pylist() == [[0.25, 0.25], [0.0]]
 
 
-@pytest.mark.parametrize("name", ["positional", "demanding", "worded", "nothing", "number"])
+MISSHAPEN = [
+    "positional",
+    "demanding",
+    "worded",
+    "nothing",
+    "number",
+    "keywords",
+    "three",
+    "presumed",
+    "spread",
+    "open",
+]
+
+
+@pytest.mark.parametrize("name", MISSHAPEN)
 def test_what_is_not_a_policy_is_refused(package: Callable[..., None], name: str) -> None:
     package("bad_policies", BAD, {name: f"bad_policies:{name}"})
     with pytest.raises(UserError, match=f"weights.policy: `{name}` is not a weight policy; give a function"):
@@ -303,3 +399,47 @@ def test_a_package_that_cannot_be_loaded_is_one_line(package: Callable[..., None
 def test_another_package_cannot_replace_a_built_in_policy(package: Callable[..., None]) -> None:
     package("bad_policies", BAD, {"threshold": "bad_policies:below"})
     assert weights_table(effects_table([[0.25]]))["weight"].to_pylist() == [[pytest.approx(0.9)]]
+
+
+def answer(example_id: str, text: str, spans: list[tuple[int, int]]) -> ShownAnswer:
+    return ShownAnswer(example_id, text, [7] * len(spans), spans, ())
+
+
+TEXTS = {
+    "C:u:0": answer("C:u:0", "NO way", [(0, 2), (2, 6), (6, 6)]),
+    "C:u:1": answer("C:u:1", "WOW", [(0, 1), (1, 3)]),
+}
+
+
+def test_another_package_s_policy_may_read_the_answers(package: Callable[..., None]) -> None:
+    """The policy of the reference page: λ for pieces in capitals, `NO`, `W` and `OW`, and ε for ` way` and the stop."""
+    (code,) = re.findall(r"```python\n(.*?)```", REFERENCE, re.DOTALL)
+    package("shouting", code, {"shouted": "shouting:shouted"})
+    assert asks_for_answers("shouted")
+    assert [name for name in BUILT_IN if asks_for_answers(name)] == ["random", "grounded"]
+    table = effects_table([[0.1, 0.0, 0.0], [0.2, 0.0]])
+    settings = configured(policy="shouted", high=2.0)
+    asked: list[list[str]] = []
+
+    def look_up(example_ids: Sequence[str]) -> list[ShownAnswer]:
+        asked.append(list(example_ids))
+        return [TEXTS[example_id] for example_id in example_ids]
+
+    derived = weights_table(table, look_up, **settings)
+    low, high = pytest.approx(0.1), pytest.approx(2.0)
+    assert derived["weight"].to_pylist() == [[high, low, low], [high, high]]
+    assert weights_table(table.slice(1), look_up, **settings)["weight"].to_pylist() == [[high, high]]
+    weights_table(table, look_up, **configured())
+    assert asked == [["C:u:0", "C:u:1"], ["C:u:1"]], "only a policy that asks for texts has them read"
+
+
+def test_texts_of_other_tokens_are_refused() -> None:
+    table = effects_table([[0.1, 0.0], [0.2, 0.0]])
+    with pytest.raises(ModelError, match="the stored effects of C:u:0 are of other tokens; run `nextquill score --for"):
+        weights_table(table, lambda ids: [TEXTS[one] for one in ids], **configured(policy="grounded"))
+    with pytest.raises(ValueError, match="reads the texts of 2 answers, and nothing was given to look them up"):
+        weights_table(table, **configured(policy="grounded"))
+
+
+def test_effects_alone_suffice_for_most_policies() -> None:
+    assert token_weights(of([0.06, 0.04]), **configured()).tolist() == pytest.approx([0.9, 0.1])

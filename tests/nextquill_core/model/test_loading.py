@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,17 @@ def test_files_that_are_no_weights_are_refused_in_one_line(tiny_folder: Path, tm
         write(folder)
         with pytest.raises(ModelError, match="cannot load it"):
             load_model(ModelConfig(name_or_path=str(folder), dtype="float32"), torch.device("cpu"))
+
+
+def test_loading_prints_no_warning_about_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small_model("llama").save_pretrained(tmp_path)
+    logger = logging.getLogger("transformers")  # whose records do not reach the root logger
+    logger.addHandler(caplog.handler)
+    try:
+        load_model(ModelConfig(name_or_path=str(tmp_path), dtype="float32"), torch.device("cpu"))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "sharded" not in caplog.text
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gemma2"])

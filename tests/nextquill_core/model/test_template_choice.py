@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
 from nextquill_core.model.template_choice import choose_template
+from tests.gguf_files import write_gguf
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 BY_VARIABLE = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -117,6 +119,38 @@ def test_a_derived_model_is_not_plain_for_its_base_models_name(tmp_path: Path) -
 def test_broken_files_are_left_to_the_loading_of_the_model(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "x", tokenizer_config="{", generation_config=[1])
     assert choose_template("auto", str(folder)).name == "plain"
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "expected", "reason"),
+    [
+        ("Some-1B-Instruct.Q4_1", {}, "chat", "the model is called Some-1B-Instruct.Q4_1"),
+        ("Some-1B-base", {}, "plain", "the model is called Some-1B-base"),
+        ("model", {}, "chat", "it stops at <|im_end|>, with which its chat template ends a turn"),
+        ("x", {"tokenizer.chat_template": "", "general.name": "Some Chat"}, "chat", "its metadata (general.name) nam"),
+        ("x", {"tokenizer.chat_template": "", "general.finetune": "Instruct"}, "chat", "its metadata (general.finet"),
+        ("x", {"tokenizer.chat_template": ""}, "plain", "neither its name nor its files say"),
+    ],
+)
+def test_a_gguf_file_is_asked_in_place_of_a_folders_files(
+    name: str, metadata: dict[str, str], expected: str, reason: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / f"{name}.gguf", metadata=metadata)
+    choice = choose_template("auto", str(tmp_path / f"{name}.gguf"), strict=True)
+    assert choice.name == expected
+    assert choice.reason.startswith(reason)
+
+
+def test_smollm2_is_known_to_be_an_instruct_model_with_and_without_its_package(monkeypatch: Any) -> None:
+    from nextquill_core.model import packaged
+
+    monkeypatch.setattr(packaged.PackagedModel, "path", None)
+    base = packaged.located_model(ModelConfig(name_or_path="smollm2"))
+    assert base.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert choose_template("auto", base.name_or_path, strict=True).name == "chat"
+    monkeypatch.undo()
+    base = packaged.located_model(ModelConfig(name_or_path="smollm2"))
+    assert choose_template("auto", base.name_or_path, strict=True).name == "chat"
 
 
 def test_a_hub_model_is_read_from_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,14 +154,6 @@ def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
     assert losses(order) == losses(whole)
 
 
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """This process as the only rank."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 class Loaded:
     """A small PEFT model with its own weights, in an engine of one process."""
 

@@ -42,7 +42,8 @@ def test_three_normalisations_by_hand() -> None:
 
     Sample 0 has weights 1 and 3, sample 1 has 4. Σω·CE is 8 CE: over 2 samples 4, over Σω 1, each by its own Σω 1.
     Unweighted there are 3 tokens: over 2 samples 1.5, over 3 tokens 1, each mean averaged 1. For h = [0, ln 2 / 2] of
-    sample 0, CE = ln 1.5 there: (1·ln 2 + 3·ln 1.5)/4 and ln 2 average to what `sample_weight` gives.
+    sample 0, CE = ln 1.5 there: (1·ln 2 + 3·ln 1.5)/4 and ln 2 average to what `sample_weight` gives. An unweighted L_n
+    is of ln 2 + ln 1.5 and ln 2: their sum over 2 samples or 3 tokens, and the mean of (ln 2 + ln 1.5)/2 and ln 2.
     """
     half = math.log(2) / 2
     hidden, null = torch.tensor([[0.0], [half], [0.0]]), torch.tensor([[-1.0], [half - 1], [-1.0]])
@@ -64,6 +65,12 @@ def test_three_normalisations_by_hand() -> None:
         assert [found.normal.item() for found in both] == pytest.approx([normal, normal])
         assert [found.causal.item() for found in both] == pytest.approx([causal, unweighted])
         assert both[1].loss.item() == pytest.approx(normal + 0.1 * unweighted)
+        aligned = nextquill_loss(
+            hidden, null, head, target, torch.ones(3), sample, alpha=0.1, normalization=by, causal_weight_N=weight
+        )
+        plain = {"sequence": two + low / 2, "weight": (2 * two + low) / 3, "sample_weight": 0.75 * two + low / 4}[by]
+        assert (aligned.normal.item(), aligned.causal.item()) == pytest.approx((plain, causal))
+        assert aligned.loss.item() == pytest.approx(plain + 0.1 * causal)
 
 
 def test_a_sample_without_any_weight_counts_nothing() -> None:
@@ -390,6 +397,45 @@ def test_perce_takes_its_weights_from_the_model_in_training(strategy: Strategy) 
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("by", "live"),
+    [("sequence", False), ("weight", False), ("sample_weight", False), ("sequence", True), ("sample_weight", True)],
+)
+@pytest.mark.parametrize("micro", [len(EXAMPLES), 1])
+def test_preference_weights_in_l_p_alone(by: str, live: bool, micro: int) -> None:
+    """The row MCE-DCE: in L_n every token counts 1, in L_p ω. All at once and one example at a time, with gradients."""
+    policy = {"policy": "perce", "floor": 0.001, "ceiling": 0.01}
+    model = lora()
+    order = changed(ORDER, normalization=by, normal_weighted=False, live_weights=policy if live else None)
+    terms: list[list[Tensor]] = []  # of each example ω, its cross-entropies, and those of the difference of logits
+    for example in EXAMPLES:
+        target = torch.tensor(example.pair.target)
+        z, z_null = (
+            model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
+            for prompt in (example.pair.factual, example.pair.counterfactual)
+        )
+        losses = [F.cross_entropy(logits, target, reduction="none") for logits in (z, z_null, z - z_null)]
+        ratio = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
+        terms.append([ratio if live else torch.tensor(example.weights), losses[0], losses[2]])
+    if by == "sample_weight":
+        normal = torch.stack([plain.mean() for _, plain, _ in terms]).mean()
+        causal = torch.stack([(weight * loss).sum() / weight.sum() for weight, _, loss in terms]).mean()
+    else:
+        weight, plain, loss = (torch.cat(column) for column in zip(*terms, strict=True))
+        divisors = (len(plain), weight.sum()) if by == "weight" else (len(EXAMPLES), len(EXAMPLES))
+        normal, causal = plain.sum() / divisors[0], (weight * loss).sum() / divisors[1]
+    expected = normal + 0.3 * causal
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    objective, whole = PreferenceLoss(model, order, "reuse"), denominators(EXAMPLES, order)
+    parts = [objective(EXAMPLES[at : at + micro], whole) for at in range(0, len(EXAMPLES), micro)]
+    found = [torch.stack([part[term] for part in parts]).sum() for term in range(3)]
+    for ours, theirs in zip(found, (expected, normal, causal), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    gradients = zip(torch.autograd.grad(found[0], trained), torch.autograd.grad(expected, trained), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
 def rows_of_the_last_layer(model: Any, order: TrainOrder) -> list[int]:
     """Of each call of its feed-forward part's last product."""
     rows: list[int] = []
@@ -403,9 +449,8 @@ def rows_of_the_last_layer(model: Any, order: TrainOrder) -> list[int]:
 
 
 def test_the_last_layer_computes_the_answers_rows_alone() -> None:
-    answers = [len(example.pair.target) for example in EXAMPLES]
-    differing = [len(pair.target) for pair in PAIRS if pair.factual != pair.counterfactual]
-    assert rows_of_the_last_layer(lora(), ORDER) == answers + differing
+    expected = [len(pair.target) for pair in PAIRS for _ in range(2 if pair.has_history else 1)]
+    assert rows_of_the_last_layer(lora(), ORDER) == expected
 
 
 def test_nothing_is_left_out_where_a_layer_is_computed_again() -> None:

@@ -9,9 +9,6 @@ import pytest
 
 from nextquill_core.errors import UserError
 from nextquill_core.training.ranks import Writer, whole_folder
-from tests.nextquill_core.training.test_checkpoints import alone
-
-__all__ = ["alone"]  # a fixture
 
 
 def test_what_the_disk_refuses_is_told_and_the_reserve_given_back(alone: None, tmp_path: Path) -> None:

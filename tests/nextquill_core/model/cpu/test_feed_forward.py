@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from nextquill_core.model.cpu.feed_forward import (
     gated_forward,
     own_forward,
 )
+from nextquill_core.model.cpu.recomputed import recomputing
 from nextquill_core.model.forward import decoder_of, last_rows_read
 from tests.models import FAMILIES, small_model
 from tests.nextquill_core.model.cpu.test_lora_dropout import adapted
@@ -80,7 +80,8 @@ def value_and_gradients(part: Any, forward: PartForward) -> list[Tensor]:
     states = STATES[..., : part.gate_proj.in_features].clone().requires_grad_()
     trained = [states, *(weight for weight in part.parameters() if weight.requires_grad)]
     torch.manual_seed(1)
-    result = forward(part, states)
+    with recomputing():
+        result = forward(part, states)
     return [result.detach(), *torch.autograd.grad(result.square().sum(), trained)]
 
 
@@ -95,10 +96,13 @@ def test_value_and_every_gradient_are_those_of_the_models_own_code(dropout: floa
 @pytest.mark.parametrize(("forward", "kept"), [(own_forward, True), (gated_forward, False)])
 def test_the_input_of_the_last_product_is_not_kept(forward: PartForward, kept: bool) -> None:
     part = gated_part(dropout=0.25)
-    seen: list[Any] = []
-    part.down_proj.register_forward_pre_hook(lambda _layer, inputs: seen.append(weakref.ref(inputs[0])))
-    result = forward(part, STATES[..., : part.gate_proj.in_features])
-    assert (seen[0]() is not None) == kept
+    seen: list[int] = []
+    part.down_proj.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].data_ptr()))
+    with recomputing() as found:
+        result = forward(part, STATES[..., : part.gate_proj.in_features])
+    assert (seen[0] in found.kept_bytes) == kept
+    wide = 4 * STATES.shape[1] * part.gate_proj.out_features
+    assert list(found.kept_bytes.values()).count(wide) == (4 if kept else 2), "g and u, and a(g) and a(g) · u if kept"
     assert result.requires_grad
 
 
