@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from nextquill_core.evaluation.metrics import METRICS, known_metrics
+from nextquill_core.evaluation.metrics import MAIN, METRICS, known_metrics
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -42,7 +42,8 @@ def metric_bars(
     """Draw one panel per metric, one bar per method, and a whisker for the 95 % interval.
 
     Args:
-        rows: Rows of the schema `METRICS`; log-likelihoods are left out, because their zero is no base for a bar.
+        rows: Rows of the schema `METRICS`. Those of the main table that judge texts are drawn; the zero of a
+            log-likelihood is no base for a bar.
         decoding: The preset to show.
         category: The category to show.
         highlight: A method to emphasise.
@@ -50,7 +51,11 @@ def metric_bars(
     chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
     methods = list(dict.fromkeys(row["method"] for row in chosen))
     measured = {row["metric"] for row in chosen}
-    metrics = [metric for metric in known_metrics(key for key in METRICS if key in measured) if metric.judges_text]
+    metrics = [
+        metric
+        for metric in known_metrics(key for key in METRICS if key in measured)
+        if metric.judges_text and metric.table == MAIN
+    ]
     columns = min(3, max(1, len(metrics)))
     lines = max(1, math.ceil(len(metrics) / columns))
     figure = _figure(3.3 * columns, lines * (0.75 + 0.3 * max(1, len(methods))))
@@ -84,6 +89,38 @@ def metric_bars(
         axes.xaxis.set_major_locator(MaxNLocator(4))
         _dress(axes, metric.name, base="left")
         axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
+    return figure
+
+
+def difference_panels(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], reference: str) -> Figure:
+    """Draw one panel per metric, one point per row with its 95 % interval, and a line at no difference.
+
+    A filled point is a significant difference after correction, an open one is none.
+
+    Args:
+        rows: Mappings with `label`, `metric`, `difference`, `ci_low`, `ci_high` and `significant`.
+        metrics: The metrics to show.
+        reference: What the rows are compared with.
+    """
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    figure = _figure(3.6 * max(1, len(metrics)) + 1.2, 0.9 + 0.28 * max(1, len(labels)))
+    for position, key in enumerate(metrics):
+        axes = figure.add_subplot(1, len(metrics), position + 1)
+        axes.axvline(0, color=QUIET, linewidth=0.9, linestyle=(0, (3, 2)))
+        for row in rows:
+            if row["metric"] != key:
+                continue
+            place = labels.index(row["label"])
+            colour = BLUE if row["difference"] > 0 else VERMILION
+            axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=colour, linewidth=1.4)
+            face = colour if row["significant"] else "white"
+            axes.plot([row["difference"]], [place], "o", color=colour, markerfacecolor=face, markersize=5)
+        axes.set_yticks(range(len(labels)), labels if position == 0 else [""] * len(labels))
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        _dress(axes, METRICS[key].name if key in METRICS else key, base="left")
+        axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
+        axes.set_xlabel(f"difference to {reference}", fontsize=9, color=INK)
     return figure
 
 

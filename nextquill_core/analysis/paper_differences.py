@@ -13,6 +13,7 @@ from typing import Any
 
 from nextquill_core.analysis.published import CATEGORIES, OFFICIAL, PRESET, TEST_USERS
 from nextquill_core.config import Config
+from nextquill_core.generation.decoding import COPE
 from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method
 
 PAPER = Config().model_dump(mode="json")
@@ -26,6 +27,7 @@ COMPARED: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "min_profile_reviews", "min_profile_item_users", "min_description_chars", "max_description_chars",
         ),
     ),
+    "Cleaning of texts": ("ingest.clean", ("html",)),
     "Prompts": ("prompt", ("max_history", "max_prompt_tokens", "max_target_tokens")),
     "Weights": ("weights", ("policy", "delta", "high", "low")),
     "Training": ("train", ("epochs", "weight_decay", "warmup_ratio", "max_grad_norm", "lora.dropout")),
@@ -48,7 +50,8 @@ def setting_differences(
     Returns:
         One or two sentences each, the most important first.
     """
-    methods = [METHODS[name] for name in config["evaluate"]["methods"]]
+    named = [METHODS[name] for name in config["evaluate"]["methods"]]
+    methods = [*named, *(METHODS[method.adapter] for method in named if method.adapter)]
     parts = (
         _base(config["model"]),
         _data(config, users or {}),
@@ -85,6 +88,7 @@ def _data(config: Mapping[str, Any], users: Mapping[str, int]) -> Iterator[str]:
     if config["ingest"]["source"] != PAPER["ingest"]["source"]:
         yield f"The data are read from {config['ingest']['source']}; the paper's are Amazon Reviews 2023."
     yield from _unlike("Data protocol", config)
+    yield from _unlike("Cleaning of texts", config)
     for category in categories:
         count = users.get(category)
         if category in TEST_USERS and count is not None and count != TEST_USERS[category]:
@@ -92,17 +96,20 @@ def _data(config: Mapping[str, Any], users: Mapping[str, int]) -> Iterator[str]:
 
 
 def _objectives(methods: Sequence[Method]) -> tuple[bool, bool, bool]:
-    """Return whether a method trains by the configured objective, with weights, and with L_p."""
-    configured = [method.training for method in methods if method.training and not method.training.fixed]
-    weighted = any(training.weighted and not training.policy for training in configured)
-    return bool(configured), weighted, any(training.causal for training in configured)
+    """Return whether a method trains with the configured normalisation, weights, and L_p."""
+    trained = [method.training for method in methods if method.training]
+    normalized = any("normalization" not in training.fixed for training in trained)
+    weighted = any(
+        training.weighted and not training.policy and "weights_from" not in training.fixed for training in trained
+    )
+    return normalized, weighted, any(training.causal and "alpha" not in training.fixed for training in trained)
 
 
 def _training(config: Mapping[str, Any], methods: Sequence[Method]) -> Iterator[str]:
     train, official = config["train"], METHODS[OFFICIAL] in methods
     if not any(method.training or method.personal for method in methods):
         return
-    configured, weighted, causal = _objectives(methods)
+    normalized, weighted, causal = _objectives(methods)
     lora = train["lora"]
     targets = lora["targets"] if isinstance(lora["targets"], str) else ", ".join(lora["targets"])
     yield (
@@ -138,12 +145,17 @@ def _training(config: Mapping[str, Any], methods: Sequence[Method]) -> Iterator[
             "leaves L_p unweighted with α = 0.1."
         )
         yield from _causal_loss(train["causal_loss"])
-    if configured or any(method.personal for method in methods):
+    if normalized or any(method.personal for method in methods):
         yield from _normalization(train["normalization"])
     if official:
         yield (
             f"`{OFFICIAL}` has the official code's objective: weights from the model in training, L_n of each sample "
             "divided by its own Σω and averaged, L_p unweighted, α = 0.1. The other settings of training are shared."
+        )
+    if METHODS["mce-dce"] in methods:
+        yield (
+            "The method mce-dce is the row MCE-DCE alignment of the paper's second version as we read it: every token "
+            "counts 1 in L_n, and L_p is weighted."
         )
     yield from _unlike("Training", config)
     if train["global_batch"] != GLOBAL_BATCH:
@@ -187,11 +199,21 @@ def _baselines(config: Mapping[str, Any]) -> Iterator[str]:
             "The method cos samples, as its authors do, where the others are greedy; how strongly it steers is chosen "
             "on val."
         )
-    if "oppu" in methods:
+    if "nextquill-steered" in methods:
+        yield (
+            "The method nextquill-steered is not the paper's: it decodes the adapter of nextquill as cos decodes the "
+            "base model, under the same presets as nextquill; how strongly is chosen on val."
+        )
+    if any(METHODS[name].personal for name in methods):
         yield from _unlike("Personal adapters", config)
         yield (
             "Personal adapters start from scratch for each user, on an adapter trained on other users; the official "
             "loop of OPPU continues from the previous user."
+        )
+    if "cope" in methods:
+        yield (
+            f"The method cope contrasts as its authors' code does (weight {COPE.theirs:g}, plausibility "
+            f"{COPE.plausibility:g}); their stage of DPO is left out."
         )
 
 

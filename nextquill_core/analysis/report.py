@@ -20,7 +20,7 @@ from nextquill_core.analysis.result_tables import (
     likelihood_blocks,
     result_blocks,
 )
-from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD
+from nextquill_core.evaluation.metrics import GAIN, LENGTH, LIKELIHOOD, PREFERENCE_SETS, preference_key
 from nextquill_core.evaluation.tables import ALL, Row
 
 SHARED_WORDS = 3
@@ -41,12 +41,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """Row counts of one raw table; `dropped` by reason."""
+    """Row counts of one raw table; `dropped` by reason, `cleaned` by the column whose HTML was cleaned."""
 
     table: str
     read: int
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
+    cleaned: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def fates(self) -> list[tuple[str, int]]:
@@ -167,18 +168,35 @@ def render(report: Report) -> str:
     """Return the report as an HTML page."""
     filters: dict[str, Callable[..., Any]] = {"number": _number, "duration": _duration, "size": _size, "flat": _flat}
     values = {
+        "gains": likelihood_blocks(report.rows, report.comparisons, GAIN),
         "presets": result_blocks(report.rows, report.comparisons),
+        "cut": result_blocks(report.rows, report.comparisons, LENGTH),
         "likelihoods": likelihood_blocks(report.rows, report.comparisons),
         "published": published_tables(report.published),
         "sources": list(dict.fromkeys(row["source"] for row in report.published)),
         "slices": bucket_tables(report.slices),
         "controls": control_tables(report.slices),
-        "preferences": PREFERENCE_LIKELIHOOD,
+        "preferences": _preferences(report),
         "shared_segments": shared_segments,
         "all": ALL,
         "alpha": SIGNIFICANT,
     }
     return page("report.html.j2", filters, report=report, **values)
+
+
+def _preferences(report: Report) -> list[dict[str, Any]]:
+    """Return for each set of preference tokens what its columns' names add, its tokens and what to know of them."""
+    measured = {row["metric"] for row in report.rows}
+    return [
+        {
+            "ending": ending,
+            "tokens": report.settings[key]["preference tokens"],
+            "caution": report.settings[key]["caution"],
+            "found": key in measured,
+        }
+        for name, ending in PREFERENCE_SETS.items()
+        if (key := preference_key(LIKELIHOOD, name)) in report.settings
+    ]
 
 
 def shared_segments(text: str, reference: str) -> list[tuple[str, bool]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nextquill_core.evaluation.metrics import METRICS, Metric, known_metrics
+from nextquill_core.evaluation.metrics import GAIN, LENGTH, MAIN, METRICS, Metric, known_metrics
 from nextquill_core.evaluation.slices import BUCKETS, CONTROL, DIFFERENCE, GAP, HISTORY_LENGTH, OWN, STRANGER
 from nextquill_core.evaluation.tables import ALL, Row
 
@@ -13,6 +13,11 @@ NOTHING = "–"
 """What stands for a number that does not exist."""
 SIGNIFICANT = 0.05
 LISTED_PAIRS = 6  # more pairs, of more than one reference, are shown as a matrix
+_HEADINGS = {
+    GAIN: "{category}, gain by history in nats a token, n = {n}",
+    MAIN: "{category}, {decoding} decoding, n = {n}",
+    LENGTH: "{category}, {decoding} decoding, answers cut to the length of the true review, n = {n}",
+}
 TITLES = {HISTORY_LENGTH: "By the number of past reviews", GAP: "By the time since the last review"}
 
 
@@ -35,6 +40,15 @@ class Pivot:
     metrics: tuple[Metric, ...]
     lines: tuple[tuple[str, tuple[Cell, ...]], ...]
     n: int
+
+    @property
+    def markdown(self) -> str:
+        """The table in Markdown, the best of each metric in bold."""
+        lines = [["method", *(metric.name for metric in self.metrics)], ["---", *("---:" for _ in self.metrics)]]
+        for method, cells in self.lines:
+            texts = (f"**{cell.value}** {cell.interval}".strip() if cell.best else str(cell) for cell in cells)
+            lines.append([method, *texts])
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +139,31 @@ class ControlTable:
     n: int
 
 
-def pivot(rows: Sequence[Row], decoding: str, category: str) -> Pivot:
-    """Return the table of one decoding preset and category, methods and metrics in the order of the rows.
+def pivot(
+    rows: Sequence[Row],
+    decoding: str,
+    category: str,
+    tables: Collection[str] = (MAIN,),
+    *,
+    texts: Collection[bool] = (True, False),
+) -> Pivot:
+    """Return the table of one decoding preset and category.
 
-    The best of a metric is decided on the digits shown, so equal ones are best together. A missing number is a dash.
+    Methods stand in the order of the rows, metrics in that of `METRICS`. The best of a metric is decided on the
+    digits shown, so equal ones are best together. A missing number is a dash.
 
     Args:
         rows: Of the schema `METRICS`.
         decoding: The decoding preset.
         category: The category.
+        tables: The metrics shown are those of these tables (`Metric.table`).
+        texts: Whether they judge generated texts, or not; by default either.
     """
     chosen = [row for row in rows if row["decoding"] == decoding and row["category"] == category]
     found = {(row["method"], row["metric"]): row for row in chosen}
-    metrics = known_metrics(row["metric"] for row in chosen)
+    measured = {row["metric"] for row in chosen}
+    known = known_metrics(key for key in METRICS if key in measured)
+    metrics = tuple(metric for metric in known if metric.table in tables and metric.judges_text in texts)
     best = {metric.key: _best_of(metric, [row for row in chosen if row["metric"] == metric.key]) for metric in metrics}
     lines = tuple(
         (method, tuple(_cell(metric, found.get((method, metric.key)), best[metric.key]) for metric in metrics))
@@ -146,38 +172,53 @@ def pivot(rows: Sequence[Row], decoding: str, category: str) -> Pivot:
     return Pivot(metrics, lines, max((row["n"] for row in chosen), default=0))
 
 
-def markdown_table(rows: Sequence[Row], decoding: str, category: str) -> str:
-    """Return the table of `pivot` in Markdown, the best of each metric in bold.
+def shown_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Pivot]]:
+    """Yield all tables of an evaluation with their titles: gains of each category, then scores of each preset.
 
     Args:
-        rows: As for `pivot`.
-        decoding: As for `pivot`.
-        category: As for `pivot`.
+        rows: Of the schema `METRICS`.
     """
-    table = pivot(rows, decoding, category)
-    lines = [["method", *(metric.name for metric in table.metrics)], ["---", *("---:" for _ in table.metrics)]]
-    for method, cells in table.lines:
-        texts = (f"**{cell.value}** {cell.interval}".strip() if cell.best else str(cell) for cell in cells)
-        lines.append([method, *texts])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    presets = list(dict.fromkeys((row["decoding"], row["category"]) for row in rows))
+    first = {category: decoding for decoding, category in reversed(presets)}  # gains are the same under every preset
+    wanted = [
+        *((GAIN, first[category], category) for category in dict.fromkeys(category for _, category in presets)),
+        *((MAIN, *preset) for preset in presets),
+        *((LENGTH, *preset) for preset in presets),
+    ]
+    for name, decoding, category in wanted:
+        table = pivot(rows, decoding, category, (name,))
+        if table.metrics:
+            yield _HEADINGS[name].format(decoding=decoding, category=category, n=table.n), table
 
 
-def result_blocks(rows: Sequence[Row], comparisons: Sequence[Row]) -> list[tuple[str, list[Block]]]:
-    """Return the blocks of generated texts by decoding preset, the union of all categories before its parts."""
-    found, compared = _of_texts(rows, texts=True), _of_texts(comparisons, texts=True)
+def result_blocks(rows: Sequence[Row], comparisons: Sequence[Row], table: str = MAIN) -> list[tuple[str, list[Block]]]:
+    """Return the blocks of generated texts by decoding preset, the union of all categories before its parts.
+
+    Args:
+        rows: Of the schema `METRICS`.
+        comparisons: Rows of `tables.comparison_rows`.
+        table: `main`, or `length` for texts that are cut to the length of the true review.
+    """
     return [
-        (decoding, _blocks(found, compared, decoding)) for decoding in dict.fromkeys(row["decoding"] for row in found)
+        (decoding, _blocks(rows, comparisons, decoding, table, texts=True))
+        for decoding in _presets(rows, table, texts=True)
     ]
 
 
-def likelihood_blocks(rows: Sequence[Row], comparisons: Sequence[Row]) -> list[Block]:
-    """Return the blocks of log-likelihoods under the first preset that has any: they are the same under all."""
-    found, compared = _of_texts(rows, texts=False), _of_texts(comparisons, texts=False)
-    return _blocks(found, compared, found[0]["decoding"]) if found else []
+def likelihood_blocks(rows: Sequence[Row], comparisons: Sequence[Row], table: str = MAIN) -> list[Block]:
+    """Return the blocks of log-likelihoods under the first preset that has any: they are the same under all.
+
+    Args:
+        rows: Of the schema `METRICS`.
+        comparisons: Rows of `tables.comparison_rows`.
+        table: `main`, or `gain` for the gains by history, which are differences of log-likelihoods.
+    """
+    first = next(iter(_presets(rows, table, texts=False)), None)
+    return [] if first is None else _blocks(rows, comparisons, first, table, texts=False)
 
 
 def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
-    """Return the tables of each slice by its title, for every preset and metric and the widest category."""
+    """Return the tables of each slice by its title, for every preset and metric of the widest category, gains first."""
     found: list[tuple[str, list[BucketTable]]] = []
     for name, title in TITLES.items():
         rows = [row for row in slices if row["slice"] == name]
@@ -186,7 +227,7 @@ def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
         first = {metric: decoding for decoding, metric in reversed(keys)}
         tables = [
             _bucket_table(name, decoding, category, METRICS[key], rows)
-            for decoding, key in keys
+            for decoding, key in sorted(keys, key=lambda shown: METRICS[shown[1]].table != GAIN)
             if METRICS[key].judges_text or decoding == first[key]
         ]
         if tables:
@@ -225,18 +266,27 @@ def signed(value: float, decimals: int) -> str:
     return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _of_texts(rows: Iterable[Row], *, texts: bool) -> list[Row]:
-    """Return the rows of metrics that judge generated texts, or of the others."""
-    others = {key for key, metric in METRICS.built_in.items() if not metric.judges_text}
-    return [row for row in rows if (row["metric"] not in others) == texts]
+def _shown_in(table: str, rows: Iterable[Row], *, texts: bool) -> list[Row]:
+    """Return the rows of a table's metrics that judge generated texts, as unknown metrics do, or of its others."""
+    known = {key: (metric.table, metric.judges_text) for key, metric in METRICS.built_in.items()}
+    return [row for row in rows if known.get(row["metric"], (MAIN, True)) == (table, texts)]
 
 
-def _blocks(rows: Sequence[Row], comparisons: Sequence[Row], decoding: str) -> list[Block]:
-    categories = dict.fromkeys(row["category"] for row in rows if row["decoding"] == decoding)
+def _presets(rows: Iterable[Row], table: str, *, texts: bool) -> list[str]:
+    """Return the decoding presets that have such metrics."""
+    return list(dict.fromkeys(row["decoding"] for row in _shown_in(table, rows, texts=texts)))
+
+
+def _blocks(
+    rows: Sequence[Row], comparisons: Sequence[Row], decoding: str, shown_in: str, *, texts: bool
+) -> list[Block]:
+    """Return the blocks of one preset; a method without any of the metrics has a line of dashes."""
+    found, every = (_shown_in(shown_in, some, texts=texts) for some in (rows, comparisons))
+    categories = dict.fromkeys(row["category"] for row in found if row["decoding"] == decoding)
     blocks = []
     for category in sorted(categories, key=lambda name: name != ALL):
-        table = pivot(rows, decoding, category)
-        compared = [row for row in comparisons if row["decoding"] == decoding and row["category"] == category]
+        table = pivot(rows, decoding, category, (shown_in,), texts=(texts,))
+        compared = [row for row in every if row["decoding"] == decoding and row["category"] == category]
         pairs = list(dict.fromkeys((row["method"], row["reference"]) for row in compared))
         if len(pairs) > LISTED_PAIRS and len({reference for _, reference in pairs}) > 1:
             blocks.append(Block(decoding, category, table, (), _matrices(table, compared)))

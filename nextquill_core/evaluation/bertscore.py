@@ -25,6 +25,7 @@ from nextquill_core.errors import ModelError
 from nextquill_core.evaluation.significance import Floats
 from nextquill_core.methods.text_encoder import batches_by_length, padded
 from nextquill_core.model.loading import load_encoder_model, load_tokenizer
+from nextquill_core.model.packaged import encoder_title, hub_remedy, located_encoder
 from nextquill_core.tokens import UserTextTokenizer
 
 PAIRS_AT_ONCE = 64  # pairs whose hidden states are in memory together
@@ -97,6 +98,7 @@ class BertEncoder:
         layer: Layer whose output is used, 1 for the first; None for the last.
         max_tokens: Maximum number of tokens in a text, markers included; the rest is cut off.
         batch_tokens: Number of token positions in a batch, padding included.
+        name: Name of the encoder for readers; by default where it was loaded from.
 
     Raises:
         ModelError: The model has fewer layers.
@@ -110,6 +112,7 @@ class BertEncoder:
         layer: int | None = None,
         max_tokens: int = LONGEST,
         batch_tokens: int = 4096,
+        name: str | None = None,
     ) -> None:
         layers = model.config.num_hidden_layers
         if layer is not None and not 1 <= layer <= layers:
@@ -118,6 +121,7 @@ class BertEncoder:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self.name = name or str(model.config.name_or_path)
         self.layer = layer
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens
@@ -128,7 +132,7 @@ class BertEncoder:
     def settings(self) -> Mapping[str, Any]:
         """The settings that decide the scores, as JSON values."""
         layer = self.model.config.num_hidden_layers if self.layer is None else self.layer
-        return {"encoder": str(self.model.config.name_or_path), "layer": layer, "max_tokens": self.max_tokens}
+        return {"encoder": self.name, "layer": layer, "max_tokens": self.max_tokens}
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
@@ -157,18 +161,21 @@ def load_bert_encoder(name_or_path: str, revision: str = "main", *, layer: int |
     """Load an encoder from a folder or the hub, from safetensors only, on the accelerator if there is one.
 
     Args:
-        name_or_path: Such as roberta-large, whose 17th layer its authors recommend.
+        name_or_path: A folder, hub name or packaged encoder, such as roberta-large, whose 17th layer its authors
+            recommend.
         revision: Branch, tag or commit on the hub.
         layer: As for `BertEncoder`.
 
     Raises:
         ModelError: The encoder cannot be found or loaded, has no safetensors, or has fewer layers.
     """
-    spec = ModelConfig(name_or_path=name_or_path, revision=revision)
-    model = load_encoder_model(spec, remedy=REMEDY)
-    tokenizer = load_tokenizer(spec, remedy=REMEDY)
+    spec = ModelConfig(name_or_path=located_encoder(name_or_path), revision=revision)
+    remedy = hub_remedy(name_or_path, REMEDY)
+    model = load_encoder_model(spec, remedy=remedy)
+    tokenizer = load_tokenizer(spec, remedy=remedy)
     longest = min(LONGEST, int(tokenizer.model_max_length), _positions(model))
-    return BertEncoder(model, tokenizer, layer=layer, max_tokens=longest)
+    name = encoder_title(name_or_path)
+    return BertEncoder(model, tokenizer, layer=layer, max_tokens=longest, name=name)
 
 
 def _opening(tokenizer: Any) -> str:

@@ -1,4 +1,4 @@
-"""The form of the JSON documents of evaluations, sweeps and reproductions, which their readers rely on."""
+"""The form of the JSON documents of evaluations, sweeps, reproductions and studies, which their readers rely on."""
 
 from __future__ import annotations
 
@@ -76,6 +76,46 @@ class ReproductionPart(TypedDict):
     rows: list[PublishedRow]
     differences: list[str]
     cautions: NotRequired[list[str]]
+
+
+class StudyTable(TypedDict):
+    """One table of a study: rows and comparisons as of `studies.study.measure.table`."""
+
+    split: str
+    examples: int
+    users: int
+    rows: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+
+
+class StudyResults(TypedDict):
+    """All numbers of one study."""
+
+    name: str
+    title: str
+    questions: list[int]
+    method: str
+    reference: str
+    decoding_methods: list[str]
+    decoding: str
+    seeds: list[int]
+    val_seeds: dict[str, int]
+    data: list[dict[str, Any]]
+    settings: dict[str, str]
+    steps: dict[str, list[int]]
+    choices: list[dict[str, Any]]
+    candidates: dict[str, dict[str, dict[str, Any]]]
+    tables: dict[str, StudyTable]
+    effects: list[dict[str, Any]]
+    notes: list[str]
+    missing: list[str]
+    evaluations: dict[str, str]
+
+
+class StudyDocument(TypedDict):
+    """The content of results.json, from which the page of the studies is written."""
+
+    studies: list[StudyResults]
 
 
 class Choice(TypedDict):

@@ -1,4 +1,4 @@
-"""Log-likelihood of the true answers under a model: as it is, steered by the history (CoS), or with personal adapters.
+"""Log-likelihood of the true answers under a model: as it is, steered by the history, or with personal adapters.
 
 Passes use the scorer, with its batches, its threads and its handling of full memory.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nextquill_core.causal.scorer import Scorer
+from nextquill_core.generation.decoding import Contrast, steering
 from nextquill_core.model.forward import branch_states
 from nextquill_core.model.head import EVERYTHING, Head
 from nextquill_core.tokens import TokenPair
@@ -54,19 +55,49 @@ def personal_logps(
     Raises:
         ModelError: As `answer_logps`.
     """
-    found: list[Any] = [None] * len(pairs)
-    active = model.active_adapter
     with _attention_kept(model):
-        scorer = Scorer(model, batch_tokens)
-        try:
-            for name in dict.fromkeys(adapters):
-                chosen = [index for index, of in enumerate(adapters) if of == name]
-                with _only(model, name):
-                    logps = _factual(scorer, [pairs[index] for index in chosen])
-                for index, logp in zip(chosen, logps, strict=True):
-                    found[index] = logp
-        finally:
-            model.set_adapter(active, inference_mode=True)
+        return _by_adapter(Scorer(model, batch_tokens), pairs, adapters)
+
+
+def contrasted_logps(
+    model: Any, pairs: Sequence[TokenPair], adapters: Sequence[str], contrast: Contrast, batch_tokens: int
+) -> list[Tensor]:
+    """Return `personal_logps` of the distributions that decoding contrasts with the model without an adapter (CoPe).
+
+    They are normalised over the whole vocabulary. The plausibility of a contrast belongs to the choice of tokens, as
+    top-p does; with it, true tokens that are not plausible would have the probability 0.
+
+    Args:
+        model: As for `personal_logps`.
+        pairs: As for `answer_logps`.
+        adapters: The name of each example's adapter.
+        contrast: How the logits of both become one.
+        batch_tokens: As for `Scorer`.
+
+    Returns:
+        As `answer_logps`.
+
+    Raises:
+        ModelError: As `answer_logps`.
+    """
+    with _attention_kept(model):
+        return _by_adapter(AdapterContrastScorer(model, batch_tokens, contrast), pairs, adapters)
+
+
+def _by_adapter(scorer: Scorer, pairs: Sequence[TokenPair], adapters: Sequence[str | None]) -> list[Tensor]:
+    """Score with the factual prompt and each example's adapter, one adapter after the other."""
+    found: list[Any] = [None] * len(pairs)
+    model = scorer.model
+    active = model.active_adapter
+    try:
+        for name in dict.fromkeys(adapters):
+            chosen = [index for index, of in enumerate(adapters) if of == name]
+            with _only(model, name):
+                logps = _factual(scorer, [pairs[index] for index in chosen])
+            for index, logp in zip(chosen, logps, strict=True):
+                found[index] = logp
+    finally:
+        model.set_adapter(active, inference_mode=True)
     return found
 
 
@@ -90,15 +121,28 @@ def steered_logps(model: Any, pairs: Sequence[TokenPair], strength: float, batch
 
 
 @dataclass(frozen=True)
-class SteeredHead(Head):
-    """A head from (h_h, h_∅) side by side, (N, 2·D), to the logits (1 + s)·z_h − s·z_∅."""
+class ContrastHead(Head):
+    """A head from the states of two branches side by side, (N, 2·D), to the logits ours · z − theirs · z′.
 
-    strength: float = 0.0
+    Attributes:
+        ours: Weight of z, the logits of the first branch.
+        theirs: Weight of z′, those of the second.
+    """
+
+    ours: float = 1.0
+    theirs: float = 0.0
 
     def logits(self, hidden_ND: Tensor, vocabulary: slice = EVERYTHING) -> Tensor:
-        """Return steered logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
-        with_history, without = (Head.logits(self, states, vocabulary) for states in hidden_ND.chunk(2, dim=1))
-        return (1 + self.strength) * with_history - self.strength * without
+        """Return contrasted logits of a part of the vocabulary in fp32, shape (N, size of that part)."""
+        first, second = (Head.logits(self, states, vocabulary) for states in hidden_ND.chunk(2, dim=1))
+        return self.ours * first - self.theirs * second
+
+    @staticmethod
+    def of(head: Head, contrast: Contrast) -> ContrastHead:
+        """Return this head with the weights of a contrast."""
+        return ContrastHead(
+            head.weight_VD, head.bias_V, head.softcap, head.scale, ours=contrast.ours, theirs=contrast.theirs
+        )
 
 
 class SteeredScorer(Scorer):
@@ -119,8 +163,7 @@ class SteeredScorer(Scorer):
         self._strength = strength
         self._capped = self._head.softcap is not None
         if self._capped:
-            head = self._head
-            self._head = SteeredHead(head.weight_VD, head.bias_V, head.softcap, head.scale, strength)
+            self._head = ContrastHead.of(self._head, steering(strength))
 
     @torch.inference_mode()
     def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
@@ -132,6 +175,31 @@ class SteeredScorer(Scorer):
             return torch.cat([with_history, without], dim=1)
         # In single precision: the difference of two similar states in half precision has few digits left.
         return (1 + self._strength) * with_history.float() - self._strength * without.float()
+
+
+class AdapterContrastScorer(Scorer):
+    """A scorer of the model's active adapter contrasted with the model without an adapter; results as `SteeredScorer`.
+
+    The weights of this contrast need not add up to 1, so it is computed on the logits of both.
+
+    Args:
+        model: A PEFT model, for one branch at a time: passes side by side would share the selection of adapters.
+        batch_tokens: As for `Scorer`.
+        contrast: How the logits of both become one; its plausibility is not used.
+    """
+
+    def __init__(self, model: Any, batch_tokens: int, contrast: Contrast) -> None:
+        super().__init__(model, batch_tokens)
+        self.side_by_side = 1
+        self._head = ContrastHead.of(self._head, contrast)
+
+    @torch.inference_mode()
+    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
+        ours = branch_states(self.model, pairs, self.strategy)
+        with self.model.disable_adapter():
+            theirs = branch_states(self.model, pairs, self.strategy)
+        states = [torch.cat([mine, other], dim=1) for (mine, _), (other, _) in zip(ours, theirs, strict=True)]
+        return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
 
 
 def _factual(scorer: Scorer, pairs: Sequence[TokenPair]) -> list[Tensor]:

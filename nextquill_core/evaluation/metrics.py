@@ -6,10 +6,22 @@ BLEU sacreBLEU's, both with their defaults. ROUGE and METEOR run from 0 to 1 and
 from 0 to 100 and is one number for all examples together. METEOR and the length ratio use the words of NLTK's
 tokenizer; in scripts without spaces between words each character is a word.
 
-Three metrics exist only where their inputs were measured: BERTScore (an encoder, see `bertscore`), and the
+Some metrics exist only where their inputs were measured: BERTScore (an encoder, see `bertscore`), and the
 log-likelihood of the review that the user wrote, of all its tokens and of its preference tokens alone (nats per token,
 a micro average, so long reviews count more). The log-likelihoods measure what a method expects and not what it
 generates, so they are the same under every decoding preset.
+
+The gains are differences of two log-likelihoods of the same tokens y under one method, with own history h, a stranger's
+history h' and no history ∅:
+
+    personal gain = 1/N Σ_examples Σ_t [ log p(y_t | x, h, y_<t) − log p(y_t | x, h', y_<t) ]
+    history gain  = 1/N Σ_examples Σ_t [ log p(y_t | x, h, y_<t) − log p(y_t | x, ∅, y_<t) ]
+
+N counts the tokens of all examples, or the preference tokens. A set of preference tokens other than the stored effects'
+has its name at the end of the metric's key.
+
+The length-controlled metrics are ROUGE-1, ROUGE-L and METEOR of an answer that is cut to as many words as the true
+review has. A longer answer otherwise gains or loses by its length alone.
 
 A new metric is a function in one file and a row of `METRICS`, or an entry point of the group `nextquill.metrics` in
 another package; see docs/how-to/extend.md.
@@ -20,18 +32,19 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextquill_core.errors import ModelError, UserError
-from nextquill_core.evaluation.significance import Floats, Statistic, ratio_of_sums
+from nextquill_core.evaluation.significance import Floats, Statistic, difference_of_ratios, ratio_of_sums
 from nextquill_core.evaluation.text_metrics import (
     BLEU_STATISTICS,
     METEOR_PARAMETERS,
+    STANDARD,
     UNICODE,
     Letters,
     bleu_of_sums,
@@ -40,6 +53,7 @@ from nextquill_core.evaluation.text_metrics import (
     load_wordnet,
     meteor,
     rouge,
+    rouge_of_tokens,
     sacrebleu_score,
     tokenizer_name,
     words,
@@ -47,8 +61,18 @@ from nextquill_core.evaluation.text_metrics import (
 from nextquill_core.plugins import Plugins
 from nextquill_core.progress import Progress, silent
 
+T = TypeVar("T")
+
 BLEU, LENGTH_RATIO, BERTSCORE = "bleu", "length_ratio", "bertscore"
-LIKELIHOOD, PREFERENCE_LIKELIHOOD = "log_likelihood", "preference_log_likelihood"
+LIKELIHOOD = "log_likelihood"
+PERSONAL_GAIN, HISTORY_GAIN = "personal_gain", "history_gain"
+MAIN, GAIN, LENGTH = "main", "gain", "length"
+"""Tables of metrics: texts and log-likelihoods, gains by history, and metrics of texts that are cut to one length."""
+STORED, CROSSFIT, EXACT = "initial", "crossfit", "exact"
+PREFERENCE_SETS: Mapping[str, str] = {STORED: "", CROSSFIT: " (cross-fitted)", EXACT: " (exact)"}
+"""Sets of preference tokens, the values of `evaluate.preference_tokens`, with what names of metrics add for each."""
+CUT_FORMS: Mapping[str, str] = {"rouge1": "rouge1_cut", "rougeL": "rougeL_cut", "meteor": "meteor_cut"}
+"""The metric of the answer cut to the length of the true review, by the metric of the whole answer."""
 UNICODE_FORMS: Mapping[str, str] = {"rouge1": "rouge1_unicode", "rougeL": "rougeL_unicode"}
 """The metric that counts the words of every script, by the standard one."""
 SHOWN_ABOVE = 0.005
@@ -65,6 +89,12 @@ PREFERENCE_NOTE = (
     "weight of such tokens, so this favours methods that train with them (nextquill, norm-only) and is no independent "
     "evidence"
 )
+INDEPENDENT_NOTE = (
+    "measured on tokens that the effects of history under {effects} chose, which weighted no training here; each token "
+    "was chosen because history made it more likely, which raises the gains of all methods, so compare methods with "
+    "each other and not with 0"
+)
+EXACT_NOTE = "measured on tokens of words that the synthetic world drew by the user's taste; no model chose them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +108,7 @@ class Metric:
         higher_is_better: None where neither direction is better.
         statistic: From sums over examples, shape (…, K), to the value, shape (…).
         judges_text: Whether it judges the generated text; otherwise no decoding preset changes it.
+        table: `main`, `gain` or `length`: the table that shows it, whose comparisons are corrected together.
         note: What a reader must know, in a few words; "" where the name says it.
         score: (predictions, references) to one value per example, shape (n,), of which the metric is the mean, or to
             what `statistic` sums, shape (n, K). None for metrics that `score_examples` computes or the caller adds.
@@ -89,6 +120,7 @@ class Metric:
     higher_is_better: bool | None
     statistic: Statistic = ratio_of_sums
     judges_text: bool = True
+    table: str = MAIN
     note: str = ""
     score: Callable[[Sequence[str], Sequence[str]], ArrayLike] | None = None
 
@@ -117,6 +149,45 @@ def _wrong(key: str, found: Any) -> str:
     return "" if found.score else "has no `score`"
 
 
+def preference_key(key: str, tokens: str) -> str:
+    """Return the key of a log-likelihood or gain on preference tokens alone.
+
+    Args:
+        key: The metric on all tokens.
+        tokens: A key of `PREFERENCE_SETS`.
+    """
+    return f"preference_{key}" + ("" if tokens == STORED else f"_{tokens}")
+
+
+_SET_NOTES = {
+    STORED: "on tokens that stored effects chose and training weighted: no independent evidence",
+    CROSSFIT: "on tokens chosen by adapters that were trained without the user",
+    EXACT: "on words that the synthetic world drew by the user's taste",
+}
+_GAIN_NOTES = {
+    PERSONAL_GAIN: "own history minus a stranger's, nats per token of the true review",
+    HISTORY_GAIN: "own history minus none, nats per token of the true review",
+}
+
+
+def _likelihood(key: str, name: str, note: str = "") -> Metric:
+    return Metric(key, name, 4, True, judges_text=False, note=note)
+
+
+def _gain(key: str, name: str, note: str) -> Metric:
+    return Metric(key, name, 4, True, difference_of_ratios, judges_text=False, table=GAIN, note=note)
+
+
+def _gains() -> Iterator[Metric]:
+    names = {PERSONAL_GAIN: "Personal gain", HISTORY_GAIN: "History gain"}
+    for key, name in names.items():
+        yield _gain(key, name, _GAIN_NOTES[key])
+    for tokens, ending in PREFERENCE_SETS.items():
+        for key, name in names.items():
+            note = f"{_GAIN_NOTES[key]}, {_SET_NOTES[tokens]}"
+            yield _gain(preference_key(key, tokens), f"Preference {name.lower()}{ending}", note)
+
+
 METRICS = Plugins[Metric](
     "metric",
     "nextquill.metrics",
@@ -131,14 +202,24 @@ METRICS = Plugins[Metric](
             Metric("meteor", "METEOR", 4, True, note="NLTK's implementation; others give other values"),
             Metric(BLEU, "BLEU", 2, True, bleu_of_sums, note="sacreBLEU's corpus score"),
             Metric(BERTSCORE, "BERTScore", 4, True),
-            Metric(LIKELIHOOD, "Log-likelihood", 4, True, judges_text=False),
-            Metric(
-                PREFERENCE_LIKELIHOOD,
-                "Preference log-likelihood",
-                4,
-                True,
-                judges_text=False,
-                note="on tokens that stored effects chose and training weighted: no independent evidence",
+            _likelihood(LIKELIHOOD, "Log-likelihood"),
+            *(
+                _likelihood(
+                    preference_key(LIKELIHOOD, tokens), f"Preference log-likelihood{ending}", _SET_NOTES[tokens]
+                )
+                for tokens, ending in PREFERENCE_SETS.items()
+            ),
+            *_gains(),
+            *(
+                Metric(
+                    key,
+                    f"{name} (cut)",
+                    4,
+                    True,
+                    table=LENGTH,
+                    note="of the answer's first words, as many as the true review has",
+                )
+                for key, name in zip(CUT_FORMS.values(), ("ROUGE-1", "ROUGE-L", "METEOR"), strict=True)
             ),
             Metric(LENGTH_RATIO, "Length ratio", 2, None),
         )
@@ -152,22 +233,27 @@ def known_metrics(keys: Iterable[str]) -> tuple[Metric, ...]:
     return tuple(METRICS[key] for key in dict.fromkeys(keys) if key in METRICS)
 
 
+_MEANS: tuple[Statistic, ...] = (ratio_of_sums, difference_of_ratios)
+"""Statistics that divide by the last sum, which is 0 where there is nothing to measure."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExampleScores:
-    """The scores of n predictions.
+    """The scores of n predictions, or of n true reviews where no texts were generated.
 
     Attributes:
         statistics: By metric, one row per example, shape (n, K); the metric is its `statistic` of the sum of the rows.
             For a mean a row is (value, 1).
         hidden: Metrics that tables leave out: the Unicode forms of ROUGE, which equal the standard ones on ASCII text
-            (`with_unicode` shows them). Every further comparison makes the correction for multiple tests harsher.
+            (`with_unicode` shows them), and what `without` and `only` leave out. Every further comparison makes the
+            correction for multiple tests harsher.
     """
 
     statistics: Mapping[str, Floats]
     hidden: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return len(self.statistics[BLEU])
+        return len(next(iter(self.statistics.values()), ()))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -175,7 +261,7 @@ class ExampleScores:
         return tuple(key for key in METRICS if key in self.statistics and key not in self.hidden and self._counts(key))
 
     def _counts(self, key: str) -> bool:
-        return METRICS[key].statistic is not ratio_of_sums or bool(self.statistics[key][:, 1].any())
+        return METRICS[key].statistic not in _MEANS or bool(self.statistics[key][:, -1].any())
 
     def plus(self, further: Mapping[str, ArrayLike]) -> ExampleScores:
         """Return these scores and further ones of the same examples.
@@ -190,16 +276,23 @@ class ExampleScores:
         found = dict(self.statistics)
         for key, values in further.items():
             rows = np.asarray(values, dtype=np.float64)
-            if key not in METRICS or rows.shape[:1] != (len(self),) or rows.ndim > 2:
-                raise ValueError(
-                    f"{key}: values of shape {rows.shape}; a known metric of {len(self)} examples expected"
-                )
+            expected = len(next(iter(found.values()), rows))
+            if key not in METRICS or rows.shape[:1] != (expected,) or rows.ndim > 2:
+                raise ValueError(f"{key}: values of shape {rows.shape}; a known metric of {expected} examples expected")
             found[key] = rows if rows.ndim == 2 else np.stack([rows, np.ones(len(rows))], axis=1)
         return replace(self, statistics=found)
 
     def with_unicode(self) -> ExampleScores:
         """Return these scores with the Unicode forms of ROUGE shown in tables."""
-        return replace(self, hidden=frozenset())
+        return replace(self, hidden=self.hidden.difference(UNICODE_FORMS.values()))
+
+    def without(self, *tables: str) -> ExampleScores:
+        """Return these scores with the metrics of some tables hidden."""
+        return self.only(key for key in self.statistics if METRICS[key].table not in tables)
+
+    def only(self, keys: Iterable[str]) -> ExampleScores:
+        """Return these scores with all metrics hidden but these, and those that are hidden already."""
+        return replace(self, hidden=self.hidden | (self.statistics.keys() - set(keys)))
 
     def take(self, rows: NDArray[np.intp]) -> ExampleScores:
         """Return the scores of some examples."""
@@ -216,11 +309,9 @@ class ExampleScores:
         sums = [math.fsum(column) for column in self.statistics[key].T]
         if key == BLEU:
             return sacrebleu_score(sums)
-        if METRICS[key].statistic is not ratio_of_sums:
-            return float(METRICS[key].statistic(np.array(sums)))
-        if not sums[1]:
+        if METRICS[key].statistic in _MEANS and not sums[-1]:
             raise ValueError(f"nothing to measure {key} on")
-        return sums[0] / sums[1]
+        return float(METRICS[key].statistic(np.array(sums)))
 
 
 def score_examples(
@@ -252,22 +343,43 @@ def score_examples(
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
     meteor_of = meteor()
     total = len(predictions)
-    means = {key: np.zeros(total) for key in (*UNICODE_FORMS, *UNICODE_FORMS.values(), "meteor")}
+    means = {key: np.zeros(total) for key in (*UNICODE_FORMS.values(), *CUT_FORMS, *CUT_FORMS.values())}
     lengths, bleu = np.zeros((total, 2)), np.zeros((total, BLEU_STATISTICS))
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         predicted, expected = words(prediction), _reference_words(reference)
-        standard = unicode = rouge(prediction, reference)
+        standard, cut = _whole_and_cut(rouge_of_tokens, STANDARD.tokenize(prediction), STANDARD.tokenize(reference))
+        matched, cut_matched = _whole_and_cut(lambda one, other: meteor_of(other, one), predicted, expected)
+        unicode = standard
         if not (prediction.isascii() and reference.isascii()):
             unicode = rouge(prediction, reference, UNICODE)
-        for position, (key, unicode_key) in enumerate(UNICODE_FORMS.items()):
-            means[key][row], means[unicode_key][row] = standard[position], unicode[position]
-        means["meteor"][row] = meteor_of(expected, predicted)
+        found = {
+            **dict(zip(UNICODE_FORMS.values(), unicode, strict=True)),
+            **dict(zip(CUT_FORMS, (*standard, matched), strict=True)),
+            **dict(zip(CUT_FORMS.values(), (*cut, cut_matched), strict=True)),
+        }
+        for key, value in found.items():
+            means[key][row] = value
         lengths[row] = len(predicted), max(1, len(expected))
         bleu[row] = bleu_statistics(prediction, reference)
         progress(row + 1, total)
     scores = ExampleScores({BLEU: bleu, LENGTH_RATIO: lengths}, frozenset(UNICODE_FORMS.values())).plus(means)
     further = [*(metric.key for metric in METRICS.built_in.values() if metric.score), *added]
     return scores.plus({key: _scored(METRICS[key], predictions, references) for key in further})
+
+
+def _whole_and_cut(
+    score: Callable[[Sequence[str], Sequence[str]], T], predicted: Sequence[str], expected: Sequence[str]
+) -> tuple[T, T]:
+    """Return the score of an answer, and that of its first words, as many as the true review has.
+
+    Args:
+        score: (words of the answer, words of the true review) to a score.
+        predicted: Words of the answer.
+        expected: Words of the true review.
+    """
+    whole = score(predicted, expected)
+    longer = len(predicted) > len(expected)
+    return whole, score(predicted[: len(expected)], expected) if longer else whole
 
 
 def _scored(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Floats:
@@ -316,6 +428,24 @@ def likelihood_sums(logps: Sequence[Sequence[float]], chosen: Sequence[Sequence[
     return sums
 
 
+def gain_sums(own: Floats, other: Floats) -> Floats:
+    """Return the statistics of a gain: per example the sums of log p(y_t) under both histories, and the tokens.
+
+    Args:
+        own: `likelihood_sums` with the user's own history, shape (n, 2).
+        other: The same with a stranger's history or none, of the same tokens.
+
+    Returns:
+        Shape (n, 3): nats with the own history, nats with the other, tokens.
+
+    Raises:
+        ValueError: The two do not count the same tokens.
+    """
+    if own.shape != other.shape or not np.array_equal(own[:, 1], other[:, 1]):
+        raise ValueError("a gain compares log-likelihoods of the same tokens")
+    return np.stack([own[:, 0], other[:, 0], own[:, 1]], axis=1)
+
+
 def sentence_bleu(scores: ExampleScores) -> Floats:
     """Return sacreBLEU's sentence score of each example, 0 to 100, shape (n,)."""
     return np.array([sacrebleu_score(row, effective_order=True) for row in scores.statistics[BLEU]], dtype=np.float64)
@@ -338,6 +468,7 @@ def metric_settings(
     *,
     delta: float | None = None,
     effects: str = "the initial model",
+    preferences: Mapping[str, str] | None = None,
     bertscore: Mapping[str, Any] | None = None,
     letters: Mapping[str, Letters] | None = None,
     added: Sequence[str] = (),
@@ -346,7 +477,9 @@ def metric_settings(
 
     Args:
         delta: δ of the preference tokens, where likelihoods were measured.
-        effects: The model whose effects of history choose the preference tokens, in words.
+        effects: The model whose effects of history weight the training, in words.
+        preferences: By set of preference tokens (`PREFERENCE_SETS`), the model whose effects choose it, in words; None
+            for the set of the effects that weight the training.
         bertscore: The encoder, where there was one: `bertscore.BertEncoder.settings`.
         letters: Letters of the reference reviews, by category.
         added: Metrics of other packages.
@@ -359,11 +492,11 @@ def metric_settings(
         optional[BERTSCORE] = {"value": "F1 of greedy matching, mean over examples, no idf, no rescaling", **bertscore}
     if delta is not None:
         optional[LIKELIHOOD] = {"value": "nats a token of the true review, its stop token among them"}
-        optional[PREFERENCE_LIKELIHOOD] = {
-            "value": "nats a token over preference tokens of the true review",
-            "preference tokens": f"effect of the newest reviews under {effects} above {delta:g}",
-            "caution": PREFERENCE_NOTE.format(effects=effects),
-        }
+        other = {PERSONAL_GAIN: "a stranger's history", HISTORY_GAIN: "no history"}
+        for key, shown in other.items():
+            optional[key] = {"value": f"{LIKELIHOOD} with the user's own history minus {LIKELIHOOD} with {shown}"}
+        for tokens, model in (preferences or {STORED: effects}).items():
+            optional[preference_key(LIKELIHOOD, tokens)] = _preference_settings(tokens, model, delta, effects)
     shares: dict[str, Any] = {}
     if letters is not None:
         for name, share in (("ignored", "ignored_share"), ("unspaced", "unspaced_share")):
@@ -403,6 +536,27 @@ def metric_settings(
         },
         **optional,
         **{key: _added(key) for key in added},
+    }
+
+
+def _preference_settings(tokens: str, model: str, delta: float, weighting: str) -> dict[str, str]:
+    """Return which tokens of a set are preferred, and what a reader must know of them.
+
+    Args:
+        tokens: The set, a key of `PREFERENCE_SETS`.
+        model: The model whose effects choose it, in words.
+        delta: δ.
+        weighting: The model whose effects weight the training, in words.
+    """
+    if tokens == EXACT:
+        chosen, caution = f"tokens of drawn words with an exact effect of the user's taste above {delta:g}", EXACT_NOTE
+    else:
+        chosen = f"effect of the newest reviews under {model} above {delta:g}"
+        caution = (PREFERENCE_NOTE if model == weighting else INDEPENDENT_NOTE).format(effects=model)
+    return {
+        "value": "nats a token over preference tokens of the true review; for the gains on them too",
+        "preference tokens": chosen,
+        "caution": caution,
     }
 
 

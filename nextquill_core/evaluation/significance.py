@@ -70,6 +70,18 @@ def ratio_of_sums(sums: Floats) -> Floats:
     return ratio
 
 
+def difference_of_ratios(sums: Floats) -> Floats:
+    """Return the difference of two means over the same count; NaN where the count is 0.
+
+    Both means are computed before they are subtracted, so the result is exactly the difference of the two metrics that
+    `ratio_of_sums` gives.
+
+    Args:
+        sums: Shape (…, 3): the first sum, the second sum, the count of both.
+    """
+    return ratio_of_sums(sums[..., [0, 2]]) - ratio_of_sums(sums[..., [1, 2]])
+
+
 def bootstrap_interval(
     stats: ArrayLike,
     users: Sequence[str],
@@ -162,6 +174,24 @@ def values_of(sums: Floats, resampled: Floats, statistic: Statistic = ratio_of_s
         statistic: From sums to the metric.
     """
     return Values(float(statistic(sums.sum(axis=0))), statistic(sums), statistic(resampled))
+
+
+def mean_over_seeds(by_seed: Sequence[Values], *, seed: int = 42) -> Values:
+    """Return the mean of a metric over training seeds, resampled over users and seeds together.
+
+    A resample draws users (the same for each training seed, as they come with `by_seed`) and, independently, as many
+    training seeds as there are, with replacement. The bootstrap over S seeds gives (S − 1)/S of their variance, so with
+    few seeds the intervals are a little narrow; with one seed they are over users alone.
+
+    Args:
+        by_seed: The metric under each training seed, resampled with the same draws of users.
+        seed: Seed of the draws of training seeds, which otherwise depend on S and B only.
+    """
+    count, samples = len(by_seed), len(by_seed[0].resampled)
+    drawn = np.random.default_rng((seed, count)).integers(count, size=(samples, count))
+    resampled = np.stack([values.resampled for values in by_seed])[drawn.T, np.arange(samples)].mean(axis=0)
+    users: Floats = np.stack([values.users for values in by_seed]).mean(axis=0)
+    return Values(float(np.mean([values.whole for values in by_seed])), users, resampled)
 
 
 def interval_of(value: float | np.floating | Floats, resampled: Floats) -> Interval:

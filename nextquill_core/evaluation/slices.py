@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nextquill_core.evaluation.metrics import ExampleScores
+from nextquill_core.evaluation.metrics import LENGTH, ExampleScores
 from nextquill_core.evaluation.significance import SAMPLES
 from nextquill_core.evaluation.tables import (
     SAMPLES_A_COMPARISON,
@@ -77,7 +77,7 @@ def slice_rows(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """Return every metric in every bucket, with its 95 % interval over the users in it.
+    """Return every metric but those of cut answers in every bucket, with its 95 % interval over the users in it.
 
     Args:
         scores: As for `tables.metric_rows`.
@@ -104,7 +104,7 @@ def slice_rows(
                 inside = members[named[members] == bucket]
                 if not len(inside):
                     continue
-                taken = {key: result.take(inside) for key, result in scores.items()}
+                taken = {key: result.without(LENGTH).take(inside) for key, result in scores.items()}
                 chosen = [users[index] for index in inside]
                 measured = metric_rows(taken, chosen, [category] * len(inside), samples=samples, seed=seed)
                 rows += [_row(name, bucket, row) for row in measured]
@@ -120,7 +120,7 @@ def control_rows(
     samples: int = SAMPLES,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """Compare each method with the users' own histories to itself with strangers' histories.
+    """Compare each method with the users' own histories to itself with strangers' histories, in whole answers.
 
     A method that gains as much from a stranger's reviews has learned the genre and not the user.
 
@@ -141,11 +141,12 @@ def control_rows(
     """
     if absent := sorted(set(stranger) - set(own)):
         raise ValueError(f"no scores with own histories of {absent}")
+    stranger = {key: result.without(LENGTH) for key, result in stranger.items()}
     many = max(samples, SAMPLES_A_COMPARISON * sum(len(result.keys) for result in stranger.values()))
     rows: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
     for (method, decoding), result in stranger.items():
-        sides = {(OWN, decoding): own[method, decoding], (STRANGER, decoding): result}
+        sides = {(OWN, decoding): own[method, decoding].only(result.keys), (STRANGER, decoding): result}
         measured = metric_rows(sides, users, categories, samples=samples, seed=seed)
         rows += [_row(CONTROL, row["method"], {**row, "method": method}) for row in measured]
         compared = comparison_rows(sides, users, categories, reference=STRANGER, samples=many, seed=seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 
 from nextquill_core.evaluation.metrics import (
     BLEU,
+    HISTORY_GAIN,
     LENGTH_RATIO,
     LIKELIHOOD,
     METRICS,
-    PREFERENCE_LIKELIHOOD,
+    PERSONAL_GAIN,
+    PREFERENCE_SETS,
     ExampleScores,
+    preference_key,
     sentence_bleu,
 )
 from nextquill_core.evaluation.significance import (
@@ -34,13 +38,18 @@ from nextquill_core.schemas import EXAMPLE_SCORES
 
 ALL = "all"
 """Name of the union of all categories."""
+NO_TEXTS = "no"
+"""What stands for the decoding preset of a method that generated no texts, so that tables say `no decoding`."""
 Key = tuple[str, str]
 """Method and decoding preset."""
 Row = Mapping[str, Any]
 GB = 1e9
 SAMPLES_A_COMPARISON = 40  # so that the least p-value, times the number of comparisons, is still 0.025
-TOKENS: Mapping[str, str] = {LIKELIHOOD: "tokens", PREFERENCE_LIKELIHOOD: "preference_tokens"}
-"""Column of `EXAMPLE_SCORES` with the number of tokens, by log-likelihood metric."""
+OVER_TOKENS = (LIKELIHOOD, PERSONAL_GAIN, HISTORY_GAIN)
+TOKENS: Mapping[str, str] = dict.fromkeys(OVER_TOKENS, "tokens") | {
+    preference_key(key, tokens): preference_key("tokens", tokens) for key in OVER_TOKENS for tokens in PREFERENCE_SETS
+}
+"""Column of `EXAMPLE_SCORES` with the number of tokens, by log-likelihood and gain."""
 
 
 def metric_rows(
@@ -99,9 +108,10 @@ def comparison_rows(
 ) -> list[dict[str, Any]]:
     """Compare methods under the same decoding preset by the paired bootstrap, in each metric with a better direction.
 
-    Holm's correction is over all comparisons of one category and decoding preset: every pair in every metric. No
-    p-value lies below 1 / (samples + 1), so many comparisons need many samples: for the 78 pairs of 13 methods in 7
-    metrics the least corrected p-value of 10,000 samples is 0.055. Where `samples` are too few, more are drawn.
+    Holm's correction is over all comparisons of one category, decoding preset and table: every pair in every metric of
+    the table. No p-value lies below 1 / (samples + 1), so many comparisons need many samples: for the 78 pairs of 13
+    methods in 7 metrics the least corrected p-value of 10,000 samples is 0.055. Where `samples` are too few, more are
+    drawn.
 
     Args:
         scores: As for `metric_rows`.
@@ -123,11 +133,12 @@ def comparison_rows(
         for decoding in dict.fromkeys(preset for _, preset in scores)
     }
     compared = {key for result in scores.values() for key in result.keys if METRICS[key].higher_is_better is not None}
-    largest = len(compared) * max(map(len, families.values()), default=0)
+    shown_in = Counter(METRICS[key].table for key in METRICS if key in compared)
+    largest = max(shown_in.values(), default=0) * max(map(len, families.values()), default=0)
     rows: list[dict[str, Any]] = []
     for category, members in category_groups(scores, users, categories).items() if largest else ():
         found = _resampled(scores, users, members, max(samples, SAMPLES_A_COMPARISON * largest), seed)
-        for decoding, pairs in families.items():
+        for decoding, table in product(families, shown_in):
             family: list[dict[str, Any]] = [
                 {
                     "method": method,
@@ -138,9 +149,9 @@ def comparison_rows(
                     **_comparison(values, found[other, decoding][metric]),
                     "n": len(members),
                 }
-                for method, other in pairs
+                for method, other in families[decoding]
                 for metric, values in found[method, decoding].items()
-                if metric in compared and metric in found[other, decoding]
+                if metric in compared and METRICS[metric].table == table and metric in found[other, decoding]
             ]
             rows.extend(corrected(family))
     return rows
@@ -182,17 +193,62 @@ def _example_columns(
         "example_id": list(example_ids),
         "method": [method] * len(scores),
         "decoding": [decoding] * len(scores),
-        "bleu_counts": rows[BLEU].astype(int).tolist(),
-        "words": rows[LENGTH_RATIO][:, 0].astype(int).tolist(),
-        "reference_words": rows[LENGTH_RATIO][:, 1].astype(int).tolist(),
         **{key: METRICS[key].statistic(values).tolist() for key, values in rows.items()},
-        BLEU: sentence_bleu(scores).tolist(),
     }
+    if BLEU in rows:
+        columns |= {"bleu_counts": rows[BLEU].astype(int).tolist(), BLEU: sentence_bleu(scores).tolist()}
+    if LENGTH_RATIO in rows:
+        for position, name in enumerate(("words", "reference_words")):
+            columns[name] = rows[LENGTH_RATIO][:, position].astype(int).tolist()
     for key, tokens in TOKENS.items():
         if key in rows:
-            columns[key], columns[tokens] = rows[key][:, 0].tolist(), rows[key][:, 1].astype(int).tolist()
+            *nats, counts = rows[key].T  # of one history, or of two
+            columns[key] = (nats[0] - sum(nats[1:])).tolist()
+            columns[tokens] = counts.astype(int).tolist()
     absent: list[Any] = [None] * len(scores)
     return {name: columns.get(name, absent) for name in names}
+
+
+def statistics_table(scores: Mapping[Key, ExampleScores], example_ids: Sequence[str]) -> pa.Table:
+    """Return the statistics behind every metric, from which any set of the examples can be measured again exactly.
+
+    Args:
+        scores: By method and decoding preset; all are of the same examples in the same order.
+        example_ids: Their ids.
+
+    Returns:
+        Columns example_id, method and decoding, and for each metric a list of numbers, or null where it was not
+        measured; the metric is its `statistic` of their sum.
+    """
+    keys = list(dict.fromkeys(key for result in scores.values() for key in result.statistics))
+    texts = [pa.field(name, pa.string()) for name in ("example_id", "method", "decoding")]
+    schema = pa.schema([*texts, *(pa.field(key, pa.list_(pa.float64())) for key in keys)])
+    tables = []
+    for (method, decoding), result in scores.items():
+        count = len(example_ids)
+        columns: dict[str, Any] = {"example_id": list(example_ids), "method": [method] * count}
+        columns["decoding"] = [decoding] * count
+        for key in keys:
+            columns[key] = result.statistics[key].tolist() if key in result.statistics else [None] * count
+        tables.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def scores_of_statistics(table: pa.Table) -> tuple[list[str], dict[Key, ExampleScores]]:
+    """Return the ids of the examples and the scores that `statistics_table` made a table of.
+
+    Metrics of packages that are no longer installed are left out. Hidden metrics are no longer hidden.
+    """
+    ids: list[str] = []
+    scores: dict[Key, ExampleScores] = {}
+    keys = [name for name in table.column_names[3:] if name in METRICS]
+    methods, decodings = (np.array(table[name].to_pylist(), dtype=np.str_) for name in ("method", "decoding"))
+    for method, decoding in dict.fromkeys(zip(methods.tolist(), decodings.tolist(), strict=True)):
+        rows = table.filter(pa.array((methods == method) & (decodings == decoding)))
+        ids = rows["example_id"].to_pylist()
+        measured = [key for key in keys if not rows[key].null_count]
+        scores[method, decoding] = ExampleScores({key: np.array(rows[key].to_pylist()) for key in measured})
+    return ids, scores
 
 
 def category_groups(

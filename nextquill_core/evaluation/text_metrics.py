@@ -179,7 +179,16 @@ def rouge(prediction: str, reference: str, tokenizer: Tokenizer = STANDARD) -> t
         reference: The text that the user wrote.
         tokenizer: `STANDARD` or `UNICODE`; on ASCII text both give the same values.
     """
-    predicted, expected = tokenizer.tokenize(prediction), tokenizer.tokenize(reference)
+    return rouge_of_tokens(tokenizer.tokenize(prediction), tokenizer.tokenize(reference))
+
+
+def rouge_of_tokens(predicted: Sequence[str], expected: Sequence[str]) -> tuple[float, float]:
+    """Return `rouge` of texts that are tokens already.
+
+    Args:
+        predicted: Tokens of the generated text.
+        expected: Tokens of the text that the user wrote.
+    """
     if not predicted or not expected:
         return 0.0, 0.0
     overlap = (Counter(predicted) & Counter(expected)).total()

@@ -1,10 +1,11 @@
-"""Decoding: presets, and from logits to the next token: steering, repetition penalty, temperature, nucleus, draw.
+"""Decoding: presets, and from logits to the next token: contrast, repetition penalty, temperature, nucleus, draw.
 
 torch is imported only where tokens are chosen, because a plan reads the presets without it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,25 +50,51 @@ DECODINGS: Mapping[str, Decoding] = MappingProxyType({preset.name: preset for pr
 SANE_CANDIDATES = (GREEDY.name, SAMPLED.name)
 """The preset `sane` is the one of these that is better on val."""
 
-STEERING_STRENGTHS = (0.5, 1.0, 2.0, 3.0)
-"""Values of CoS's λ; the one that is best on val is used."""
+
+@dataclass(frozen=True)
+class Contrast:
+    """How the logits z of an answer and those z′ of a second branch become one: ours · z − theirs · z′.
+
+    Logits serve as log-probabilities, since softmax ignores the shift between them.
+
+    Attributes:
+        ours: Weight of z.
+        theirs: Weight of z′.
+        plausibility: Only tokens with at least this share of the probability of z's likeliest token can be chosen
+            (Li et al. 2023, arXiv 2210.15097); 0 is all of them.
+    """
+
+    ours: float
+    theirs: float
+    plausibility: float = 0.0
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the result is z, so that the second branch need not be computed."""
+        return self == Contrast(1.0, 0.0)
+
+    def __call__(self, ours_BV: Tensor, theirs_BV: Tensor) -> Tensor:
+        """Return the contrasted logits, (B, V), up to a constant for each row; −∞ for tokens that cannot be chosen."""
+        logits_BV = self.ours * ours_BV - self.theirs * theirs_BV
+        if not self.plausibility:
+            return logits_BV
+        least_B1 = ours_BV.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
+        return logits_BV.masked_fill(ours_BV < least_B1, -math.inf)
 
 
-def steered(with_BV: Tensor, without_BV: Tensor, strength: float) -> Tensor:
-    """Return logits under context steering (CoS, arXiv 2405.01768): log p ∝ log p_h + λ(log p_h − log p_∅).
+def steering(strength: float) -> Contrast:
+    """Return the contrast of context steering (CoS, arXiv 2405.01768): log p ∝ log p_h + λ(log p_h − log p_∅).
 
-    Logits serve as log-probabilities, since softmax ignores the shift between them. λ = 0 gives the logits with history
-    and λ = −1 those without, both bit for bit.
+    λ = 0 gives the logits with history and λ = −1 those without, both bit for bit.
 
     Args:
-        with_BV: Logits after the prompt with history.
-        without_BV: Logits after the prompt without history.
         strength: λ.
-
-    Returns:
-        (B, V), up to a constant for each row.
     """
-    return (1 + strength) * with_BV - strength * without_BV
+    return Contrast(1 + strength, strength)
+
+
+COPE = Contrast(1.0, 0.1, plausibility=0.1)
+"""CoPe (arXiv 2506.12109): log p_user − α · log p_task where p_user ≥ β · max p_user, with α and β of its code."""
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

@@ -30,11 +30,12 @@ class Request:
         key: The example's id; with the seed it decides what is drawn, so that an answer depends neither on its batch
             nor on its shard.
         prompt: Token ids of the prompt, at least one.
-        counterfactual: Token ids of the prompt without history, to steer away from; None for an answer that is not
-            steered.
+        counterfactual: Token ids of the prompt of the second branch, which the engine contrasts with the first: the
+            prompt without history, or the same prompt for another adapter. None for an answer from one branch.
         adapter: Name of the PEFT adapter to use; None for the model as it is: its adapter `default`, or none where it
             holds no adapter of that name.
         limit: Maximum number of tokens in this answer; None for the engine's own limit.
+        counterfactual_adapter: Name of the PEFT adapter of the second branch; None for that of the first.
     """
 
     key: str
@@ -42,6 +43,15 @@ class Request:
     counterfactual: list[int] | None = None
     adapter: str | None = None
     limit: int | None = None
+    counterfactual_adapter: str | None = None
+
+    @property
+    def branches(self) -> tuple[tuple[list[int], str | None], ...]:
+        """Prompt and adapter of each branch: one, or two that are contrasted; two equal ones are answered as one."""
+        first = (self.prompt, self.adapter)
+        if self.counterfactual is None:
+            return (first,)
+        return (first, (self.counterfactual, self.counterfactual_adapter or self.adapter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class Usage:
 
     Attributes:
         answers: Number of answers.
-        prompt_tokens: Tokens of the prompts, of both where an answer is steered.
+        prompt_tokens: Tokens of the prompts, of both where an answer has two branches.
         new_tokens: Generated tokens; stop tokens are not counted.
         seconds: Wall-clock time inside `generate`.
         first_token_seconds: Summed time from the start of an answer's batch (or the sending of its request) to its

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from nextquill_core.errors import ModelError
 from nextquill_core.generation.cache import CachedRows, Prefiller, check_cache, decode_step, joined, room_in_memory
-from nextquill_core.generation.decoding import Decoding, next_tokens, penalised, steered
+from nextquill_core.generation.decoding import Contrast, Decoding, next_tokens, penalised
 from nextquill_core.generation.engines import (
     BASE,
     CUT,
@@ -45,7 +45,7 @@ class TransformersEngine:
 
     Each row of a batch has its own mask and positions, so an answer does not depend on the rest of its batch, except
     for ties within rounding. Finished rows leave the batch, and waiting requests take their places. On a GPU, greedy
-    decoding without penalty, steering and adapters uses transformers' continuous batching instead, which has no padding
+    decoding without penalty, contrast and adapters uses transformers' continuous batching instead, which has no padding
     at all; the tokens are the same.
 
     Args:
@@ -57,7 +57,7 @@ class TransformersEngine:
         batch_tokens: Maximum number of positions in a batch, padding included, when rows join it; a single row may have
             more. None for as many as fit into half of the free memory.
         stop: The token with which the prompts' template ends an answer; answers stop at it too. None for no other.
-        steering: CoS's λ; None for no steering.
+        contrast: How the two branches of a request become one; None where no request has two.
         seed: Seed of the run; see `Request.key`.
         continuous: Whether to use continuous batching where it is possible; None for what is faster on the device.
 
@@ -74,18 +74,19 @@ class TransformersEngine:
         max_new_tokens: int,
         batch_tokens: int | None,
         stop: int | None = None,
-        steering: float | None = None,
+        contrast: Contrast | None = None,
         seed: int = 0,
         continuous: bool | None = None,
     ) -> None:
         check_cache(model)
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
-        self.max_new_tokens, self.steering, self.seed = max_new_tokens, steering, seed
+        self.max_new_tokens, self.contrast, self.seed = max_new_tokens, contrast, seed
         self.batch_tokens = batch_tokens if batch_tokens is not None else room_in_memory(model)
         self.usage = Usage()
         self.stops = stop_tokens(model, tokenizer, stop)
         self._adapters = frozenset(getattr(model, "peft_config", ()))
-        plain = decoding.greedy and decoding.repetition_penalty == 1.0 and steering is None
+        self._one_branch = contrast is None or contrast.neutral
+        plain = decoding.greedy and decoding.repetition_penalty == 1.0 and self._one_branch
         wanted = continuous if continuous is not None else model.device.type != "cpu"
         self._continuous = plain and wanted and hasattr(model, "generate_batch")
         self._most_rows = sys.maxsize
@@ -107,7 +108,7 @@ class TransformersEngine:
 
         Raises:
             ModelError: The model holds no adapter of a request's name, or memory does not suffice for one row.
-            ValueError: A request is steered and the engine has no strength.
+            ValueError: A request has two branches and the engine has no contrast.
         """
         self._check(requests)
         started = time.perf_counter()
@@ -124,23 +125,24 @@ class TransformersEngine:
             if self._continuous and all(request.adapter is None for request in requests):
                 self._continuously(requests, finish)
             rows = [self._row(index, request) for index, request in enumerate(requests) if index not in answers]
-            for steered in (True, False):
-                self._decode([row for row in rows if (row.request.counterfactual is not None) == steered], finish)
+            for count in (2, 1):
+                self._decode([row for row in rows if len(row.request.branches) == count], finish)
         finally:
             self.usage.seconds += time.perf_counter() - started
             self.usage.peak_bytes = max(self.usage.peak_bytes, _peak_bytes(self.model.device))
         return [answers[index] for index in range(len(requests))]
 
     def _check(self, requests: Sequence[Request]) -> None:
-        if self.steering is None and any(request.counterfactual is not None for request in requests):
-            raise ValueError("a request is steered, and the engine has no steering strength")
-        unknown = {request.adapter for request in requests} - self._adapters - {None, BASE}
+        if self.contrast is None and any(len(request.branches) == 2 for request in requests):
+            raise ValueError("a request has two branches, and the engine has no contrast")
+        named = {adapter for request in requests for _, adapter in request.branches}
+        unknown = named - self._adapters - {None, BASE}
         if unknown:
             raise ModelError(f"the model holds no adapter {min(map(str, unknown))!r}", "Request.adapter")
 
     def _row(self, index: int, request: Request) -> Row:
-        if request.counterfactual == request.prompt:  # nothing to steer away from
-            request = Request(request.key, request.prompt, None, request.adapter, request.limit)
+        if self._one_branch or request.branches[0] == request.branches[-1]:  # nothing to contrast with
+            request = replace(request, counterfactual=None)
         draws = None
         if not self.decoding.greedy:
             draws = torch.Generator().manual_seed(request_seed(self.seed, request.key))
@@ -148,7 +150,7 @@ class TransformersEngine:
 
     def _count(self, row: Row) -> None:
         self.usage.answers += 1
-        self.usage.prompt_tokens += len(row.request.prompt) + len(row.request.counterfactual or ())
+        self.usage.prompt_tokens += sum(len(prompt) for prompt, _ in row.request.branches)
         self.usage.new_tokens += len(row.output)
         self.usage.first_token_seconds += row.first_token_seconds
 
@@ -161,7 +163,7 @@ class TransformersEngine:
                 model=self.model,
                 prefiller=self._prefiller,
                 decoding=self.decoding,
-                steering=self.steering,
+                contrast=self.contrast,
                 stops=self.stops,
                 fits=self._fits,
                 adapters=self._adapters_of,
@@ -191,10 +193,10 @@ class TransformersEngine:
         """Return whether this many rows of this size may be in a batch."""
         return rows <= 1 or (rows <= self._most_rows and rows * size <= self.batch_tokens)
 
-    def _adapters_of(self, rows: Sequence[Row]) -> dict[str, list[str]]:
-        """Return PEFT's argument for the rows' adapters; none where all use the model's default adapter."""
+    def _adapters_of(self, rows: Sequence[Row], branch: int) -> dict[str, list[str]]:
+        """Return PEFT's argument for the adapters of a branch; none where all rows use the model's default adapter."""
         usual = ADAPTER if ADAPTER in self._adapters else BASE
-        names = [row.request.adapter or usual for row in rows]
+        names = [row.request.branches[branch][1] or usual for row in rows]
         return {"adapter_names": names} if self._adapters and set(names) != {ADAPTER} else {}
 
     def _continuously(self, requests: Sequence[Request], finish: Callable[[Row], None]) -> None:
@@ -283,8 +285,7 @@ class Row:
     @property
     def size(self) -> int:
         """Number of positions in the caches."""
-        prompts = [prompt for prompt in (self.request.prompt, self.request.counterfactual) if prompt is not None]
-        return sum(len(prompt) + len(self.output) for prompt in prompts)
+        return sum(len(prompt) + len(self.output) for prompt, _ in self.request.branches)
 
     def append(self, token: int, stops: frozenset[int]) -> bool:
         """Append a token and return whether the answer has ended."""
@@ -315,24 +316,24 @@ class Batch:
         model: A causal language model.
         prefiller: Processes prompts with this model.
         decoding: The preset.
-        steering: CoS's λ, for rows with a counterfactual prompt.
+        contrast: How the branches of rows with two become one.
         stops: Tokens that end an answer.
         fits: Whether (rows, positions of each) may be in the batch.
-        adapters: Arguments of the model that select the rows' adapters.
-        waiting: Rows yet to join, longest first; all steered or none.
+        adapters: Arguments of the model that select the rows' adapters in a branch, 0 or 1.
+        waiting: Rows yet to join, longest first; all with the same number of branches.
         finish: Receives every finished row.
         rows: Rows in the batch; after memory ran out, those that were in it.
-        branches: With history and, where rows are steered, without.
+        branches: The one that is decoded and, where rows have two, the one it is contrasted with.
         seen_BV: Tokens of each row's prompt and output, where repetition is penalised.
     """
 
     model: Any
     prefiller: Prefiller
     decoding: Decoding
-    steering: float | None
+    contrast: Contrast | None
     stops: frozenset[int]
     fits: Callable[[int, int], bool]
-    adapters: Callable[[Sequence[Row]], dict[str, list[str]]]
+    adapters: Callable[[Sequence[Row], int], dict[str, list[str]]]
     waiting: deque[Row]
     finish: Callable[[Row], None]
     rows: list[Row] = field(default_factory=list)
@@ -345,8 +346,8 @@ class Batch:
             while self._exchange_rows():
                 tokens_B = self._append_tokens()
                 if not all(row.reason for row in self.rows):
-                    names = self.adapters(self.rows)
-                    for branch in self.branches:
+                    for number, branch in enumerate(self.branches):
+                        names = self.adapters(self.rows, number)
                         branch.logits_BV = decode_step(self.model, branch.rows, tokens_B, **names)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -367,11 +368,8 @@ class Batch:
         self.rows = staying + joining
         if not self.rows:
             return False
-        prompts = [[row.request.prompt for row in joining]]
-        if self.rows[0].request.counterfactual is not None:
-            prompts.append([row.request.counterfactual or [] for row in joining])
-        before: Sequence[_Branch | None] = self.branches or [None] * len(prompts)
-        self.branches = [self._extended(old, kept, joining, texts) for old, texts in zip(before, prompts, strict=True)]
+        before: Sequence[_Branch | None] = self.branches or [None] * len(self.rows[0].request.branches)
+        self.branches = [self._extended(number, old, kept, joining) for number, old in enumerate(before)]
         if self.decoding.repetition_penalty != 1.0:
             self._mark_seen(kept, joining)
         return True
@@ -387,12 +385,11 @@ class Batch:
             joining[-1].began = time.perf_counter()
         return joining
 
-    def _extended(
-        self, old: _Branch | None, kept: Sequence[int], joining: Sequence[Row], prompts: Sequence[list[int]]
-    ) -> _Branch:
+    def _extended(self, number: int, old: _Branch | None, kept: Sequence[int], joining: Sequence[Row]) -> _Branch:
         parts: list[tuple[CachedRows, Sequence[int]]] = [(old.rows, kept)] if old else []
         logits = [old.logits_BV[kept]] if old else []
-        for rows, next_BV in self.prefiller(prompts, lambda group: self.adapters(joining[group])):
+        prompts = [row.request.branches[number][0] for row in joining]
+        for rows, next_BV in self.prefiller(prompts, lambda group: self.adapters(joining[group], number)):
             parts.append((rows, range(len(rows.lengths))))
             logits.append(next_BV)
         return _Branch(joined(parts), torch.cat(logits))
@@ -406,8 +403,8 @@ class Batch:
     def _append_tokens(self) -> Tensor:
         """Choose and append the next token of each row, (B,); rows that finished before draw without effect."""
         logits_BV = self.branches[0].logits_BV
-        if len(self.branches) == 2 and self.steering is not None:
-            logits_BV = steered(logits_BV, self.branches[1].logits_BV, self.steering)
+        if len(self.branches) == 2 and self.contrast is not None:
+            logits_BV = self.contrast(logits_BV, self.branches[1].logits_BV)
         if self.seen_BV is not None:
             logits_BV = penalised(logits_BV, self.seen_BV, self.decoding.repetition_penalty)
         drawn = [torch.rand((), generator=row.draws, dtype=torch.float64) for row in self.rows if row.draws is not None]

@@ -138,17 +138,19 @@ class OpenAIEngine:
         """Answer every request; see `Engine.generate`.
 
         Args:
-            requests: As for `Engine.generate`; without steering and adapters.
+            requests: As for `Engine.generate`; with one branch and without adapters.
             advance: As for `Engine.generate`.
             keep: As for `Engine.generate`.
 
         Raises:
-            UserError: A request is steered or names an adapter, the server refuses a request or the key, or the last
-                retry of a request failed.
+            UserError: A request has two branches or names an adapter, the server refuses a request or the key, or the
+                last retry of a request failed.
         """
         if any(request.counterfactual is not None or request.adapter is not None for request in requests):
             raise UserError(
-                "a server can neither steer nor switch adapters by request", "evaluate.engine", "set it to transformers"
+                "a server can neither contrast two branches nor switch adapters by request",
+                "evaluate.engine",
+                "set it to transformers",
             )
         started = time.perf_counter()
         self._given_up.clear()

@@ -34,17 +34,27 @@ class Training:
         weighted: Use preference weights ω; otherwise ω = 1.
         causal: Add α·L_p.
         policy: Weight policy that computes ω; None for the configured one.
-        fixed: Settings of `train` that belong to the method and override the configuration.
+        fixed: Settings of `train` that belong to the method and override the configuration. A mapping overrides only
+            the keys that it has.
+        normal_weighted: Use ω in L_n as well; otherwise only L_p has them, and every token counts 1 in L_n.
     """
 
     weighted: bool
     causal: bool
     policy: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    normal_weighted: bool = True
 
     def settings(self, configured: Settings) -> Settings:
-        """Return the `train` section that this method is trained with."""
-        return type(configured).model_validate({**configured.model_dump(), **self.fixed})
+        """Return the `train` section that this method is trained with.
+
+        Raises:
+            ValidationError: The configured settings do not go with those that belong to the method.
+        """
+        values = configured.model_dump()
+        for key, value in self.fixed.items():
+            values[key] = {**values[key], **value} if isinstance(value, Mapping) else value
+        return type(configured).model_validate(values)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,11 @@ class Method:
             newest. A method with `select` names its own way; the name enters fingerprints.
         training: None for the base model without an adapter.
         personal: One more adapter per user, trained on the user's own history on top of an adapter of other users.
-        steered: Decoding is steered away from the distribution without history (CoS).
+        adapter: Name of the method whose adapter this one uses instead of training its own.
+        strengths: Values of λ for decoding that is steered away from the distribution without history (CoS):
+            log p ∝ log p_h + λ(log p_h − log p_∅). The one that is best on val is used. Empty for no steering.
+        samples: Decoding samples, by the decoding `sampled`, where the other methods decode as the preset `paper`.
+        contrasted: Decoding contrasts the user's adapter with the adapter of other users (CoPe).
         select: Chooses the reviews to show: (example, number) to at most that many reviews of the example's history,
             oldest first. Only for methods that do not train.
     """
@@ -69,13 +83,26 @@ class Method:
     shown: str
     training: Training | None = None
     personal: bool = False
-    steered: bool = False
     select: Callable[[Example, int], Sequence[Review]] | None = None
+    adapter: str | None = None
+    strengths: tuple[float, ...] = ()
+    samples: bool = False
+    contrasted: bool = False
 
     @property
     def history(self) -> bool:
         """Whether the prompt shows anything of the history."""
         return self.shown != "nothing"
+
+    @property
+    def steered(self) -> bool:
+        """Whether decoding is steered away from the distribution without history."""
+        return bool(self.strengths)
+
+    @property
+    def trained_as(self) -> str:
+        """Name of the method whose training gives the adapter, if there is one."""
+        return self.adapter or self.name
 
 
 SHOWN = ("nothing", "newest", "contriever", "bm25", "summary")
@@ -93,6 +120,17 @@ OFFICIAL = Training(
     },
 )
 """The definition in the official code (juntaoyou/NextQuill, May 2025), which is not the paper's in these settings."""
+LIVE_PERCE = Training(
+    weighted=True,
+    causal=False,
+    policy="perce",
+    fixed={"normalization": "sample_weight", "weights_from": "live"},
+)
+"""PerCE's weights as published. Live weights have no sum before the step, so the method has its own normalisation."""
+ALIGNMENT = Training(weighted=True, causal=True, fixed={"causal_loss": {"weighted": True}}, normal_weighted=False)
+"""The row "MCE-DCE alignment" of the paper's second version, as we read it: preference weights in L_p alone."""
+STORED = {"weights_from": "stored"}
+"""Belongs to methods whose weight policy reads more than effects, which the model in training cannot give."""
 
 
 def _wrong(name: str, found: Any) -> str:
@@ -105,6 +143,15 @@ def _wrong(name: str, found: Any) -> str:
         return f"shows `{found.shown}`: give it `select`, or one of {', '.join(SHOWN)}"
     if found.training and found.shown not in ("nothing", "newest"):
         return "trains, which needs shown=`nothing` or `newest`"
+    if found.contrasted and not found.personal:
+        return "contrasts adapters, which needs personal=True"
+    if found.strengths and found.personal:
+        return "steers and has personal adapters: leave one of them out"
+    if found.adapter and (found.training or found.personal):
+        return f"uses the adapter of `{found.adapter}` and trains: leave one of them out"
+    trained = METHODS.built_in.get(found.adapter or "")
+    if trained and not (trained.training and trained.shown == found.shown):
+        return f"uses the adapter of `{trained.name}`, which is not trained on what this method shows"
     return ""
 
 
@@ -122,10 +169,23 @@ METHODS = Plugins[Method](
             Method("bm25", "the base model with the past reviews nearest to the query by BM25", "bm25"),
             Method("latestk", "the base model with the newest past reviews", "newest"),
             Method("llm-trsr", "the base model with a running summary and the newest past reviews", "summary"),
-            Method("cos", "latestk, decoded away from the base model without history (CoS)", "newest", steered=True),
+            Method(
+                "cos",
+                "latestk, decoded away from the base model without history (CoS)",
+                "newest",
+                strengths=(0.5, 1.0, 2.0, 3.0),
+                samples=True,
+            ),
             Method("sft", "LoRA on query → review, no history", "nothing", PLAIN),
             Method(
                 "oppu", "sft on other users, then one LoRA a user on the user's own reviews", "nothing", personal=True
+            ),
+            Method(
+                "cope",
+                "oppu, decoded by contrast of the user's adapter with that of other users (CoPe without its DPO stage)",
+                "nothing",
+                personal=True,
+                contrasted=True,
             ),
             Method("contextsft", "LoRA on query and history → review", "newest", PLAIN),
             Method(
@@ -134,14 +194,40 @@ METHODS = Plugins[Method](
                 "newest",
                 Training(weighted=True, causal=False, policy="perce"),
             ),
+            Method(
+                "perce-live",
+                "perce, with the log-ratios of the model in training, as published",
+                "newest",
+                LIVE_PERCE,
+            ),
             Method("causal-only", "contextsft + α·L_p, every token weighted 1", "newest", Training(False, causal=True)),
+            Method("mce-dce", "unweighted L_n + α·L_p with preference weights", "newest", ALIGNMENT),
             Method("norm-only", "preference-weighted L_n alone (α = 0)", "newest", Training(True, causal=False)),
             Method("nextquill", "preference-weighted L_n + α·L_p", "newest", Training(True, causal=True)),
+            Method(
+                "nextquill-steered",
+                "nextquill, decoded away from its own distribution without history",
+                "newest",
+                adapter="nextquill",
+                strengths=(0.0, 0.25, 0.5, 1.0, 2.0),
+            ),
             Method(
                 "nextquill-official",
                 "as the official code: weights from the model in training, L_p unweighted, α 0.1",
                 "newest",
                 OFFICIAL,
+            ),
+            Method(
+                "random-weights",
+                "control: nextquill with each example's weights at random places in it",
+                "newest",
+                Training(weighted=True, causal=True, policy="random", fixed=STORED),
+            ),
+            Method(
+                "grounded-weights",
+                "control: nextquill with λ where the token's word occurs in the shown history",
+                "newest",
+                Training(weighted=True, causal=True, policy="grounded", fixed=STORED),
             ),
         )
     },

@@ -1,7 +1,7 @@
 """Texts as vectors: the mean of an encoder's last hidden states, as in Contriever (arXiv 2112.09118).
 
 The encoder is any Hugging Face model with safetensors weights, or the base language model's own decoder, which needs no
-download.
+download. A model of sentence-transformers is pooled as its files say.
 
     N texts, B texts of a batch, T token positions, D hidden size
 """
@@ -14,26 +14,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from nextquill_core import hub
 from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
 from nextquill_core.generation.engines import no_progress
+from nextquill_core.methods.pooling import FILES, Pooling, stored_pooling
 from nextquill_core.methods.registry import BASE_ENCODER
 from nextquill_core.model.forward import decoder_of
+from nextquill_core.model.identity import is_hub_name
 from nextquill_core.model.loading import load_encoder_model, load_model, load_tokenizer
+from nextquill_core.model.packaged import hub_remedy, located_encoder
 from nextquill_core.tokens import UserTextTokenizer
 
+MEAN = Pooling()
 BATCH_TOKENS = 8192
 LONGEST = 512
 REMEDY = (
-    "name an encoder with safetensors, such as sentence-transformers/all-MiniLM-L6-v2, or `base`; convert one that has "
-    "only a pickle (facebook/contriever) once, model and tokenizer each by from_pretrained(NAME)."
+    "name an encoder with safetensors, such as sentence-transformers/all-MiniLM-L6-v2, or `minilm` or `base`; convert "
+    "one that has only a pickle (facebook/contriever) once, model and tokenizer each by from_pretrained(NAME)."
     "save_pretrained(FOLDER), and name the folder"
 )
 
 
 class TextEncoder:
-    """Turns texts into vectors by mean-pooling the last hidden states.
+    """Turns texts into vectors by pooling the last hidden states.
 
     Args:
         model: Gives `last_hidden_state` for ids and a mask: an encoder, an encoder-decoder (its encoder is used), or
@@ -41,18 +47,26 @@ class TextEncoder:
         tokenizer: Its tokenizer.
         max_tokens: Maximum number of tokens in a text, markers included; less where the model has fewer positions.
         batch_tokens: Number of token positions in a batch, padding included.
+        pooling: How states become a vector; by default their mean.
 
     Attributes:
         truncated: Number of texts so far whose ends were cut off.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_tokens: int = LONGEST, batch_tokens: int = BATCH_TOKENS
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_tokens: int = LONGEST,
+        batch_tokens: int = BATCH_TOKENS,
+        pooling: Pooling = MEAN,
     ) -> None:
         self.model = model.get_encoder() if model.config.is_encoder_decoder else model
         self.tokenizer = tokenizer
         positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
-        self.max_tokens = min(max_tokens, positions, tokenizer.model_max_length)
+        self.pooling = pooling
+        self.max_tokens = min(max_tokens, positions, tokenizer.model_max_length, pooling.max_tokens or max_tokens)
         self.batch_tokens = batch_tokens
         self.truncated = 0
         self._text = UserTextTokenizer(tokenizer)
@@ -60,6 +74,8 @@ class TextEncoder:
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] = no_progress) -> Tensor:
         """Return the vector of each text: Σ_t h_t / T over its tokens, markers included; 0 for a text without tokens.
+
+        Where the encoder's files ask for it, it is the state of the first token, or the vector divided by its length.
 
         Args:
             texts: In any order; they are encoded longest first, those of similar length together.
@@ -72,7 +88,7 @@ class TextEncoder:
         rows: list[int] = []
         vectors = []
         for batch in batches_by_length([len(text) for text in ids], self.batch_tokens):
-            vectors.append(self._means([ids[row] for row in batch]))
+            vectors.append(self._vectors([ids[row] for row in batch]))
             rows += batch
             advance(len(batch))
         if not vectors:
@@ -86,13 +102,17 @@ class TextEncoder:
         self.truncated += sum(len(found.ids) > self.max_tokens for found in longer)
         return ids
 
-    def _means(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Return the means, (B, D); a causal decoder ignores right padding, the mask hides it elsewhere."""
+    def _vectors(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return the vectors, (B, D); a causal decoder ignores right padding, the mask hides it elsewhere."""
         ids_BT, mask_BT = padded(ids, self.tokenizer, self.model)
         states_BTD: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state.float()
         # Padding may hold anything, NaN included, so it is replaced and not multiplied by 0.
-        sums_BD = states_BTD.masked_fill(~mask_BT[..., None], 0.0).sum(dim=1)
-        return (sums_BD / mask_BT.sum(dim=1).clamp(min=1)[:, None]).cpu()
+        states_BTD = states_BTD.masked_fill(~mask_BT[..., None], 0.0)
+        if self.pooling.mode == "cls":
+            vectors_BD = states_BTD[:, 0]
+        else:
+            vectors_BD = states_BTD.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)[:, None]
+        return (F.normalize(vectors_BD, dim=-1) if self.pooling.normalized else vectors_BD).cpu()
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -134,7 +154,7 @@ def load_encoder(
     """Load an encoder from a folder or the hub, from safetensors only, in fp32; on the accelerator if there is one.
 
     Args:
-        name: A folder or hub name; or `base` for the base language model's decoder, in its dtype.
+        name: A folder, hub name or packaged encoder; or `base` for the base language model's decoder, in its dtype.
         revision: Branch, tag or commit on the hub.
         base: The base language model.
         trust_remote_code: Whether code from the encoder's repository may run.
@@ -145,10 +165,23 @@ def load_encoder(
     """
     if name == BASE_ENCODER:
         return TextEncoder(decoder_of(load_model(base)), load_tokenizer(base), batch_tokens=batch_tokens)
-    folder = Path(name).expanduser()
+    located, remedy = located_encoder(name), hub_remedy(name, REMEDY)
+    folder = Path(located).expanduser()
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise ModelError("the encoder has no safetensors", name, REMEDY)
-    found = str(folder) if folder.is_dir() else name
+    found = str(folder) if folder.is_dir() else located
     spec = ModelConfig(name_or_path=found, revision=revision, trust_remote_code=trust_remote_code)
-    model = load_encoder_model(spec, remedy=REMEDY)
-    return TextEncoder(model, load_tokenizer(spec, remedy=REMEDY), batch_tokens=batch_tokens)
+    model = load_encoder_model(spec, remedy=remedy)
+    tokenizer = load_tokenizer(spec, remedy=remedy)
+    return TextEncoder(model, tokenizer, batch_tokens=batch_tokens, pooling=_pooling(found, revision))
+
+
+def _pooling(name: str, revision: str) -> Pooling:
+    """Return how an encoder pools; of a hub model, the files that say so are fetched first."""
+    if is_hub_name(name):
+        from transformers.utils import cached_file
+
+        with hub.offline_if_unreachable(name):
+            for file in FILES:
+                cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return stored_pooling(name, revision)

@@ -60,6 +60,7 @@ def test_the_papers_setting_differs_from_the_code_alone() -> None:
         ("ingest.inputs", [{"category": "Books"}, {"category": "CDs_and_Vinyl"}], "all 2 categories together"),
         ("ingest.source", "lamp", "read from lamp"),
         ("ingest.protocol.min_user_reviews", 5, "Data protocol: min_user_reviews 5 (published: 18)."),
+        ("ingest.clean.html", "strip", "Cleaning of texts: html strip (published: keep)."),
         ("ingest.protocol.name", "global-time", "name global-time (published: dpl)"),
         ("prompt.max_history", 4, "Prompts: max_history 4 (published: 8)."),
         ("weights.delta", 0.1, "Weights: delta 0.1 (published: 0.05)."),
@@ -76,6 +77,7 @@ def test_the_papers_setting_differs_from_the_code_alone() -> None:
         ("train.normalization", "weight", "divided by the step's Σω, as in MIRROR's"),
         ("train.weights_from", "live", "come from the model that is being trained, as in the official code"),
         ("evaluate.methods", ["nextquill-official"], "L_p unweighted, α = 0.1"),
+        ("evaluate.methods", ["mce-dce"], "every token counts 1 in L_n, and L_p is weighted"),
         ("score.effect_source", "adapter", "adapters cross-fitted by user"),
         ("prompt.template", "plain", "Prompts are plain text"),
         ("evaluate.paper_max_new_tokens", 512, "Evaluation: paper_max_new_tokens 512 (published: 2048)."),
@@ -111,6 +113,12 @@ def test_baselines() -> None:
     assert "the base model's own hidden states; the paper's with facebook/contriever" in differences(other)
     assert "Personal adapters: r 4 (published: 8)." in differences(other)
     assert "scratch" not in differences({"evaluate.methods": ["nextquill"]})
+    contrasted = differences({"evaluate.methods": ["cope"], "evaluate.personal.r": 4})
+    assert "Personal adapters: r 4 (published: 8)." in contrasted
+    assert "weight 0.1, plausibility 0.1); their stage of DPO is left out" in contrasted
+    steered = differences({"evaluate.methods": ["nextquill-steered"]})
+    assert "nextquill-steered is not the paper's" in steered
+    assert "L_p is weighted by ω" in steered, "the adapter that it uses was trained"
 
 
 def test_sizes() -> None:
@@ -126,7 +134,7 @@ def test_every_configuration_that_comes_along_can_be_told(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, method in METHODS.built_in.items() if method.training or method.personal]
+    "name", [name for name, row in METHODS.built_in.items() if row.training or row.personal or row.adapter]
 )
 def test_every_method_that_trains_has_sentences_on_training(name: str) -> None:
     assert "Training is LoRA" in differences({"evaluate.methods": [name]})

@@ -247,7 +247,7 @@ def test_likelihoods_are_told_once(report: Report) -> None:
     assert "there are none among these" in render(report)
     more = render(replace(report, rows=[*report.rows, row("nextquill", "preference_log_likelihood", -2.0)]))
     assert "there are none among these" not in more
-    assert "Preference tokens: those under θ′. Their log-likelihood is measured with care." in more
+    assert "Preference tokens: those under θ′. Their log-likelihood and gains are measured with care." in more
     assert '<abbr title="on tokens that stored effects chose' in more
 
 
@@ -300,6 +300,12 @@ def test_absent_sections_are_left_out() -> None:
 def test_rows_that_vanished_are_told() -> None:
     assert "not accounted for" not in render(Report("r", counts=[RowCount("items", 10, 7, {"short": 3})]))
     assert "not accounted for" in render(Report("r", counts=[RowCount("items", 10, 7, {"short": 2})]))
+
+
+def test_the_data_section_says_in_how_many_rows_html_was_cleaned() -> None:
+    page = Page(render(Report("r", counts=[RowCount("items", 10, 7, {"short": 3}, {"title": 4, "description": 0})])))
+    shown = "".join(page.text.split())
+    assert "HTMLinthetitlecleaned,whethertherowwaskeptornot440.0%" in shown
 
 
 def test_hostile_text_stays_text(report: Report) -> None:

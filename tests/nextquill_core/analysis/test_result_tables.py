@@ -8,7 +8,6 @@ from nextquill_core.analysis.result_tables import (
     bucket_tables,
     control_tables,
     likelihood_blocks,
-    markdown_table,
     pivot,
     result_blocks,
 )
@@ -153,7 +152,7 @@ def test_nothing_to_show(rows: list[dict[str, object]]) -> None:
 
 def test_markdown() -> None:
     rows = [row("latestk", "rouge1", 0.0520), row("nextquill", "rouge1", 0.2318), row("nextquill", "bleu", 3.5718)]
-    assert markdown_table(rows, "paper", "Books") == (
+    assert pivot(rows, "paper", "Books").markdown == (
         "| method | ROUGE-1 | BLEU |\n"
         "| --- | ---: | ---: |\n"
         "| latestk | 0.0520 [0.0420, 0.0620] | – |\n"

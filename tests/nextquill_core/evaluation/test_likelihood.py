@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextquill_core.evaluation.likelihood import answer_logps, personal_logps, steered_logps
+from nextquill_core.evaluation.likelihood import answer_logps, contrasted_logps, personal_logps, steered_logps
+from nextquill_core.generation.decoding import COPE, Contrast
 from nextquill_core.model import head as heads
 from nextquill_core.model.head import Head, head_of
 from nextquill_core.tokens import TokenPair
@@ -131,6 +132,39 @@ def test_each_example_with_its_own_adapter(family: str) -> None:
         close(answer_logps(adapted, PAIRS[3:4], 300), expected[3:4])
     changed = [float((one - other).abs().max()) > 1e-3 for one, other in zip(expected, base, strict=True)]
     assert changed == [owner is not None for owner in owners]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2", "biased"])
+def test_an_adapter_contrasted_with_the_base_against_whole_distributions(family: str) -> None:
+    from nextquill_core.methods.personal_adapters import (
+        PersonalTraining,
+        adapter_name,
+        train_personal,
+        with_personal_adapters,
+    )
+
+    model, spec = family_model(family), PersonalTraining(learning_rate=2e-2)
+    adapters = train_personal(model, {"a": PAIRS[:2], "b": PAIRS[2:4]}, spec, batch_tokens=500)
+    owners = ["a", "a", "b", "a", "b", "b"]
+    expected, plain = [], []
+    with with_personal_adapters(model, adapters, spec) as adapted:
+        for one, owner in zip(PAIRS, owners, strict=True):
+            adapted.set_adapter(adapter_name(owner))
+            with torch.no_grad():
+                ids, span = torch.tensor([one.factual + one.target]), slice(len(one.factual) - 1, -1)
+                user = adapted(ids).logits[0, span].double().log_softmax(1)
+                with adapted.disable_adapter():
+                    task = adapted(ids).logits[0, span].double().log_softmax(1)
+            target = torch.tensor(one.target)[:, None]
+            expected.append((user - 0.1 * task).log_softmax(1).gather(1, target).squeeze(1).float())
+            plain.append(user.gather(1, target).squeeze(1).float())
+        adapted.set_adapter(adapter_name("b"))
+        names = [adapter_name(owner) for owner in owners]
+        close(contrasted_logps(adapted, PAIRS, names, COPE, 300), expected)
+        close(contrasted_logps(adapted, PAIRS, names, Contrast(1.0, 0.0), 300), plain)
+        assert adapted.active_adapter == adapter_name("b")
+        assert not any(parameter.requires_grad for parameter in adapted.parameters())
+    assert (torch.cat(expected) - torch.cat(plain)).abs().max() > 1e-2
 
 
 def test_the_attention_of_the_model_is_restored() -> None:

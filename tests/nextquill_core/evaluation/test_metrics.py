@@ -28,7 +28,13 @@ from nextquill_core.evaluation.text_metrics import Letters, bleu_of_sums, load_w
 
 WORDS = ["the", "a", "cat", "sat", "on", "book", "was", "wonderful", "marvelous,", "it's", "Great.", "😀", "ספר", "3.5"]
 VALUES = ("rouge1", "rougeL", "meteor", "bleu", "length_ratio")  # what texts alone give
-MEASURED = ("bertscore", "log_likelihood", "preference_log_likelihood")
+SETS = ("", "_crossfit", "_exact")
+LIKELIHOODS = ("log_likelihood", *(f"preference_log_likelihood{tokens}" for tokens in SETS))
+GAINS = (
+    *("personal_gain", "history_gain"),
+    *(f"preference_{gain}_gain{tokens}" for tokens in SETS for gain in ("personal", "history")),
+)
+CUT = ("rouge1_cut", "rougeL_cut", "meteor_cut")
 
 
 def values(prediction: str, reference: str) -> dict[str, float]:
@@ -42,9 +48,15 @@ def texts(seed: int, count: int, longest: int = 30) -> list[str]:
 
 
 def test_metrics_table() -> None:
-    assert tuple(METRICS) == (*VALUES[:2], "rouge1_unicode", "rougeL_unicode", *VALUES[2:4], *MEASURED, "length_ratio")
+    assert tuple(METRICS) == (
+        *(*VALUES[:2], "rouge1_unicode", "rougeL_unicode", *VALUES[2:4], "bertscore"),
+        *(*LIKELIHOODS, *GAINS, *CUT, "length_ratio"),
+    )
     assert [key for key, metric in METRICS.items() if not metric.higher_is_better] == ["length_ratio"]
-    assert [key for key, metric in METRICS.items() if not metric.judges_text] == list(MEASURED[1:])
+    assert [key for key, metric in METRICS.items() if not metric.judges_text] == [*LIKELIHOODS, *GAINS]
+    assert [key for key, metric in METRICS.items() if metric.table == "gain"] == list(GAINS)
+    assert [key for key, metric in METRICS.items() if metric.table == "length"] == list(CUT)
+    assert METRICS["preference_personal_gain_exact"].name == "Preference personal gain (exact)"
     assert METRICS["rouge1"].text(0.23184) == "0.2318"
 
 
@@ -105,6 +117,7 @@ def test_length_ratio_is_over_all_words() -> None:
 @pytest.mark.parametrize("reference", ["A fine book.", "x", "", "😀"])
 def test_empty_prediction_scores_zero(prediction: str, reference: str) -> None:
     assert set(values(prediction, reference).values()) == {0.0}
+    assert {score_examples([prediction], [reference]).value(key) for key in CUT} == {0.0}
 
 
 def test_one_character_reference() -> None:
@@ -186,7 +199,7 @@ def test_likelihood_by_hand() -> None:
     )
     assert scores.value("log_likelihood") == pytest.approx(-2 * np.log(2))
     assert scores.value("preference_log_likelihood") == pytest.approx(-2.5 * np.log(2))
-    assert scores.keys == (*VALUES[:4], *MEASURED[1:], "length_ratio")
+    assert scores.keys == (*VALUES[:4], *LIKELIHOODS[:2], *CUT, "length_ratio")
     first = scores.take(np.array([0]))
     assert first.value("log_likelihood") == pytest.approx(-1.5 * np.log(2))
 
@@ -204,7 +217,7 @@ def test_no_preference_token_no_metric() -> None:
     assert alone.statistics["preference_log_likelihood"].tolist() == [[0, 0], [-2, 1]]
     with pytest.raises(ValueError, match="nothing to measure"):
         alone.take(np.array([0])).value("preference_log_likelihood")
-    assert scores.keys == VALUES
+    assert scores.keys == (*VALUES[:4], *CUT, "length_ratio")
 
 
 def test_likelihoods_that_cannot_be() -> None:
@@ -291,10 +304,17 @@ def test_settings_are_plain_and_complete() -> None:
     assert more["bertscore"]["layer"] == 17
     preference = more["preference_log_likelihood"]
     assert preference["preference tokens"] == "effect of the newest reviews under the initial model above 0.05"
+    assert set(more) - set(found) == {"bertscore", *LIKELIHOODS[:2], *GAINS[:2]}
     other = metric_settings(delta=0.05, effects="another model")["preference_log_likelihood"]
     assert other["preference tokens"] == "effect of the newest reviews under another model above 0.05"
     assert "under another model" in other["caution"]
     assert "no independent evidence" in other["caution"]
+    every = metric_settings(delta=0.05, preferences={"initial": "the initial model", "crossfit": "A", "exact": ""})
+    assert "effects of history under A chose, which weighted no training" in every[LIKELIHOODS[2]]["caution"]
+    assert "no model chose them" in every[LIKELIHOODS[3]]["caution"]
+    assert "exact effect of the user's taste above 0.05" in every[LIKELIHOODS[3]]["preference tokens"]
+    same = metric_settings(delta=0.05, effects="A", preferences={"crossfit": "A"})[LIKELIHOODS[2]]["caution"]
+    assert "no independent evidence" in same, "the cross-fitted effects weighted the training themselves"
     counted = metric_settings(letters={"Books": Letters(1, 0, 4)})
     assert counted["rouge"]["ignored_letters"] == {"Books": 0.25}
     assert counted["rouge_unicode"]["unspaced_letters"] == {"Books": 0.0}

@@ -15,11 +15,14 @@ from nextquill_core.errors import UserError
 from nextquill_core.evaluation.forms import EvaluationDocument
 from nextquill_core.evaluation.metrics import METRICS, ExampleScores, score_examples
 from nextquill_core.evaluation.tables import (
+    NO_TEXTS,
     answer_rows,
     comparison_rows,
     cost_rows,
     example_table,
     metric_rows,
+    scores_of_statistics,
+    statistics_table,
 )
 from nextquill_core.evaluation.text_metrics import bleu_of_sums
 from nextquill_core.generation.engines import Usage
@@ -30,6 +33,8 @@ from storage.stored_json import read_checked
 
 REFERENCES = [f"a very good book about the number {number} and its many friends" for number in range(12)]
 USERS = [f"user{number // 2}" for number in range(12)]
+TEXTS = {"rouge1", "rougeL", "meteor", "bleu"}
+CUT = {"rouge1_cut", "rougeL_cut", "meteor_cut"}
 CATEGORIES = ["Books"] * 8 + ["Movies"] * 4
 
 
@@ -48,7 +53,7 @@ def scores() -> dict[tuple[str, str], ExampleScores]:
 def test_rows_have_the_schema_and_cover_everything(scores: dict[tuple[str, str], ExampleScores]) -> None:
     rows = metric_rows(scores, USERS, CATEGORIES, samples=100)
     table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
-    measured = {"rouge1", "rougeL", "meteor", "bleu", "length_ratio"}
+    measured = {*TEXTS, *CUT, "length_ratio"}
     assert {row["metric"] for row in rows} == measured < set(METRICS)
     assert len(table) == 4 * len(measured) * 3
     assert all(set(row) == set(METRICS_SCHEMA.names) for row in rows)
@@ -86,12 +91,15 @@ def test_comparisons_against_a_reference(scores: dict[tuple[str, str], ExampleSc
         ("nextquill", "qwen", "paper"),
         ("latestk", "qwen", "paper"),
     }
-    assert {row["metric"] for row in rows} == {"rouge1", "rougeL", "meteor", "bleu"}
+    assert {row["metric"] for row in rows} == TEXTS | CUT
     best = next(row for row in rows if row["method"] == "nextquill" and row["category"] == "all")
     assert best["difference"] > 0.5
     assert best["win_rate"] == 1
     assert best["p_value"] == 0.001
+    assert best["metric"] == "rouge1"
     assert best["p_adjusted"] == pytest.approx(0.008)  # eight comparisons in the table: two methods, four metrics
+    cut = next(row for row in rows if row["method"] == "nextquill" and row["metric"] == "rouge1_cut")
+    assert cut["p_adjusted"] == pytest.approx(0.006)  # three metrics in the other table
 
 
 def test_every_pair(scores: dict[tuple[str, str], ExampleScores]) -> None:
@@ -160,7 +168,7 @@ def test_a_metric_that_one_method_lacks(scores: dict[tuple[str, str], ExampleSco
     place = [metric.key for metric in table.metrics].index("preference_log_likelihood")
     assert [cells[place].value for _, cells in table.lines] == ["–", "−2.0000"]
     compared = {row["metric"] for row in comparison_rows(some, USERS, ["Books"] * 12, samples=100)}
-    assert compared == {"rouge1", "rougeL", "meteor", "bleu"}
+    assert compared == TEXTS | CUT
 
 
 def test_many_comparisons_get_the_samples_that_they_need() -> None:
@@ -319,3 +327,28 @@ def test_counts_by_hand() -> None:
 
 def test_nothing_was_written() -> None:
     assert answer_rows([]) == []
+
+
+def test_statistics_come_back_exactly(scores: dict[tuple[str, str], ExampleScores]) -> None:
+    ids = [f"e{row}" for row in range(12)]
+    likely = ExampleScores({}).plus({"log_likelihood": np.array([[-1.5 * row, row] for row in range(12)])})
+    measured = scores | {("contextsft", NO_TEXTS): likely}
+    found_ids, found = scores_of_statistics(statistics_table(measured, ids))
+    assert found_ids == ids
+    assert list(found) == list(measured)
+    for key, result in measured.items():
+        assert found[key].statistics.keys() == result.statistics.keys()
+        for metric, values in result.statistics.items():
+            np.testing.assert_array_equal(found[key].statistics[metric], values)
+    assert found["nextquill", "sane"].value("bleu") == scores["nextquill", "sane"].value("bleu")
+    assert len(found["contextsft", NO_TEXTS]) == 12
+
+
+def test_examples_without_texts_have_only_what_was_measured() -> None:
+    likely = ExampleScores({}).plus({"log_likelihood": np.array([[-3.0, 2.0], [-1.0, 4.0]])})
+    rows = example_table({("nextquill", NO_TEXTS): likely}, ["a", "b"]).to_pylist()
+    assert [(row["log_likelihood"], row["tokens"]) for row in rows] == [(-3.0, 2), (-1.0, 4)]
+    assert {row[name] for row in rows for name in ("rouge1", "bleu", "bleu_counts", "words")} == {None}
+    assert {row["metric"] for row in metric_rows({("nextquill", NO_TEXTS): likely}, ["u", "v"], ["B", "B"])} == {
+        "log_likelihood"
+    }

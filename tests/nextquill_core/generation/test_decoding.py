@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from nextquill_core.generation.decoding import (
+    COPE,
     DECODINGS,
     SANE_CANDIDATES,
+    Contrast,
     Decoding,
     next_tokens,
     nucleus,
     penalised,
-    steered,
+    steering,
 )
 from nextquill_core.generation.engines import request_seed
 from tests.conftest import REPO
@@ -56,15 +58,37 @@ def test_penalty_divides_positive_and_multiplies_negative_logits_of_seen_tokens(
 def test_steering_by_0_and_minus_1_gives_either_branch_to_the_last_bit() -> None:
     torch.manual_seed(0)
     ours, without = torch.randn(3, 50) * 7, torch.randn(3, 50) * 7
-    assert torch.equal(steered(ours, without, 0.0), ours)
-    assert torch.equal(steered(ours, without, -1.0), without)
+    assert torch.equal(steering(0.0)(ours, without), ours)
+    assert torch.equal(steering(-1.0)(ours, without), without)
 
 
 def test_steering_multiplies_by_the_ratio_of_the_probabilities() -> None:
     # p_h = (1/2, 1/4, 1/4), p_0 = (1/4, 1/4, 1/2), λ = 1: p ∝ p_h²/p_0 = (1, 1/4, 1/8), whatever each branch's shift.
     ours, without = torch.tensor([[2.0, 1.0, 1.0]]).log() + 3, torch.tensor([[1.0, 1.0, 2.0]]).log() - 5
-    p = steered(ours, without, 1.0).softmax(-1)[0]
+    p = steering(1.0)(ours, without).softmax(-1)[0]
     assert p.tolist() == pytest.approx([8 / 11, 2 / 11, 1 / 11])
+
+
+def test_only_steering_by_0_needs_no_second_branch() -> None:
+    assert steering(0.0).neutral
+    assert not any(one.neutral for one in (steering(0.25), steering(-1.0), COPE, Contrast(1.0, 0.0, 0.1)))
+
+
+def test_cope_divides_by_a_power_of_the_task_s_probability_among_plausible_tokens() -> None:
+    # p_user = (20, 10, 3, 2, 1)/36: a tenth of the likeliest is 2. p_task = (4, 1, 1, 1, 1)/8, whatever the shifts are.
+    user = torch.tensor([[20.0, 10.0, 3.0, 2.0001, 1.0]]).log() + 3
+    task = torch.tensor([[4.0, 1.0, 1.0, 1.0, 1.0]]).log() - 5
+    p = COPE(user, task).softmax(-1)[0]
+    shares = [20 / 4**0.1, 10, 3, 2.0001, 0]
+    assert p.tolist() == pytest.approx([share / sum(shares) for share in shares])
+
+
+def test_a_token_that_is_not_plausible_stays_so_under_penalty_and_in_draws() -> None:
+    user, task = torch.tensor([[5.0, 4.0, -3.0]]), torch.tensor([[5.0, 4.0, -90.0]])
+    logits = penalised(COPE(user, task), torch.tensor([[True, True, False]]), 1.2)
+    assert logits[0, 2] == -math.inf
+    uniform = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert next_tokens(logits, Decoding("test", "", temperature=9.0), uniform).tolist() == [1]
 
 
 @pytest.mark.parametrize(

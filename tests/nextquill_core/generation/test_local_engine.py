@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from nextquill_core.errors import ModelError
 from nextquill_core.generation import local_engine
-from nextquill_core.generation.decoding import DECODINGS, GREEDY, PAPER, SAMPLED, Decoding
+from nextquill_core.generation.decoding import COPE, DECODINGS, GREEDY, PAPER, SAMPLED, Contrast, Decoding, steering
 from nextquill_core.generation.engines import BASE, CUT, STOPPED, Request, request_seed
 from nextquill_core.generation.local_engine import TransformersEngine
 from tests.models import FAMILIES, VOCABULARY, small_model
@@ -55,9 +56,15 @@ def logits(model: Any, ids: list[int]) -> list[float]:
 
 
 def definition(
-    model: Any, request: Request, decoding: Decoding, *, steering: float | None = None, stops: Sequence[int] = STOPS
+    model: Any,
+    request: Request,
+    decoding: Decoding,
+    *,
+    steering: float | None = None,
+    cope: bool = False,
+    stops: Sequence[int] = STOPS,
 ) -> tuple[str, str]:
-    """Ids and finish reason, from the definitions of penalty, steering, nucleus and draw, in plain Python."""
+    """Ids and finish reason, from the definitions of penalty, contrast, nucleus and draw, in plain Python."""
     output: list[int] = []
     chance = torch.Generator().manual_seed(request_seed(0, request.key))
     while len(output) < (request.limit or LIMIT):
@@ -65,6 +72,14 @@ def definition(
         if steering is not None and request.counterfactual is not None:
             away = logits(model, request.counterfactual + output)
             scores = [(1 + steering) * ours - steering * theirs for ours, theirs in zip(scores, away, strict=True)]
+        if cope:
+            with model.disable_adapter():
+                task = logits(model, request.prompt + output)
+            p_user = torch.tensor(scores).softmax(-1).tolist()
+            scores = [
+                ours - 0.1 * theirs if p >= 0.1 * max(p_user) else -math.inf
+                for ours, theirs, p in zip(scores, task, p_user, strict=True)
+            ]
         for token in set(request.prompt + output):
             penalty = decoding.repetition_penalty
             scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
@@ -139,34 +154,58 @@ def test_sampling_depends_on_the_seed_and_on_the_key() -> None:
     assert not set(first) & set(engine(model, SAMPLED, seed=1).generate(same_prompt))
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED])
-def test_steering_is_the_definition_of_cos(decoding: Decoding) -> None:
-    model = lively()
+@pytest.mark.parametrize("preset", DECODINGS)
+@pytest.mark.parametrize("trained", [False, True], ids=["base", "adapter"])
+def test_steering_is_the_definition_of_cos(trained: bool, preset: str) -> None:
+    model, decoding = adapted(["default"]) if trained else lively(), DECODINGS[preset]
     asked = [
         Request(f"u{number}", ours, without if number % 4 else None)  # some are not steered
         for number, (ours, without) in enumerate(zip(prompts(), prompts(seed=1), strict=True))
     ]
-    answers = engine(model, decoding, steering=2.0).generate(asked)
+    answers = engine(model, decoding, contrast=steering(2.0)).generate(asked)
     assert pairs(answers) == [definition(model, request, decoding, steering=2.0) for request in asked]
     assert pairs(answers) != [definition(model, request, decoding) for request in asked]
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED])
-def test_steering_by_0_is_plain_decoding_and_by_minus_1_the_model_without_history(decoding: Decoding) -> None:
-    model = lively("llama")
+@pytest.mark.parametrize("preset", DECODINGS)
+@pytest.mark.parametrize("trained", [False, True], ids=["base", "adapter"])
+def test_steering_by_0_is_plain_decoding_and_by_minus_1_the_model_without_history(trained: bool, preset: str) -> None:
+    model, decoding = adapted(["default"]) if trained else lively("llama"), DECODINGS[preset]
     without = prompts(seed=1)
     steered = [Request(f"u{number}", ours, without[number]) for number, ours in enumerate(prompts())]
     plain = engine(model, decoding).generate([Request(request.key, request.prompt) for request in steered])
     blind = engine(model, decoding).generate(
         [Request(request.key, request.counterfactual or []) for request in steered]
     )
-    assert engine(model, decoding, steering=0.0).generate(steered) == plain
-    assert engine(model, decoding, steering=-1.0).generate(steered) == blind
+    assert engine(model, decoding, contrast=steering(0.0)).generate(steered) == plain
+    if decoding != PAPER:  # its penalty is on the tokens of the prompt with history
+        assert engine(model, decoding, contrast=steering(-1.0)).generate(steered) == blind
     assert plain != blind
 
 
-def test_steering_without_a_strength_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="strength"):
+def test_steering_by_0_reads_no_second_prompt() -> None:
+    unsteered = engine(lively(), PAPER, contrast=steering(0.0))
+    asked = [Request(request.key, request.prompt, [50, 51]) for request in requests(4)]
+    unsteered.generate(asked)
+    assert unsteered.usage.prompt_tokens == sum(len(request.prompt) for request in asked)
+
+
+@pytest.mark.parametrize("contrast", [steering(0.5), COPE], ids=["steering", "cope"])
+@pytest.mark.parametrize("preset", DECODINGS)
+def test_four_rows_together_give_what_each_gives_alone(preset: str, contrast: Contrast) -> None:
+    model = adapted(["default", "ann", "bob", "cat"])
+    asked = [
+        Request(request.key, request.prompt, request.prompt if contrast is COPE else [50, 60 + number],
+                ["ann", "bob", "cat", None][number], counterfactual_adapter=BASE if contrast is COPE else None)
+        for number, request in enumerate(requests(4))
+    ]  # fmt: skip
+    together = engine(model, DECODINGS[preset], contrast=contrast, batch_tokens=10**6).generate(asked)
+    assert together == [engine(model, DECODINGS[preset], contrast=contrast).generate([one])[0] for one in asked]
+    assert len({answer.text for answer in together}) == 4
+
+
+def test_two_branches_without_a_contrast_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match="no contrast"):
         engine(small_model("qwen2")).generate([Request("u", [50], [60])])
 
 
@@ -219,11 +258,32 @@ def test_a_request_without_adapter_gets_the_one_of_a_trained_model() -> None:
         assert [definition(model, request, PAPER) for request in requests(5)] != expected
 
 
+@pytest.mark.parametrize("preset", DECODINGS)
+def test_cope_contrasts_each_user_s_adapter_with_the_base_model(preset: str) -> None:
+    users, decoding = ("ann", "bob", "cat"), DECODINGS[preset]
+    model = adapted(users)
+    asked = [
+        Request(request.key, request.prompt, request.prompt, users[number % 3], counterfactual_adapter=BASE)
+        for number, request in enumerate(requests())
+    ]
+    expected, plain = [], []
+    for request in asked:
+        model.set_adapter(request.adapter)
+        expected.append(definition(model, request, decoding, cope=True))
+        plain.append(definition(model, request, decoding))
+    model.set_adapter("ann")
+    for budget in (1, 150, 10**6):
+        assert pairs(engine(model, decoding, contrast=COPE, batch_tokens=budget).generate(asked)) == expected
+    assert expected != plain
+
+
 def test_an_adapter_that_is_not_there_is_named() -> None:
     with pytest.raises(ModelError, match="no adapter 'dan'"):
         engine(adapted(["ann"])).generate([Request("u", [50], adapter="dan")])
     with pytest.raises(ModelError, match="no adapter 'dan'"):
         engine(small_model("qwen2")).generate([Request("u", [50], adapter="dan")])
+    with pytest.raises(ModelError, match="no adapter 'dan'"):
+        engine(adapted(["ann"]), contrast=COPE).generate([Request("u", [50], [50], counterfactual_adapter="dan")])
 
 
 def crowded(model: Any, most: int) -> Any:
@@ -331,7 +391,7 @@ def test_no_requests_no_answers() -> None:
 
 def test_usage_adds_up() -> None:
     model = lively()
-    used = engine(model, PAPER, steering=1.0)
+    used = engine(model, PAPER, contrast=steering(1.0))
     asked = [Request(request.key, request.prompt, [50, 51]) for request in requests()]
     told: list[int] = []
     answers = used.generate(asked, told.append)

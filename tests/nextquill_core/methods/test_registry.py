@@ -30,22 +30,37 @@ def test_the_table_is_what_the_paper_says() -> None:
         "cos": ("newest", None),
         "sft": ("nothing", (False, False)),
         "oppu": ("nothing", None),
+        "cope": ("nothing", None),
         "contextsft": ("newest", (False, False)),
         "perce": ("newest", (True, False)),
+        "perce-live": ("newest", (True, False)),
         "causal-only": ("newest", (False, True)),
+        "mce-dce": ("newest", (True, True)),
         "norm-only": ("newest", (True, False)),
         "nextquill": ("newest", (True, True)),
+        "nextquill-steered": ("newest", None),
         "nextquill-official": ("newest", (True, True)),
+        "random-weights": ("newest", (True, True)),
+        "grounded-weights": ("newest", (True, True)),
     }
-    assert [name for name, row in METHODS.items() if row.steered] == ["cos"]
-    assert [name for name, row in METHODS.items() if row.personal] == ["oppu"]
-    assert [name for name, row in METHODS.items() if row.training and row.training.policy] == ["perce"]
+    assert {name: row.strengths for name, row in METHODS.items() if row.steered} == {
+        "cos": (0.5, 1.0, 2.0, 3.0),
+        "nextquill-steered": (0.0, 0.25, 0.5, 1.0, 2.0),
+    }
+    assert [name for name, row in METHODS.items() if row.samples] == ["cos"]
+    assert [name for name, row in METHODS.items() if row.personal] == ["oppu", "cope"]
+    assert [name for name, row in METHODS.items() if row.contrasted] == ["cope"]
+    assert {name: row.adapter for name, row in METHODS.items() if row.adapter} == {"nextquill-steered": "nextquill"}
+    trained = {name: row.training for name, row in METHODS.items() if row.training}
+    assert {name: row.policy for name, row in trained.items() if row.policy} == {
+        "perce": "perce", "perce-live": "perce", "random-weights": "random", "grounded-weights": "grounded",
+    }  # fmt: skip
+    assert [name for name, row in trained.items() if not row.normal_weighted] == ["mce-dce"]
 
 
 def test_the_official_objective_stays_what_it_is_under_any_configuration() -> None:
     training = METHODS["nextquill-official"].training
     assert training
-    assert [name for name, row in METHODS.items() if row.training and row.training.fixed] == ["nextquill-official"]
     configured = TrainConfig(
         alpha=0.05, normalization="weight", epochs=2, causal_loss=CausalLossConfig(counterfactual_grad="stop")
     )
@@ -55,13 +70,40 @@ def test_the_official_objective_stays_what_it_is_under_any_configuration() -> No
     assert found.epochs == 2, "what is not the objective's is shared"
 
 
+OBJECTIVE = {"alpha", "normalization", "weights_from", "causal_loss"}
+"""Settings of `train` that may belong to a method; all others are shared."""
+
+
+def test_all_methods_train_with_the_same_number_of_steps_and_the_same_optimizer() -> None:
+    """What is left of `train` without the objective: epochs, examples in a step, learning rate, LoRA and so on."""
+    configured = TrainConfig(
+        normalization="sample_weight", epochs=3, global_batch=7, learning_rate=1e-3, alpha=0.3,
+        causal_loss=CausalLossConfig(counterfactual_grad="stop", weighted=False),
+    )  # fmt: skip
+    expected = configured.model_dump(exclude=OBJECTIVE)
+    trained = {name: row.training for name, row in METHODS.items() if row.training}
+    for name, training in trained.items():
+        assert training.settings(configured).model_dump(exclude=OBJECTIVE) == expected, name
+    found = trained["mce-dce"].settings(configured)
+    assert found.causal_loss == CausalLossConfig(counterfactual_grad="stop", weighted=True), "L_p has ω, the rest stays"
+    assert found.alpha == 0.3
+    perce = trained["perce-live"].settings(configured.model_copy(update={"normalization": "weight"}))
+    assert (perce.weights_from, perce.normalization) == ("live", "sample_weight"), "it trains under any configuration"
+    live = configured.model_copy(update={"weights_from": "live"})
+    assert trained["mce-dce"].settings(live).weights_from == "live"
+    assert {trained[f"{name}-weights"].settings(live).weights_from for name in ("random", "grounded")} == {"stored"}
+
+
 def test_live_weights_and_their_sum_exclude_each_other() -> None:
     assert TrainConfig(weights_from="live", normalization="sample_weight")
     with pytest.raises(ValueError, match="set normalization to sample_weight or sequence"):
         TrainConfig(weights_from="live", normalization="weight")
 
 
-NOT_PUBLISHED = {"bm25", "perce", "nextquill-official"}
+NOT_PUBLISHED = {
+    "bm25", "cope", "perce", "perce-live", "nextquill-steered", "nextquill-official", "random-weights",
+    "grounded-weights",
+}  # fmt: skip
 """Methods for which the paper has no row of numbers."""
 
 
@@ -98,6 +140,12 @@ ROW = Method("mine", "a row", "newest")
         (dataclasses.replace(ROW, shown="longest"), "give it `select`"),
         (dataclasses.replace(ROW, select=lambda example, count: example.history[:count]), "shows `newest`"),
         (dataclasses.replace(ROW, shown="bm25", training=PLAIN), "trains, which needs"),
+        (dataclasses.replace(ROW, contrasted=True), "needs personal=True"),
+        (dataclasses.replace(ROW, personal=True, strengths=(0.5,)), "steers and has personal adapters"),
+        (dataclasses.replace(ROW, adapter="nextquill", training=PLAIN), "leave one of them out"),
+        (dataclasses.replace(ROW, adapter="sft"), "not trained on what this method shows"),
+        (dataclasses.replace(ROW, adapter="latestk"), "not trained on what this method shows"),
+        (dataclasses.replace(ROW, adapter="contextsft", strengths=(0.5,)), ""),
         (ROW, ""),
         (dataclasses.replace(ROW, training=OFFICIAL), ""),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
+from nextquill_core.methods.pooling import Pooling
 from nextquill_core.methods.retrieval import dense_scores, query_text, review_text
 from nextquill_core.methods.text_encoder import TextEncoder, batches_by_length, load_encoder
 from nextquill_core.schemas import Example
@@ -80,6 +81,16 @@ def test_a_vector_is_the_mean_of_its_own_texts_states(bert: TextEncoder, budget:
     assert sum(heard) == len(TEXTS)
     assert len(heard) == {1: 6, 12: 4, 10_000: 1}[budget]
     assert encoder.truncated == 0
+
+
+def test_the_first_tokens_state_and_vectors_of_length_one(bert: TextEncoder) -> None:
+    texts = TEXTS[:3]
+    encoder = TextEncoder(bert.model, bert.tokenizer, pooling=Pooling("cls", normalized=True, max_tokens=4))
+    for text, vector in zip(texts, encoder(texts), strict=True):
+        ids = [2, *(WORDS.index(word) + 4 for word in text.split()[:2]), 3]
+        with torch.no_grad():
+            state = bert.model(torch.tensor([ids])).last_hidden_state[0, 0]
+        torch.testing.assert_close(vector, state / state.norm(), rtol=1e-4, atol=1e-5)
 
 
 def test_longer_texts_are_cut_and_counted(bert: TextEncoder) -> None:
