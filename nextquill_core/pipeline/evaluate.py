@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from nextquill_core.evaluation.forms import EvaluationDocument
-from nextquill_core.pipeline.evaluation_plan import SANE, STEERING, Key
+from nextquill_core.methods.registry import METHODS as KNOWN_METHODS
+from nextquill_core.pipeline.evaluation_plan import SANE, Key, steering_choice
 from nextquill_core.pipeline.methods import measured_examples
 from nextquill_core.pipeline.predict import CONTROLS, PREDICTED, chosen
 from nextquill_core.pipeline.run import Run
@@ -21,18 +22,20 @@ from nextquill_core.pipeline.score import effects_source
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, SLICES, Example, column_by_example
+from nextquill_core.tokens import token_texts
 from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
     from nextquill_core.evaluation.metrics import ExampleScores
+    from nextquill_core.evaluation.significance import Floats
     from nextquill_core.evaluation.tables import Row
     from nextquill_core.evaluation.text_metrics import Letters
 
-METRICS_FILE = "metrics.json"
+METRICS_FILE, STATISTICS_FILE = "metrics.json", "statistics.parquet"
 
-Texts = Mapping[Key, Mapping[str, str]]
-"""Generated texts, by method and preset and then by example."""
+Texts = Mapping[Key, Mapping[str, str] | None]
+"""Generated texts, by method and preset and then by example; None for a method that only has likelihoods."""
 
 
 def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -53,8 +56,10 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     control_texts = {key: _adopted(run, one.step, CONTROLS, staging) for key, one in plan.controls.items()}
     examples, repeated = measured_examples(run)
     scorer = _Scorer(run, examples, progress, len(texts) + len(control_texts))
-    scores = scorer(texts, plan.likelihoods)
-    controls = scorer(control_texts, plan.control_likelihoods)
+    last = settings.decoding[-1] if settings.decoding else tables.NO_TEXTS
+    others = {metrics.PERSONAL_GAIN: plan.control_likelihoods, metrics.HISTORY_GAIN: plan.bare_likelihoods}
+    scores = scorer(texts or _without_texts(plan.likelihoods, last), plan.likelihoods, others)
+    controls = scorer(control_texts or _without_texts(plan.control_likelihoods, last), plan.control_likelihoods, {})
     users = [f"{example.category}/{example.user_id}" for example in examples]
     categories = [example.category for example in examples]
     progress(0, 0, phase="intervals and tests")
@@ -72,10 +77,15 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     how = metrics.metric_settings(
         delta=delta,
         effects=effects_source(run.plan.effects),
+        preferences={
+            tokens: effects_source(_crossfit(run, tokens) or run.plan.effects) for tokens in settings.preference_tokens
+        },
         bertscore=scorer.bertscore,
         letters=letters,
         added=settings.metrics,
     )
+    if plan.relevance and (retrieval := run.artifact(plan.relevance).manifest.stats.get("retrieval")):
+        how["contriever"] = retrieval
     how["repeated_targets"] = {"examples": repeated, "counted": settings.repeated_targets == "keep"}
     choices = {name: chosen(run, name) for name in plan.choices}
     cautions = list(_cautions(how))
@@ -85,6 +95,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     staging.write_table("slices.parquet", pa.Table.from_pylist(sliced, schema=SLICES))
     ids = [example.example_id for example in examples]
     staging.write_table("examples.parquet", tables.example_table(scores, ids))
+    staging.write_table(STATISTICS_FILE, tables.statistics_table(scores, ids))
     progress(0, 0, phase="drawing the report")
     pictures = figures_of(run, rows)
     for name, picture in pictures.items():
@@ -98,6 +109,10 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     for log in ("costs.json", "report.html"):
         staging.finish(log, log=True)  # they contain times and paths
     return {"examples": len(examples), "methods": list(settings.methods), "decoding": list(settings.decoding)}
+
+
+def _without_texts(likelihoods: Mapping[str, Step], decoding: str) -> Texts:
+    return {(method, decoding): None for method in likelihoods}
 
 
 def _adopted(run: Run, step: Step, folder: str, staging: Staging) -> dict[str, str]:
@@ -118,9 +133,11 @@ class _Scorer:
         self.done = 0
         self.references = [example.target.text for example in examples]
         self.bertscore: dict[str, Any] | None = None
-        effects = column_by_example(run.artifact(run.plan.score).folder / "effects", "effect")
         delta = float(np.float32(run.config.weights.delta))  # as the weights compare it
-        self.preferred = [[effect > delta for effect in effects[example.example_id]] for example in examples]
+        self.preferred = {
+            tokens: [[effect > delta for effect in effects] for effects in _effects(run, tokens, examples)]
+            for tokens in run.config.evaluate.preference_tokens
+        }
         self._encoder: Any = None
         retrieval = run.config.evaluate.retrieval
         if retrieval.bertscore is not None:
@@ -129,10 +146,51 @@ class _Scorer:
             self._encoder = load_bert_encoder(retrieval.bertscore, retrieval.bertscore_revision)
             self.bertscore = dict(self._encoder.settings)
 
-    def __call__(self, texts: Texts, likelihoods: Mapping[str, Step]) -> dict[Key, ExampleScores]:
-        return {key: self._scores(written, likelihoods[key[0]]) for key, written in texts.items()}
+    def __call__(
+        self, texts: Texts, likelihoods: Mapping[str, Step], others: Mapping[str, Mapping[str, Step]]
+    ) -> dict[Key, ExampleScores]:
+        """Return the scores of sets of texts, with the log-likelihoods and gains of their methods.
 
-    def _scores(self, text: Mapping[str, str], step: Step) -> ExampleScores:
+        Args:
+            texts: The sets.
+            likelihoods: The likelihoods of each method with the history that its texts were generated with.
+            others: By gain, the likelihoods with the history that it compares with, of the methods that have them.
+        """
+        from nextquill_core.evaluation import metrics
+
+        measured = {
+            method: self._likelihoods(
+                likelihoods[method], {gain: steps[method] for gain, steps in others.items() if method in steps}
+            )
+            for method in dict.fromkeys(method for method, _ in texts)
+        }
+        nothing = metrics.ExampleScores({})
+        return {
+            key: (nothing if written is None else self._scores(written)).plus(measured[key[0]])
+            for key, written in texts.items()
+        }
+
+    def _likelihoods(self, step: Step, others: Mapping[str, Step]) -> dict[str, Floats]:
+        """Return the statistics of a method's log-likelihoods and gains, on all tokens and on each preference set."""
+        from nextquill_core.evaluation import metrics
+
+        own, compared = self._logps(step), {gain: self._logps(other) for gain, other in others.items()}
+
+        def sums(preferred: Sequence[Sequence[bool]] | None) -> dict[str, Floats]:
+            mine = metrics.likelihood_sums(own, preferred)
+            gains = {gain: metrics.likelihood_sums(logps, preferred) for gain, logps in compared.items()}
+            return {metrics.LIKELIHOOD: mine} | {key: metrics.gain_sums(mine, other) for key, other in gains.items()}
+
+        found = sums(None)
+        for tokens, preferred in self.preferred.items():
+            found |= {metrics.preference_key(key, tokens): rows for key, rows in sums(preferred).items()}
+        return found
+
+    def _logps(self, step: Step) -> list[Sequence[float]]:
+        found = column_by_example(self.run.artifact(step).folder / "likelihoods", "logp")
+        return [found[example.example_id] for example in self.examples]
+
+    def _scores(self, text: Mapping[str, str]) -> ExampleScores:
         from nextquill_core.evaluation import metrics
         from nextquill_core.evaluation.bertscore import bert_f1
 
@@ -145,15 +203,44 @@ class _Scorer:
         added = self.run.config.evaluate.metrics
         scores = metrics.score_examples(written, self.references, shown, added=added)
         self.done += len(written)
-        found = column_by_example(self.run.artifact(step).folder / "likelihoods", "logp")
-        logps = [found[example.example_id] for example in self.examples]
-        further = {
-            metrics.LIKELIHOOD: metrics.likelihood_sums(logps),
-            metrics.PREFERENCE_LIKELIHOOD: metrics.likelihood_sums(logps, self.preferred),
-        }
         if self._encoder:
-            further[metrics.BERTSCORE] = bert_f1(written, self.references, self._encoder)
-        return scores.plus(further)
+            return scores.plus({metrics.BERTSCORE: bert_f1(written, self.references, self._encoder)})
+        return scores
+
+
+def _crossfit(run: Run, tokens: str) -> Step | None:
+    """Return the step that scored for a set of preference tokens alone; None where the score stage has its effects."""
+    return run.plan.evaluation.crossfit if tokens == "crossfit" else None
+
+
+def _effects(run: Run, tokens: str, examples: Sequence[Example]) -> list[Sequence[float]]:
+    """Return the effect of each token of the true reviews that decides whether it is a preference token.
+
+    Args:
+        run: The run; the effects are in its store.
+        tokens: A set of preference tokens, from `evaluate.preference_tokens`.
+        examples: The measured examples.
+
+    Raises:
+        DataError: There is no ground truth for `exact`, or it is not that of these reviews.
+    """
+    folder = run.artifact(_crossfit(run, tokens) or run.plan.score).folder / "effects"
+    if tokens != "exact":
+        found = column_by_example(folder, "effect")
+        return [found[example.example_id] for example in examples]
+    from nextquill_core.model.loading import load_tokenizer
+    from nextquill_core.synthetic.truth import Truth, exact_effects, truth_file
+
+    truths = {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
+    tokenizer, ids = load_tokenizer(run.model), column_by_example(folder, "target_ids")
+    return [
+        exact_effects(
+            truths[example.category].words(example.target.text, example.target.timestamp_ms),
+            example.target.text,
+            token_texts(tokenizer, ids[example.example_id]),
+        )
+        for example in examples
+    ]
 
 
 def _letters(examples: Sequence[Example]) -> dict[str, Letters]:
@@ -168,8 +255,7 @@ def _letters(examples: Sequence[Example]) -> dict[str, Letters]:
 
 def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right; it is shown with every table of them."""
-    from nextquill_core.evaluation.metrics import METRICS as KNOWN
-    from nextquill_core.evaluation.metrics import PREFERENCE_LIKELIHOOD, letters_note
+    from nextquill_core.evaluation.metrics import LIKELIHOOD, PREFERENCE_SETS, letters_note, preference_key
 
     if note := letters_note(how["rouge"]["ignored_letters"], how["rouge_unicode"]["unspaced_letters"]):
         yield note
@@ -184,8 +270,9 @@ def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
             f"{repeated['examples']} target reviews that stand word for word in an earlier review of the same user are "
             "left out of n and of every metric (evaluate.repeated_targets)."
         )
-    if PREFERENCE_LIKELIHOOD in how:
-        yield f"{KNOWN[PREFERENCE_LIKELIHOOD].name}: {how[PREFERENCE_LIKELIHOOD]['caution']}."
+    for tokens, ending in PREFERENCE_SETS.items():
+        if (known := how.get(preference_key(LIKELIHOOD, tokens))) is not None:
+            yield f"Preference log-likelihood and gains{ending}: {known['caution']}."
 
 
 @dataclass(frozen=True)
@@ -220,16 +307,15 @@ def read_results(evaluation: Artifact) -> Results:
 def result_tables(
     rows: Sequence[Mapping[str, Any]], *, intervals: bool = True
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Yield a table for each decoding preset and category: its title, and a row for each method.
+    """Yield tables, each with its title and a row for each method: those of the report, gains by history first.
 
     Args:
         rows: Rows of the schema `METRICS`.
         intervals: Whether the 95 % interval stands beside each value.
     """
-    from nextquill_core.analysis.result_tables import pivot
+    from nextquill_core.analysis.result_tables import shown_tables
 
-    for decoding, category in _presets_and_categories(rows):
-        table = pivot(rows, decoding, category)
+    for title, table in shown_tables(rows):
         names = [metric.name for metric in table.metrics]
         cells = [
             {
@@ -238,7 +324,7 @@ def result_tables(
             }
             for method, line in table.lines
         ]
-        yield f"{category}, {decoding} decoding, n = {table.n}", cells
+        yield title, cells
 
 
 def result_markdown(results: Results, report: str) -> str:
@@ -248,15 +334,11 @@ def result_markdown(results: Results, report: str) -> str:
         results: The results.
         report: Path of the whole report.
     """
-    from nextquill_core.analysis.result_tables import markdown_table
+    from nextquill_core.analysis.result_tables import shown_tables
 
     parts = ["# Evaluation"]
-    for decoding, category in _presets_and_categories(results.rows):
-        counts = (row["n"] for row in results.rows if (row["decoding"], row["category"]) == (decoding, category))
-        parts += [
-            f"## {category}, {decoding} decoding, n = {max(counts)}",
-            markdown_table(results.rows, decoding, category),
-        ]
+    for title, table in shown_tables(results.rows):
+        parts += [f"## {title}", table.markdown]
     parts.append("The best of each metric is bold. In brackets: 95 % bootstrap intervals over users.")
     parts += results.cautions
     parts += chosen_notes(results.chosen_on_val)
@@ -266,12 +348,8 @@ def result_markdown(results: Results, report: str) -> str:
 
 def chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield a sentence for each choice that was made on val."""
-    names = {SANE: "the preset sane", STEERING: "the strength λ of cos"}
+    names = {SANE: "the preset sane"} | {steering_choice(name): f"the strength λ of {name}" for name in KNOWN_METHODS}
     for name, choice in choices.items():
         values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
         why = f", because {choice['why']}" if choice.get("why") else ""
-        yield f"On val, {choice['by']} chose {choice['chosen']} as {names[name]} ({values}){why}."
-
-
-def _presets_and_categories(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row["decoding"], row["category"]) for row in rows))
+        yield f"On val, {choice['by']} chose {choice['chosen']} as {names.get(name, name)} ({values}){why}."

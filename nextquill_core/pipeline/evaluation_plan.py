@@ -2,30 +2,39 @@
 
 relevance, summaries ─┐
 adapters, personal ───┼─▶ predictions on val ─▶ choices ─▶ predictions ─┐
-                      └─▶ likelihoods ──────────────────────────────────┴─▶ evaluate
+                      └─▶ likelihoods with own, other and no history ───┴─▶ evaluate
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from nextquill_core.config import Config, EvaluateConfig
-from nextquill_core.generation.decoding import DECODINGS, PAPER, SAMPLED, SANE_CANDIDATES, STEERING_STRENGTHS
+from nextquill_core.config.evaluate import RetrievalConfig
+from nextquill_core.generation.decoding import COPE, DECODINGS, PAPER, SAMPLED, SANE_CANDIDATES
+from nextquill_core.methods.pooling import Pooling, stored_pooling
 from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method, served_model
 from nextquill_core.methods.summaries import PROMPT_REVISION
 from nextquill_core.model.identity import external_model_identity
+from nextquill_core.model.packaged import located_encoder
 from nextquill_core.pipeline.step import Step
 from nextquill_core.prompts import SUMMARY_REVISION
 from storage import DigestCache
 
 SANE, STEERING = "sane", "steering"
-"""What is chosen on val: how the preset `sane` decodes, and how strongly `cos` steers."""
+"""What is chosen on val: how the preset `sane` decodes, and how strongly a method steers (see `steering_choice`)."""
 CHOOSER = "latestk"
 """The method whose val texts decide how `sane` decodes. Nothing of ours is trained for it, so it favours no method."""
-OWN, STRANGER = "own", "stranger"
-"""Whose history a prompt shows: the user's own, or another user's as a control."""
+OWN, STRANGER, NONE = "own", "stranger", "none"
+"""Whose history a prompt shows: the user's own, another user's as a control, or none."""
+BASE = "qwen"
+"""The method that is the base model without history."""
+
+CONTRIEVER: str = RetrievalConfig().encoder
+"""The published encoder, which has no files of sentence-transformers."""
 
 Key = tuple[str, str]
 """Method and decoding preset."""
@@ -69,12 +78,15 @@ class EvaluationPlan:
         summaries: Summaries of older reviews, for `llm-trsr`.
         tasks: The adapters that personal adapters are trained on, `task-0` first.
         personal: Personal adapters, for `oppu`.
-        candidates: Predictions on val, by what is chosen (`sane`, `steering`) and then by candidate.
+        candidates: Predictions on val, by what is chosen (`sane`, or a `steering_choice`) and then by candidate.
         choices: The choice on val, by what is chosen.
         predictions: Predictions, by method and decoding preset.
         controls: Predictions with a stranger's history under the last preset.
         likelihoods: Likelihoods of the true reviews, by method.
         control_likelihoods: The same with a stranger's history.
+        bare_likelihoods: The same without history, of the methods that show one.
+        crossfit: The effects of the measured split by adapters that were trained without the user; None where they are
+            not asked for, or those of the score stage already.
     """
 
     relevance: Step | None = None
@@ -87,6 +99,8 @@ class EvaluationPlan:
     controls: Mapping[Key, PredictionSet] = field(default_factory=dict)
     likelihoods: Mapping[str, Step] = field(default_factory=dict)
     control_likelihoods: Mapping[str, Step] = field(default_factory=dict)
+    bare_likelihoods: Mapping[str, Step] = field(default_factory=dict)
+    crossfit: Step | None = None
 
     def prediction_set(self, step: Step) -> PredictionSet:
         """Return the set of predictions that a step makes."""
@@ -97,12 +111,13 @@ class EvaluationPlan:
     @property
     def steps(self) -> Iterator[Step]:
         """The steps that the evaluate stage makes before `evaluate`, each after its inputs."""
-        yield from (step for step in (self.relevance, self.summaries, self.personal) if step)
+        yield from (step for step in (self.crossfit, self.relevance, self.summaries, self.personal) if step)
         for name, candidates in self.candidates.items():
             yield from (one.step for one in candidates.values())
             yield self.choices[name]
         yield from (one.step for one in (*self.predictions.values(), *self.controls.values()))
-        yield from (*self.likelihoods.values(), *self.control_likelihoods.values())
+        for likelihoods in (self.likelihoods, self.control_likelihoods, self.bare_likelihoods):
+            yield from likelihoods.values()
 
 
 class EvaluationPlanner:
@@ -111,7 +126,7 @@ class EvaluationPlanner:
     Args:
         config: The settings.
         common: What decides every text: the model's identity and the settings of the prompt.
-        base: The ingest step first, then that of the offline base model, if there is one.
+        base: The ingest step first, then that of the base model, if it is made here.
         train: The step that trains each method.
         tasks: The adapters that personal adapters are trained on, by name.
         digests: Digests of the files of a local encoder.
@@ -138,25 +153,31 @@ class EvaluationPlanner:
         self.summaries = self._summaries() if "summary" in shown else None
         self.personal = self._personal() if any(method.personal for method in methods) else None
 
-    def plan(self) -> EvaluationPlan:
-        """Return the steps before `evaluate`."""
+    def plan(self, crossfit: Step | None = None) -> EvaluationPlan:
+        """Return the steps before `evaluate`.
+
+        Args:
+            crossfit: The step that scores the measured split by cross-fitted adapters, if there is one.
+        """
         settings = self.settings
         candidates: dict[str, dict[str, PredictionSet]] = {}
         if SANE in settings.decoding:
             candidates[SANE] = {name: self._predictions(CHOOSER, name, "val", name) for name in SANE_CANDIDATES}
             self._choose(SANE, candidates[SANE])
-        if steered := next((name for name in settings.methods if METHODS[name].steered), None):
-            candidates[STEERING] = {
+        # Likelihoods are steered too, so without presets the strength is chosen by sampled texts.
+        last = settings.decoding[-1] if settings.decoding else SAMPLED.name
+        for method in (METHODS[name] for name in settings.methods if METHODS[name].steered):
+            preset = SAMPLED.name if method.samples else last
+            candidates[steering_choice(method.name)] = {
                 f"{strength:g}": self._predictions(
-                    steered, f"{SAMPLED.name}-{strength:g}", "val", SAMPLED.name, strength
+                    method.name, preset, "val", None if preset == SANE else preset, strength
                 )
-                for strength in STEERING_STRENGTHS
+                for strength in method.strengths
             }
-            self._choose(STEERING, candidates[STEERING])
+            self._choose(steering_choice(method.name), candidates[steering_choice(method.name)])
         controlled = [name for name in settings.methods if METHODS[name].shown == "newest"]
         if settings.control == "none":
             controlled = []
-        last = settings.decoding[-1]
         return EvaluationPlan(
             self.relevance,
             self.summaries,
@@ -166,9 +187,12 @@ class EvaluationPlanner:
             self.choices,
             {(name, decoding): self._measured(name, decoding) for name in settings.methods
              for decoding in settings.decoding},
-            {(name, last): self._measured(name, last, STRANGER) for name in controlled},
+            {(name, last): self._measured(name, last, STRANGER) for name in controlled
+             for last in settings.decoding[-1:] if settings.control == "stranger"},
             {name: self._likelihood(name) for name in settings.methods},
             {name: self._likelihood(name, STRANGER) for name in controlled},
+            {name: self._bare_likelihood(name) for name in settings.methods if METHODS[name].history},
+            crossfit,
         )  # fmt: skip
 
     def _relevance(self) -> Step:
@@ -177,6 +201,7 @@ class EvaluationPlanner:
             encoder, inputs = {"base": self.common["model"]}, self.base
         else:
             encoder = encoder_identity(self.config, retrieval.encoder, retrieval.revision, self.digests)
+            encoder |= _pooling(located_encoder(retrieval.encoder))
             inputs = self.base[:1]
         return Step("relevance", "relevance", {"encoder": encoder, "split": self.settings.split}, inputs)
 
@@ -198,8 +223,8 @@ class EvaluationPlanner:
         self.choices[name] = Step("choice", f"choice:{name}", settings, inputs)
 
     def _measured(self, name: str, decoding: str, history: str = OWN) -> PredictionSet:
-        """Plan the predictions of a method on the measured split; `cos` has its own sampler instead of the paper's."""
-        sampler = None if decoding == SANE else SAMPLED.name if METHODS[name].steered else decoding
+        """Plan the predictions of a method on the measured split."""
+        sampler = None if decoding == SANE else SAMPLED.name if METHODS[name].samples else decoding
         return self._predictions(name, decoding, self.settings.split, sampler, history=history)
 
     @staticmethod
@@ -208,10 +233,15 @@ class EvaluationPlanner:
         shown = {"shown": method.shown}
         return shown | ({"summary_revision": SUMMARY_REVISION} if method.shown == "summary" else {})
 
+    @staticmethod
+    def _contrast(method: Method) -> dict[str, Any]:
+        """Return how a method contrasts adapters."""
+        return {"contrast": asdict(COPE)} if method.contrasted else {}
+
     def _inputs(self, method: Method) -> tuple[Step, ...]:
         """Return the steps that a method's texts and likelihoods are made from."""
         shown = {"contriever": self.relevance, "summary": self.summaries}.get(method.shown)
-        own = (shown, self.train.get(method.name), self.personal if method.personal else None)
+        own = (shown, self.train.get(method.trained_as), self.personal if method.personal else None)
         return (*self.base, *(step for step in own if step))
 
     def _engine(self, method: Method) -> dict[str, Any]:
@@ -228,14 +258,15 @@ class EvaluationPlanner:
     def _predictions(
         self,
         name: str,
-        decoding: str,
+        preset: str,
         split: str,
         sampler: str | None,
         strength: float | None = None,
         history: str = OWN,
     ) -> PredictionSet:
         method = METHODS[name]
-        paper = decoding == PAPER.name
+        paper = preset == PAPER.name
+        decoding = preset if strength is None else f"{preset}-{strength:g}"
         settings: dict[str, Any] = {
             "method": name,
             "decoding": decoding,
@@ -253,9 +284,10 @@ class EvaluationPlanner:
         if sampler is None or not DECODINGS[sampler].greedy or history == STRANGER:
             settings["seed"] = self.config.seed
         if method.steered and strength is None:
-            inputs = (*inputs, self.choices[STEERING])
+            inputs = (*inputs, self.choices[steering_choice(name)])
         elif method.steered:
             settings["strength"] = strength
+        settings |= self._contrast(method)
         label = f"{name}-{decoding}" + ("" if split == self.settings.split else f"-{split}") + _suffix(history)
         step = Step("predictions", label, {**self.common, **settings}, inputs)
         return PredictionSet(step, name, decoding, split, sampler, strength, history)
@@ -265,8 +297,18 @@ class EvaluationPlanner:
         settings: dict[str, Any] = {"method": name, **self._shown(method)}
         settings |= {"split": self.settings.split, "past": history}
         settings |= {"seed": self.config.seed} if history == STRANGER else {}
-        inputs = self._inputs(method) + ((self.choices[STEERING],) if method.steered else ())
+        settings |= self._contrast(method)
+        inputs = self._inputs(method) + ((self.choices[steering_choice(name)],) if method.steered else ())
         return Step("likelihood", f"likelihood:{name}{_suffix(history)}", {**self.common, **settings}, inputs)
+
+    def _bare_likelihood(self, name: str) -> Step:
+        """Plan the likelihoods of a method's model without any history.
+
+        The model of a method without an adapter is θ0, whose likelihoods are computed once for all such methods.
+        """
+        adapted = any(source.kind in ("train", "personal") for source in self._inputs(METHODS[name]))
+        step = self._likelihood(name, NONE) if adapted else self._likelihood(BASE)
+        return replace(step, name=f"likelihood:{name}{_suffix(NONE)}")
 
 
 def encoder_identity(config: Config, name: str, revision: str, digests: DigestCache, **changes: Any) -> dict[str, Any]:
@@ -274,7 +316,7 @@ def encoder_identity(config: Config, name: str, revision: str, digests: DigestCa
 
     Args:
         config: The settings.
-        name: A hub name or a folder.
+        name: A hub name, a folder or the name of a packaged encoder.
         revision: Revision on the hub.
         digests: Digests of the files of a local folder.
         changes: Further keys of `model` that the encoder is loaded with.
@@ -282,8 +324,23 @@ def encoder_identity(config: Config, name: str, revision: str, digests: DigestCa
     Raises:
         ModelError: The name can only be a folder, and there is no model in it.
     """
-    encoder = {"name_or_path": name, "revision": revision, "dtype": "float32", **changes}
+    encoder = {"name_or_path": located_encoder(name), "revision": revision, "dtype": "float32", **changes}
     return external_model_identity(config.model.model_copy(update=encoder), digests)
+
+
+def steering_choice(method: str) -> str:
+    """Return the name of the choice of a method's strength of steering."""
+    return STEERING if method == "cos" else f"{STEERING}-{method}"  # the name of a step is part of fingerprints
+
+
+def _pooling(encoder: str) -> dict[str, Any]:
+    """Return how an encoder makes vectors, unless by the mean alone; the files of a hub model may not be here yet."""
+    if encoder == CONTRIEVER:
+        return {}
+    if not Path(encoder).expanduser().is_dir():
+        return {"pooling": "as its files say"}
+    pooling = stored_pooling(encoder)
+    return {"pooling": asdict(pooling)} if pooling != Pooling() else {}
 
 
 def _suffix(history: str) -> str:

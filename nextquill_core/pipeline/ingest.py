@@ -1,7 +1,8 @@
-"""The stages `ingest` and `model`: raw files into user sequences, and the offline base model."""
+"""The stages `ingest` and `model`: raw files into user sequences, and a base model that is made here."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nextquill_core.ingest.batches import PARTS
@@ -60,14 +61,24 @@ def build_sequences(run: Run, step: Step, staging: Staging, progress: Progress) 
 
 
 def build_base_model(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
-    """Train the tokenizer and the offline base model on the base profiles of the users.
+    """Convert the base model from GGUF, or train the offline one on the base profiles of the users.
 
     Args:
-        run: The run; the sequences are in its store.
+        run: The run; the sequences are in its store if the model is trained on them.
         step: `Plan.model`.
         staging: Folder of the new artifact.
         progress: Receives the training steps that are done.
     """
+    if run.config.model.name_or_path == "tiny":
+        return _trained(run, staging, progress)
+    from nextquill_core.model.gguf_conversion import convert_gguf
+
+    source = Path(run.plan.base.name_or_path).expanduser()
+    return convert_gguf(source, staging.path("model"), run.config.model.dtype, progress)
+
+
+def _trained(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
+    """Train the tokenizer and the offline base model, and return the facts for the manifest."""
     from nextquill_core.ingest.reader import base_profiles
     from nextquill_core.model.tiny import Checkpoint, train_tiny_model
 

@@ -20,12 +20,13 @@ from nextquill_core.causal.shard_queue import split_into_shards
 from nextquill_core.config import ModelConfig
 from nextquill_core.errors import DataError, UserError
 from nextquill_core.folds import fold_of
-from nextquill_core.generation.decoding import Decoding
+from nextquill_core.generation.decoding import Contrast, Decoding
 from nextquill_core.generation.engines import Engine
 from nextquill_core.ingest.reader import is_repeated, read_examples
 from nextquill_core.methods.registry import METHODS, Method, served_key, served_model
 from nextquill_core.model.loading import encoder_for
-from nextquill_core.pipeline.evaluation_plan import STRANGER
+from nextquill_core.model.packaged import encoder_title
+from nextquill_core.pipeline.evaluation_plan import NONE, STRANGER
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
@@ -86,13 +87,15 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
         run: The run; the relevance or the summaries that the method needs are in its store.
         method: The method.
         split: `val` or `test`.
-        history: `own` for the user's history, `stranger` for another user's.
+        history: `own` for the user's history, `stranger` for another user's, `none` for an empty one.
     """
     from nextquill_core.methods.retrieval import bm25_scores, with_best
     from nextquill_core.methods.stranger_control import with_strangers_history
     from nextquill_core.methods.summaries import with_summary
 
     examples = split_examples(run, split)
+    if history == NONE:
+        return [replace(example, history=()) for example in examples]
     if history == STRANGER:
         examples = with_strangers_history(examples, run.config.seed)
     count = run.config.prompt.max_history
@@ -147,7 +150,8 @@ def build_relevance(run: Run, step: Step, staging: Staging, progress: Progress) 
         scores = dense_scores(part, encoder, advance)
         columns = {"example_id": [example.example_id for example in part], "score": scores}
         staging.write_table(name, pa.table(columns, schema=RELEVANCE))
-    return {"examples": len(examples), "texts_cut": encoder.truncated}
+    used = {"encoder": encoder_title(settings.encoder), "max_tokens": encoder.max_tokens, **encoder.pooling.described}
+    return {"examples": len(examples), "texts_cut": encoder.truncated, "retrieval": used}
 
 
 def build_summaries(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def build_summaries(run: Run, step: Step, staging: Staging, progress: Progress) 
         name = f"summaries/{number}.parquet"
         if staging.has(name):
             continue
-        engine = local_engine(run, SUMMARISER, base_model(run.model), encoder, GREEDY, settings.max_tokens)
+        engine = local_engine(run, base_model(run.model), encoder, GREEDY, settings.max_tokens)
         found, counted = summarize(
             part,
             engine,
@@ -276,7 +280,7 @@ def missing_shards(
     if served or not wanted:
         yield from (Shard(name, part, None) for name, part in wanted)
         return
-    train = run.plan.train.get(method.name)
+    train = run.plan.train.get(method.trained_as)
     adapter = run.artifact(train).folder / "adapter" if train else None
     with adapted(base_model(run.model), adapter) as model:
         for name, part in wanted:
@@ -364,24 +368,17 @@ def method_encoder(run: Run, method: Method) -> PairEncoder:
 
 
 def local_engine(
-    run: Run,
-    method: Method,
-    model: Any,
-    encoder: PairEncoder,
-    decoding: Decoding,
-    limit: int,
-    strength: float | None = None,
+    run: Run, model: Any, encoder: PairEncoder, decoding: Decoding, limit: int, contrast: Contrast | None = None
 ) -> Engine:
     """Return the engine that generates with a model of this process.
 
     Args:
         run: The run.
-        method: The method.
         model: The loaded model.
         encoder: The encoder of the method's prompts.
         decoding: How tokens are chosen.
         limit: Maximum number of tokens in an answer.
-        strength: Strength of steering, for a method that steers.
+        contrast: How the two branches of a method that has two become one.
     """
     from nextquill_core.generation.local_engine import TransformersEngine
 
@@ -392,7 +389,7 @@ def local_engine(
         max_new_tokens=limit,
         stop=encoder.stop_id,
         batch_tokens=run.config.evaluate.batch_tokens,
-        steering=strength if method.steered else None,
+        contrast=contrast,
         seed=run.config.seed,
     )
 

@@ -45,7 +45,17 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
 
 def _base_title(run: Run) -> str:
     """Return the base model's name for readers."""
-    return "the offline base model" if run.plan.model else run.base_name.name
+    return "the offline base model" if run.config.model.name_or_path == "tiny" else run.base_name.name
+
+
+def base_source(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield where a base model that was converted from a file comes from, for readers."""
+    source = run.artifact(run.plan.model).manifest.stats.get("source") if run.plan.model else None
+    if source:
+        package = f" in the package {source['package']}" if source["package"] else ""
+        yield "base model's file", f"{source['file']}{package}, dequantised"
+        yield "SHA-256 of that file", source["sha256"]
+        yield "licence of the base model", source["license"] or "not stated in the file"
 
 
 def _clipped(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -72,6 +82,7 @@ def _data(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "train examples", f"{cohort['examples']['train'] - left_out[1]:,}"
     if left_out[0]:
         yield "left out, to be scored", f"{left_out[0]:,} users, {left_out[1]:,} examples"
+    yield "HTML in texts", run.config.ingest.clean.html
     for name, value in _flat(run.plan.ingest.settings["ingest"]["protocol"]):
         yield ("protocol" if name == "name" else f"protocol.{name}"), value
 
@@ -80,10 +91,13 @@ def _settings(run: Run, name: str) -> Iterator[tuple[str, str]]:
     step = run.plan.adapters[name]
     recipe = step.settings["recipe"]
     yield "base model", f"{_base_title(run)} ({run.config.model.dtype})"
+    yield from base_source(run)
     if run.base_name.revision:
         yield "revision", run.base_name.revision
     yield "history in the prompt", "yes" if recipe["history"] else "no"
     yield "causal loss L_p", "yes" if recipe["causal"] else "no"
+    if not recipe.get("normal_weighted", True):
+        yield "weights in L_n", "every token 1"
     training = METHODS[run.plan.recipe(name)].training
     weights = method_weights(run.config, training) if training and training.weighted else {"policy": "every token 1"}
     for section, values in (("weights", weights), ("train", step.settings["train"]), ("prompt", _prompt(step))):

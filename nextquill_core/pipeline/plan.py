@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from nextquill_core.causal.weights import weight_settings
-from nextquill_core.config import Config, StageName
+from pydantic import ValidationError
+
+from nextquill_core.causal.weights import asks_for_answers, weight_settings
+from nextquill_core.config import CleanConfig, Config, ModelConfig, StageName
 from nextquill_core.errors import UserError
 from nextquill_core.ingest.batches import PARTS
 from nextquill_core.ingest.sources import RawFiles, Source, source
 from nextquill_core.methods.registry import METHODS, Training
-from nextquill_core.model.identity import external_model_identity
+from nextquill_core.model.identity import external_model_identity, is_gguf
+from nextquill_core.model.packaged import located_encoder, located_model
 from nextquill_core.model.template_choice import TemplateChoice, choose_template
 from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, EvaluationPlanner, encoder_identity
 from nextquill_core.pipeline.step import KINDS, Step
@@ -37,16 +40,19 @@ class Plan:
         files: The raw files of each category.
         scans: The scan of each category's raw files.
         ingest: Sequences, items and examples.
-        model: The offline base model, or None where the configuration names another model.
+        model: The base model, where it is made here: trained (`tiny`) or converted from GGUF. None for a model that is
+            used as it is.
         effects: The causal effects of history.
         score: The effects with the configured weights.
         weights: Like `score`, by weight policy that a method asks for by name.
         train: The adapter of each method that trains, the configured `train.method` first.
-        folds: The adapters that score in place of θ0 (`score.effect_source: adapter`), `fold-0` first; else empty.
+        folds: The adapters that score in place of θ0, `fold-0` first; empty where neither `score.effect_source` nor
+            `evaluate.preference_tokens` asks for them.
         evaluation: The steps before `evaluate`.
         evaluate: Metrics, figures and the report.
         template: The template of the prompts, and why it was chosen.
         model_identity: Name and revision, or digests, of the base model.
+        base: The section `model` with what its name stands for on this machine.
     """
 
     config: Config
@@ -64,6 +70,7 @@ class Plan:
     evaluate: Step
     template: TemplateChoice
     model_identity: Mapping[str, Any] = field(default_factory=dict)
+    base: ModelConfig = field(default_factory=ModelConfig)
 
     def parts(self, step: Step) -> list[Step]:
         """Return the steps behind a stage that have no row in `status`, such as scans, effects and predictions."""
@@ -91,7 +98,9 @@ class Plan:
         if name in self.adapters:
             return self.adapters[name]
         if METHODS[name].training is None:
-            raise UserError(f"`{name}` trains no adapter", "--method", f"name one of {_trained_methods()}")
+            used = METHODS[name].adapter
+            remedy = f"name {used}, whose adapter it uses" if used else f"name one of {_trained_methods()}"
+            raise UserError(f"`{name}` trains no adapter", "--method", remedy)
         there = ", ".join(self.train)
         raise UserError(f"this config trains no `{name}`", "--method", f"it trains {there}; add it to evaluate.methods")
 
@@ -133,7 +142,9 @@ class Plan:
 
     def command(self, step: Step) -> str:
         """Return the command of `nextquill` that makes a step; folds are trained by `score`."""
-        return "score" if step in self.folds.values() else KINDS[step.kind].command
+        if step in self.folds.values():
+            return "score"
+        return "evaluate" if step == self.evaluation.crossfit else KINDS[step.kind].command
 
     def needed_by(self, steps: Sequence[Step]) -> list[Step]:
         """Return the steps with a row in `status` that other stages make for these steps, each after its inputs."""
@@ -173,6 +184,8 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     files = tuple(reader.find(raw, fetch=fetch) for raw in config.ingest.inputs)
     settings = config.ingest.fingerprint_fields()
     del settings["inputs"]  # names of files say nothing about what is in them
+    if config.ingest.clean == CleanConfig():
+        del settings["clean"]  # what is not cleaned has the fingerprint that it had before anything could be
     reading = {name: settings.pop(name) for name in ("source", "options")} | {"revision": reader.revision}
     scans: dict[str, Step] = {}
     for raw in files:
@@ -181,23 +194,28 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
         scans[raw.category] = Step("scan", f"scan:{raw.category}", scan)
     ingest = Step("ingest", "ingest", {"ingest": settings}, tuple(scans.values()))
 
-    named = config.model.name_or_path, config.model.revision
-    template = choose_template(config.prompt.template, *named, strict=fetch)
+    located = located_model(config.model)
+    template = choose_template(config.prompt.template, located.name_or_path, located.revision, strict=fetch)
     prompt = config.prompt.fingerprint_fields() | {"template": template.name, "revision": PLAIN.revision}
     if template.name == "chat":
         prompt["date"] = TEMPLATE_DATE.isoformat()
-    model, model_identity = _model(config, ingest, prompt, digests)
+    model, model_identity = _model(config, located, ingest, prompt, digests)
     common = {"model": model_identity, "prompt": prompt}
     base = (ingest, model) if model else (ingest,)
 
     cross_fitted = config.score.effect_source == "adapter"
-    folds = _left_out(config, FOLD_METHOD, "fold", config.score.folds, common, base) if cross_fitted else {}
+    compared = "crossfit" in config.evaluate.preference_tokens
+    left_out = cross_fitted or compared
+    folds = _left_out(config, FOLD_METHOD, "fold", config.score.folds, common, base) if left_out else {}
     scoring = common | {"score": config.score.fingerprint_fields()}
-    effects = Step("effects", "effects", scoring, (*base, *folds.values()))
+    effects = Step("effects", "effects", scoring, (*base, *folds.values()) if cross_fitted else base)
+    crossfit = _crossfit(config, common, (*base, *folds.values())) if compared and not cross_fitted else None
     score = Step("score", "score", {"weights": weight_settings(**config.weights.fingerprint_fields())}, (effects,))
     if METHODS[config.train.method].training is None:
         raise UserError(f"{config.train.method} does not train", "train.method", f"name one of {_trained_methods()}")
-    needed = list(dict.fromkeys([config.train.method, *config.evaluate.methods]))
+    trained = [METHODS[name].trained_as for name in config.evaluate.methods]
+    needed = list(dict.fromkeys([config.train.method, *trained]))
+    _check_objectives(config, needed)
     weights = _weights(config, needed, effects)
     train: dict[str, Step] = {}
     for name in needed:
@@ -205,17 +223,21 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
             train[name] = _train(config, name, common, base, score=weights.get(training.policy or "", score))
     personal = any(METHODS[name].personal for name in needed)
     tasks = _left_out(config, TASK_METHOD, "task", config.evaluate.personal.folds, common, base) if personal else {}
-    evaluation = EvaluationPlanner(config, common, base, train, tasks, digests).plan()
+    evaluation = EvaluationPlanner(config, common, base, train, tasks, digests).plan(crossfit)
     inputs = (ingest, score, *train.values(), *evaluation.steps)
     measuring = {
         "evaluate": config.evaluate.measuring() | {"bertscore": _bertscore(config, digests)},
         "delta": config.weights.delta,
         "seed": config.seed,
     }
+    if "exact" in config.evaluate.preference_tokens:
+        from nextquill_core.synthetic.truth import truth_file
+
+        measuring["truth"] = {raw.category: digests(truth_file(raw.category, raw.reviews)) for raw in files}
     evaluate = Step("evaluate", "evaluate", measuring, inputs)
     return Plan(
         config, reader, files, scans, ingest, model, effects, score, weights, train, folds, evaluation, evaluate,
-        template, model_identity,
+        template, model_identity, located,
     )  # fmt: skip
 
 
@@ -224,19 +246,37 @@ def _trained_methods() -> str:
 
 
 def _model(
-    config: Config, ingest: Step, prompt: Mapping[str, Any], digests: DigestCache
+    config: Config, located: ModelConfig, ingest: Step, prompt: Mapping[str, Any], digests: DigestCache
 ) -> tuple[Step | None, dict[str, Any]]:
+    """Return the step that makes the base model, if it is made here, and what identifies the model."""
     if config.model.name_or_path == "tiny":
         settings = {"tiny": config.model.tiny.fingerprint_fields(), "prompt": prompt, "seed": config.seed}
         return Step("model", "model", settings, (ingest,)), {"name": "tiny", "dtype": config.model.dtype}
-    return None, external_model_identity(config.model, digests)
+    identity = external_model_identity(located, digests)
+    return Step("model", "model", identity) if is_gguf(located.name_or_path) else None, identity
+
+
+def _crossfit(config: Config, common: Mapping[str, Any], inputs: tuple[Step, ...]) -> Step:
+    """Return the step that scores the measured split by adapters that were trained without the user.
+
+    Args:
+        config: The settings.
+        common: The identity of the model and the settings of the prompt.
+        inputs: The ingest step, that of the offline base model if there is one, and the folds.
+    """
+    scoring = config.score.model_copy(update={"effect_source": "adapter"}).fingerprint_fields()
+    settings = {**common, "score": scoring, "split": config.evaluate.split}
+    return Step("effects", "effects:crossfit", settings, inputs)
 
 
 def _bertscore(config: Config, digests: DigestCache) -> dict[str, Any] | None:
     """Return which encoder BERTScore uses, or None without one; of a hub model, the data type is not part of it."""
-    name, revision = config.evaluate.retrieval.bertscore, config.evaluate.retrieval.bertscore_revision
-    if name is None or not Path(name).is_dir():
-        return None if name is None else {"name": name, "revision": revision}
+    revision = config.evaluate.retrieval.bertscore_revision
+    if (configured := config.evaluate.retrieval.bertscore) is None:
+        return None
+    name = located_encoder(configured)
+    if not Path(name).is_dir():
+        return {"name": name, "revision": revision}
     return encoder_identity(config, name, revision, digests, trust_remote_code=False)
 
 
@@ -257,6 +297,33 @@ def method_weights(config: Config, training: Training) -> dict[str, Any]:
     if training.policy:
         policy, options = training.policy, {}
     return weight_settings(policy, options, **values)
+
+
+def _check_objectives(config: Config, methods: Sequence[str]) -> None:
+    """Make sure that the configured settings go with those that belong to the methods.
+
+    Raises:
+        UserError: A method cannot be trained with them.
+    """
+    for name in methods:
+        training = METHODS[name].training
+        if training is None:
+            continue
+        try:
+            live = _live(config, training)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            fixed = ", ".join(f"{key} {value}" for key, value in training.fixed.items())
+            what = f"`{name}`, which always has {fixed}, does not go with these settings: {reason}"
+            raise UserError(what, "train", f"change them or leave out `{name}`") from None
+        if live and asks_for_answers(policy := method_weights(config, training)["policy"]):
+            raise UserError(
+                f"`{name}` takes its weights from the model in training, and policy `{policy}` reads more than effects",
+                "weights.policy",
+                f"set train.weights_from to stored, or leave out `{name}`"
+                if "weights_from" not in training.fixed
+                else f"name another policy, or leave out `{name}`",
+            )
 
 
 def _live(config: Config, training: Training) -> bool:
@@ -299,7 +366,7 @@ def _train(
         config: The settings.
         name: Name of the method.
         common: The identity of the model and the settings of the prompt.
-        base: The ingest step, and that of the offline base model if there is one.
+        base: The ingest step, and that of the base model if it is made here.
         score: Where stored effects and weights come from, for a method that reads them.
         fold: The fold of users whose examples are left out; None for none.
         label: Name of the step; by default it follows from the method.
@@ -319,6 +386,8 @@ def _train(
         del settings["weights_from"]
     recipe: dict[str, Any] = {"history": METHODS[name].history}
     recipe |= {"weighted": training.weighted, "causal": training.causal}
+    if training.weighted and not training.normal_weighted:
+        recipe |= {"normal_weighted": False}
     identity = {**common, "train": settings, "recipe": recipe, "seed": config.seed}
     if _live(config, training):
         identity |= {"weights": method_weights(config, training)}

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.forms import Choice
-from nextquill_core.generation.decoding import DECODINGS
-from nextquill_core.generation.engines import Journal, Request, Usage
-from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline.evaluation_plan import OWN, SANE, STEERING
+from nextquill_core.generation.decoding import COPE, DECODINGS, Contrast, steering
+from nextquill_core.generation.engines import BASE, Journal, Request, Usage
+from nextquill_core.methods.registry import METHODS, Method
+from nextquill_core.pipeline.evaluation_plan import OWN, SANE, steering_choice
 from nextquill_core.pipeline.methods import (
     local_engine,
     method_encoder,
@@ -27,6 +27,7 @@ from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS, column_by_example
+from nextquill_core.tokens import TokenPair
 from storage import Staging, write_json
 from storage.stored_json import read_checked
 from storage.tables import read_table
@@ -55,7 +56,8 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
     decoding = DECODINGS[planned.sampler or choice(run, SANE)]
     strength = planned.strength
     if method.steered and strength is None:
-        strength = float(choice(run, STEERING))
+        strength = chosen_strength(run, method)
+    contrast = _contrast(method, strength)
     folder = PREDICTED if planned.history == OWN else CONTROLS
 
     def path(name: str) -> str:
@@ -71,17 +73,9 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         if served:
             engine = server_engine(run, method, encoder, decoding, planned.limit)
         else:
-            engine = local_engine(run, method, shard.model, encoder, decoding, planned.limit, strength)
+            engine = local_engine(run, shard.model, encoder, decoding, planned.limit, contrast)
         pairs = encoder.encode(shard.examples)
-        requests = [
-            Request(
-                pair.example_id,
-                pair.factual,
-                pair.counterfactual if strength is not None and pair.has_history else None,
-                shard.adapters.get(pair.example_id),
-            )
-            for pair in pairs
-        ]
+        requests = [_request(pair, method, shard.adapters.get(pair.example_id)) for pair in pairs]
         journal = Journal(staging.scratch / f"answers-{shard.name}.jsonl")
         missing = journal.missing(requests)
         advance(len(requests) - len(missing))
@@ -117,16 +111,17 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
 
     Args:
         run: The run; what the method needs is in its store.
-        step: One of `EvaluationPlan.likelihoods` or `control_likelihoods`.
+        step: One of `EvaluationPlan.likelihoods`, `control_likelihoods` or `bare_likelihoods`.
         staging: Folder of the new artifact.
         progress: Receives the examples that are done.
     """
-    from nextquill_core.evaluation.likelihood import answer_logps, personal_logps, steered_logps
+    from nextquill_core.evaluation.likelihood import answer_logps, contrasted_logps, personal_logps, steered_logps
 
     method = METHODS[step.settings["method"]]
     examples = shown_examples(run, method, step.settings["split"], step.settings["past"])
     encoder = method_encoder(run, method)
     batch_tokens = run.config.score.batch_tokens
+    strength = chosen_strength(run, method) if method.steered else 0.0
 
     def path(name: str) -> str:
         return f"likelihoods/{name}.parquet"
@@ -136,10 +131,12 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
     for shard in missing_shards(run, method, examples, lambda name: not staging.has(path(name))):
         advance(0)
         pairs = encoder.encode(shard.examples)
-        if method.steered:
-            logps = steered_logps(shard.model, pairs, float(choice(run, STEERING)), batch_tokens)
-        elif shard.adapters:
-            adapters = [shard.adapters[pair.example_id] for pair in pairs]
+        adapters = [shard.adapters[pair.example_id] for pair in pairs] if shard.adapters else []
+        if strength:
+            logps = steered_logps(shard.model, pairs, strength, batch_tokens)
+        elif adapters and method.contrasted:
+            logps = contrasted_logps(shard.model, pairs, adapters, COPE, batch_tokens)
+        elif adapters:
             logps = personal_logps(shard.model, pairs, adapters, batch_tokens)
         else:
             logps = answer_logps(shard.model, pairs, batch_tokens)
@@ -147,6 +144,24 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
         staging.write_table(path(shard.name), pa.table(columns, schema=LIKELIHOODS))
         advance(len(pairs))
     return {"examples": len(examples)}
+
+
+def _contrast(method: Method, strength: float | None) -> Contrast | None:
+    """Return how the two branches of a method become one; None for a method with one branch."""
+    if strength is not None:
+        return steering(strength)
+    return COPE if method.contrasted else None
+
+
+def _request(pair: TokenPair, method: Method, adapter: str | None) -> Request:
+    """Return what an engine is asked for an example.
+
+    The second branch of a steered method has the prompt without history, that of a contrasted one no user's adapter.
+    """
+    if method.contrasted:
+        return Request(pair.example_id, pair.factual, pair.factual, adapter, counterfactual_adapter=BASE)
+    steered = method.steered and pair.has_history
+    return Request(pair.example_id, pair.factual, pair.counterfactual if steered else None, adapter)
 
 
 def build_choice(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -197,7 +212,7 @@ def chosen(run: Run, name: str) -> dict[str, Any]:
 
     Args:
         run: The run; the choice is in its store.
-        name: `sane` or `steering`.
+        name: A key of `EvaluationPlan.choices`.
 
     Raises:
         UserError: The file is damaged.
@@ -210,8 +225,13 @@ def chosen(run: Run, name: str) -> dict[str, Any]:
 
 
 def choice(run: Run, name: str) -> str:
-    """Return what was chosen on val: how `sane` decodes, or how strongly `cos` steers."""
+    """Return what was chosen on val: how `sane` decodes, or how strongly a method steers."""
     return str(chosen(run, name)["chosen"])
+
+
+def chosen_strength(run: Run, method: Method) -> float:
+    """Return the strength λ of a steered method that was chosen on val."""
+    return float(choice(run, steering_choice(method.name)))
 
 
 def _rows(staging: Staging, name: str) -> int:

@@ -12,10 +12,12 @@ from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import Case, Cohort, Picture, Report, RowCount, Stage, TokenEffect, Training
 from nextquill_core.config import EvaluateConfig
+from nextquill_core.evaluation.metrics import METRICS, PERSONAL_GAIN
 from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.pipeline.step import Step
@@ -100,8 +102,8 @@ def report_of(
     with expect_form(sequences.location, "run `nextquill ingest --force`"):
         stats = sequences.manifest.stats
         counts = [
-            RowCount(table, stats[table]["read"], stats[table]["kept"], stats[table]["dropped"])
-            for table in ("reviews", "items")
+            RowCount(table, part["read"], part["kept"], part["dropped"], part.get("cleaned", {}))
+            for table, part in (("reviews", stats["reviews"]), ("items", stats["items"]))
         ]
         cohorts = [
             Cohort(name, part["users"], part["items"]["kept"], part["reviews"]["kept"], part["examples"])
@@ -116,6 +118,7 @@ def report_of(
             (f"{config.evaluate.split} examples", f"{len(examples):,}"),
             ("tokens scored", f"{tokens:,}"),
             ("preference tokens", preferred),
+            *_headline(rows, config.train.method),
         ],
         config=_settings(run),
         stages=[_stage(run.artifact(step), step.name) for step in run.plan.stages if step.kind != "evaluate"],
@@ -140,6 +143,18 @@ def report_of(
     )
 
 
+def _headline(rows: Sequence[Row], method: str) -> Iterator[tuple[str, str]]:
+    """Yield the personal gain of a method over all categories, if it was measured.
+
+    Args:
+        rows: Rows of the schema `METRICS`.
+        method: Name of the method.
+    """
+    found = {row["category"]: row for row in rows if (row["method"], row["metric"]) == (method, PERSONAL_GAIN)}
+    if row := found.get(ALL) or next(iter(found.values()), None):
+        yield f"personal gain of {method}, nats a token", METRICS[PERSONAL_GAIN].text(row["value"])
+
+
 def answers_of(run: Run) -> list[dict[str, Any]]:
     """Return how the answers of each method and preset ended, as rows of `tables.answer_rows`."""
     columns = ["method", "decoding", "text", "n_tokens", "finish_reason"]
@@ -152,7 +167,9 @@ def costs_of(run: Run) -> list[dict[str, Any]]:
     """Return the costs of each method and preset that manifests record, as rows of `tables.cost_rows`."""
     plan = run.plan.evaluation
     usages = {key: run.artifact(one.step).manifest.stats.get("usage") for key, one in plan.predictions.items()}
-    training = {name: _training(run.artifact(step), name).seconds for name, step in run.plan.train.items()}
+    seconds = {name: _training(run.artifact(step), name).seconds for name, step in run.plan.train.items()}
+    adapters = {name: METHODS[name].trained_as for name in run.config.evaluate.methods}
+    training = {name: seconds[adapter] for name, adapter in adapters.items() if adapter in seconds}
     return cost_rows(usages, training, {name: dict(_preparation(run, name)) for name in run.config.evaluate.methods})
 
 
@@ -160,7 +177,8 @@ def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
     """Yield what else a method needed before it could train or generate, and the seconds that it took."""
     plan, method = run.plan.evaluation, METHODS[name]
     needed: list[tuple[str, Step | None]] = []
-    if method.training and any(source.kind == "score" for source in run.plan.train[name].inputs):
+    trained = run.plan.train.get(method.trained_as)
+    if trained and any(source.kind == "score" for source in trained.inputs):
         needed.append(("effects of history", run.plan.effects))
     if method.shown == "contriever":
         needed.append(("vectors", plan.relevance))
@@ -183,8 +201,10 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     layers = targets if isinstance(targets, str) else ", ".join(targets)
     return [
         ("base model θ0", f"{config.model.name_or_path} ({config.model.dtype})"),
+        *base_source(run),
         ("template of the prompts", f"{run.template.name}, because {run.template.reason}"),
         ("protocol", config.ingest.protocol.name),
+        ("HTML in texts", config.ingest.clean.html),
         ("history", f"up to {config.prompt.max_history} newest reviews, {config.prompt.max_prompt_tokens} tokens"),
         ("weights", ", ".join(f"{name} {value}" for name, value in run.plan.score.settings["weights"].items())),
         ("loss", f"α = {train.alpha:g}, normalised by {train.normalization}"),
@@ -197,7 +217,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
 
 
 def _notes(run: Run) -> list[str]:
-    if not run.plan.model:
+    if run.config.model.name_or_path != "tiny":
         return []
     return [
         "The base model is the small offline one, pretrained on the base profiles of these users. The numbers show "
@@ -251,6 +271,8 @@ def _strongest_tokens(run: Run) -> list[TokenEffect]:
 
 def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Case]:
     """Return a few examples spread evenly over the split, with the texts of the last decoding preset."""
+    if not texts:
+        return []
     decoding = run.config.evaluate.decoding[-1]
     chosen = examples[:: max(1, len(examples) // CASES)][:CASES]
     return [

@@ -69,8 +69,8 @@ class Run:
         self.plan: Plan = make_plan(
             config, self.store.raw_digests(save=fetch), fetch=fetch, privacy=self.privacy.identity
         )
-        if fetch and self.plan.model is None:
-            check_limits(config.model.name_or_path, config.model.revision, _lengths(config))
+        if fetch and config.model.name_or_path != "tiny":  # whose limits follow from the settings
+            check_limits(self.plan.base.name_or_path, self.plan.base.revision, _lengths(config))
         if fetch:
             self.store.require_writable()
 
@@ -190,8 +190,8 @@ class Run:
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The section `model` with the folder of the offline base model, or the absolute path of a folder, as name."""
-        model = self.config.model
+        """The section `model` with a hub name or the absolute path of a folder, which may be an artifact, as name."""
+        model = self.plan.base
         name = model.name_or_path
         if self.plan.model:
             name = str(self.artifact(self.plan.model).folder / "model")
@@ -202,7 +202,7 @@ class Run:
     @property
     def base_name(self) -> BaseName:
         """The name of the base model on any machine."""
-        return base_name(self.config.model.name_or_path, self.config.model.revision)
+        return base_name(self.plan.base.name_or_path, self.plan.base.revision)
 
     @property
     def prompt(self) -> PromptConfig:

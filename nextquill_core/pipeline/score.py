@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from nextquill_core.causal.shard_queue import ShardQueue
 from nextquill_core.causal.summary import EffectsSummary, summarise
+from nextquill_core.ingest.reader import read_examples
 from nextquill_core.orders import ScoreOrder
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.pipeline.train import fold_adapters
 from nextquill_core.progress import Progress
+from nextquill_core.records import Example, ShownAnswer
 from nextquill_core.schemas import column_by_example
-from nextquill_core.tokens import token_texts
+from nextquill_core.tokens import PairEncoder, token_texts
 from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import expect_form, read_checked
 from storage.tables import read_table
@@ -40,7 +42,7 @@ def build_effects(
 
     Args:
         run: The run; sequences, base model and the adapters of folds are in its store.
-        step: `Plan.effects`.
+        step: `Plan.effects`, or `EvaluationPlan.crossfit`, which scores the measured split alone.
         staging: Folder of the new artifact.
         progress: Receives the examples that all workers have done.
         launch: Starts the workers and waits for them.
@@ -48,7 +50,7 @@ def build_effects(
     Raises:
         ShardsFailed: Some shards could not be scored; the others are kept for the next run.
     """
-    order = score_order(run, staging.folder)
+    order = score_order(run, step, staging.folder)
     path = staging.scratch / "order.json"
     order.save(path)
     queue = ShardQueue.of(order)
@@ -59,25 +61,34 @@ def build_effects(
     return {"examples": sum(map(len, queue.shards.values())), "truncation": queue.truncation()}
 
 
-def score_order(run: Run, staging: Path) -> ScoreOrder:
-    """Return the workers' order for this configuration."""
+def score_order(run: Run, step: Step, staging: Path) -> ScoreOrder:
+    """Return the workers' order for a step of the kind `effects`.
+
+    Args:
+        run: The run; sequences, base model and the adapters of folds are in its store.
+        step: The step.
+        staging: Folder of the new artifact.
+    """
+    split = step.settings.get("split")
     return ScoreOrder(
         staging=staging,
         sequences=run.artifact(run.plan.ingest).folder,
         model=run.model,
         prompt=run.prompt,
         score=run.config.score,
-        adapters=fold_adapters(run),
+        adapters=fold_adapters(run, step),
+        splits=(split,) if split else None,
     )
 
 
 def build_weights(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
     """Write the effects, the preference weights derived from them, and pages that show the effects.
 
-    This takes seconds and no model. The pages are logs: they show δ, which some weight policies do not depend on.
+    This takes seconds and no model. A policy that reads the history takes as long as encoding the prompts. The pages
+    are logs: they show δ, which some weight policies do not depend on.
 
     Args:
-        run: The run; the effects are in its store.
+        run: The run; sequences, the base model's tokenizer and the effects are in its store.
         step: `Plan.score`, or one of `Plan.weights`.
         staging: Folder of the new artifact.
         progress: Not used.
@@ -87,8 +98,9 @@ def build_weights(run: Run, step: Step, staging: Staging, progress: Progress) ->
     source = run.artifact(run.plan.effects)
     shards = source.shards("effects/")
     staging.adopt(source.folder, shards)
+    look_up = answers_of(run)
     for shard in shards:
-        derived = weights_table(read_table(source.folder / shard.path), **step.settings["weights"])
+        derived = weights_table(read_table(source.folder / shard.path), look_up, **step.settings["weights"])
         staging.write_table(shard.path.replace("effects/", "weights/"), derived)
     categories = column_by_example(run.artifact(run.plan.ingest).folder / "examples", "category")
     paths = [source.folder / shard.path for shard in shards]
@@ -103,6 +115,30 @@ def build_weights(run: Run, step: Step, staging: Staging, progress: Progress) ->
         for part in summary.categories
     }
     return {**source.manifest.stats, "per_category": per_category, "preference_delta": summary.delta}
+
+
+def answers_of(run: Run) -> Callable[[Sequence[str]], list[ShownAnswer]]:
+    """Return a function from ids of examples to their answers, with the history that the scored prompts showed.
+
+    Examples and tokenizer are read at the first call, because most weight policies do not ask for them.
+
+    Args:
+        run: The run; sequences and the base model are in its store.
+    """
+
+    @cache
+    def sources() -> tuple[dict[str, Example], PairEncoder]:
+        from nextquill_core.model.loading import encoder_for, load_tokenizer
+
+        examples = read_examples(run.artifact(run.plan.ingest).folder)
+        encoder = encoder_for(run.model, run.prompt, load_tokenizer(run.model))
+        return {example.example_id: example for example in examples}, encoder
+
+    def look_up(example_ids: Sequence[str]) -> list[ShownAnswer]:
+        examples, encoder = sources()
+        return encoder.shown_answers([examples[example_id] for example_id in example_ids])
+
+    return look_up
 
 
 def _write_pages(run: Run, staging: Staging, summary: EffectsSummary) -> None:
@@ -122,7 +158,7 @@ def effects_source(effects: Step) -> str:
     """Return the name of the model whose effects of history choose the preference tokens.
 
     Args:
-        effects: `Plan.effects`.
+        effects: A step of the kind `effects`.
     """
     source = effects.settings["score"]["effect_source"]
     named = {

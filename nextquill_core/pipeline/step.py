@@ -47,16 +47,17 @@ KINDS: Mapping[str, StepKind] = {
     ),
     "effects": StepKind(2, "score", "nextquill_core.pipeline.score:build_effects"),
     "score": StepKind(1, "score", "nextquill_core.pipeline.score:build_weights"),
-    "train": StepKind(2, "train", "nextquill_core.pipeline.train:build_adapter"),
+    "train": StepKind(3, "train", "nextquill_core.pipeline.train:build_adapter"),
     "relevance": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_relevance"),
     "summaries": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_summaries"),
     "personal": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_personal_adapters"),
     "predictions": StepKind(3, "evaluate", "nextquill_core.pipeline.predict:build_predictions"),
     "choice": StepKind(2, "evaluate", "nextquill_core.pipeline.predict:build_choice"),
     "likelihood": StepKind(2, "evaluate", "nextquill_core.pipeline.predict:build_likelihoods"),
-    "evaluate": StepKind(3, "evaluate", "nextquill_core.pipeline.evaluate:build_evaluation"),
+    "evaluate": StepKind(4, "evaluate", "nextquill_core.pipeline.evaluate:build_evaluation"),
     "sweep": StepKind(2, "sweep", "nextquill_core.studies.sweep:build_sweep"),
     "reproduction": StepKind(2, "reproduce", "nextquill_core.studies.reproduce:build_reproduction"),
+    "study": StepKind(1, "study", "nextquill_core.studies.study.collect:build_study"),
 }
 
 

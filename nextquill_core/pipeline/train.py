@@ -74,22 +74,26 @@ def check_layers(run: Run) -> None:
 
     Raises:
         ModelError: It does not.
-        UserError: The offline base model has not been made.
+        UserError: The base model is made here and has not been made.
     """
-    if run.config.train.lora.targets != ALL_LINEAR:  # the offline base model may be missing
+    if run.config.train.lora.targets != ALL_LINEAR:  # a base model that is made here may be missing
         check_targets(run.config.train.lora, run.model)
 
 
-def fold_adapters(run: Run) -> tuple[Path, ...]:
+def fold_adapters(run: Run, effects: Step) -> tuple[Path, ...]:
     """Return the PEFT folders that score, by fold: the i-th has seen no example of users u with `fold_of(u, n)` = i.
 
+    Args:
+        run: The run.
+        effects: The step that scores.
+
     Returns:
-        The folders, none under `score.effect_source: initial`.
+        The folders, none where the base model scores.
 
     Raises:
         UserError: An adapter has not been trained.
     """
-    return tuple(run.artifact(step).folder / "adapter" for step in run.plan.folds.values())
+    return tuple(run.artifact(source).folder / "adapter" for source in effects.inputs if source.kind == "train")
 
 
 def trained_by(run: Run, name: str) -> TrainConfig:
@@ -120,6 +124,7 @@ def train_order(run: Run, name: str, output: Path) -> TrainOrder:
         train=settings if recipe["causal"] else settings.model_copy(update={"alpha": 0.0}),
         seed=run.config.seed,
         weighted=recipe["weighted"],
+        normal_weighted=recipe.get("normal_weighted", True),
         live_weights=step.settings.get("weights"),
         leave_out=(fold["leave_out"], fold["of"]) if fold else None,
         deepspeed_json=configured(settings, run.model.dtype),

@@ -11,7 +11,7 @@ from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import Run
 from nextquill_core.studies.reproduce import reproduction_step, whole_table
 from nextquill_core.studies.sweep import open_points, sweep_step
-from storage import Store
+from storage import Artifact, Store
 from storage.garbage import Name, StoredItem
 from storage.pointers import pointer_names, read_pointer
 from storage.stored_json import expect_form
@@ -22,8 +22,8 @@ OpenRun = Callable[[Config], Run]
 def current(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:
     """Return the artifacts that these configurations ask for.
 
-    They are the stages and everything behind them, sweeps over the configurations and their reproduction if the store
-    has these, and the val likelihoods by which their adapters are accepted.
+    They are the stages and everything behind them, sweeps over the configurations, their reproduction and the newest
+    studies of their data if the store has these, and the val likelihoods by which their adapters are accepted.
 
     Args:
         runs: The runs of the configurations.
@@ -36,6 +36,7 @@ def current(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:
     for run in runs:
         wanted |= {step.address for step in lineage(*run.plan.stages, run.plan.evaluate)}
         wanted |= {("sweep", name) for name in _sweeps(run, open_run)}
+        wanted |= _studies(run)
         judged = run.config.evaluate.model_copy(
             update={"split": "val", "methods": tuple(run.plan.train), "control": "none"}
         )
@@ -86,6 +87,34 @@ def _reproduction(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:
     if runs[0].store.find(table.kind, table.fingerprint) is None:
         return set()
     return {step.address for step in lineage(table)}
+
+
+def _studies(run: Run) -> set[Name]:
+    """Return the newest page of each study of a configuration's data, with all that its cells are made from."""
+    found: set[Name] = set()
+    seen: set[tuple[str, ...]] = set()
+    for artifact in run.store.newest_first("study"):
+        with expect_form(artifact.location, "delete it"):
+            names = tuple(study["name"] for study in artifact.manifest.identity["studies"])
+        behind = _origins(run.store, artifact)
+        if names not in seen and run.plan.ingest.address in behind:
+            found |= behind
+            seen.add(names)
+    return found
+
+
+def _origins(store: Store, artifact: Artifact) -> set[Name]:
+    """Return an artifact and everything that it was made from, by the manifests in the store."""
+    found: set[Name] = set()
+    waiting = [artifact.ref]
+    while waiting:
+        ref = waiting.pop()
+        name = ref.kind, ref.fingerprint
+        if name not in found:
+            found.add(name)
+            known = store.find(*name)
+            waiting += known.manifest.inputs if known else ()
+    return found
 
 
 def _sweeps(run: Run, open_run: OpenRun) -> Iterator[str]:

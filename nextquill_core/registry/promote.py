@@ -116,6 +116,8 @@ def measuring_step(plan: Plan, method: str, metric: str) -> Step:
         raise UserError(f"`{metric}` cannot decide a promotion", "--metric", f"name one of {', '.join(METRICS)}")
     if metric == LIKELIHOOD:
         return plan.evaluation.likelihoods[method]
+    if not plan.config.evaluate.decoding:
+        raise UserError(f"{metric} judges texts, and this config generates none", "evaluate.decoding", "name a preset")
     return plan.evaluation.predictions[method, plan.config.evaluate.decoding[-1]].step
 
 

@@ -110,9 +110,9 @@ def _beside(run: Run) -> dict[str, Any]:
 
 def _ours_alone(part: dict[str, Any]) -> str:
     """Return our own table where the paper has none for these categories, else ""."""
-    from nextquill_core.analysis.result_tables import markdown_table
+    from nextquill_core.analysis.result_tables import pivot
 
     if part["rows"]:
         return ""
-    tables = [markdown_table(part["ours"], PAPER.name, category) for category in part["categories"]]
+    tables = [pivot(part["ours"], PAPER.name, category).markdown for category in part["categories"]]
     return "The paper has no such category; these are our numbers alone.\n\n" + "\n".join(tables)

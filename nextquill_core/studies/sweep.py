@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -33,6 +33,18 @@ ANY = "any"
 """The value of a key that does not change a method's texts."""
 Grid = Mapping[str, Sequence[Any]]
 """Values by dotted key."""
+
+
+class LabelledRun(Protocol):
+    """A run of one configuration among many, with its name among them."""
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+
+    @property
+    def run(self) -> Run:
+        """The run."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Confi
         values = {key: _plain(value) for key, value in zip(grid, chosen, strict=True)}
         settings = config.model_dump(mode="json")
         for key, value in values.items():
-            _set(settings, key, value)
+            set_key(settings, key, value)
         if isinstance(settings["evaluate"], dict):
             settings["evaluate"]["split"] = SPLIT
         point = parse_config(settings, where=f"sweep {label_of(values)}")
@@ -117,7 +129,7 @@ def open_points(config: Config, grid: Grid, open_run: Callable[[Config], Run]) -
     seen: dict[frozenset[str], Point] = {}
     for values, settings in grid_configs(config, grid):
         point = Point(values, open_run(settings))
-        texts = frozenset(found.step.fingerprint for found in point.run.plan.evaluation.predictions.values())
+        texts = frozenset(_measured(point.run).values())
         if texts in seen:
             raise UserError(
                 f"{seen[texts].label} and {point.label} make the same predictions",
@@ -190,6 +202,15 @@ def build_sweep(
     return {"points": len(points), "split": SPLIT}
 
 
+def _measured(run: Run) -> dict[str, str]:
+    """Return the fingerprints of what is measured, by `METHOD/DECODING`: predictions, or likelihoods without texts."""
+    from nextquill_core.evaluation.tables import NO_TEXTS
+
+    plan = run.plan.evaluation
+    texts = {"/".join(key): one.step.fingerprint for key, one in plan.predictions.items()}
+    return texts or {f"{name}/{NO_TEXTS}": step.fingerprint for name, step in plan.likelihoods.items()}
+
+
 def _document(points: Sequence[Point]) -> dict[str, Any]:
     from nextquill_core.pipeline.evaluate import read_results
 
@@ -203,13 +224,12 @@ def _document(points: Sequence[Point]) -> dict[str, Any]:
         settings = results.settings
         cautions |= dict.fromkeys(results.cautions)
         rows += [{"point": number, **row} for row in results.rows]
-        predictions = point.run.plan.evaluation.predictions
         described.append(
             {
                 "point": number,
                 "values": dict(point.values),
                 "evaluate": evaluation.manifest.fingerprint,
-                "predictions": {"/".join(key): one.step.fingerprint for key, one in predictions.items()},
+                "predictions": _measured(point.run),
             }
         )
     return {"split": SPLIT, "settings": settings, "cautions": list(cautions), "points": described, "rows": rows}
@@ -260,6 +280,7 @@ def sweep_cells(artifact: Artifact) -> list[dict[str, str]]:
 
 def _tables(document: Mapping[str, Any]) -> Iterator[SweepTable]:
     from nextquill_core.analysis.result_tables import pivot
+    from nextquill_core.evaluation.metrics import GAIN, MAIN
 
     points: list[dict[str, Any]] = document["points"]
     keys = tuple(points[0]["values"])
@@ -277,7 +298,7 @@ def _tables(document: Mapping[str, Any]) -> Iterator[SweepTable]:
                     for row in rows
                     if (row["point"], row["method"]) == (members[0]["point"], method)
                 ]
-        table = pivot(chosen, decoding, category)
+        table = pivot(chosen, decoding, category, (GAIN, MAIN))
         yield SweepTable(
             f"{category}, {decoding} decoding, {document['split']}, n = {table.n}",
             keys,
@@ -301,7 +322,17 @@ def _values(key: str, members: Sequence[Mapping[str, Any]], points: Sequence[Map
     return ANY if len(mine) > 1 and mine == all_values else ", ".join(mine)
 
 
-def _set(settings: dict[str, Any], key: str, value: Any) -> None:
+def set_key(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value of a configuration given as plain values.
+
+    Args:
+        settings: The plain values; they are changed.
+        key: The dotted key.
+        value: The value.
+
+    Raises:
+        UserError: A part of the key before the last is a value and no section.
+    """
     *parents, last = key.split(".")
     section: Any = settings
     for name in parents:

@@ -80,7 +80,9 @@ SHOWN_BY: dict[str, str] = {
     "ScoreConfig.batch_tokens": f"{CORE}/causal/test_scorer.py::test_bytes_do_not_depend_on_batches",
     "ScoreConfig.launcher": f"{CORE}/causal/test_shard_queue.py::test_boundaries_depend_on_the_rows_alone",
     "ScoreConfig.workers": f"{CORE}/causal/test_shard_queue.py::test_three_workers_make_the_same_bytes_as_one",
-    "TrainConfig.batch_tokens": f"{CORE}/training/test_losses.py::test_micro_batches_add_up_to_the_step",
+    "TrainConfig.batch_tokens": (
+        f"{CORE}/training/test_budget.py::test_any_budget_gives_the_same_gradients_with_dropout_too"
+    ),
     "TrainConfig.gradient_checkpointing": (
         f"{CORE}/training/test_losses.py::test_gradient_checkpointing_changes_nothing_but_rounding"
     ),
@@ -120,6 +122,7 @@ VALUES: dict[str, Any] = {
     "evaluate.methods": ["qwen"],
     "evaluate.decoding": ["sane"],
     "evaluate.metrics": ["another"],
+    "evaluate.preference_tokens": ["initial", "crossfit"],
     "evaluate.retrieval.encoder": "org/encoder",
     "evaluate.retrieval.bertscore": "org/bert",
     "evaluate.server.models": {"nextquill": "other"},

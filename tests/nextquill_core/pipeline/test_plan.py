@@ -28,8 +28,11 @@ METHODS = ("qwen", "contextsft", "nextquill")
 SANE = {"choice:sane", *(f"{name}-sane" for name in METHODS)}
 ON_VAL = {"latestk-greedy-val", "latestk-sampled-val"}
 PREDICTIONS = {"evaluate", *SANE, *ON_VAL, *(f"{name}-paper" for name in METHODS)}
-LIKELIHOODS = {f"likelihood:{name}" for name in METHODS}
-OURS = {"train", "evaluate", "nextquill-paper", "nextquill-sane", "likelihood:nextquill"}
+BARE = {"likelihood:contextsft-none", "likelihood:nextquill-none"}
+LIKELIHOODS = {*(f"likelihood:{name}" for name in METHODS), *BARE}
+OURS = {
+    *("train", "evaluate", "nextquill-paper", "nextquill-sane", "likelihood:nextquill", "likelihood:nextquill-none")
+}
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
@@ -102,6 +105,76 @@ def test_live_weights_come_from_no_score_and_move_weighted_methods_alone(small_w
     assert weights == {"policy": "threshold", "delta": 0.1, "high": 0.9, "low": 0.1}
 
 
+def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> None:
+    """`mce-dce` reads the configured weights, each control reads another score artifact, `perce-live` reads none."""
+    methods = {"methods": ["contextsft", "perce", "perce-live", "mce-dce", "random-weights", "grounded-weights"]}
+
+    def plan(**changes: Any) -> Plan:
+        return Run(small_config(small_world, tmp_path, evaluate=methods, **changes)).plan
+
+    stored = plan()
+    read = {name: [one.name for one in step.inputs if one.kind == "score"] for name, step in stored.train.items()}
+    assert read == {
+        "nextquill": ["score"], "contextsft": [], "perce": ["score:perce"], "perce-live": [], "mce-dce": ["score"],
+        "random-weights": ["score:random"], "grounded-weights": ["score:grounded"],
+    }  # fmt: skip
+    assert stored.train["perce-live"].settings["weights"] == {"policy": "perce", "floor": 0.8, "ceiling": 5.0}
+    assert stored.weights["random"].settings["weights"] == {
+        "policy": "random", "delta": 0.05, "high": 0.9, "low": 0.1, "seed": 0.0,
+    }  # fmt: skip
+    assert stored.weights["grounded"].settings["weights"] == {
+        "policy": "grounded", "high": 0.9, "low": 0.1, "function_words": 0.0,
+    }  # fmt: skip
+    recipes = {name: step.settings["recipe"] for name, step in stored.train.items()}
+    assert [name for name, recipe in recipes.items() if "normal_weighted" in recipe] == ["mce-dce"]
+
+    def moved(**changes: Any) -> set[str]:
+        return {
+            name for name, step in plan(**changes).train.items() if step.fingerprint != stored.train[name].fingerprint
+        }
+
+    assert moved(weights={"delta": 0.1}) == {"nextquill", "mce-dce", "random-weights"}
+    assert moved(weights={"low": 0.2}) == {"nextquill", "mce-dce", "random-weights", "grounded-weights"}
+    assert moved(train={"alpha": 0.1}) == {"nextquill", "mce-dce", "random-weights", "grounded-weights"}
+    assert moved(train={"weights_from": "live"}) == {"nextquill", "perce", "mce-dce"}
+    same = plan(train={"weights_from": "live", "normalization": "sample_weight"}).train["perce"]
+    assert same.fingerprint == stored.train["perce-live"].fingerprint
+    tuned = plan(train={"normalization": "weight"}).train
+    assert tuned["perce-live"].fingerprint == stored.train["perce-live"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weights": {"policy": "random"}, "train": {"weights_from": "live"}},
+            "weights.policy: `nextquill` takes its weights from the model in training, and policy `random` reads more "
+            "than effects; set train.weights_from to stored, or leave out `nextquill`",
+        ),
+        (
+            {"weights": {"policy": "grounded"}, "train": {"method": "nextquill-official"}},
+            "weights.policy: `nextquill-official` takes its weights from the model in training, and policy `grounded` "
+            "reads more than effects; name another policy, or leave out `nextquill-official`",
+        ),
+        (
+            {"train": {"method": "mine", "normalization": "weight"}},
+            "train: `mine`, which always has weights_from live, does not go with these settings: normalization "
+            "weight divides by the step's sum of weights, which live weights only give after the step: set "
+            "normalization to sample_weight or sequence, or weights_from to stored; change them or leave out "
+            "`mine`",
+        ),
+    ],
+)
+def test_settings_that_a_method_cannot_have_stop_before_anything_runs(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    live = registry.Training(weighted=True, causal=False, fixed={"weights_from": "live"})
+    monkeypatch.setitem(registry.METHODS.built_in, "mine", registry.Method("mine", "a row", "newest", live))  # type: ignore[arg-type]
+    with pytest.raises(UserError) as caught:
+        Run(small_config(small_world, tmp_path, **changes))
+    assert str(caught.value) == message
+
+
 def test_effects_as_target_are_read_without_weights_too(small_world: Path, tmp_path: Path) -> None:
     train = {"causal_loss": {"target": "effect"}}
     for methods, read in ((["causal-only", "norm-only"], {"causal-only", "norm-only"}), (["contextsft"], set())):
@@ -158,6 +231,7 @@ def test_what_is_always_computed_here_does_not_depend_on_the_engine(small_world:
     before = fingerprints(small_config(small_world, tmp_path, evaluate=methods))
     after = fingerprints(small_config(small_world, tmp_path, evaluate=methods | {"engine": "openai"}))
     local = {"summaries", "relevance", *(f"likelihood:{name}" for name in methods["methods"])}
+    local |= {f"likelihood:{name}-none" for name in methods["methods"]}
     assert {name: before[name] for name in local} == {name: after[name] for name in local}
 
 
@@ -202,6 +276,11 @@ def test_an_encoder_for_bertscore_counts_by_its_files(small_world: Path, tmp_pat
         ("soft", {"delta": 0.1}, True),
         ("soft", {"options": {"temperature": 0.02}}, False),
         ("soft", {"options": {"temperature": 0.01}}, True),
+        ("random", {"delta": 0.1}, True),
+        ("random", {"options": {"seed": 0}}, False),
+        ("random", {"options": {"seed": 1}}, True),
+        ("grounded", {"delta": 0.1}, False),
+        ("grounded", {"options": {"function_words": 1}}, True),
     ],
 )
 def test_only_what_a_policy_uses_moves_the_weights(
@@ -301,7 +380,7 @@ def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_p
         step = waiting.pop()
         steps[step.fingerprint] = step
         waiting += [origin for origin in step.inputs if origin.fingerprint not in steps]
-    assert {step.kind for step in steps.values()} == set(KINDS) - {"sweep", "reproduction"}
+    assert {step.kind for step in steps.values()} == set(KINDS) - {"sweep", "reproduction", "study"}
     makes = {step.fingerprint: stage for stage in get_args(StageName) for step in run.plan.made_by(stage)}
     for step in steps.values():
         command = run.plan.command(step)

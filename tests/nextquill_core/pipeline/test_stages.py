@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from nextquill_core.pipeline import score
 from nextquill_core.pipeline.evaluate import read_results, result_markdown
 from nextquill_core.pipeline.run import Run
 from tests.models import adapted_model
-from tests.stages import make
+from tests.stages import make, ranks
 from tests.world import small_config
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.pipeline
 
 
 def contents(run: Run) -> dict[str, str]:
@@ -69,7 +70,10 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     document = json.loads((folder / "metrics.json").read_text())
     names = {(row["method"], row["decoding"], row["metric"]) for row in document["rows"]}
     expected = {"rouge1", "rougeL", "meteor", "bleu", "length_ratio", "log_likelihood"}
-    assert {metric for *_, metric in names} - {"preference_log_likelihood"} == expected
+    expected |= {"history_gain", "rouge1_cut", "rougeL_cut", "meteor_cut"}  # without a control, no personal gain
+    on_preference_tokens = {"preference_log_likelihood", "preference_history_gain"}
+    assert {metric for *_, metric in names} - on_preference_tokens == expected
+    assert {method for method, _, metric in names if metric == "history_gain"} == {"contextsft", "nextquill"}
     assert {name[:2] for name in names} == {
         (name, mode) for name in ("qwen", "contextsft", "nextquill") for mode in ("paper", "sane")
     }
@@ -77,11 +81,13 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     assert document["settings"]["rouge"]["ignored_letters"]["Small"] < 0.005
     (caution,) = document["cautions"]
     assert caution.startswith(
-        "Preference log-likelihood: measured on tokens that the effects of history under the init"
+        "Preference log-likelihood and gains: measured on tokens that the effects of history under the init"
     )
     results = read_results(whole.artifact(whole.plan.evaluate))
     assert results.cautions == [caution]
-    assert caution in result_markdown(results, "report.html")
+    short = result_markdown(results, "report.html")
+    assert caution in short
+    assert short.index("gain by history in nats a token") < short.index("paper decoding, n =")
     scored = read(whole, whole.plan.evaluate, "examples.parquet").to_pylist()
     assert all(row["rouge1_unicode"] == row["rouge1"] for row in scored if row["rouge1"] == 1)
     assert None not in {row["rougeL_unicode"] for row in scored}
@@ -89,6 +95,37 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     assert "nextquill" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (folder / "figures" / "effects.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_decoding_presets_only_likelihoods_are_measured(whole: Run, small_world: Path) -> None:
+    settings = {"decoding": [], "control": "likelihood", "methods": ["contextsft", "nextquill"]}
+    run = Run(small_config(small_world, whole.store.root, evaluate=settings))
+    assert {step.kind for step in run.plan.evaluation.steps} == {"likelihood"}
+    make(run, run.plan.evaluate)
+    results = read_results(run.artifact(run.plan.evaluate))
+    assert {row["decoding"] for row in results.rows} == {"no"}
+    assert {row["metric"] for row in results.rows} >= {"log_likelihood"}
+    with_texts = read_results(whole.artifact(whole.plan.evaluate)).rows
+    of = {(row["method"], row["value"]) for row in results.rows if row["metric"] == "log_likelihood"}
+    assert of < {(row["method"], row["value"]) for row in with_texts if row["metric"] == "log_likelihood"}
+    assert "no decoding, n = 20" in result_markdown(results, "report.html")
+    controlled = read(run, run.plan.evaluate, "slices.parquet").to_pylist()
+    assert {row["method"] for row in controlled if row["slice"] == "control"} == {"contextsft", "nextquill"}
+    page = (run.artifact(run.plan.evaluate).folder / "report.html").read_text()
+    assert "What the methods wrote" not in page
+    assert "Likelihood of the true reviews" in page
+
+
+def test_the_control_by_likelihoods_generates_no_texts(whole: Run, small_world: Path) -> None:
+    settings = {"control": "likelihood", "methods": ["nextquill"], "decoding": ["paper"]}
+    run = Run(small_config(small_world, whole.store.root, evaluate=settings))
+    assert run.plan.evaluation.controls == {}
+    assert list(run.plan.evaluation.control_likelihoods) == ["nextquill"]
+    make(run, run.plan.evaluate)
+    rows = [row for row in read(run, run.plan.evaluate, "slices.parquet").to_pylist() if row["slice"] == "control"]
+    differences = {row["metric"]: row["value"] for row in rows if row["bucket"] == "difference"}
+    assert "log_likelihood" in differences
+    assert "rouge1" not in differences
 
 
 def test_the_adapter_opens_with_plain_peft_and_holds_no_pickle(whole: Run) -> None:
@@ -160,20 +197,23 @@ def test_interrupted_equals_uninterrupted(small_world: Path, tmp_path: Path, mon
         assert steady.artifact(step).manifest.content == broken.artifact(step).manifest.content
 
 
+@pytest.mark.ranks
 @pytest.mark.slow
 def test_a_training_killed_in_the_middle_resumes_to_the_same_bytes(
-    whole: Run, small_world: Path, tmp_path: Path
+    prepared_store: Path, small_world: Path, tmp_path: Path
 ) -> None:
     from tests.tasks.processes import kill_in_the_middle
 
-    run = Run(small_config(small_world, tmp_path))
-    make(run, run.plan.score)
+    run, steady = (
+        Run(small_config(small_world, shutil.copytree(prepared_store, tmp_path / name))) for name in ("run", "steady")
+    )
+    make(steady, steady.plan.train["nextquill"], launch=ranks(2))
     staging = run.store.root / "train" / f".staging-{run.plan.train['nextquill'].fingerprint}"
     kill_in_the_middle(run.config, "nextquill", until=lambda: any((staging / "checkpoints").glob("step-*")))
     resumed_from = sorted(path.name for path in (staging / "checkpoints").glob("step-*"))
     assert resumed_from
-    make(run, run.plan.train["nextquill"])
-    ours, theirs = (r.artifact(r.plan.train["nextquill"]) for r in (run, whole))
+    make(run, run.plan.train["nextquill"], launch=ranks(2))
+    ours, theirs = (r.artifact(r.plan.train["nextquill"]) for r in (run, steady))
     assert ours.manifest.shards != (), "the adapter was committed"
     name = "adapter/adapter_model.safetensors"
     assert (ours.folder / name).read_bytes() == (theirs.folder / name).read_bytes()

@@ -18,14 +18,13 @@ from nextquill_core.pipeline import train
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import Example
 from tests.models import adapted_model
-from tests.stages import make, ranks
+from tests.stages import make, plain
 from tests.world import small_config
-
-launch = ranks(1)
 
 
 def test_theta0_scores_without_adapters(small_world: Path, tmp_path: Path) -> None:
-    assert train.fold_adapters(Run(small_config(small_world, tmp_path))) == ()
+    run = Run(small_config(small_world, tmp_path))
+    assert train.fold_adapters(run, run.plan.effects) == ()
 
 
 def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(small_world: Path, tmp_path: Path) -> None:
@@ -43,15 +42,16 @@ def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(small_world
     assert orders["fold-0"].prompt.max_history == 2
 
 
-@pytest.mark.ranks
+@pytest.mark.pipeline
 def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, tmp_path: Path) -> None:
     run = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"}))
+    compared = Run(small_config(small_world, tmp_path, evaluate={"preference_tokens": ["crossfit"]}))
     make(run, run.plan.model)
     with pytest.raises(UserError, match="run `nextquill score` with the same config first"):
-        train.fold_adapters(run)
+        train.fold_adapters(run, run.plan.effects)
     users = Counter(e.user_id for e in read_examples(run.artifact(run.plan.ingest).folder, ("train",)))
     for number, step in enumerate(run.plan.folds.values()):
-        assert not run.make(step, launch=launch).reused
+        assert not run.make(step, launch=plain).reused
         inside = [user for user in users if fold_of(user, 2) == number]
         stats = run.artifact(step).manifest.stats
         assert stats["method"] == "contextsft"
@@ -60,16 +60,20 @@ def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, 
         curve = (run.artifact(step).folder / "metrics.jsonl").read_text().splitlines()
         trained_on = users.total() - stats["left_out_examples"]
         assert json.loads(curve[-1])["steps"] == -(-trained_on // run.config.train.global_batch)
-    folders = list(train.fold_adapters(run))
+    folders = list(train.fold_adapters(run, run.plan.effects))
     assert folders == [run.artifact(step).folder / "adapter" for step in run.plan.folds.values()]
     assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in folders}) == 2
-    assert run.make(run.plan.folds["fold-0"], launch=launch).reused
+    assert run.make(run.plan.folds["fold-0"], launch=plain).reused
 
     run.make(run.plan.effects)
     stored = {row["example_id"]: row for path in run.artifact(run.plan.effects).files("effects/")
               for row in pq.read_table(path).to_pylist()}  # fmt: skip
     examples = list(read_examples(run.artifact(run.plan.ingest).folder))
     assert list(stored) == [example.example_id for example in examples]
+    assert compared.plan.evaluation.crossfit is not None
+    measured = compared.make(compared.plan.evaluation.crossfit).artifact  # by the same adapters, test examples alone
+    rows = [row for path in measured.files("effects/") for row in pq.read_table(path).to_pylist()]
+    assert rows == [stored[example.example_id] for example in examples if example.split == "test"]
     few = examples[::40]
     assert {fold_of(example.user_id, 2) for example in few} == {0, 1}
     for example in few:

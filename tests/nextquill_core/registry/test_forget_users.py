@@ -25,7 +25,7 @@ def artifacts(run: Run) -> set[str]:
     return {path.parent.relative_to(run.store.root).as_posix() for path in run.store.root.glob("*/*/manifest.json")}
 
 
-@pytest.mark.ranks
+@pytest.mark.pipeline
 def test_after_a_rerun_no_artifact_of_any_stage_holds_them(whole: Run, small_world: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(whole.store.root, store)

@@ -24,7 +24,7 @@ def test_the_whole_table_adds_what_the_paper_has_and_drops_nothing(small_world: 
     )
     assert config.evaluate.methods == (
         "qwen", "contriever", "bm25", "latestk", "llm-trsr", "cos", "sft", "oppu", "contextsft", "causal-only",
-        "norm-only", "nextquill", "nextquill-official",
+        "mce-dce", "norm-only", "nextquill", "nextquill-official",
     )  # fmt: skip
     assert config.evaluate.decoding == ("paper", "sane")
     assert config.evaluate.split == "test"

@@ -103,10 +103,17 @@ def test_points_that_would_write_the_same_are_refused(
         points_of(small_world, tmp_path, *texts, evaluate={"methods": methods})
 
 
+def test_points_without_texts_differ_by_their_likelihoods(small_world: Path, tmp_path: Path) -> None:
+    settings = {"evaluate": {"methods": ["nextquill"], "decoding": []}}
+    assert len(points_of(small_world, tmp_path, "train.alpha=0.1,0.2", **settings)) == 2
+    with pytest.raises(UserError, match="make the same predictions"):
+        points_of(small_world, tmp_path, "train.batch_tokens=100,200", **settings)
+
+
 def test_points_share_everything_before_what_is_swept(small_world: Path, tmp_path: Path) -> None:
     first, second = points_of(small_world, tmp_path, "train.alpha=0.1,0.2")
     kinds = sorted(kind for kind, _ in missing(first.run) & missing(second.run))
-    shared = ["choice", "effects", "ingest", *["likelihood"] * 2, "model", *["predictions"] * 6, "scan", "score"]
+    shared = ["choice", "effects", "ingest", *["likelihood"] * 3, "model", *["predictions"] * 6, "scan", "score"]
     assert kinds == [*shared, "train"], "contextsft, what it and qwen write and find likely, and what chooses `sane`"
     assert len(missing(first.run)) == len(lineage(first.run.plan.evaluate))
 

@@ -1,0 +1,150 @@
+"""Which steps an evaluation plans: shared adapters, strengths chosen on val, likelihoods, sets of preference tokens."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextquill_core.errors import UserError
+from nextquill_core.methods import registry
+from nextquill_core.pipeline import Plan
+from nextquill_core.pipeline.run import Run
+from tests.nextquill_core.pipeline.test_plan import fingerprints
+from tests.world import small_config
+
+
+def steered_plan(world: Path, store: Path, *methods: str, **changes: Any) -> Plan:
+    evaluate = {"methods": list(methods), **changes.pop("evaluate", {})}
+    return Run(small_config(world, store, evaluate=evaluate, **changes)).plan
+
+
+def test_a_method_that_uses_another_s_adapter_plans_its_training_once(small_world: Path, tmp_path: Path) -> None:
+    plan = steered_plan(small_world, tmp_path, "nextquill-steered")
+    assert list(plan.train) == ["nextquill"]
+    both = steered_plan(small_world, tmp_path, "nextquill", "nextquill-steered", train={"method": "contextsft"})
+    assert list(both.train) == ["contextsft", "nextquill"]
+    assert both.train["nextquill"].fingerprint == plan.train["nextquill"].fingerprint
+    for texts in (plan.evaluation.predictions, plan.evaluation.candidates["steering-nextquill-steered"]):
+        assert all(plan.train["nextquill"] in one.step.inputs for one in texts.values())
+    assert plan.train["nextquill"] in plan.evaluation.likelihoods["nextquill-steered"].inputs
+    with pytest.raises(UserError, match="`nextquill-steered` trains no adapter; name nextquill, whose adapter it uses"):
+        plan.adapter("nextquill-steered")
+
+
+def test_each_method_that_steers_chooses_its_own_strength_on_val(small_world: Path, tmp_path: Path) -> None:
+    plan = steered_plan(small_world, tmp_path, "cos", "nextquill-steered")
+    assert list(plan.evaluation.choices) == ["sane", "steering", "steering-nextquill-steered"]
+    for name, method in (("steering", "cos"), ("steering-nextquill-steered", "nextquill-steered")):
+        candidates = plan.evaluation.candidates[name]
+        assert list(candidates) == [f"{strength:g}" for strength in registry.METHODS[method].strengths]
+        assert [one.strength for one in candidates.values()] == list(registry.METHODS[method].strengths)
+        assert {(one.method, one.split) for one in candidates.values()} == {(method, "val")}
+        chosen = plan.evaluation.choices[name]
+        made = [*plan.evaluation.predictions.values(), *plan.evaluation.controls.values()]
+        of_method = [one.step for one in made if one.method == method] + [plan.evaluation.likelihoods[method]]
+        assert all(chosen in step.inputs for step in of_method)
+        others = {name for name, known in plan.evaluation.choices.items() if known is not chosen} - {"sane"}
+        assert not any(plan.evaluation.choices[name] in step.inputs for step in of_method for name in others)
+    alone = steered_plan(small_world, tmp_path, "cos")
+    assert alone.evaluation.choices["steering"].fingerprint == plan.evaluation.choices["steering"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("decoding", "candidate", "samplers", "limit"),
+    [
+        (["paper"], "paper-0.25", {"paper"}, 7),
+        (["paper", "sane"], "sane-0.25", {None}, 8),
+        (["sane", "paper"], "paper-0.25", {"paper"}, 7),
+    ],
+)
+def test_a_steered_adapter_is_decoded_as_the_adapter_is(
+    small_world: Path, tmp_path: Path, decoding: list[str], candidate: str, samplers: set[str | None], limit: int
+) -> None:
+    """Its strength is chosen under the last preset, and every preset has the sampler of the unsteered method."""
+    plan = steered_plan(
+        small_world, tmp_path, "nextquill", "nextquill-steered",
+        evaluate={"decoding": decoding, "paper_max_new_tokens": 7},
+    )  # fmt: skip
+    candidates = plan.evaluation.candidates["steering-nextquill-steered"]
+    assert candidates["0.25"].decoding == candidate
+    assert {one.sampler for one in candidates.values()} == samplers
+    assert {one.limit for one in candidates.values()} == {limit}
+    if samplers == {None}:
+        assert all(plan.evaluation.choices["sane"] in one.step.inputs for one in candidates.values())
+    for preset in decoding:
+        ours, plain = (plan.evaluation.predictions[name, preset] for name in ("nextquill-steered", "nextquill"))
+        assert (ours.sampler, ours.limit) == (plain.sampler, plain.limit)
+
+
+def test_cope_shares_the_personal_adapters_of_oppu_and_chooses_nothing(small_world: Path, tmp_path: Path) -> None:
+    plan = steered_plan(small_world, tmp_path, "oppu", "cope")
+    alone = steered_plan(small_world, tmp_path, "cope")
+    assert plan.evaluation.personal
+    assert alone.evaluation.personal
+    assert plan.evaluation.personal.fingerprint == alone.evaluation.personal.fingerprint
+    assert list(alone.evaluation.tasks) == ["task-0", "task-1"]
+    assert list(plan.evaluation.choices) == ["sane"]
+    step = plan.evaluation.predictions["cope", "paper"].step
+    assert step.settings["contrast"] == {"ours": 1.0, "theirs": 0.1, "plausibility": 0.1}
+    assert step.settings["sampler"] == plan.evaluation.predictions["oppu", "paper"].step.settings["sampler"]
+
+
+def test_likelihoods_without_history_are_those_of_the_model(small_world: Path, tmp_path: Path) -> None:
+    """Methods that do not train share the base model's; methods that show no history have none."""
+    methods = ["qwen", "latestk", "bm25", "cos", "sft", "contextsft", "oppu"]
+    plan = Run(small_config(small_world, tmp_path, evaluate={"methods": methods})).plan.evaluation
+    bare = plan.bare_likelihoods
+    assert list(bare) == ["latestk", "bm25", "cos", "contextsft"]
+    assert {bare[name].fingerprint for name in ("latestk", "bm25", "cos")} == {plan.likelihoods["qwen"].fingerprint}
+    own = plan.likelihoods["contextsft"]
+    assert bare["contextsft"].settings == {**own.settings, "past": "none"}
+    assert bare["contextsft"].inputs == own.inputs
+    assert [step.name for step in bare.values()] == [f"likelihood:{name}-none" for name in bare]
+
+
+def test_preference_tokens_by_cross_fitting_reuse_the_folds(small_world: Path, tmp_path: Path) -> None:
+    plain = small_config(small_world, tmp_path)
+    asked = {"preference_tokens": ["initial", "crossfit"]}
+    run = Run(small_config(small_world, tmp_path, evaluate=asked))
+    before, after = fingerprints(plain), fingerprints(run.config)
+    assert {name for name in before if before[name] != after[name]} == {"evaluate"}
+    assert set(after) - set(before) == {"train:fold-0", "train:fold-1", "effects:crossfit"}
+    crossfit = run.plan.evaluation.crossfit
+    assert crossfit is not None
+    assert crossfit.settings["score"] == {"effect_source": "adapter", "folds": 2}
+    assert crossfit.settings["split"] == "test"
+    assert [step.name for step in run.plan.made_by("score")] == ["train:fold-0", "train:fold-1", "score"]
+    with pytest.raises(UserError, match="run `nextquill evaluate` with the same config first"):
+        run.artifact(crossfit)
+    scored = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"}, evaluate=asked)).plan
+    assert scored.evaluation.crossfit is None, "the effects of the score stage are cross-fitted already"
+    assert {step.fingerprint for step in scored.folds.values()} == {
+        step.fingerprint for step in run.plan.folds.values()
+    }
+    more = {"score": {"folds": 3}}
+    moved = fingerprints(small_config(small_world, tmp_path, evaluate=asked, **more))
+    assert {name for name in after if after[name] != moved.get(name)} == {
+        *("train:fold-0", "train:fold-1", "effects:crossfit", "evaluate")
+    }
+
+
+def test_exact_preference_tokens_count_by_the_truth_and_need_one(small_world: Path, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    shutil.copytree(small_world, world)
+    exact = {"evaluate": {"preference_tokens": ["exact"]}}
+    before = fingerprints(small_config(world, tmp_path, **exact))
+    with (world / "truth" / "tokens.jsonl").open("a") as file:
+        file.write("\n")
+    after = fingerprints(small_config(world, tmp_path, **exact))
+    assert {name for name in before if before[name] != after[name]} == {"evaluate"}
+    assert set(before) == set(fingerprints(small_config(world, tmp_path)))
+    shutil.rmtree(world / "truth")
+    with pytest.raises(UserError) as caught:
+        Run(small_config(world, tmp_path, **exact))
+    assert str(caught.value) == (
+        f"evaluate.preference_tokens: category Small has no ground truth of its words: there is no "
+        f"{world / 'truth' / 'tokens.jsonl'}; leave exact out; only a category that `nextquill sample` wrote has it"
+    )

@@ -1,0 +1,37 @@
+"""Measured effects beside exact ones, on numbers that are easily checked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nextquill_core.studies.study.effects import agreement, word_effects
+from nextquill_core.synthetic.truth import TrueWord
+
+
+def logs(*probabilities: float) -> list[float]:
+    return [math.log(one) for one in probabilities]
+
+
+def test_a_word_of_several_tokens_is_the_product_of_their_probabilities() -> None:
+    words = [TrueWord(2, 8, "superb", 0.3), TrueWord(9, 13, "plot", 0.0)]
+    tokens = ["a", " sup", "erb", " pl", "ot"]
+    found = list(word_effects(words, tokens, logs(0.9, 0.5, 0.8, 0.1, 1.0), logs(0.9, 0.5, 0.2, 0.1, 1.0)))
+    assert found == [(pytest.approx(0.4 - 0.1), 0.3), (pytest.approx(0.0), 0.0)]
+
+
+def test_a_word_that_the_answer_cuts_is_left_out() -> None:
+    words = [TrueWord(2, 8, "superb", 0.3)]
+    assert list(word_effects(words, ["a", " sup"], logs(0.9, 0.5), logs(0.9, 0.5))) == []
+
+
+def test_agreement_by_hand() -> None:
+    found = agreement([(0.1, 0.2), (0.3, 0.4), (0.2, 0.0), (0.1, 0.0)], 0.05)
+    # Of the four pairs of one above δ and one other: 0.3 beats both, 0.1 loses to 0.2 and ties with 0.1.
+    assert found["auc"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    # Around the means 0.175 and 0.15 the products add up to 0.035, the squares to 0.0275 and 0.11.
+    assert found["pearson"] == pytest.approx(0.035 / math.sqrt(0.0275 * 0.11))
+    assert found["words"] == 4
+    assert agreement([(0.5, 0.0), (0.5, 0.3)], 0.05) == {"words": 2, "pearson": 0.0, "auc": 0.5}
+    assert agreement([(0.1, 0.2), (0.2, 0.3)], 0.05)["auc"] == 0.5, "nothing to tell apart"
