@@ -7,8 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from storage.files import discard_temporaries, read_json, write_json
+from storage.errors import UserError
+from storage.files import discard_temporaries, write_json
 from storage.locks import WriterLock
+from storage.stored_json import read_checked
 
 SAMPLES = 64
 SAMPLE_BYTES = 64 << 10
@@ -111,11 +113,12 @@ class DigestCache:
 
 
 def _load(path: Path) -> dict[str, _Known]:
+    """Return the known digests; none if the file is missing or damaged, because the raw files can be read again."""
     try:
-        values = read_json(path)
-        return {key: _Known(**value) for key, value in values.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        known: dict[str, _Known] = read_checked(path, dict[str, _Known], "remove it")
+    except UserError:
         return {}
+    return known
 
 
 def _state_of(file: Path) -> str:

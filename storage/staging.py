@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import UnreadableManifest
-from storage.files import TEMPORARY, atomic_path, read_json, sha256_of, sync, sync_folders, write_json, write_text
+from storage.errors import UnreadableManifest, UserError
+from storage.files import TEMPORARY, atomic_path, sha256_of, sync, sync_folders, write_json, write_text
 from storage.integrity import stamp_of
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_digest
+from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +26,7 @@ RECORDS = ".shards"
 SCRATCH = "scratch"
 FAILURE = "failure.json"
 BASIS = f"{RECORDS}/basis.json"
+_AGAIN = "run the same command again"
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,18 @@ class Basis:
     def of(cls, folder: Path) -> Basis | None:
         """Return the basis of the work in `folder`, or None if it is unknown."""
         try:
-            values = read_json(folder / BASIS)
-            return cls(tuple(InputRef(**ref) for ref in values["inputs"]), values["tools"])
-        except (OSError, ValueError, KeyError, TypeError):
+            basis: Basis = read_checked(folder / BASIS, cls, _AGAIN)
+        except UserError:
             return None
+        return basis
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """The record of a finished shard; `stamp` is that of its file when the record was written."""
+
+    shard: Shard
+    stamp: list[int] | None
 
 
 class Staging:
@@ -100,19 +110,13 @@ class Staging:
         """
         return self._finished(self._record(name)) is not None
 
-    def write_table(self, name: str, table: pa.Table, *, log: bool = False) -> Shard:
-        """Write a table as a Parquet shard; equal rows give equal bytes.
-
-        Args:
-            name: Path of the file in the artifact.
-            table: The table.
-            log: Whether the file only describes the run and is not part of the content.
-        """
+    def write_table(self, name: str, table: pa.Table) -> Shard:
+        """Write a table as a Parquet shard at this path in the artifact; equal rows give equal bytes."""
         from storage.tables import write_table  # late: a process that only reads manifests needs no Arrow
 
         with atomic_path(self.path(name)) as temporary:
             write_table(temporary, table)
-        return self.finish(name, rows=table.num_rows, log=log)
+        return self.finish(name, rows=table.num_rows)
 
     def finish(self, name: str, rows: int | None = None, *, log: bool = False) -> Shard:
         """Record a complete file as a finished shard; its bytes are on disk before the record is.
@@ -231,19 +235,19 @@ class Staging:
         return self.folder / RECORDS / f"{name}.json"
 
     def _write_record(self, shard: Shard) -> None:
-        write_json(self._record(shard.path), {"shard": asdict(shard), "stamp": stamp_of(self.folder / shard.path)})
+        write_json(self._record(shard.path), asdict(_Finished(shard, stamp_of(self.folder / shard.path))))
 
     def _finished(self, record: Path) -> Shard | None:
         """Return the shard of a record, or None if there is no record or the file has changed."""
         try:
-            values = read_json(record)
-            shard, recorded = Shard(**values["shard"]), values["stamp"]
+            known: _Finished = read_checked(record, _Finished, _AGAIN)
+            shard = known.shard
             path = self.folder / shard.path
             stamp = stamp_of(path)
             if self._record(shard.path) != record or stamp is None or stamp[1] != shard.bytes:
                 return None
-            return shard if stamp == recorded or sha256_of(path) == shard.sha256 else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return shard if stamp == known.stamp or sha256_of(path) == shard.sha256 else None
+        except (UserError, OSError, ValueError):
             return None
 
 

@@ -105,10 +105,13 @@ def test_the_digest_of_all_bytes_is_read_once(file: Path, whole_reads: list[str]
 def test_small_and_damaged_caches(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.write_bytes(b"x")
-    (tmp_path / ".digests.json").write_text('{"a": "an older form"}')
-    first = cache(small)(small)
-    (tmp_path / ".digests.json").write_text("{")
-    assert cache(small)(small) == first
+    first = DigestCache(tmp_path / "other.json")(small)
+    stat = small.stat()
+    key = f"{small.resolve()}|{stat.st_size}|{stat.st_ino}|{stat.st_mtime_ns}"
+    infinite = f'{{"{key}": {{"digest": Infinity, "sample": null}}}}'
+    for damaged in ('{"a": "an older form"}', "{", "[]", infinite, infinite.replace("Infinity", "null")):
+        (tmp_path / ".digests.json").write_text(damaged)
+        assert cache(small)(small) == first
 
 
 def test_two_processes_keep_each_others_digests(file: Path) -> None:
