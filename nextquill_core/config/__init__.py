@@ -8,7 +8,7 @@ marked `OPERATIONAL` says how a stage runs and never what it makes, so it is not
 from typing import TYPE_CHECKING, Any
 
 from nextquill_core.config.base import OPERATIONAL, MethodName, Section
-from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig, ProtocolConfig, RawInput
+from nextquill_core.config.data import CleanConfig, IngestConfig, PrivacyConfig, PromptConfig, ProtocolConfig, RawInput
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.lora import LoraSettings
 from nextquill_core.config.model import ModelConfig, TinyModelConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OPERATIONAL",
     "CausalLossConfig",
+    "CleanConfig",
     "Config",
     "DeepSpeedConfig",
     "EvaluateConfig",

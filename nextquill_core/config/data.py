@@ -53,7 +53,9 @@ class ProtocolConfig(Section):
             "in time split the targets of all users, so that no training target is later than a test target"
         ),
     ] = "dpl"
-    min_text_chars: Annotated[int, Field(ge=0, description="Minimum number of characters of a raw review text")] = 200
+    min_text_chars: Annotated[
+        int, Field(ge=0, description="Minimum number of characters of a review text, blanks included")
+    ] = 200
     min_user_reviews: Annotated[
         int, Field(ge=1, description="Minimum number of reviews of a user, not counting repeats")
     ] = 18
@@ -120,6 +122,22 @@ class ProtocolConfig(Section):
         return self
 
 
+HtmlCleaning = Literal["keep", "unescape", "strip"]
+
+
+class CleanConfig(Section):
+    """What is cleaned in texts before the protocol counts characters and compares texts."""
+
+    html: Annotated[
+        HtmlCleaning,
+        Field(
+            description="What happens to HTML in review texts, review titles, item titles and item descriptions. keep: "
+            "nothing, as in the published procedure; unescape: `&quot;` and the like become characters; strip: tags "
+            "are removed too"
+        ),
+    ] = "keep"
+
+
 class IngestConfig(Section):
     """The ingest stage: from raw reviews and items to user sequences."""
 
@@ -132,6 +150,7 @@ class IngestConfig(Section):
     inputs: Annotated[tuple[RawInput, ...], Field(min_length=1, description="Categories with their raw files")] = (
         RawInput(category="Books"),
     )
+    clean: CleanConfig = CleanConfig()
     protocol: ProtocolConfig = ProtocolConfig()
     bad_rows: Annotated[
         Literal["quarantine", "drop", "fail"],

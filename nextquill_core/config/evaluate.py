@@ -23,13 +23,18 @@ class RetrievalConfig(Section):
     encoder: Annotated[
         str,
         Field(
-            description="encoder of `contriever`: a folder or hub name with safetensors weights; base: the base "
-            "model's own hidden states, which works offline"
+            description="encoder of `contriever`: a folder or hub name with safetensors weights; minilm: "
+            "all-MiniLM-L6-v2 from an installed package or the hub; base: the base model's own hidden states, which "
+            "works offline"
         ),
     ] = "facebook/contriever"
     revision: Annotated[str, Field(description="branch, tag or commit of the encoder on the hub")] = "main"
     bertscore: Annotated[
-        str | None, Field(description="encoder of BERTScore: a folder or hub name; null: BERTScore is not measured")
+        str | None,
+        Field(
+            description="encoder of BERTScore: a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed "
+            "package or the hub; null: BERTScore is not measured"
+        ),
     ] = None
     bertscore_revision: Annotated[
         str, Field(description="branch, tag or commit of the BERTScore encoder on the hub")
@@ -45,7 +50,7 @@ class SummariesConfig(Section):
 
 
 class PersonalConfig(Section):
-    """How `oppu` trains one adapter per user on an adapter of other users (OPPU, arXiv 2402.04401)."""
+    """How `oppu` and `cope` train one adapter per user on an adapter of other users (OPPU, arXiv 2402.04401)."""
 
     folds: Annotated[
         int, Field(ge=2, description="number of parts of the users; one shared adapter is trained without each part")
@@ -107,9 +112,8 @@ class EvaluateConfig(Section):
     decoding: Annotated[
         tuple[DecodingName, ...],
         Field(
-            min_length=1,
             description="decoding presets: paper: as published; sane: no repetition penalty, greedy or sampled, "
-            "whichever is better on val",
+            "whichever is better on val; an empty list: no texts are generated, and only likelihoods are measured",
         ),
     ] = ("paper", "sane")
     engine: Annotated[
@@ -128,17 +132,27 @@ class EvaluateConfig(Section):
     choose_by: Annotated[
         Literal["rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"],
         Field(
-            description="metric on val that chooses how `sane` decodes and how strongly `cos` steers; rouge1 and "
+            description="metric on val that chooses how `sane` decodes and how strongly a method steers; rouge1 and "
             "rougeL are replaced by their Unicode forms where they ignore more than 5 % of the letters of the reviews"
         ),
     ] = "rouge1"
     control: Annotated[
-        Literal["stranger", "none"],
+        Literal["stranger", "likelihood", "none"],
         Field(
-            description="stranger: methods that show the newest reviews are also measured with another user's history; "
+            description="stranger: methods that show the newest reviews are also measured with another user's history, "
+            "which the personal gain needs; likelihood: the same without generating texts, by the likelihoods alone; "
             "none: no such control"
         ),
     ] = "stranger"
+    preference_tokens: Annotated[
+        tuple[Literal["initial", "crossfit", "exact"], ...],
+        Field(
+            min_length=1,
+            description="sets of preference tokens to measure on: initial: those with an effect above weights.delta in "
+            "the score stage, which weights the training; crossfit: the same under adapters that were trained without "
+            "the user (score.folds); exact: words that a synthetic category drew by the user's taste",
+        ),
+    ] = ("initial",)
     repeated_targets: Annotated[
         Literal["keep", "leave_out"],
         Field(
@@ -176,7 +190,7 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _each_once(self) -> EvaluateConfig:
-        for name in ("methods", "decoding", "metrics"):
+        for name in ("methods", "decoding", "metrics", "preference_tokens"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} names one twice")
         return self
@@ -185,4 +199,5 @@ class EvaluateConfig(Section):
         """Return the settings that decide the numbers once the texts exist, without the encoder of BERTScore."""
         keys = ["split", "methods", "decoding", "control", "bootstrap_samples", "repeated_targets"]
         keys += ["metrics"] if self.metrics else []
+        keys += ["preference_tokens"] if self.preference_tokens != ("initial",) else []
         return {key: value for key, value in self.fingerprint_fields().items() if key in keys}

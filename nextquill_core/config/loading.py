@@ -126,7 +126,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError("a config is a YAML mapping of sections", str(path), "see configs/demo.yaml")
     for override in overrides:
-        _override(values, override)
+        lay_override(values, override)
     keys = (override.partition("=")[0] for override in overrides)
     return parse_config(values, where=str(path)).with_overridden(keys)
 
@@ -145,7 +145,16 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
         raise UserError("a value is nested too deeply", where, SEE) from None
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def lay_override(values: dict[str, Any], override: str) -> None:
+    """Set one value of a configuration given as plain values.
+
+    Args:
+        values: The plain values; they are changed.
+        override: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        UserError: It has another form, or a part of the key before the last is a value and no section.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(

@@ -29,7 +29,11 @@ class ModelConfig(Section):
     """The initial model θ0."""
 
     name_or_path: Annotated[
-        str, Field(description="base model: a hub name, a local Hugging Face folder, or `tiny`")
+        str,
+        Field(
+            description="base model: a hub name, a local Hugging Face folder, a .gguf file, `smollm2` or `tiny`; see "
+            "`nextquill models`"
+        ),
     ] = "Qwen/Qwen2.5-3B"
     revision: Annotated[str, Field(description="branch, tag or commit of the model on the hub")] = "main"
     dtype: Annotated[

@@ -26,7 +26,7 @@ def config_path(name: str) -> Path:
     Raises:
         UserError: The name is neither a path of a YAML file nor the name of a packaged one.
     """
-    return _found(name, FOLDER, "configuration", "--config")
+    return named_file(name, FOLDER, "configuration", "--config")
 
 
 def preset_names() -> list[str]:
@@ -40,10 +40,21 @@ def preset_path(name: str) -> Path:
     Raises:
         UserError: The name is neither a path of a YAML file nor the name of a packaged one.
     """
-    return _found(name, PRESETS, "preset", "--preset")
+    return named_file(name, PRESETS, "preset", "--preset")
 
 
-def _found(name: str, folder: Path, what: str, option: str) -> Path:
+def named_file(name: str, folder: Path, what: str, option: str) -> Path:
+    """Return a YAML file that is given as a path or by the name of a packaged one.
+
+    Args:
+        name: The path or the name.
+        folder: Folder of the packaged files.
+        what: What it is, for messages.
+        option: The option or key that names it, for messages.
+
+    Raises:
+        UserError: The name is neither a path of a YAML file nor the name of a packaged one.
+    """
     path = Path(name).expanduser()
     if path.suffix in ENDINGS or len(path.parts) > 1 or path.exists():
         return path

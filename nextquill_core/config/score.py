@@ -22,7 +22,12 @@ class ScoreConfig(Section):
     ] = "initial"
     # All trainings together pass over the data folds - 1 times, so two folds cost as much as training one method.
     folds: Annotated[
-        int, Field(ge=2, description="number of folds of the users under effect_source adapter, with one adapter each")
+        int,
+        Field(
+            ge=2,
+            description="number of folds of the users, with one adapter each, under effect_source adapter and for "
+            "crossfit in evaluate.preference_tokens",
+        ),
     ] = 2
     batch_tokens: Annotated[
         int,
@@ -74,13 +79,15 @@ class WeightsConfig(Section):
         str,
         Field(
             description="weight policy: threshold: Eq. 3; soft: Eq. 3 with a smooth step; perce: clipped log-ratio; "
-            "or the name of one that another package adds"
+            "random: those of threshold at random places within each example; grounded: high where the token's word "
+            "occurs in the shown history; or the name of one that another package adds"
         ),
     ] = "threshold"
     options: Annotated[
         dict[str, float],
         Field(
-            description="settings of the policy besides delta, high and low: soft: temperature; perce: floor, ceiling"
+            description="settings of the policy besides delta, high and low: soft: temperature; perce: floor, "
+            "ceiling; random: seed; grounded: function_words"
         ),
     ] = {}
     delta: Annotated[

@@ -182,16 +182,20 @@ class TrainConfig(Section):
     batch_tokens: Annotated[
         int,
         Field(
-            ge=1, description="token budget of one micro-batch, both branches counted", json_schema_extra=OPERATIONAL
+            ge=1,
+            description="maximum number of tokens in one micro-batch, both branches counted; training takes fewer "
+            "where memory requires it",
+            json_schema_extra=OPERATIONAL,
         ),
     ] = 8192
     gradient_checkpointing: Annotated[
-        bool,
+        bool | Literal["auto"],
         Field(
-            description="compute activations a second time instead of keeping them, which saves memory",
+            description="whether activations are computed a second time instead of kept, which saves memory; auto: "
+            "only if the longest example does not fit otherwise",
             json_schema_extra=OPERATIONAL,
         ),
-    ] = False
+    ] = "auto"
     checkpoint_every: Annotated[
         int, Field(ge=1, description="number of optimizer steps between checkpoints", json_schema_extra=OPERATIONAL)
     ] = 100
@@ -231,6 +235,11 @@ class TrainConfig(Section):
     lora: LoraSettings = LoraSettings()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     launcher: Annotated[LauncherConfig, Field(json_schema_extra=OPERATIONAL)] = LauncherConfig()
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether gradient checkpointing is on; `auto` is off until `training.budget` has decided."""
+        return self.gradient_checkpointing is True
 
     @model_validator(mode="after")
     def _the_best_is_measured(self) -> TrainConfig:
