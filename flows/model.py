@@ -1,4 +1,4 @@
-"""The stage of the offline base model, which does nothing where the configuration names another model."""
+"""The stage of a base model that is trained or converted here; it does nothing for one that is used as it is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nextquill_core.config import Config
 
 @nextquill_flow("model")
 def model(config: Annotated[Config, Form("model")] = SETTINGS, force: bool = False) -> dict[str, Any]:
-    """Train the offline base model that `model.name_or_path: tiny` asks for.
+    """Make the base model: train the offline one (`model.name_or_path: tiny`), or convert one from GGUF.
 
     Args:
         config: The run's settings.
-        force: Train it again, even where it is up to date.
+        force: Make it again, even where it is up to date.
     """
     run = open_run(config)
     if run.plan.model is None:
-        return nothing_to_make("model", f"{config.model.name_or_path} comes from outside")
+        return nothing_to_make("model", f"{config.model.name_or_path} is used as it is")
     (outcome,) = make_stage(run, "model", [run.plan.model], force=force)
     return finished("model", outcome)

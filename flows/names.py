@@ -69,7 +69,17 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
         values["config"] = _config(values["config"]).model_dump(mode="json")
     if "configs" in values:
         values["configs"] = [_config(one).model_dump(mode="json") for one in values["configs"]]
+    if "studies" in values:
+        values["configs"] = [_base(one).model_dump(mode="json") for one in values.pop("studies")]
     return values
+
+
+def _base(study: Any) -> Config:
+    """Return the base configuration of a study, which is the parameter of a flow."""
+    from nextquill_core.studies.study.spec import StudyConfig
+
+    spec = study if isinstance(study, StudyConfig) else StudyConfig.model_validate(study)
+    return spec.config({}, methods=spec.rows, split="test", seed=spec.seeds[0], decoding=spec.decoding)
 
 
 def _config(values: Any) -> Config:
@@ -168,7 +178,8 @@ def _trained(flow: str, parameters: Mapping[str, Any]) -> list[str]:
         return [parameters["method"]]
     config = parameters["config"]
     others = config["evaluate"]["methods"] if flow == "train" else ()
-    trains = [name for name in others if name in METHODS and METHODS[name].training]
+    adapters = [METHODS[name].trained_as for name in others if name in METHODS]
+    trains = [name for name in adapters if METHODS[name].training]
     return list(dict.fromkeys([config["train"]["method"], *trains]))
 
 

@@ -19,7 +19,7 @@ from flows.runs import open_run
 from flows.server import outage
 from flows.stage import nextquill_flow
 from nextquill_core.errors import UserError
-from nextquill_core.studies.sweep import Point, missing, open_points, sweep_step
+from nextquill_core.studies.sweep import LabelledRun, missing, open_points, sweep_step
 from tasks.gpu_lock import gpu_lock
 from tasks.sweep import collect_points, run_processes, shared_missing, slots
 
@@ -52,7 +52,7 @@ def sweep(
         logger.info("%s: reused", points[number].label)
     at_a_time = min(parallel or slots(config.train.launcher), max(1, len(waiting)))
     if at_a_time == 1:
-        failed = _one_by_one(points, waiting)
+        failed = run_in_turn(points, waiting, "sweep")
     else:
         step = sweep_step(points)
         folder = points[0].run.store.root / step.kind / f".points-{step.fingerprint}"
@@ -72,12 +72,18 @@ def sweep(
         if not failed:
             shutil.rmtree(folder, ignore_errors=True)
     if failed:
-        _raise(points, failed)
+        raise_failures(points, failed, "sweep")
     return finished("sweep", collect_points(points, force))
 
 
-def _raise(points: Sequence[Point], failed: Mapping[int, Exception]) -> NoReturn:
-    """Log every failure, and raise the first that is no user error, or else one user error for all of them."""
+def raise_failures(points: Sequence[LabelledRun], failed: Mapping[int, Exception], what: str) -> NoReturn:
+    """Log every failure, and raise the first that is no user error, or else one user error for all of them.
+
+    Args:
+        points: All points.
+        failed: The errors, by number of the point.
+        what: The command, for the message.
+    """
     for number, error in failed.items():
         get_run_logger().error("%s: failed: %s", points[number].label, error)
     for error in failed.values():
@@ -86,19 +92,28 @@ def _raise(points: Sequence[Point], failed: Mapping[int, Exception]) -> NoReturn
     number, error = next(iter(failed.items()))
     raise UserError(
         f"{len(failed)} of {len(points)} points failed, the first with: {error}",
-        f"sweep {points[number].label}",
+        f"{what} {points[number].label}",
         "fix its values or leave them out; the same command keeps what the others made",
     ) from error
 
 
-def _one_by_one(points: Sequence[Point], numbers: Sequence[int]) -> dict[int, Exception]:
-    """Run points as subflows, in turn; after a failure the others still run, unless they need what failed."""
+def run_in_turn(points: Sequence[LabelledRun], numbers: Sequence[int], tag: str) -> dict[int, Exception]:
+    """Run points as subflows, in turn; after a failure the others still run, unless they need what failed.
+
+    Args:
+        points: All points.
+        numbers: Numbers of the points to run.
+        tag: Tag of their flow runs.
+
+    Returns:
+        The errors, by number of the point.
+    """
     failed: dict[int, Exception] = {}
     for number in numbers:
         point = points[number]
         get_run_logger().info("%s: started", point.label)
         try:
-            with tags("sweep"):
+            with tags(tag):
                 pipeline(point.run.config)
         except Interrupted:
             raise

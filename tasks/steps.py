@@ -15,6 +15,7 @@ from nextquill_core.pipeline.train import Launch, trained_by
 from nextquill_core.progress import Progress
 from nextquill_core.registry import forget_users as registry
 from nextquill_core.training.curves import clipping_warning, progress_note
+from nextquill_core.training.ranks import stored_budget
 from tasks.definition import our_task
 from tasks.gpu_lock import gpu_lock
 from tasks.progress import ShownProgress
@@ -86,7 +87,8 @@ def training_launch(run: Run, step: Step, progress: Progress) -> Launch:
         progress: Receives the steps that are done, and phases such as validation.
     """
     title, settings = run.plan.title(step), trained_by(run, run.plan.adapter_name(step))
-    warned = False
+    warned = said = False
+    folder = Path()
     latest: dict[str, float] = {}
 
     def show_phase(done: float, total: float, note: str = "", *, phase: str = "") -> None:
@@ -96,7 +98,10 @@ def training_launch(run: Run, step: Step, progress: Progress) -> Launch:
             progress(latest["step"], latest["steps"], progress_note(latest))
 
     def show(metrics: dict[str, float]) -> None:
-        nonlocal warned
+        nonlocal warned, said
+        if not said and (budget := stored_budget(folder)):
+            get_run_logger().info("%s: %s", title, budget.account)
+        said = True
         latest.update(metrics)
         progress(metrics["step"], metrics["steps"], progress_note(metrics))
         warning = clipping_warning(metrics, settings.max_grad_norm, settings.normalization)
@@ -105,6 +110,8 @@ def training_launch(run: Run, step: Step, progress: Progress) -> Launch:
             warned = True
 
     def launch(order: Path, log: Path) -> None:
+        nonlocal folder
+        folder = log.parent
         ranks = placement(run.config.train.launcher)
         where = f"{ranks} rank(s) on this machine" if isinstance(ranks, int) else str(ranks)
         get_run_logger().info("%s: %s, log %s", title, where, log)

@@ -1,4 +1,7 @@
-"""The points of a sweep as processes of this machine, several at a time, each with its own accelerators."""
+"""The points of a sweep as processes of this machine, several at a time, each with its own accelerators.
+
+What sweeps and studies made of their points is collected here too.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from nextquill_core.config import LauncherConfig
 from nextquill_core.pipeline.run import Outcome
-from nextquill_core.studies.sweep import SPLIT, Point, collect, missing, sweep_cells
+from nextquill_core.studies.study import collect as study
+from nextquill_core.studies.study.cells import Study
+from nextquill_core.studies.sweep import SPLIT, LabelledRun, Point, collect, missing, sweep_cells
 from tasks.definition import our_task
 from tasks.ranks.logs import limit_size
 from tasks.ranks.processes import (
@@ -110,7 +115,7 @@ def run_processes(
     return failed
 
 
-def shared_missing(points: Sequence[Point]) -> bool:
+def shared_missing(points: Sequence[LabelledRun]) -> bool:
     """Return whether an artifact that all points need is missing."""
     return bool(set.intersection(*(missing(point.run) for point in points)))
 
@@ -134,6 +139,19 @@ def collect_points(points: Sequence[Point], force: bool) -> Outcome:
         key=data_key("sweep", points[0].run.config),
         table=sweep_cells(outcome.artifact),
         description=f"Points by metrics on {SPLIT}, 95 % bootstrap intervals over users ({fingerprint})",
+    )
+    return outcome
+
+
+@our_task()
+def collect_study(studies: Sequence[Study], force: bool) -> Outcome:
+    """Make the page of studies, and show it in the UI."""
+    outcome = study.collect(studies, force=force)
+    names = ", ".join(one.spec.name for one in studies)
+    create_markdown_artifact(
+        key="study",
+        markdown=(outcome.artifact.folder / study.PAGE).read_text(encoding="utf-8"),
+        description=f"Results of {names} ({outcome.artifact.manifest.fingerprint})",
     )
     return outcome
 

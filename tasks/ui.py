@@ -19,7 +19,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
 from nextquill_core.config import Config
-from nextquill_core.ingest.account import account_rows
+from nextquill_core.ingest.account import account_rows, cleaning_summary
 from nextquill_core.pipeline import score
 from nextquill_core.pipeline.evaluate import read_results, result_markdown, result_tables
 from nextquill_core.pipeline.run import Outcome, Run
@@ -78,9 +78,12 @@ def _same_letters(word: str, category: str) -> bool:
 @our_task()
 def publish_account(run: Run, outcome: Outcome) -> None:
     """Publish a table of what became of every row, and log what a user should know about the data."""
-    logger, rows = get_run_logger(), account_rows(outcome.artifact.manifest.stats)
-    for note in outcome.artifact.manifest.stats.get("notes", []):
+    stats = outcome.artifact.manifest.stats
+    logger, rows = get_run_logger(), account_rows(stats)
+    for note in stats.get("notes", []):
         logger.warning(note)
+    for line in cleaning_summary(stats):
+        logger.info(line)
     for row in rows if not outcome.reused else ():
         if row["example"] and row["share"] is not None:
             logger.info(f"{row['category']}: {row['rows']:,} {row['what']} {row['outcome']}, first {row['example']}")

@@ -11,6 +11,7 @@ from typing import get_args
 from nextquill_core import hub
 from nextquill_core.config import StageName
 from nextquill_core.model.identity import REMEDY
+from nextquill_core.model.packaged import hub_remedy
 from nextquill_core.pipeline import Freshness
 from nextquill_core.pipeline.run import Run
 
@@ -60,7 +61,8 @@ def require_sources(run: Run, stages: Sequence[StageName], *, force: bool) -> No
         here = [stage for stage in stages if stage in WITH_MODEL and run.config.slurm.job(stage) is None]
         # If ingest runs first, its errors about the data come first, too.
         if here and run.freshness(run.plan.ingest).state == "fresh":
-            hub.require_model(run.config.model.name_or_path, run.config.model.revision, REMEDY)
+            base = run.plan.base
+            hub.require_model(base.name_or_path, base.revision, hub_remedy(run.config.model.name_or_path, REMEDY))
 
 
 def plan_lines(
@@ -76,7 +78,7 @@ def plan_lines(
         force: Whether it makes again what is up to date.
     """
     yield f"nextquill {command}: {where}, store {run.store.location('', '').rstrip('/')}"
-    if not {*WITH_MODEL}.isdisjoint(stages):
+    if not {"model", *WITH_MODEL}.isdisjoint(stages):
         yield f"  {run.template}"
     steps = [step for stage in stages for step in run.plan.made_by(stage)]
     width = max((len(step.name) for step in steps), default=0)

@@ -26,6 +26,8 @@ PATIENCE_S = 6.0
 """Seconds that the main thread has to end the command after the first signal."""
 REPORT_S = 1.2
 """Seconds to report to the Prefect server before the watchdog ends the command."""
+NOTICE_S = 0.2
+"""Seconds that the watchdog has to notice a signal which a library has turned into another error."""
 SAME_S = 0.25
 """Seconds within which further signals count as the first one: some parent processes forward a signal that the terminal
 has already sent to the whole process group."""
@@ -41,7 +43,7 @@ class _Ending:
     """How this process ends, as far as it is known."""
 
     def __init__(self) -> None:
-        self.signalled = False
+        self.signalled = threading.Event()
         self.printed = False
         self.code: int | None = None
         self.lock = threading.Lock()
@@ -62,7 +64,7 @@ def run(command: Callable[[], int]) -> NoReturn:
     try:
         code = command()
     except BaseException as error:
-        if not interrupted() and not isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, KeyboardInterrupt) and not _ending.signalled.wait(NOTICE_S):
             raise
         code = INTERRUPTED
     if interrupted() and code:  # a library may have turned the signal into another error
@@ -107,7 +109,7 @@ def watch() -> None:
 
 def interrupted() -> bool:
     """Return whether a signal has asked this process to end."""
-    return _ending.signalled
+    return _ending.signalled.is_set()
 
 
 def set_exit_code(code: int) -> None:
@@ -152,7 +154,8 @@ def _await_signals(reader: int) -> None:
             if number not in signals:
                 continue
             if not first:
-                first, _ending.signalled = time.monotonic(), True
+                first = time.monotonic()
+                _ending.signalled.set()
             elif time.monotonic() - first > SAME_S:
                 _end_interrupted(REPORT_S / 3)
 

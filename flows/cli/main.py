@@ -20,6 +20,7 @@ from flows.cli.options import (
     ConfigsOption,
     Panel,
     SetOption,
+    StoreOption,
     console,
     read_settings,
     with_settings,
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 CATEGORIES_OF_THE_PAPER = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
+PACKAGED_STUDIES = [Path("synthetic"), Path("real")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make the artifacts again even if they are up to date.")]
 
 
@@ -123,7 +125,7 @@ def _stage_command(name: StageName, help_text: str) -> None:
 
 
 _stage_command("ingest", "Read raw reviews and write user sequences.")
-_stage_command("model", "Train the offline base model (`model.name_or_path: tiny`).")
+_stage_command("model", "Make the base model: train the offline one (`tiny`), or convert one from GGUF.")
 _stage_command("score", "Compute the causal effect and the preference weight of every token.")
 _stage_command("train", "Train the adapters with DeepSpeed.")
 _stage_command("evaluate", "Generate reviews, measure them, and write the report.")
@@ -195,6 +197,78 @@ def _sweep(
         print(f"sweep: {done.folder / 'sweep.html'}")
 
 
+@app.command("study", rich_help_panel=Panel.pipeline)
+def _study(
+    config: Annotated[
+        list[Path],
+        typer.Option("--config", "-c", help="YAML file of a study, or the name of a packaged one; repeat for several."),
+    ] = PACKAGED_STUDIES,
+    question: Annotated[
+        list[int] | None, typer.Option("--question", min=1, max=5, help="Answer this question alone; repeatable.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="List the cells, what is missing and its cost; run none.")
+    ] = False,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Write the page from what the store has; run no cell.")
+    ] = False,
+    numbers: Annotated[
+        Path | None, typer.Option("--from", help="Write the page from this results.json; no store is read.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder for RESULTS.md, results.json and images/.")
+    ] = None,
+    overrides: SetOption = None,
+    store: StoreOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Write the page again; cells are reused.")] = False,
+) -> None:
+    """Answer five questions about the method by many runs, and write the results as one page.
+
+    Settings are chosen on val; the test split is read afterwards.
+    """
+    from flows.cli import announce
+    from flows.runs import open_run
+    from flows.server.settings import server_settings
+    from nextquill_core.studies.study import cells, collect
+    from nextquill_core.studies.study.spec import load_study
+
+    if numbers is not None:
+        _written(collect.read_document(numbers), output or numbers.parent)
+        return
+    specs = [load_study(file, overrides or [], store) for file in config]
+    studies = [cells.Study(spec, open_run, question or cells.QUESTIONS) for spec in specs]
+    with announce.notice_if_slow():
+        cells.require_one_store(studies)
+        planned = [cell for one in studies for cell in (*one.val_cells(), *one.test_cells(collect.choices_of(one)))]
+        rows = list(cells.plan_rows(planned))
+    waiting = any(row.missing for row in rows)
+    about = [f"nextquill study: {', '.join(map(str, config))}, {len(rows)} cells; settings are chosen on val"]
+    if plan:
+        print("\n".join([*about, *cells.plan_lines(rows)]))
+        return
+    if write_only:
+        found = collect.collect(studies, force=force).artifact
+    else:
+        for cell in planned:
+            announce.require_sources(cell.run, announce.STAGES, force=False)
+        if waiting or force or server_settings().url:
+            about += [line for line in cells.plan_lines(rows) if "nothing to make" not in line]
+            run_flow("study", specs, about=about, questions=question or None, force=force)
+        found = collect.collect(studies).artifact
+    document = collect.read_document(found.folder / collect.RESULTS)
+    if output is not None:
+        _written(document, output)
+    else:
+        print(f"results: {found.folder / collect.PAGE}")
+
+
+def _written(document: dict[str, Any], folder: Path) -> None:
+    from nextquill_core.studies.study import collect
+
+    for path in collect.write_files(document, folder):
+        print(path)
+
+
 @app.command("status", rich_help_panel=Panel.look)
 @with_settings
 def _status(
@@ -208,6 +282,7 @@ def _status(
         store_commands.list_store(settings, as_json=as_json)
         return
     from flows.cli.status import status_lines, status_rows
+    from nextquill_core.model.packaged import located_model
     from nextquill_core.model.template_choice import choose_template
 
     rows = status_rows(settings)
@@ -217,7 +292,8 @@ def _status(
         terminal = console()
         for line in status_lines(rows, terminal.width):
             terminal.print(line, soft_wrap=True, highlight=False)
-        choice = choose_template(settings.prompt.template, settings.model.name_or_path, settings.model.revision)
+        base = located_model(settings.model)
+        choice = choose_template(settings.prompt.template, base.name_or_path, base.revision)
         print(choice, file=sys.stderr)  # the standard output has one row per stage
 
 
@@ -318,6 +394,17 @@ def _methods() -> None:
     _list_plugins(*METHODS.listed(lambda method: method.summary))
 
 
+@app.command("models", rich_help_panel=Panel.data)
+def _models() -> None:
+    """List what `model.name_or_path` can name, and the encoders that `evaluate.retrieval` can name."""
+    from nextquill_core.model.packaged import encoder_names, model_names
+
+    print("model.name_or_path")
+    _list(model_names(), indent=2)
+    print("evaluate.retrieval.encoder, evaluate.retrieval.bertscore")
+    _list(encoder_names(), indent=2)
+
+
 @app.command("metrics", rich_help_panel=Panel.data)
 def metrics() -> None:
     """List the metrics that an evaluation measures, and those that `evaluate.metrics` can add."""
@@ -376,10 +463,10 @@ def _list_plugins(rows: dict[str, str], broken: list[str]) -> None:
         print(f"nextquill: {line}", file=sys.stderr)
 
 
-def _list(rows: dict[str, str]) -> None:
+def _list(rows: dict[str, str], indent: int = 0) -> None:
     width = max(map(len, rows))
     for name, summary in rows.items():
-        print(f"{name:<{width}}  {summary}")
+        print(f"{'':<{indent}}{name:<{width}}  {summary}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from storage.files import read_json, write_json, write_text
+from storage.errors import UserError
+from storage.files import write_json, write_text
+from storage.stored_json import read_checked
 from tasks.ranks.processes import is_running
 
 STATE = "state.json"
@@ -39,6 +41,15 @@ class Process:
     started: float
 
 
+@dataclass(frozen=True)
+class _Record:
+    """The part of a home that is stored."""
+
+    url: str
+    processes: list[Process]
+    deployed: str
+
+
 @dataclass
 class Home:
     """Folder of a local Prefect server: its database, its logs, and a record of the processes started from it.
@@ -60,18 +71,16 @@ class Home:
         """Read the record in a folder; without a readable record, nothing is known to run."""
         folder = folder.expanduser().resolve()
         try:
-            known = read_json(folder / STATE)
-            processes = [Process(**entry) for entry in known["processes"]]
-            return cls(folder, known["url"], processes, known["deployed"])
-        except (OSError, ValueError, KeyError, TypeError):
+            known: _Record = read_checked(folder / STATE, _Record, "run `nextquill down`")
+        except UserError:
             return cls(folder)
+        return cls(folder, known.url, known.processes, known.deployed)
 
     def save(self) -> None:
         """Write the record atomically."""
         if not (self.folder / ".gitignore").exists():
             write_text(self.folder / ".gitignore", "*\n")
-        known = {"url": self.url, "processes": [asdict(one) for one in self.processes], "deployed": self.deployed}
-        write_json(self.folder / STATE, known)
+        write_json(self.folder / STATE, asdict(_Record(self.url, self.processes, self.deployed)))
 
     def log(self, name: str) -> Path:
         """Return the log of the process with this name."""
