@@ -71,8 +71,8 @@ TABLES = (
         "examples.parquet",
         schemas.EXAMPLE_SCORES,
         "The scores of single examples. `bleu` is the sentence score; `bleu_counts` (matching and possible n-grams of "
-        "orders 1 to 4, then both lengths) add up to the corpus score. Log-likelihoods are sums in nats over the "
-        "tokens counted beside them.",
+        "orders 1 to 4, then both lengths) add up to the corpus score. Log-likelihoods and gains are sums in "
+        "nats over the tokens counted beside them.",
     ),
     ("sweep", "metrics.parquet", schemas.SWEEP, "Validation metrics of each point of a sweep; `values` is JSON."),
 )
