@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,14 @@ from filelock import FileLock
 
 from nextquill_core.environment import set_torch_variables
 from nextquill_core.schemas import Example, Item, Review
+from tests.forked import REPO as REPO
+from tests.prefect_server import server as server
 
 set_torch_variables()  # before torch is imported, so that tests compute as the command line and the workers do
 # The models of the tests are so small that threads which share a matrix product mostly wait for each other, and OpenMP
 # waits by spinning: with one thread a test takes less than half of the CPU time. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-REPO = Path(__file__).resolve().parent.parent
 REAL = REPO.parent / "shared" / "data"
 
 WORDS = [
@@ -44,6 +46,21 @@ WORDS = [
     "always",
     "bright",
 ]
+
+
+STARTS = ("flow", "ranks", "process", "slurm", "pipeline")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose tests take longest, so that no process works on one when the others have ended.
+
+    A test that starts servers or ranks, or runs a whole pipeline, takes as long as about fifty others.
+    """
+    costs: Counter[Path] = Counter()
+    for item in items:
+        costs[item.path] += 50 if any(map(item.get_closest_marker, STARTS)) else 1
+    items.sort(key=lambda item: -costs[item.path])
 
 
 @pytest.fixture(autouse=True)

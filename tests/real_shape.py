@@ -1,4 +1,4 @@
-"""Qwen2.5-3B's shape with random weights in half precision, and examples of the longest prompt."""
+"""Shapes of real models with random weights, and examples of real lengths."""
 
 from __future__ import annotations
 
@@ -39,6 +39,34 @@ def full_length(number: int) -> TokenPair:
     opening, rest, answer = ([draw.randrange(VOCABULARY) for _ in range(n)] for n in (OPENING, REST, ANSWER))
     history = [draw.randrange(VOCABULARY) for _ in range(PROMPT - OPENING - REST)]
     return TokenPair(str(number), opening + history + rest, opening + rest, answer)
+
+
+def smollm2() -> Any:
+    """SmolLM2-135M's shape with random weights in single precision."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return make_fast(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+
+
+def reviews_of_real_length(count: int) -> list[TokenPair]:
+    """Prompts of 1,024 tokens, of which 180 open both branches, and answers of 256."""
+    pairs = []
+    for number in range(count):
+        draw = random.Random(number)
+        opening, history, rest, answer = ([draw.randrange(49_152) for _ in range(n)] for n in (180, 824, 20, 256))
+        pairs.append(TokenPair(str(number), opening + history + rest, opening + rest, answer))
+    return pairs
 
 
 def wanted(minutes: str) -> Any:

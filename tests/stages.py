@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from nextquill_core.orders import TrainOrder
 from nextquill_core.pipeline import Step, lineage
 from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.pipeline.train import Launch
 
 
 def make(run: Run, *steps: Step | None, launch: Launch | None = None) -> Outcome:
-    """Make steps and their inputs in this process, trainings by ranks; return the outcome of the last one.
+    """Make steps and their inputs in this process, and return the outcome of the last one.
 
     Args:
         run: The run.
         steps: The steps; None, for a base model that the configuration does not train, is left out.
-        launch: Trains adapters; by default two ranks.
+        launch: Trains adapters; by default `plain`.
     """
-    options = {"train": {"launch": launch or ranks(2)}}
+    options: dict[str, dict[str, Any]] = {"train": {"launch": launch or plain}}
     outcomes = [run.make(step, **options.get(step.kind, {})) for step in lineage(*filter(None, steps))]
     return outcomes[-1]
+
+
+def plain(order: Path, log: Path) -> None:
+    """Train in this process, as a machine without DeepSpeed does; a rank's process needs ten seconds of imports."""
+    import torch
+
+    from nextquill_core.training import engines
+    from nextquill_core.training.worker import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "deepspeed_installed", lambda: False)
+        try:
+            train(TrainOrder.load(order))
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 def ranks(count: int) -> Launch:

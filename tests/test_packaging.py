@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ NOT_IMPORTED = {
     "datasets": "users open artifacts with it, see tests/storage/test_tables.py",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
+    "gguf": "transformers imports it for .gguf files",
     "prefect-kubernetes": "Prefect imports it for a Kubernetes work pool",
     "tensorboard": "torch.utils.tensorboard imports it",
 }
@@ -68,6 +70,19 @@ def imported() -> set[str]:
     """Return the distributions of the modules that the packages import."""
     installed = importlib.metadata.packages_distributions()
     return {canonical(NOT_INSTALLED_HERE.get(name) or installed[name][0]) for name in imported_modules()}
+
+
+def test_every_place_names_the_python_versions_of_the_package() -> None:
+    lowest, above = map(int, re.findall(r"3\.(\d+)", PROJECT["requires-python"]))
+    versions = [f"3.{minor}" for minor in range(lowest, above)]
+    classifiers = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if ":: Python ::" in name]
+    matrix = re.search(r"python: (\[.*?\])", (REPO / ".github/workflows/ci.yml").read_text())
+    assert matrix
+    assert classifiers == versions == json.loads(matrix[1])
+    assert f"(3, {lowest}) <= sys.version_info[:2] <= (3, {above - 1})" in (REPO / "Makefile").read_text()
+    words = f"Python {', '.join(versions[:-1])} or {versions[-1]}"
+    for page in ("README.md", "docs/tutorials/first-run.md", "deploy/Dockerfile", "Makefile"):
+        assert words in (REPO / page).read_text(encoding="utf-8"), page
 
 
 def test_every_imported_library_is_declared() -> None:

@@ -32,7 +32,7 @@ def small_settings(folder: Path, store: Path) -> dict[str, Any]:
             "batch_tokens": 6000,
             "checkpoint_every": 2,
             "lora": {"r": 4, "alpha": 8},
-            "launcher": {"processes": 2},
+            "launcher": {"processes": 1},
         },
         "evaluate": {
             "methods": ["qwen", "contextsft", "nextquill"],

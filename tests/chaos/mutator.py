@@ -78,10 +78,12 @@ class Mutator:
 
     Attributes:
         targets: The files.
+        documents: Number of documents that were tried.
         made: Number of commands that were run.
     """
 
     targets: Sequence[Target]
+    documents: int = 0
     made: int = 0
 
     def run(self, seconds: float, first: int) -> None:
@@ -110,6 +112,7 @@ class Mutator:
         )  # fmt: skip
         @given(documents(_parsed(target.path)))
         def try_it(data: bytes) -> None:
+            self.documents += 1
             target.path.write_bytes(_written(target.path, data))
             if target.manifest:
                 target.manifest.write_bytes(_signed(target, manifest))

@@ -23,7 +23,7 @@ from tests.chaos.test_damage import DAMAGE, WAYS, data_files
 from tests.chaos.trials import hold, seeds
 from tests.chaos.work import contents, leftovers
 from tests.conftest import REPO
-from tests.flows.conftest import Server, server  # noqa: F401  a fixture
+from tests.prefect_server import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(3600)]
@@ -85,7 +85,7 @@ class Commands:
 
 
 @pytest.fixture(scope="module")
-def commands(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:  # noqa: F811
+def commands(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
     folder = tmp_path_factory.mktemp("commands")
     return Commands(server, folder, small_settings(small_world, folder / "store"))
 

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 TRIALS = int(os.environ.get("CHAOS_TRIALS", "0"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
+MINUTES = float(os.environ.get("CHAOS_MINUTES", "0"))
 
+_notes: list[str] = []
 _ended: dict[str, list[tuple[int, str]]] = {}  # by kind: the case, and what broke ("" if it held)
 
 
@@ -53,11 +55,16 @@ def hold(kind: str, cases: Iterable[int], trial: Callable[[int], object]) -> Non
     assert not broken, f"{kind}: {len(broken)} broke\n" + "\n".join(broken[:5])
 
 
+def note(line: str) -> None:
+    """Write a line below the table: the result of a test that counts no trials."""
+    _notes.append(line)
+
+
 def table() -> list[str]:
-    """Return the lines of a Markdown table: kind of trial, trials, held, broke."""
+    """Return the lines of a Markdown table: kind of trial, trials, held, broke; and the notes below it."""
     if not _ended:
-        return []
-    lines = [f"seed {SEED}", "| Kind of trial | Trials | StoredItem | Broke |", "|---|---:|---:|---|"]
+        return _notes
+    lines = [f"seed {SEED}", "| Kind of trial | Trials | Held | Broke |", "|---|---:|---:|---|"]
     for kind, ended in _ended.items():
         broke = [case for case, fault in ended if fault]
         shown = f"{len(broke)} (cases {', '.join(map(str, broke[:10]))})" if broke else "0"

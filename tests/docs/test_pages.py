@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.main import main
 from scripts.write_reference import FOLDER, PAGES
 from tests.conftest import REPO
 
@@ -64,3 +66,20 @@ def test_a_page_has_one_title_and_says_first_what_it_is_for(page: Path) -> None:
     if page.parent != REPO:
         first = text.split("\n\n")[1]
         assert first.startswith(("After this page", "Look up")), f"{page} begins with {first!r}"
+
+
+def test_readme_and_reference_name_every_exit_code() -> None:
+    wanted = {int(code) for code in re.findall(r"(?:codes: |; )(\d+) ", inspect.getdoc(main) or "")}
+    assert wanted == {0, 1, 2, 3, 130}
+    readme = (REPO / "README.md").read_text(encoding="utf-8").partition("Exit codes: ")[2].partition(". ")[0]
+    assert {int(part.split()[0]) for part in readme.split("; ")} == wanted
+    table = (REPO / "docs/reference/runs.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table.partition("## ")[0], re.MULTILINE)} == wanted
+
+
+def test_the_cost_of_both_branches_is_the_benchmark_s() -> None:
+    measured = (REPO / "docs/BENCHMARKS.md").read_text(encoding="utf-8")
+    small, large = re.findall(r"^\| time, over the factual branch alone \| ([\d.]+) \| ([\d.]+) \|", measured, re.M)[0]
+    page = " ".join((REPO / "docs/explanation/scoring.md").read_text(encoding="utf-8").split())
+    assert f"{small} times the time of the factual branch alone" in page
+    assert f"and {large} times with the paper's" in page

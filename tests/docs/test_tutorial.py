@@ -7,17 +7,15 @@ by those of the small category. Everything else runs as written.
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPO
-from tests.flows.conftest import Server, server  # noqa: F401 - a fixture
+from tests.forked import Forked
+from tests.prefect_server import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.ranks, pytest.mark.timeout(1500)]
@@ -40,30 +38,26 @@ class Project:
 
     def __init__(self, folder: Path, world: Path, running: Server) -> None:
         self.folder = folder
-        self.environment = running.environment | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        }
+        self.environment = running.environment
         for part in ("reviews", "items"):
             (folder / f"{part}.jsonl.gz").write_bytes(gzip.compress((world / f"{part}.jsonl").read_bytes()))
         settings = small_settings(world, folder / "artifacts")
         settings["model"]["tiny"]["steps"] = 2
-        settings["train"]["launcher"] = {"processes": 1}
         settings["evaluate"]["decoding"] = ["paper"]
         (folder / "configs").mkdir()
         write_config(folder / DEMO, settings)
 
     def run(self, line: str) -> str:
         """Run a command of a page and return what it prints; it must succeed."""
-        words = [DEMO if word in ("books", "small") else word for word in shlex.split(line, comments=True)]
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=600
-        )
+        program, *words = (DEMO if word in ("books", "small") else word for word in shlex.split(line, comments=True))
+        assert program == "nextquill"
+        done = Forked(("flows", *words), self.environment, self.folder).finish(600)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
 
 @pytest.fixture(scope="module")
-def project(small_world: Path, tmp_path_factory: pytest.TempPathFactory, server: Server) -> Project:  # noqa: F811
+def project(small_world: Path, tmp_path_factory: pytest.TempPathFactory, server: Server) -> Project:
     return Project(tmp_path_factory.mktemp("project"), small_world, server)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 from tests.tasks.processes import workers_of
 from tests.world import small_settings, write_config
 

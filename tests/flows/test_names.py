@@ -46,6 +46,8 @@ def test_several_categories_and_methods_are_counted() -> None:
     many["config"]["evaluate"]["methods"] = ["qwen", "contextsft", "nextquill", "latestk"]
     assert run_name("train", many, {}) == "train nextquill +1 Books +2"
     assert run_name("train", many | {"method": "contextsft"}, {}) == "train contextsft Books +2"
+    many["config"]["evaluate"]["methods"] = ["nextquill-steered", "sft", "cope"]
+    assert run_name("train", many, {}) == "train nextquill +1 Books +2", "a shared adapter is trained once"
     both = {"configs": [parameters(name)["config"] for name in ("Books", "CDs")]}
     assert run_name("reproduce", both, {}) == "reproduce Books +1"
 

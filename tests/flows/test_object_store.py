@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 from tests.s3 import environment, new_store, s3_server
 from tests.world import small_settings, write_config
 

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.flows.conftest import Server
 from tests.nextquill_core.ingest.test_privacy import everything
+from tests.prefect_server import Server
 from tests.world import small_settings, write_config
 
 pytestmark = pytest.mark.flow

@@ -9,7 +9,6 @@ import pytest
 
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.registry.promote import decide
-from tests.flows.conftest import Server
 from tests.nextquill_core.registry.test_promote import (  # noqa: F401 (fixtures)
     METHOD,
     candidate,
@@ -18,6 +17,7 @@ from tests.nextquill_core.registry.test_promote import (  # noqa: F401 (fixtures
     store,
     world,
 )
+from tests.prefect_server import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ import pytest
 
 from flows.results import log_errors_plainly
 from storage import UserError
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,10 @@ def test_a_signal_leaves_interrupted_and_not_failed(ended: dict[str, Any], signa
 def test_wrong_input_in_a_deployment_s_form_is_one_line_in_its_run_and_in_the_worker_s_log(
     server: Server, tmp_path: Path
 ) -> None:
-    for command in (
-        ("work-pool", "create", "ends", "--type", "process"),
-        ("--no-prompt", "deploy", "flows/ingest.py:ingest", "--name", "ends", "--pool", "ends"),
-    ):
-        done = server.run("prefect", *command)
-        assert done.returncode == 0, done.stdout + done.stderr
+    server.create_pool("ends")
+    deploy = ("--no-prompt", "deploy", "flows/ingest.py:ingest", "--name", "ends", "--pool", "ends")
+    done = server.run("prefect", *deploy)
+    assert done.returncode == 0, done.stdout + done.stderr
     found = server.post("/deployments/filter", json.dumps({"deployments": {"name": {"any_": ["ends"]}}}))
     twice = [{"category": "A", "reviews": "nowhere.jsonl", "items": "nowhere.jsonl"}] * 2
     for inputs, message in (

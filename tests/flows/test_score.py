@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.ranks, pytest.mark.timeout(600)]

@@ -12,7 +12,6 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,8 @@ import pytest
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
-from tests.flows.conftest import Server
+from tests.forked import Forked
+from tests.prefect_server import Server
 from tests.stages import make
 from tests.world import small_settings, write_config
 
@@ -134,7 +134,6 @@ def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFact
         threading.Thread(target=models.serve_forever, daemon=True).start()
         settings = small_settings(small_world, folder / "store")
         settings["privacy"] = {"pseudonymize": True, "key_env": "PSEUDONYMS"}
-        settings["train"]["launcher"] = {"processes": 1}
         settings["evaluate"] |= {
             "methods": ["qwen"],
             "decoding": ["paper"],
@@ -148,47 +147,45 @@ def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFact
         config = write_config(folder / "config.yaml", settings)
         patch.setenv("PSEUDONYMS", VARIABLES["PSEUDONYMS"])
         prepared(config)
-        (folder / "faults").mkdir()
-        (folder / "faults" / "sitecustomize.py").write_text(FAULTS)
-        environment = server.environment | VARIABLES | {"PYTHONPATH": str(folder / "faults"), "NO_PROXY": "127.0.0.1"}
+        faults = folder / "faults"
+        faults.mkdir()
+        (faults / "sitecustomize.py").write_text(FAULTS)
+        (faults / "parameters.py").write_text(PARAMETERS.replace("SECRET", secret("parameter")))
+        environment = server.environment | VARIABLES | {"PYTHONPATH": str(faults), "NO_PROXY": "127.0.0.1"}
         run = partial(command, config, environment)
         url = f"https://me:{secret('setting')}@host/v1"
         refused = write_config(folder / "refused.yaml", settings | {"store": f"s3://key:{secret('file')}@bucket"})
         hook = f"https://me:{secret('hook')}@hooks.invalid/x?token={secret('query')}"
-        # These five end before they change anything, so they run side by side.
-        with ThreadPoolExecutor(2) as pool:
-            short = {
-                "--set": pool.submit(run, "run", "--set", f"evaluate.server.url={url}"),
-                "file": pool.submit(command, refused, environment, "run"),
-                "server": pool.submit(run, "run", PREFECT_API_URL=server.api.replace("://", f"://me:{secret('api')}@")),
-                "parameters": pool.submit(python, environment, "-c", PARAMETERS.replace("SECRET", secret("parameter"))),
-                "alerts": pool.submit(
-                    python, environment, "-m", "flows", "alerts", "--webhook", hook, "--allow-private-urls"
-                ),
-            }
-        said = {name: done.result() for name, done in short.items()} | {
+        api = server.api.replace("://", f"://me:{secret('api')}@")
+        alerts = ("flows", "alerts", "--webhook", hook, "--allow-private-urls")
+        said = {
+            "--set": run("run", "--set", f"evaluate.server.url={url}"),
+            "file": command(refused, environment, "run"),
+            "server": run("run", PREFECT_API_URL=api),
+            "parameters": Forked(("parameters",), environment).finish(),
+            "alerts": Forked(alerts, environment).finish(),
             "stage": run("score", "--force", FAIL_AT=str(folder / "store" / "score" / ".staging-")),
-            "rank": run("train", "--set", "evaluate.methods=[nextquill]", FAIL_AT="metrics.jsonl"),
-            "echo": run("run"),
+            "rank": run("train", "--set", "train.alpha=0.5", FAIL_AT="metrics.jsonl"),
+            "echo": from_nothing(config, environment),
         }
         models.shutdown()
     return Ran(folder, Path(server.environment["PREFECT_HOME"]), said)
 
 
 def prepared(config: Path) -> None:
-    """Make everything that comes before training."""
+    """Make everything that comes before the evaluation."""
     run = Run(load_config(config))
-    make(run, run.plan.score)
+    make(run, *run.plan.train.values())
 
 
 def command(config: Path, environment: dict[str, str], name: str, *options: str, **more: str) -> Any:
-    return python(environment | more, "-m", "flows", name, "-c", str(config), *options)
+    return Forked(("flows", name, "-c", str(config), *options), environment | more).finish(300)
 
 
-def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=REPO, capture_output=True, text=True, timeout=300
-    )
+def from_nothing(config: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run everything in a process that has the secrets in its environment while it imports the libraries."""
+    whole = [sys.executable, "-m", "flows", "run", "-c", str(config)]
+    return subprocess.run(whole, env=environment, cwd=REPO, capture_output=True, text=True, timeout=300)
 
 
 def texts(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from storage import UserError
 from tasks.slurm.stage import SUBMITTED_BY
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 from tests.slurm import slurm, two_nodes
 from tests.world import small_settings, write_config
 
@@ -90,18 +88,11 @@ def test_a_flow_killed_outright_leaves_a_job_that_the_same_command_follows(clust
     job = queued()
     first.kill()
     first.wait()
-    second = subprocess.Popen(
-        [sys.executable, "-m", *asked], env=cluster.environment, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert second.stderr
-    lines: list[str] = []
-    for line in second.stderr:
-        lines.append(line)
-        if "exists already" in line:
-            slurm("scontrol", "release", job)
-    assert second.wait() == 0, lines
-    said = "".join(lines)
+    second = cluster.start(*asked)
+    wait_until("following", lambda: "exists already" in second.stderr)
+    slurm("scontrol", "release", job)
+    assert second.wait(300) == 0, second.stderr
+    said = second.stderr
     assert f"score: Slurm job {job} exists already and is followed" in said
     assert "effects: made in" in said
     assert f"(Slurm job {job})" in said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.flow, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -18,7 +18,6 @@ def config(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     settings = small_settings(small_world, folder / "store")
     settings["evaluate"] |= {"methods": ["contextsft", "nextquill"], "decoding": ["sane"], "split": "test"}
-    settings["train"]["launcher"] = {"processes": 1}
     return write_config(folder / "config.yaml", settings)
 
 

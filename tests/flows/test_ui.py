@@ -18,8 +18,8 @@ import yaml
 
 from tests.browser import BROWSER, DRIVER, Page, browser
 from tests.conftest import REPO
-from tests.flows.conftest import Server
 from tests.flows.server.test_local import free_port, marked, nextquill, plain_environment, wait_until
+from tests.prefect_server import Server
 from tests.tasks.processes import workers_of
 from tests.world import small_settings
 

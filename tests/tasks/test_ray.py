@@ -15,6 +15,7 @@ import pytest
 from nextquill_core.causal.worker import work_alone
 from nextquill_core.errors import UserError
 from nextquill_core.progress import silent
+from tests.prefect_server import Server
 from tests.scoring import digests, open_order, write_sequences
 
 installed = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("prefect_ray") is not None
@@ -32,9 +33,9 @@ def listening() -> Iterator[str]:
 @pytest.mark.flow
 @pytest.mark.skipif(not installed, reason="Ray is not installed: pip install 'nextquill[ray]'")
 def test_two_workers_on_ray_make_the_same_bytes_as_one(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from tasks.ray import ray_launch
 
@@ -50,7 +51,7 @@ def test_two_workers_on_ray_make_the_same_bytes_as_one(
         shown.append(state)
         listened.update(listening())
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with temporary_settings({PREFECT_API_URL: server.api}):
         ray_launch(None, 2, {"num_cpus": 2})(order, show)
         assert digests(queue) == digests(whole)
         assert len(queue.reports()) > 0

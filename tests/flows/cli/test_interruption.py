@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,8 @@ from flows.cli.interruption import PATIENCE_S
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tasks.gpu_lock import LIMIT
-from tests.flows.conftest import Server
+from tests.conftest import REPO
+from tests.prefect_server import Server
 from tests.stages import make, ranks
 from tests.terminal import Terminal, in_terminal, kill
 from tests.world import small_settings, write_config
@@ -35,7 +38,12 @@ PROMISED_S = 10.0
 INTERRUPTED = "nextquill: interrupted; the same command resumes"
 ANSWERS = "the temporary server answers"
 RANK, WORKER, SERVER = "nextquill_core.training.worker", "nextquill_core.causal.worker", "flows.server.temporary"
-LONG = ("--set", "train.epochs=2000", "--set", "train.checkpoint_every=1", "--set", "train.global_batch=4")
+LONG = tuple(
+    word
+    for setting in ("epochs=2000", "checkpoint_every=1", "global_batch=4")
+    for word in ("--set", f"train.{setting}")
+)
+TWO_RANKS = (*LONG, "--set", "train.launcher.processes=2")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +207,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_another_training(server: Server, f
 
 @pytest.mark.slow
 def test_a_sweep_that_is_interrupted_at_its_second_point_reuses_the_first(server: Server, folder: Path) -> None:
-    command = ("sweep", "train.alpha=0.1,0.2", "--set", "train.launcher.processes=1", "-c", folder / "config.yaml")
+    command = ("sweep", "train.alpha=0.1,0.2", "-c", folder / "config.yaml")
     with in_terminal(*command, environment=server.environment) as terminal:
         terminal.wait_for("train.alpha=0.2: started")
         terminal.press_ctrl_c()
@@ -219,7 +227,7 @@ def flow_runs(server: Server) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_signals_end_a_command_as_ctrl_c_does(folder: Path, home: Path, name: str) -> None:
-    with in_terminal("train", *LONG, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
+    with in_terminal("train", *TWO_RANKS, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
         terminal.wait_for(lambda: ranks_run(terminal))
         os.kill(terminal.pid, getattr(signal, name))
         assert_interrupted(terminal)
@@ -227,7 +235,7 @@ def test_other_signals_end_a_command_as_ctrl_c_does(folder: Path, home: Path, na
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_command_at_once(folder: Path, home: Path) -> None:
-    with in_terminal("train", *LONG, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
+    with in_terminal("train", *TWO_RANKS, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
         terminal.wait_for(lambda: ranks_run(terminal))
         terminal.press_ctrl_c()
         time.sleep(0.5)
@@ -259,7 +267,7 @@ def test_a_command_that_cannot_unwind_is_ended_by_the_watchdog(tmp_path: Path) -
 
 
 def test_kill_of_the_command_leaves_no_process(folder: Path, home: Path) -> None:
-    with in_terminal("train", *LONG, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
+    with in_terminal("train", *TWO_RANKS, "-c", folder / "config.yaml", environment=environment(home)) as terminal:
         terminal.wait_for(lambda: ranks_run(terminal))
         assert terminal.named(SERVER)
         kill(terminal.process)
@@ -342,7 +350,7 @@ def test_a_parallel_sweep_whose_server_dies_starts_no_more_points_and_ends_in_on
     folder: Path, home: Path, own_server: tuple[psutil.Process, str]
 ) -> None:
     process, url = own_server
-    command = ("sweep", "train.alpha=0.1,0.2,0.3", "--parallel", "2", *LONG, "--set", "train.launcher.processes=1")
+    command = ("sweep", "train.alpha=0.1,0.2,0.3", "--parallel", "2", *LONG)
     environ = environment(home, PREFECT_API_URL=url)
     with in_terminal(*command, "-c", folder / "config.yaml", environment=environ) as run:
         run.wait_for(lambda: len(list((folder / "store" / "train").glob(".staging-*/metrics.jsonl"))) == 2)
@@ -354,3 +362,23 @@ def test_a_parallel_sweep_whose_server_dies_starts_no_more_points_and_ends_in_on
         assert run.text.splitlines()[-1].startswith(f"nextquill: the Prefect server at {url} ")
         assert "Traceback" not in run.text
         assert run.none_left()
+
+
+TURNED = """
+import os, signal
+from flows.cli import interruption
+
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        raise ValueError("a serializer failed") from None
+
+interruption.run(command)
+"""
+
+
+def test_a_signal_that_a_library_turned_into_another_error_is_an_interruption() -> None:
+    ended = subprocess.run([sys.executable, "-c", TURNED], capture_output=True, text=True, timeout=60, cwd=REPO)
+    assert (ended.returncode, ended.stderr.strip()) == (130, INTERRUPTED)

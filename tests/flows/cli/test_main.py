@@ -18,6 +18,7 @@ from flows.cli import announce
 from flows.cli.main import main
 from flows.cli.options import Panel
 from nextquill_core.config import load_config
+from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
 from tests.nextquill_core.pipeline.test_plan import make_all
@@ -235,7 +236,10 @@ def test_sources_methods_and_sample_print_their_lists(monkeypatch: Any, capsys: 
     assert nextquill(monkeypatch, "sources") == 0
     assert capsys.readouterr().out.startswith("amazon-2023  ")
     assert nextquill(monkeypatch, "methods") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 14
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(METHODS)
+    assert nextquill(monkeypatch, "models") == 0
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert named == ["tiny", "smollm2", "FOLDER", "FILE.gguf", "OWNER/NAME", "base", "minilm", "FOLDER", "OWNER/NAME"]
     assert nextquill(monkeypatch, "sample", tmp_path / "s", "--users", 20, "--seed", 3) == 0
     assert (tmp_path / "s" / "reviews.jsonl").is_file()
 

@@ -29,9 +29,9 @@ from flows.server.events import stage_finished
 from nextquill_core.errors import UserError
 from nextquill_core.registry.promote import decide
 from tests.conftest import REPO
-from tests.flows.conftest import Server
 from tests.nextquill_core.registry.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
 from tests.nextquill_core.registry.test_quality_alarm import OTHER, measured, settings, trained
+from tests.prefect_server import Server
 from tests.world import small_settings
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]

@@ -22,7 +22,7 @@ from flows.server.processes import MARK
 from flows.stage import timeout_variable as variable
 from tasks.gpu_lock import HELD, LEASE_S
 from tests.conftest import REPO
-from tests.flows.conftest import Server
+from tests.prefect_server import Server
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 

@@ -7,7 +7,7 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tasks.ranks.placement import Hosts, Placement, Slurm
 from tests.nextquill_core.ingest.world import World, plain_category
 from tests.orders import changed, train_order
 from tests.slurm import two_nodes
+from tests.stages import plain
 from tests.tasks.processes import workers_of
 
 
@@ -40,10 +41,9 @@ def test_invalid_input_of_a_rank_is_one_line(tmp_path: Path) -> None:
         run_ranks(order(tmp_path), tmp_path / "log", ranks=1, on_step=lambda metrics: None)
 
 
-@pytest.mark.ranks
 def test_training_on_nothing_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="there is no train example"):
-        run_ranks(order(tmp_path, str(tiny_folder)), tmp_path / "log", ranks=1, on_step=lambda metrics: None)
+        plain(order(tmp_path, str(tiny_folder)), tmp_path / "log")
 
 
 # Four examples give one step per epoch, of several micro-batches. Dropout is off, because it depends on how a step is
@@ -79,7 +79,14 @@ def write_order(folder: Path, model: Path, sequences: Path, **changes: Any) -> P
     return path
 
 
-def curve(folder: Path, ranks: Placement, model: Path, sequences: Path, **changes: Any) -> list[tuple[float, float]]:
+def curve(
+    folder: Path,
+    ranks: Placement,
+    model: Path,
+    sequences: Path,
+    look: Callable[[], object] | None = None,
+    **changes: Any,
+) -> list[tuple[float, float]]:
     """Train for real, and return loss and gradient norm of each step.
 
     Args:
@@ -87,12 +94,29 @@ def curve(folder: Path, ranks: Placement, model: Path, sequences: Path, **change
         ranks: Where the ranks run.
         model: Folder of the base model.
         sequences: Artifact of the sequences.
+        look: Called after each step, while the ranks run.
         changes: Settings of the order that differ from `SETTINGS`.
     """
     seen: list[float] = []
-    path = write_order(folder, model, sequences, **changes)
-    run_ranks(path, folder / "log", ranks=ranks, on_step=lambda metrics: seen.append(metrics["step"]))
+
+    def on_step(metrics: dict[str, float]) -> None:
+        seen.append(metrics["step"])
+        if look:
+            look()
+
+    run_ranks(write_order(folder, model, sequences, **changes), folder / "log", ranks=ranks, on_step=on_step)
     assert seen == list(range(1, STEPS + 1))
+    return steps_of(folder)
+
+
+def plain_curve(folder: Path, model: Path, sequences: Path, **changes: Any) -> list[tuple[float, float]]:
+    """Train in this process and without DeepSpeed, and return loss and gradient norm of each step; see `curve`."""
+    plain(write_order(folder, model, sequences, **changes), folder / "log")
+    return steps_of(folder)
+
+
+def steps_of(folder: Path) -> list[tuple[float, float]]:
+    """Return loss and gradient norm of each step of a training."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
@@ -111,18 +135,50 @@ def adapter(folder: Path) -> bytes:
 def one_rank(
     tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, four_users: Path
 ) -> list[tuple[float, float]]:
-    # The curve of one rank, which all other placements must reproduce.
-    steps = curve(tmp_path_factory.mktemp("one"), 1, tiny_folder, four_users)
+    # The curve of a single process, which all placements of ranks must reproduce.
+    steps = plain_curve(tmp_path_factory.mktemp("one"), tiny_folder, four_users)
     assert len({loss for loss, _ in steps}) == STEPS, "the model learns"
     assert steps[0][1] > SETTINGS["max_grad_norm"], "the gradient is clipped"
     return steps
+
+
+@pytest.fixture(scope="session")
+def two_ranks(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, four_users: Path
+) -> tuple[Path, list[tuple[float, float]], set[str]]:
+    """Folder and curve of two ranks of this machine, and the addresses at which they listened."""
+    folder = tmp_path_factory.mktemp("two")
+    addresses = set[str]()
+
+    def look() -> None:
+        found = [one for pid in workers_of(folder) for one in psutil.Process(pid).net_connections(kind="inet")]
+        addresses.update(str(one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN)
+
+    return folder, curve(folder, 2, tiny_folder, four_users, look, deepspeed={"zero_stage": 0}), addresses
+
+
+@pytest.mark.ranks
+def test_two_ranks_change_nothing(
+    two_ranks: tuple[Path, list[tuple[float, float]], set[str]], one_rank: list[tuple[float, float]]
+) -> None:
+    folder, steps, _ = two_ranks
+    assert same(steps, one_rank)
+    log = (folder / "log").read_text()
+    assert "[rank 0] " in log or "[rank 1] " in log
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets of other processes")
+def test_ranks_on_one_machine_listen_only_on_the_loopback_address(
+    two_ranks: tuple[Path, list[tuple[float, float]], set[str]],
+) -> None:
+    assert two_ranks[2] == {"127.0.0.1"}, "the ranks listen, and on no other address"
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("zero_stage", "offload", "own"),
     [
-        (0, "none", None),
         (1, "optimizer", None),
         pytest.param(2, "none", None, marks=pytest.mark.slow),
         (3, "parameters", {"zero_optimization": {"stage3_param_persistence_threshold": 0}}),
@@ -133,25 +189,7 @@ def test_two_ranks_zero_and_offloading_change_nothing(
     zero_stage: int, offload: str, own: dict[str, Any] | None,
 ) -> None:  # fmt: skip
     zero = {"zero_stage": zero_stage, "offload": offload}
-    steps = curve(tmp_path, 2, tiny_folder, four_users, deepspeed=zero, deepspeed_json=own)
-    assert same(steps, one_rank)
-    log = (tmp_path / "log").read_text()
-    assert "[rank 0] " in log or "[rank 1] " in log
-
-
-@pytest.mark.ranks
-@pytest.mark.skipif(sys.platform != "linux", reason="sockets of other processes")
-def test_ranks_on_one_machine_listen_only_on_the_loopback_address(
-    tmp_path: Path, tiny_folder: Path, four_users: Path
-) -> None:
-    seen: list[set[str]] = []
-
-    def look(metrics: dict[str, float]) -> None:
-        found = [one for pid in workers_of(tmp_path) for one in psutil.Process(pid).net_connections(kind="inet")]
-        seen.append({str(one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN})
-
-    run_ranks(write_order(tmp_path, tiny_folder, four_users), tmp_path / "log", ranks=2, on_step=look)
-    assert set[str]().union(*seen) == {"127.0.0.1"}, "the ranks listen, and on no other address"
+    assert same(curve(tmp_path, 2, tiny_folder, four_users, deepspeed=zero, deepspeed_json=own), one_rank)
 
 
 @pytest.mark.ranks
@@ -162,7 +200,7 @@ def test_two_ranks_change_nothing_in_the_official_objective(
     live = {"policy": "threshold", "delta": 0.0, "high": 0.9, "low": 0.1}
     official: dict[str, Any] = {"normalization": "sample_weight", "weighted": True, "live_weights": live}
     official |= {"deepspeed": {"zero_stage": 0}, "causal_loss": {"weighted": False}}
-    one = curve(tmp_path / "one", 1, tiny_folder, four_users, batch_tokens=10_000, **official)
+    one = plain_curve(tmp_path / "one", tiny_folder, four_users, batch_tokens=10_000, **official)
     two = curve(tmp_path / "two", 2, tiny_folder, four_users, **official)
     assert same(two, one)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPO
+from tests.forked import Forked
 
 BUSY = 503
 
@@ -29,20 +29,20 @@ class Server:
     api: str
     environment: dict[str, str]
 
-    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *command], env=self.environment, cwd=REPO, capture_output=True, text=True, **options
-        )
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a module with its arguments to its end."""
+        return self.start(*command).finish()
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=self.environment,
-            cwd=REPO,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+    def start(self, *command: str) -> Forked:
+        """Start a module with its arguments."""
+        return Forked(command, self.environment)
+
+    def create_pool(self, name: str) -> None:
+        """Create a work pool of processes, as `prefect work-pool create` does, without the seconds of its imports."""
+        from prefect.workers.process import ProcessWorker
+
+        template = ProcessWorker.get_default_base_job_template()
+        self.post("/work_pools/", json.dumps({"name": name, "type": "process", "base_job_template": template}))
 
     def post(self, path: str, body: str = "{}") -> Any:
         return self.ask("POST", path, body)
