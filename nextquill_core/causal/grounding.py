@@ -65,7 +65,7 @@ def grounded(
     if function_words not in (0, 1):
         raise UserError(f"function_words is {function_words:g}", "weights.options", "set it to 0 or 1")
     ignored = frozenset[str]() if function_words else FUNCTION_WORDS
-    words_of = cache(words)  # a review stands in the histories of several examples
+    words_of = cache(words)  # a review is in the histories of several examples
     found = [token for answer in answers.shown for token in grounded_tokens(answer, ignored, words_of)]
     return effects.effect.new_full(effects.effect.shape, low).masked_fill(effects.effect.new_tensor(found).bool(), high)
 

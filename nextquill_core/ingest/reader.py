@@ -21,7 +21,7 @@ MIN_REPEATED_CHARS = 40
 def read_examples(folder: Path, splits: Sequence[str] | None = None) -> Iterator[Example]:
     """Yield the examples of an ingest artifact, one shard in memory at a time.
 
-    Reviews and items are shared: a text that stands in many histories is held once.
+    Reviews and items are shared: a text that is in many histories is held once.
 
     Args:
         folder: The artifact's folder.

@@ -6,7 +6,7 @@ other sequences.
 
 Both branches of an example share a prefix, which is computed once: their prompts begin with the same tokens, because
 the instructions and the item come before the history. On a CPU the factual branch runs first, and the counterfactual
-branch reuses its keys and values of the prefix. On a GPU each example stands in the row as a tree: prefix, rest with
+branch reuses its keys and values of the prefix. On a GPU each example is a tree in the row: prefix, rest with
 history, rest without history, with a mask that separates the rests. A trial on a few tokens detects a model that does
 not support this; its branches are then computed separately.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class TrueWord:
 class Truth:
     """The drawn words of the reviews of one category.
 
-    Reviews are found by their time, and by drawn words that stand in the text where the truth says. Ids of users are
+    Reviews are found by their time, and by drawn words that are in the text where the truth says. Ids of users are
     not compared, because an ingest may replace them by pseudonyms.
 
     Args:
@@ -113,9 +114,12 @@ def exact_effects(words: Sequence[TrueWord], text: str, tokens: Sequence[str]) -
             "evaluate.preference_tokens",
             "leave exact out for this model",
         )
-    effects, start = [], 0
-    for token in tokens:
-        end = start + len(token)
-        effects.append(next((one.effect for one in words if one.start < end and start < one.end), 0.0))
-        start = end
-    return effects
+    return [
+        next((one.effect for one in words if one.start < end and start < one.end), 0.0)
+        for start, end in token_spans(tokens)
+    ]
+
+
+def token_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the characters [start, end) of each token of a text, from the texts that the tokens add."""
+    return list(itertools.pairwise(itertools.accumulate(map(len, tokens), initial=0)))

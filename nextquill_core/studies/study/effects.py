@@ -17,7 +17,7 @@ from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
 from nextquill_core.schemas import column_by_example
-from nextquill_core.synthetic.truth import TrueWord, Truth, exact_effects, truth_file
+from nextquill_core.synthetic.truth import TrueWord, Truth, exact_effects, token_spans, truth_file
 from nextquill_core.tokens import token_texts
 
 
@@ -66,8 +66,7 @@ def word_effects(
         factual: Log-probability of each token with the history, nats.
         counterfactual: The same without.
     """
-    ends = np.cumsum([len(token) for token in tokens])
-    starts = ends - [len(token) for token in tokens]
+    starts, ends = np.array(token_spans(tokens), dtype=np.int64).reshape(-1, 2).T
     for word in words:
         inside = np.flatnonzero((starts < word.end) & (ends > word.start))
         if len(inside) and ends[inside[-1]] >= word.end:

@@ -16,6 +16,7 @@ from nextquill_core.analysis.published import (
     published_markdown,
     published_tables,
 )
+from tests.nextquill_core.analysis.rows import row
 
 METHODS = (
     "qwen", "contriever", "latestk", "llm-trsr", "cos", "sft", "oppu", "contextsft", "causal-only", "norm-only",
@@ -23,19 +24,6 @@ METHODS = (
 )  # fmt: skip
 SECOND = [("mce-dce", category, "rouge1") for category in CATEGORIES]
 """The row that the paper's second version adds; its other numbers are not known to us."""
-
-
-def row(method: str, metric: str, value: float, category: str = "Books", decoding: str = "paper") -> dict[str, object]:
-    return {
-        "method": method,
-        "category": category,
-        "decoding": decoding,
-        "metric": metric,
-        "value": value,
-        "ci_low": value - 0.01,
-        "ci_high": value + 0.01,
-        "n": 317,
-    }
 
 
 def numbers() -> dict[tuple[str, str, str], float]:

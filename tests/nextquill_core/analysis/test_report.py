@@ -27,6 +27,7 @@ from nextquill_core.analysis.report import (
     shared_segments,
 )
 from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
+from tests.nextquill_core.analysis.rows import row
 
 SLICE = {"slice": "history_length", "bucket": "8–15", "p_value": None, "p_adjusted": None}
 COST = {
@@ -82,19 +83,6 @@ class Page(HTMLParser):
 
     def attributes(self, tag: str, name: str) -> list[str]:
         return [value for found, attributes in self.tags if found == tag and (value := attributes.get(name))]
-
-
-def row(method: str, metric: str, value: float, category: str = "Books", decoding: str = "paper") -> dict[str, object]:
-    return {
-        "method": method,
-        "category": category,
-        "decoding": decoding,
-        "metric": metric,
-        "value": value,
-        "ci_low": value - 0.01,
-        "ci_high": value + 0.01,
-        "n": 317,
-    }
 
 
 def compared(metric: str, difference: float, p_adjusted: float) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from nextquill_core.analysis.result_tables import (
@@ -12,19 +14,9 @@ from nextquill_core.analysis.result_tables import (
     result_blocks,
 )
 from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
+from tests.nextquill_core.analysis import rows
 
-
-def row(method: str, metric: str, value: float, category: str = "Books", decoding: str = "paper") -> dict[str, object]:
-    return {
-        "method": method,
-        "category": category,
-        "decoding": decoding,
-        "metric": metric,
-        "value": value,
-        "ci_low": value - 0.01,
-        "ci_high": value + 0.01,
-        "n": 20,
-    }
+row = partial(rows.row, n=20)
 
 
 def compared(method: str, reference: str, metric: str, difference: float, p_adjusted: float) -> dict[str, object]:
