@@ -18,6 +18,8 @@ MANIFEST_NAME = "manifest.json"
 _NO_OTHER_FIELDS = {"extra": "forbid"}
 MOST_SECONDS = 1e10
 """A longer duration means that the manifest is damaged: three hundred years."""
+LONGEST_NAME, LONGEST_PATH = 255, 1024
+"""Bytes of a file's name, and of its path within an artifact; file systems refuse longer ones with an error."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,20 @@ class Manifest:
             manifest.kind,
             manifest.fingerprint,
             manifest.generation,
+            *(name for ref in manifest.inputs for name in (ref.kind, ref.fingerprint)),
             *(shard.path for shard in manifest.shards),
         ):
-            if name.startswith("/") or ".." in name.split("/") or not name.isprintable():
-                raise DamagedManifest(f"the manifest names {name!r}, outside its folder", where, "run its stage again")
+            if name.startswith("/") or ".." in name.split("/") or not name.isprintable() or not _fits(name):
+                shown = name if len(name) <= 80 else f"{name[:80]}…"
+                raise DamagedManifest(
+                    f"the manifest names {shown!r}, which is no place in its folder", where, "run its stage again"
+                )
         return manifest
+
+
+def _fits(name: str) -> bool:
+    """Return whether file systems can have a relative path of this length."""
+    return len(name.encode()) <= LONGEST_PATH and all(len(part.encode()) <= LONGEST_NAME for part in name.split("/"))
 
 
 def content_digest(shards: tuple[Shard, ...]) -> str:

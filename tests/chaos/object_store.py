@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from storage import Staging, UserError, lease, objects, remote
+from storage import Staging, UserError, file_systems, lease, objects, remote
 from storage import garbage as keeping
 from tests.chaos.crash import operations_of, started
 from tests.chaos.disk import Disk
@@ -94,12 +94,12 @@ def do_work(machine: Machine, part: str = "do", settings: Mapping[str, object] |
     Args:
         machine: The machine of this process.
         part: "prepare" or "do".
-        settings: Constants of `storage.objects` to change, by name.
+        settings: Constants of `storage.objects` and `storage.file_systems` to change, by name.
     """
     os.environ.update(environment(machine.address, machine.copies))
     lease.LIFE, remote.ABANDONED, keeping.DAY_S = 0.3, -1.0, -1.0
     for name, value in {"FIRST_PAUSE": 0.01, "PART_BYTES": PART_BYTES, **(settings or {})}.items():
-        setattr(objects, name, value)
+        setattr(next(one for one in (objects, file_systems) if hasattr(one, name)), name, value)
     try:
         getattr(LargeWork(machine.uri, machine.folder / "journal"), part)()
     except UserError as error:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from storage import Basis, Store, UserError
+from storage.garbage import inventory
 from tests.storage.test_store import fill
 
 BASIS = Basis(tools="b")
@@ -43,3 +44,21 @@ def test_damaged_or_newer_manifests_are_reported_in_one_line(tmp_path: Path) -> 
     assert store.find("kind", "a") is None
     assert store.manifest_fault("kind", "a") == "the manifest is damaged"
     assert store.unreadable("kind") == {"a": "the manifest is damaged"}
+
+
+@pytest.mark.parametrize("name", ["/etc", "a/../../b", "nul\0", "x" * 256, "é" * 128, "/".join(["folder"] * 200)])
+@pytest.mark.parametrize("place", ["kind", "fingerprint", "generation", "shards", "inputs"])
+def test_names_that_are_no_place_in_the_folder_are_damage(tmp_path: Path, place: str, name: str) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    path = store.folder("kind", "a") / "manifest.json"
+    values = json.loads(path.read_text())
+    values["inputs"] = [{"kind": "other", "fingerprint": "b", "content": ""}]
+    if place in ("shards", "inputs"):
+        values[place][0]["path" if place == "shards" else "fingerprint"] = name
+    else:
+        values[place] = name
+    path.write_text(json.dumps(values))
+    assert list(store.newest_first("kind")) == []
+    assert [item.state for item in inventory(store)] == ["damaged"]
+    assert "which is no place in its folder" in store.manifest_fault("kind", "a")
