@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from prefect.logging import get_run_logger
 from pydantic import Field
 
 from flows.forms import SETTINGS
+from flows.ingest import ingest
+from flows.model import model
+from flows.pipeline import pipeline
 from flows.results import finished
 from flows.runs import open_run
+from flows.score import score
 from flows.stage import nextquill_flow
 from flows.sweep import raise_failures, run_in_turn
+from nextquill_core.config import Config
 from nextquill_core.studies.study.cells import QUESTIONS, Cell, Study, is_measured, require_one_store
 from nextquill_core.studies.study.collect import choices_of
 from nextquill_core.studies.study.spec import StudyConfig
@@ -37,6 +42,7 @@ def study(
     """
     found = [Study(spec, open_run, questions or QUESTIONS) for spec in studies]
     require_one_store(found)
+    _run([cell for one in found for cell in one.effect_cells()], scored)
     _run([cell for one in found for cell in one.val_cells()])
     chosen = [(one, choices_of(one)) for one in found]
     for one, choices in chosen:
@@ -47,8 +53,18 @@ def study(
     return finished("study", collect_study(found, force))
 
 
-def _run(cells: Sequence[Cell]) -> None:
+def scored(config: Config) -> None:
+    """Make the effects of a configuration, and what they need."""
+    for stage in (ingest, model, score):
+        stage(config)
+
+
+def _run(cells: Sequence[Cell], flow: Callable[[Config], Any] = pipeline) -> None:
     """Run the cells that are not up to date, in turn.
+
+    Args:
+        cells: The cells.
+        flow: Makes everything of a cell from its configuration.
 
     Raises:
         UserError: Some failed, after all others have run.
@@ -56,5 +72,5 @@ def _run(cells: Sequence[Cell]) -> None:
     waiting = [number for number, cell in enumerate(cells) if not is_measured(cell)]
     for number in sorted(set(range(len(cells))) - set(waiting)):
         get_run_logger().info("%s: reused", cells[number].label)
-    if failed := run_in_turn(cells, waiting, "study"):
+    if failed := run_in_turn(cells, waiting, "study", flow):
         raise_failures(cells, failed, "study")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 from prefect import tags
@@ -18,6 +18,7 @@ from flows.results import Interrupted, finished
 from flows.runs import open_run
 from flows.server import outage
 from flows.stage import nextquill_flow
+from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.studies.sweep import LabelledRun, missing, open_points, sweep_step
 from tasks.gpu_lock import gpu_lock
@@ -97,13 +98,16 @@ def raise_failures(points: Sequence[LabelledRun], failed: Mapping[int, Exception
     ) from error
 
 
-def run_in_turn(points: Sequence[LabelledRun], numbers: Sequence[int], tag: str) -> dict[int, Exception]:
+def run_in_turn(
+    points: Sequence[LabelledRun], numbers: Sequence[int], tag: str, flow: Callable[[Config], Any] = pipeline
+) -> dict[int, Exception]:
     """Run points as subflows, in turn; after a failure the others still run, unless they need what failed.
 
     Args:
         points: All points.
         numbers: Numbers of the points to run.
         tag: Tag of their flow runs.
+        flow: Makes everything of a point from its configuration.
 
     Returns:
         The errors, by number of the point.
@@ -114,7 +118,7 @@ def run_in_turn(points: Sequence[LabelledRun], numbers: Sequence[int], tag: str)
         get_run_logger().info("%s: started", point.label)
         try:
             with tags(tag):
-                pipeline(point.run.config)
+                flow(point.run.config)
         except Interrupted:
             raise
         except Exception as error:

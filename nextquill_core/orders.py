@@ -75,7 +75,6 @@ class TrainOrder(Order):
         train: The `train` section with the values that belong to the method: α is 0 for a method without L_p.
         seed: Seed of the run.
         weighted: Whether tokens have preference weights; otherwise each has weight 1.
-        normal_weighted: Whether these weights count in L_n; otherwise in L_p alone.
         live_weights: The weight policy and its settings (`weight_settings`) where the model in training decides the
             weights; None for stored weights.
         leave_out: (fold, folds): train without the users of this fold; None trains on all users.
@@ -91,7 +90,6 @@ class TrainOrder(Order):
     train: TrainConfig
     seed: int
     weighted: bool
-    normal_weighted: bool = True
     live_weights: dict[str, Any] | None = None
     leave_out: tuple[int, int] | None = None
     deepspeed_json: dict[str, Any] | None = None

@@ -239,7 +239,11 @@ def _study(
     studies = [cells.Study(spec, open_run, question or cells.QUESTIONS) for spec in specs]
     with announce.notice_if_slow():
         cells.require_one_store(studies)
-        planned = [cell for one in studies for cell in (*one.val_cells(), *one.test_cells(collect.choices_of(one)))]
+        planned = [
+            cell
+            for one in studies
+            for cell in (*one.effect_cells(), *one.val_cells(), *one.test_cells(collect.choices_of(one)))
+        ]
         rows = list(cells.plan_rows(planned))
     waiting = any(row.missing for row in rows)
     about = [f"nextquill study: {', '.join(map(str, config))}, {len(rows)} cells; settings are chosen on val"]

@@ -206,7 +206,8 @@ def summary(study: Study) -> list[tuple[str, str]]:
     if 1 in study["questions"]:
         best = max(study["effects"], key=lambda row: row["pearson"], default=None)
         text = (
-            f"Pearson r {best['pearson']:.2f} with the exact effects ({best['model']}; {best['note']})"
+            f"Pearson r {best['pearson']:.2f} with the exact effects "
+            f"({best['setting']}; {best['model']}; {best['note']})"
             if best
             else "not measured"
         )
@@ -254,7 +255,7 @@ def threats(study: Study) -> list[str]:
             "The base model is the small offline one, trained on the base profiles of these users. The numbers say "
             "nothing about large models."
         )
-    tried = max((len(names) for names in study["candidates"].values()), default=0)
+    tried = max((len(study["candidates"][name]) for name in study["val_seeds"]), default=0)
     if study["choices"] and tried > 1:
         found.append(
             f"Settings were chosen on val among up to {tried} candidates, with at least "

@@ -14,7 +14,13 @@ from nextquill_core.config.lora import LoraSettings
 from nextquill_core.config.model import ModelConfig, TinyModelConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
 from nextquill_core.config.slurm import SlurmJob, SlurmJobs, StageName
-from nextquill_core.config.train import CausalLossConfig, DeepSpeedConfig, LauncherConfig, TrainConfig
+from nextquill_core.config.train import (
+    CausalLossConfig,
+    DeepSpeedConfig,
+    LauncherConfig,
+    NormalLossConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from nextquill_core.config.loading import Config, known_keys, load_config, parse_config
@@ -31,6 +37,7 @@ __all__ = [
     "LoraSettings",
     "MethodName",
     "ModelConfig",
+    "NormalLossConfig",
     "PrivacyConfig",
     "PromptConfig",
     "ProtocolConfig",

@@ -115,6 +115,18 @@ class LauncherConfig(Section):
         return self
 
 
+class NormalLossConfig(Section):
+    """Variants of the preference-weighted loss L_n; the defaults are the paper's."""
+
+    weighted: Annotated[
+        bool,
+        Field(
+            description="weights in L_n of methods that have L_p too: true: preference weights (Eq. 5); false: 1 for "
+            "each token, as the method mce-dce always has them"
+        ),
+    ] = True
+
+
 class CausalLossConfig(Section):
     """Variants of the causal preference loss L_p; the defaults are the paper's."""
 
@@ -163,6 +175,7 @@ class TrainConfig(Section):
             "code, PerCE)"
         ),
     ] = "stored"
+    normal_loss: NormalLossConfig = NormalLossConfig()
     causal_loss: CausalLossConfig = CausalLossConfig()
     epochs: Annotated[Positive, Field(description="number of passes over the train split")] = 5
     learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of AdamW, after the warm-up")] = 5e-6

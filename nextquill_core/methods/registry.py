@@ -36,14 +36,12 @@ class Training:
         policy: Weight policy that computes ω; None for the configured one.
         fixed: Settings of `train` that belong to the method and override the configuration. A mapping overrides only
             the keys that it has.
-        normal_weighted: Use ω in L_n as well; otherwise only L_p has them, and every token counts 1 in L_n.
     """
 
     weighted: bool
     causal: bool
     policy: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    normal_weighted: bool = True
 
     def settings(self, configured: Settings) -> Settings:
         """Return the `train` section that this method is trained with.
@@ -54,6 +52,8 @@ class Training:
         values = configured.model_dump()
         for key, value in self.fixed.items():
             values[key] = {**values[key], **value} if isinstance(value, Mapping) else value
+        if not self.causal:
+            values["normal_loss"] = {"weighted": True}  # without L_p, weights have no other place
         return type(configured).model_validate(values)
 
 
@@ -116,6 +116,7 @@ OFFICIAL = Training(
         "alpha": 0.1,
         "normalization": "sample_weight",
         "weights_from": "live",
+        "normal_loss": {"weighted": True},
         "causal_loss": {"weighted": False, "target": "label", "counterfactual_grad": "through"},
     },
 )
@@ -127,7 +128,9 @@ LIVE_PERCE = Training(
     fixed={"normalization": "sample_weight", "weights_from": "live"},
 )
 """PerCE's weights as published. Live weights have no sum before the step, so the method has its own normalisation."""
-ALIGNMENT = Training(weighted=True, causal=True, fixed={"causal_loss": {"weighted": True}}, normal_weighted=False)
+ALIGNMENT = Training(
+    weighted=True, causal=True, fixed={"causal_loss": {"weighted": True}, "normal_loss": {"weighted": False}}
+)
 """The row "MCE-DCE alignment" of the paper's second version, as we read it: preference weights in L_p alone."""
 STORED = {"weights_from": "stored"}
 """Belongs to methods whose weight policy reads more than effects, which the model in training cannot give."""

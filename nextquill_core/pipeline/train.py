@@ -124,7 +124,6 @@ def train_order(run: Run, name: str, output: Path) -> TrainOrder:
         train=settings if recipe["causal"] else settings.model_copy(update={"alpha": 0.0}),
         seed=run.config.seed,
         weighted=recipe["weighted"],
-        normal_weighted=recipe.get("normal_weighted", True),
         live_weights=step.settings.get("weights"),
         leave_out=(fold["leave_out"], fold["of"]) if fold else None,
         deepspeed_json=configured(settings, run.model.dtype),

@@ -257,7 +257,7 @@ def denominators(examples: Sequence[TrainExample], order: TrainOrder) -> Denomin
     weight = float(sum(sum(example.weights) for example in examples)) or 1.0
     tokens = float(sum(len(example.pair.target) for example in examples))
     return Denominators(
-        weight if order.normal_weighted else tokens, weight if order.train.causal_loss.weighted else tokens
+        weight if order.train.normal_loss.weighted else tokens, weight if order.train.causal_loss.weighted else tokens
     )
 
 
@@ -313,7 +313,7 @@ class PreferenceLoss(nn.Module):
             null,
             head,
             target,
-            weight if self.order.normal_weighted else ones,
+            weight if settings.normal_loss.weighted else ones,
             torch.repeat_interleave(torch.tensor([len(pair.target) for pair in pairs], device=hidden.device)),
             alpha=settings.alpha,
             normalization=settings.normalization,

@@ -12,7 +12,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Step, lineage
 from nextquill_core.pipeline.run import Run
 from nextquill_core.studies.study.choice import Chosen
-from nextquill_core.studies.study.spec import BASE, Choice, StudyConfig
+from nextquill_core.studies.study.spec import BASE, Choice, Overrides, StudyConfig
 
 OpenRun = Callable[[Config], Run]
 EFFECTS, PARTS, GAIN, DECODING, VARIANTS = QUESTIONS = (1, 2, 3, 4, 5)
@@ -20,6 +20,8 @@ EFFECTS, PARTS, GAIN, DECODING, VARIANTS = QUESTIONS = (1, 2, 3, 4, 5)
 and what else decides it."""
 CHOICES: Mapping[str, tuple[int, ...]] = {"parts": (PARTS, GAIN, DECODING), "variants": (VARIANTS,)}
 """The questions that need what is chosen, by the name of the choice in a study."""
+MODELS = "effects"
+"""The cells of question 1, in place of the name of a choice."""
 LOOKED_AT = 20
 """Number of artifacts of a kind, the newest, from whose times the cost of another one is estimated."""
 
@@ -30,7 +32,8 @@ class Cell:
 
     Attributes:
         study: Name of the study.
-        choice: `parts` or `variants`, the choice among whose candidates it stands.
+        choice: `parts` or `variants`, the choice among whose candidates it stands; `effects` for a model of question 1,
+            of which only the effects are measured.
         candidate: The candidate.
         split: `val` or `test`.
         seed: The seed.
@@ -49,7 +52,13 @@ class Cell:
     @property
     def label(self) -> str:
         """The cell in a few words."""
-        return f"{self.study}: {self.choice}, {self.candidate}, {self.split}, seed {self.seed}"
+        where = "" if self.choice == MODELS else f", {self.split}"
+        return f"{self.study}: {self.choice}, {self.candidate}{where}, seed {self.seed}"
+
+    @property
+    def goal(self) -> Step:
+        """The step that the cell is run for."""
+        return self.run.plan.effects if self.choice == MODELS else self.run.plan.evaluate
 
 
 Choices = Mapping[str, Mapping[str, Chosen]]
@@ -88,6 +97,15 @@ class Study:
         return self.open_run(
             self.spec.config({}, methods=self.spec.rows, split="test", seed=seed, decoding=self.spec.decoding)
         )
+
+    def effect_cells(self) -> list[Cell]:
+        """Return the cells of question 1: the base's effects and those of further models, where a study names any."""
+        if EFFECTS not in self.questions or not self.spec.effects:
+            return []
+        return [
+            self._opened(MODELS, name, overrides, (self.spec.reference,), "test", self.spec.seeds[0], ())
+            for name, overrides in {BASE: {}, **self.spec.effects}.items()
+        ]
 
     def val_cells(self) -> list[Cell]:
         """Return the cells that choices are made from: each candidate on val, without generated texts."""
@@ -138,13 +156,25 @@ class Study:
     def _cell(self, name: str, candidate: str, methods: tuple[str, ...], split: str, seed: int) -> Cell:
         overrides = self.choice(name).all_candidates[candidate]
         decoding = self.spec.decoding if split == "test" else ()
+        return self._opened(name, candidate, overrides, methods, split, seed, decoding)
+
+    def _opened(
+        self,
+        name: str,
+        candidate: str,
+        overrides: Overrides,
+        methods: tuple[str, ...],
+        split: str,
+        seed: int,
+        decoding: Sequence[str],
+    ) -> Cell:
         config = self.spec.config(overrides, methods=methods, split=split, seed=seed, decoding=decoding)
         return Cell(self.spec.name, name, candidate, split, seed, methods, self.open_run(config))
 
 
 def is_measured(cell: Cell) -> bool:
     """Return whether everything of a cell is in its store and up to date."""
-    return cell.run.freshness(cell.run.plan.evaluate).state == "fresh"
+    return cell.run.freshness(cell.goal).state == "fresh"
 
 
 @dataclass(frozen=True)
@@ -183,7 +213,7 @@ def plan_rows(cells: Iterable[Cell]) -> Iterator[PlanRow]:
     for cell in cells:
         steps = [
             step
-            for step in lineage(cell.run.plan.evaluate)
+            for step in lineage(cell.goal)
             if step.address not in counted and cell.run.freshness(step).state != "fresh"
         ]
         counted |= {step.address for step in steps}

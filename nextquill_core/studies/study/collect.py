@@ -17,7 +17,7 @@ from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.evaluate import chosen_notes, read_results
 from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.progress import Progress
-from nextquill_core.studies.study.cells import DECODING, EFFECTS, Cell, Choices, Study, is_measured
+from nextquill_core.studies.study.cells import DECODING, EFFECTS, MODELS, Cell, Choices, Study, is_measured
 from nextquill_core.studies.study.choice import Chosen, choose
 from nextquill_core.studies.study.effects import effect_rows
 from nextquill_core.studies.study.measure import Line, Measured, read_cell, table, val_differences
@@ -57,9 +57,9 @@ def choices_of(study: Study) -> Choices:
 def study_step(studies: Sequence[Study]) -> Step:
     """Return the step of the page of some studies, whose inputs are all evaluations that are up to date by now."""
     inputs = [
-        replace(cell.run.plan.evaluate, name=cell.label)
+        replace(cell.goal, name=cell.label)
         for study in studies
-        for cell in (*study.val_cells(), *_test_cells(study))
+        for cell in (*study.effect_cells(), *study.val_cells(), *_test_cells(study))
         if is_measured(cell)
     ]
     settings = {
@@ -140,7 +140,7 @@ def read_document(path: Path) -> dict[str, Any]:
 def results_of(study: Study) -> dict[str, Any]:
     """Return all numbers of a study, as JSON values."""
     spec, choices = study.spec, choices_of(study)
-    val, test = study.val_cells(), study.test_cells(choices)
+    models, val, test = study.effect_cells(), study.val_cells(), study.test_cells(choices)
     base = study.base_run(spec.seeds[0])
     done = {cell.label: read_cell(cell) for cell in (*val, *test) if is_measured(cell)}
     measured = [cell for cell in (*val, *test) if cell.label in done]
@@ -166,11 +166,14 @@ def results_of(study: Study) -> dict[str, Any]:
         "settings": _settings(base.config),
         "steps": _steps(measured),
         "choices": [_described(study, name, found) for name, found in choices.items()],
-        "candidates": {name: study.choice(name).all_candidates for name in ("parts", "variants")},
+        "candidates": {
+            MODELS: spec.effects,
+            **{name: study.choice(name).all_candidates for name in ("parts", "variants")},
+        },
         "tables": tables,
-        "effects": _effects(base) if EFFECTS in study.questions else [],
+        "effects": list(_effects(study, base, models)),
         "notes": list(_notes(measured)),
-        "missing": [cell.label for cell in (*val, *test) if cell.label not in done],
+        "missing": [cell.label for cell in (*models, *val, *test) if not is_measured(cell)],
         "evaluations": {cell.label: cell.run.plan.evaluate.fingerprint for cell in measured},
     }
 
@@ -307,8 +310,14 @@ def _described(study: Study, name: str, chosen: Mapping[str, Chosen]) -> dict[st
     return {"choice": name, **rule, "methods": {method: asdict(found) for method, found in chosen.items()}}
 
 
-def _effects(run: Run) -> list[dict[str, Any]]:
-    return effect_rows(run) if run.freshness(run.plan.effects).state == "fresh" else []
+def _effects(study: Study, base: Run, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of question 1 for the base and for the further models of a study that are measured."""
+    if EFFECTS not in study.questions:
+        return
+    others = {cell.candidate: cell.run for cell in cells if cell.candidate != BASE}
+    for name, run in {BASE: base, **others}.items():
+        if run.freshness(run.plan.effects).state == "fresh":
+            yield from ({"setting": name, **row} for row in effect_rows(run))
 
 
 def _notes(cells: Sequence[Cell]) -> Iterator[str]:

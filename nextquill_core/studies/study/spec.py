@@ -69,6 +69,13 @@ class StudyConfig(Section):
     method: Annotated[str, Field(description="the method under study")] = "nextquill"
     reference: Annotated[str, Field(description="the method that all others are compared with")] = "contextsft"
     methods: Annotated[tuple[str, ...], Field(description="rows of question 2, beside the two above")] = ()
+    effects: Annotated[
+        dict[str, Overrides],
+        Field(
+            description="models whose effects question 1 compares with the exact ones, beside the base's: values by "
+            "dotted key, by name; `ingest` may differ too"
+        ),
+    ] = {}
     parts: Annotated[Choice, Field(description="α and λ of each method of question 2")] = Choice()
     decoding_methods: Annotated[
         tuple[str, ...], Field(description="rows of question 4: methods that decode with an adapter of question 2")

@@ -47,7 +47,10 @@ def study(**changes: Any) -> dict[str, Any]:
         "val_seeds": {"parts": 1, "variants": 1}, "settings": {"base model": "tiny"},
         "data": [{"category": "Books", "users": 10, "examples": {"train": 80, "val": 10, "test": 10}}],
         "steps": {"contextsft": [12], "nextquill": [12]}, "choices": [],
-        "candidates": {"parts": {"base": {}}, "variants": {"base": {}, "ε = 0.5": {"weights.low": 0.5}}},
+        "candidates": {
+            "effects": {"longer": {"model.tiny.steps": 7}},
+            "parts": {"base": {}}, "variants": {"base": {}, "ε = 0.5": {"weights.low": 0.5}},
+        },
         "tables": {"parts": parts}, "effects": [], "notes": [], "missing": [], "evaluations": {},
     } | changes  # fmt: skip
 
@@ -96,6 +99,14 @@ def test_a_pair_reads_the_same_from_both_sides() -> None:
 
 def section(text: str, heading: str) -> str:
     return text.partition(f"### {heading}")[2].partition("\n### ")[0]
+
+
+def test_question_1_names_the_setting_of_every_model() -> None:
+    row = {"model": "θ0", "note": "words", "words": 12, "pearson": 0.41, "auc": 0.79}
+    found = page(questions=[1], effects=[row | {"setting": "base"}, row | {"setting": "longer", "pearson": 0.93}])
+    assert "| longer | θ0 | 12 | 0.93 | 0.79 | words |" in section(found, "1. Are the effects right?")
+    assert "- longer: `model.tiny.steps: 7`" in found
+    assert "| 1. Are the effects right? | Pearson r 0.93 with the exact effects (longer; θ0; words) |" in found
 
 
 def test_question_2_names_the_method_its_controls_and_every_value() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nextquill_core.analysis.published import PUBLISHED
-from nextquill_core.config import CausalLossConfig, EvaluateConfig, TrainConfig
+from nextquill_core.config import CausalLossConfig, EvaluateConfig, NormalLossConfig, TrainConfig
 from nextquill_core.errors import UserError
 from nextquill_core.methods.registry import METHODS, OFFICIAL, PLAIN, Method
 from tests.conftest import REPO
@@ -55,7 +55,13 @@ def test_the_table_is_what_the_paper_says() -> None:
     assert {name: row.policy for name, row in trained.items() if row.policy} == {
         "perce": "perce", "perce-live": "perce", "random-weights": "random", "grounded-weights": "grounded",
     }  # fmt: skip
-    assert [name for name, row in trained.items() if not row.normal_weighted] == ["mce-dce"]
+    alone = TrainConfig(normal_loss=NormalLossConfig(weighted=False))
+    assert [name for name, row in trained.items() if not row.settings(TrainConfig()).normal_loss.weighted] == [
+        "mce-dce"
+    ]
+    assert [name for name, row in trained.items() if row.settings(alone).normal_loss.weighted] == [
+        name for name, row in trained.items() if not row.causal or name == "nextquill-official"
+    ], "without L_p, weights have no other place"
 
 
 def test_the_official_objective_stays_what_it_is_under_any_configuration() -> None:
@@ -70,7 +76,7 @@ def test_the_official_objective_stays_what_it_is_under_any_configuration() -> No
     assert found.epochs == 2, "what is not the objective's is shared"
 
 
-OBJECTIVE = {"alpha", "normalization", "weights_from", "causal_loss"}
+OBJECTIVE = {"normal_loss", "alpha", "normalization", "weights_from", "causal_loss"}
 """Settings of `train` that may belong to a method; all others are shared."""
 
 

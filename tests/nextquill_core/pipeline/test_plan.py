@@ -137,6 +137,10 @@ def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> No
     assert moved(weights={"low": 0.2}) == {"nextquill", "mce-dce", "random-weights", "grounded-weights"}
     assert moved(train={"alpha": 0.1}) == {"nextquill", "mce-dce", "random-weights", "grounded-weights"}
     assert moved(train={"weights_from": "live"}) == {"nextquill", "perce", "mce-dce"}
+    unweighted = plan(train={"normal_loss": {"weighted": False}}).train
+    assert moved(train={"normal_loss": {"weighted": False}}) == {"nextquill", "random-weights", "grounded-weights"}
+    recipe = stored.train["mce-dce"].settings
+    assert {**unweighted["nextquill"].settings, "seed": recipe["seed"]} == recipe, "the same training by another name"
     same = plan(train={"weights_from": "live", "normalization": "sample_weight"}).train["perce"]
     assert same.fingerprint == stored.train["perce-live"].fingerprint
     tuned = plan(train={"normalization": "weight"}).train

@@ -406,7 +406,7 @@ def test_preference_weights_in_l_p_alone(by: str, live: bool, micro: int) -> Non
     """The row MCE-DCE: in L_n every token counts 1, in L_p ω. All at once and one example at a time, with gradients."""
     policy = {"policy": "perce", "floor": 0.001, "ceiling": 0.01}
     model = lora()
-    order = changed(ORDER, normalization=by, normal_weighted=False, live_weights=policy if live else None)
+    order = changed(ORDER, normalization=by, normal_loss={"weighted": False}, live_weights=policy if live else None)
     terms: list[list[Tensor]] = []  # of each example ω, its cross-entropies, and those of the difference of logits
     for example in EXAMPLES:
         target = torch.tensor(example.pair.target)

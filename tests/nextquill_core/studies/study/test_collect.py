@@ -146,6 +146,19 @@ def test_a_question_alone_needs_only_its_cells(small_study: Study) -> None:
     assert {cell.methods for cell in decoding.test_cells({})} == {("contextsft", "nextquill")}
 
 
+def test_question_1_compares_the_effects_of_further_models(small_study: Study) -> None:
+    spec = small_study.spec.model_copy(update={"effects": {"longer": {"model.tiny.steps": 7}}})
+    cells = Study(spec, small_study.open_run, {1}).effect_cells()
+    assert [cell.label for cell in cells] == ["small: effects, base, seed 42", "small: effects, longer, seed 42"]
+    assert [cell.goal for cell in cells] == [cell.run.plan.effects for cell in cells]
+    rows = list(plan_rows(cells))
+    assert [dict(row.missing) for row in rows] == [{}, {"model": 1, "effects": 1}], "the prepared store has the base's"
+    assert Study(spec, small_study.open_run, {2}).effect_cells() == []
+    results = results_of(Study(spec, small_study.open_run, {1}))
+    assert {row["setting"] for row in results["effects"]} == {"base"}
+    assert results["missing"] == ["small: effects, longer, seed 42"]
+
+
 def test_garbage_collection_keeps_the_newest_page_and_all_behind_its_cells(small_study: Study) -> None:
     measured_on_val(small_study)
     first = collect([small_study]).artifact
