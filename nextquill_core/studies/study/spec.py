@@ -99,10 +99,12 @@ class StudyConfig(Section):
                 raise ValueError(f"{name}.seeds is {choice.seeds}, but the study has {len(self.seeds)} seeds")
             if unknown := [method for method in choice.methods if method not in self.rows]:
                 raise ValueError(f"{name}.methods names {unknown[0]}, which is not among methods")
-            for candidate, overrides in choice.candidates.items():
-                fixed = {"seed", "store", "evaluate.split", "evaluate.methods", "evaluate.decoding", "train.method"}
+        fixed = {"seed", "store", "evaluate.split", "evaluate.methods", "evaluate.decoding", "train.method"}
+        varied = {"parts.candidates": self.parts.candidates, "variants.candidates": self.variants.candidates}
+        for where, candidates in (*varied.items(), ("effects", self.effects)):
+            for candidate, overrides in candidates.items():
                 if taken := fixed & overrides.keys():
-                    raise ValueError(f"{name}.candidates.{candidate} sets {min(taken)}, which the study itself sets")
+                    raise ValueError(f"{where}.{candidate} sets {min(taken)}, which the study itself sets")
         return self
 
     @property

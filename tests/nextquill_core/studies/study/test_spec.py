@@ -53,6 +53,7 @@ def test_base_is_always_a_candidate_and_the_rows_end_with_the_method() -> None:
             {"variants": {"candidates": {"x": {"seed": 3}}}},
             "variants.candidates.x sets seed, which the study itself sets",
         ),
+        ({"effects": {"x": {"store": "s"}}}, "effects.x sets store, which the study itself sets"),
         ({"name": "Not a slug"}, "`name`"),
     ],
 )
