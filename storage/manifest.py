@@ -134,7 +134,7 @@ class Manifest:
         """Return the manifest in a JSON text that was read at `where`.
 
         Raises:
-            DamagedManifest: It is damaged, or names files outside its folder.
+            DamagedManifest: It is damaged, or names what is no place in its folder.
             NewerManifest: A newer version wrote it.
         """
         damaged = DamagedManifest("the manifest is damaged", where, "run its stage again")

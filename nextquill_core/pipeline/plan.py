@@ -374,7 +374,8 @@ def _train(
     training = METHODS[name].training
     if training is None:
         raise ValueError(f"{name} does not train")
-    settings = training.settings(config.train).fingerprint_fields()
+    trained = training.settings(config.train)
+    settings = trained.fingerprint_fields()
     del settings["method"], settings["normal_loss"]
     if own := deciding(configured(config.train, config.model.dtype)):
         settings["deepspeed"] = {"config": own}
@@ -386,7 +387,7 @@ def _train(
         del settings["weights_from"]
     recipe: dict[str, Any] = {"history": METHODS[name].history}
     recipe |= {"weighted": training.weighted, "causal": training.causal}
-    if training.weighted and not training.settings(config.train).normal_loss.weighted:
+    if training.weighted and not trained.normal_loss.weighted:
         recipe |= {"normal_weighted": False}
     identity = {**common, "train": settings, "recipe": recipe, "seed": config.seed}
     if _live(config, training):

@@ -83,6 +83,10 @@ class Study:
         """Return a choice by its name in the study."""
         return self.spec.parts if name == "parts" else self.spec.variants
 
+    def candidates(self, name: str) -> dict[str, Overrides]:
+        """Return the candidates of a choice, or the models of question 1 (`MODELS`), the base first."""
+        return {BASE: {}, **self.spec.effects} if name == MODELS else self.choice(name).all_candidates
+
     @property
     def needed_choices(self) -> list[str]:
         """The names of the choices that the questions need."""
@@ -103,8 +107,8 @@ class Study:
         if EFFECTS not in self.questions or not self.spec.effects:
             return []
         return [
-            self._opened(MODELS, name, overrides, (self.spec.reference,), "test", self.spec.seeds[0], ())
-            for name, overrides in {BASE: {}, **self.spec.effects}.items()
+            self._cell(MODELS, name, (self.spec.reference,), "test", self.spec.seeds[0])
+            for name in self.candidates(MODELS)
         ]
 
     def val_cells(self) -> list[Cell]:
@@ -113,7 +117,7 @@ class Study:
             self._cell(name, candidate, (self.spec.reference, *choosing), "val", seed)
             for name in self.needed_choices
             for choosing in [[m for m in self.spec.choosing(self.choice(name)) if m != self.spec.reference]]
-            for candidate in self.choice(name).all_candidates
+            for candidate in self.candidates(name)
             for seed in self.spec.seeds[: self.choice(name).seeds]
         ]
 
@@ -154,20 +158,8 @@ class Study:
         return found
 
     def _cell(self, name: str, candidate: str, methods: tuple[str, ...], split: str, seed: int) -> Cell:
-        overrides = self.choice(name).all_candidates[candidate]
+        overrides = self.candidates(name)[candidate]
         decoding = self.spec.decoding if split == "test" else ()
-        return self._opened(name, candidate, overrides, methods, split, seed, decoding)
-
-    def _opened(
-        self,
-        name: str,
-        candidate: str,
-        overrides: Overrides,
-        methods: tuple[str, ...],
-        split: str,
-        seed: int,
-        decoding: Sequence[str],
-    ) -> Cell:
         config = self.spec.config(overrides, methods=methods, split=split, seed=seed, decoding=decoding)
         return Cell(self.spec.name, name, candidate, split, seed, methods, self.open_run(config))
 

@@ -142,8 +142,9 @@ def results_of(study: Study) -> dict[str, Any]:
     spec, choices = study.spec, choices_of(study)
     models, val, test = study.effect_cells(), study.val_cells(), study.test_cells(choices)
     base = study.base_run(spec.seeds[0])
-    done = {cell.label: read_cell(cell) for cell in (*val, *test) if is_measured(cell)}
-    measured = [cell for cell in (*val, *test) if cell.label in done]
+    missing = [cell.label for cell in (*models, *val, *test) if not is_measured(cell)]
+    measured = [cell for cell in (*val, *test) if cell.label not in missing]
+    done = {cell.label: read_cell(cell) for cell in measured}
     tables: dict[str, Any] = {}
     if lines := list(_lines(study, "parts", test, done, choices)):
         tables["parts"] = _table(study, lines, done, test)
@@ -168,12 +169,12 @@ def results_of(study: Study) -> dict[str, Any]:
         "choices": [_described(study, name, found) for name, found in choices.items()],
         "candidates": {
             MODELS: spec.effects,
-            **{name: study.choice(name).all_candidates for name in ("parts", "variants")},
+            **{name: study.candidates(name) for name in ("parts", "variants")},
         },
         "tables": tables,
         "effects": list(_effects(study, base, models)),
         "notes": list(_notes(measured)),
-        "missing": [cell.label for cell in (*models, *val, *test) if not is_measured(cell)],
+        "missing": missing,
         "evaluations": {cell.label: cell.run.plan.evaluate.fingerprint for cell in measured},
     }
 
@@ -197,7 +198,7 @@ def _lines(
 
 def _val_lines(study: Study, name: str, cells: Sequence[Cell], done: Mapping[str, Measured]) -> Iterator[Line]:
     """Yield the val rows of a choice: under each candidate the reference, then the methods that choose."""
-    for candidate in study.choice(name).all_candidates:
+    for candidate in study.candidates(name):
         own = [cell for cell in cells if (cell.choice, cell.candidate) == (name, candidate)]
         for method in own[0].methods if own else ():
             if line := _line(study, method, candidate, own, done):
@@ -314,8 +315,7 @@ def _effects(study: Study, base: Run, cells: Sequence[Cell]) -> Iterator[dict[st
     """Yield the rows of question 1 for the base and for the further models of a study that are measured."""
     if EFFECTS not in study.questions:
         return
-    others = {cell.candidate: cell.run for cell in cells if cell.candidate != BASE}
-    for name, run in {BASE: base, **others}.items():
+    for name, run in {BASE: base, **{cell.candidate: cell.run for cell in cells}}.items():
         if run.freshness(run.plan.effects).state == "fresh":
             yield from ({"setting": name, **row} for row in effect_rows(run))
 
