@@ -350,6 +350,28 @@ def test_the_message_about_an_empty_split_gives_the_range_of_dates() -> None:
         find_cuts([pl.Series([5, 5, 5])], protocol())
 
 
+def test_few_targets_leave_at_least_one_for_test_and_val_and_each_share_counts_for_its_own_split() -> None:
+    assert find_cuts([pl.Series([1, 2, 3])], protocol()) == Cuts(val_from=2, test_from=3)  # a tenth of 3 rounds to 0
+    hundred = [pl.Series(range(100))]
+    assert find_cuts(hundred, protocol(test_share=0.2, val_share=0.3)) == Cuts(val_from=50, test_from=80)
+
+
+def test_a_single_date_leaves_the_other_cut_to_its_share() -> None:
+    times = pl.Series([day * DAY for day in range(10)])
+    assert find_cuts([times], protocol(test_from=date(1970, 1, 9))) == Cuts(val_from=7 * DAY, test_from=8 * DAY)
+    assert find_cuts([times], protocol(val_from=date(1970, 1, 4))) == Cuts(val_from=3 * DAY, test_from=9 * DAY)
+
+
+def test_the_message_about_an_empty_split_counts_the_targets_between_the_dates() -> None:
+    with pytest.raises(DataError) as caught:
+        find_cuts([pl.Series([0, DAY, 2 * DAY])], protocol(test_from=date(2020, 1, 1)))
+    assert "no target is for test: 2 before 1970-01-03, 1 before 2020-01-01, 0 from then on" in str(caught.value)
+    # More targets are wanted for val than are left, so the oldest moment is where val starts.
+    times = pl.Series([0, DAY] + [5 * DAY] * 18)
+    with pytest.raises(DataError, match="no target is for train: 0 before 1970-01-01, 2 before 1970-01-03, 18 from"):
+        find_cuts([times], protocol(test_from=date(1970, 1, 3), val_share=0.2))
+
+
 def test_the_published_protocol_has_no_points_in_time() -> None:
     assert find_cuts([pl.Series([1, 2, 3])], ProtocolConfig()) is None
     rows = pl.DataFrame({"user": [1] * 4 + [2], "time": [1, 2, 3, 4, 9], "target": [False, True, True, True, True]})
