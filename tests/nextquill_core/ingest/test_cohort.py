@@ -372,6 +372,11 @@ def test_the_message_about_an_empty_split_counts_the_targets_between_the_dates()
         find_cuts([times], protocol(test_from=date(1970, 1, 3), val_share=0.2))
 
 
+def test_a_target_on_the_first_day_of_test_is_not_counted_for_val() -> None:
+    with pytest.raises(DataError, match="no target is for val: 1 before 1970-01-03, 0 before 1970-01-06, 1 from"):
+        find_cuts([pl.Series([0, 5 * DAY])], protocol(val_from=date(1970, 1, 3), test_from=date(1970, 1, 6)))
+
+
 def test_the_published_protocol_has_no_points_in_time() -> None:
     assert find_cuts([pl.Series([1, 2, 3])], ProtocolConfig()) is None
     rows = pl.DataFrame({"user": [1] * 4 + [2], "time": [1, 2, 3, 4, 9], "target": [False, True, True, True, True]})
