@@ -317,6 +317,17 @@ def test_the_largest_profile_is_measured_before_users_are_left_out() -> None:
     assert (found.most_profile, found.rows["user"].unique().to_list()) == (3, [2])
 
 
+def test_the_largest_profile_is_that_of_the_first_pass_even_if_nobody_stays() -> None:
+    """Both users have items 10 and 11 in their profiles, which is one review too few: the second pass has no users."""
+    numbers = [(user, 10 + time, time, time) for user in (1, 2) for time in (0, 1)]
+    numbers += [(user, 20 + time, 10 + time, time) for user in (1, 2) for time in (7, 8, 9)]
+    thresholds = ProtocolConfig(n_targets=3, min_profile_reviews=3, min_profile_item_users=2)
+    found = second_core(frame(numbers), thresholds)
+    assert found.most_profile == 2
+    assert found.rows.is_empty()
+    assert found.dropped == {"profile_too_few_reviews": 10}
+
+
 DAY = 86_400_000
 
 
