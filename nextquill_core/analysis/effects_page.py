@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,41 +17,14 @@ import numpy as np
 
 from nextquill_core.analysis.figures import effect_panels, png
 from nextquill_core.analysis.html import page, printable, visible
+from nextquill_core.analysis.token_colours import Unit, units_of
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer
 
 Decode = Callable[[Sequence[int]], list[str]]
 """The text of each token of an answer, as `nextquill_core.tokens.token_texts` gives them."""
 
-GREEN, RED = "0, 158, 115", "213, 94, 0"  # Okabe and Ito's green and vermilion, told apart by any colour vision
-FAINTEST, STRONGEST = 0.03, 0.7  # opacity of a token's colour; above 0.7 its text is hard to read
 UI_EDGES = (-1.0, -0.5, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 0.5, 1.0)
 WIDTH, LINE, LINE_CHARS, PADDING = 720, 24, 85, 20  # of a picture: pixels, pixels, letters that fit, pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The smallest piece of an answer that has a text: a token, or the tokens of one character.
-
-    Attributes:
-        text: The text.
-        effect: The effect farthest from 0 among its tokens.
-        preferred: Whether one of its tokens is a preference token.
-        title: Effect and both probabilities, one line per token.
-    """
-
-    text: str
-    effect: float
-    preferred: bool
-    title: str
-
-    @property
-    def style(self) -> str:
-        """CSS of its background: green above 0, red below, stronger with distance; empty for a very small effect."""
-        # The root, because most effects are small: 0.01 is visible, and 0.5 is below the end of the scale.
-        opacity = min(STRONGEST, 0.9 * math.sqrt(abs(self.effect)))
-        if opacity < FAINTEST:
-            return ""
-        return f"background: rgba({GREEN if self.effect > 0 else RED}, {opacity:.2f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,34 +101,6 @@ def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
 def parts_of(summary: EffectsSummary) -> tuple[CategoryEffects, ...]:
     """Return all categories together, then each; a single one is not shown twice."""
     return summary.categories if len(summary.categories) == 1 else (summary.overall, *summary.categories)
-
-
-def units_of(answer: ScoredAnswer, delta: float, texts: Sequence[str]) -> Iterator[Unit]:
-    """Yield the pieces of an answer, in order; tokens without a text belong to the next token that has one.
-
-    Args:
-        answer: An answer of T tokens.
-        delta: δ of Eq. 3, compared in single precision as for the weights.
-        texts: The texts of the T tokens.
-    """
-    threshold = float(np.float32(delta))
-    first = 0
-    for last, text in enumerate(texts):
-        if not text and last < len(texts) - 1:
-            continue
-        tokens = range(first, last + 1)
-        yield Unit(
-            text,
-            max((answer.effect[token] for token in tokens), key=abs),
-            any(answer.effect[token] > threshold for token in tokens),
-            "\n".join(_explained(answer, token) for token in tokens),
-        )
-        first = last + 1
-
-
-def _explained(answer: ScoredAnswer, token: int) -> str:
-    with_history, without = (math.exp(logp[token]) for logp in (answer.logp_factual, answer.logp_counterfactual))
-    return f"effect {answer.effect[token]:+.4f}: {with_history:.4f} with history, {without:.4f} without"
 
 
 def _shown(answer: ScoredAnswer, delta: float, decode: Decode) -> ShownAnswer:

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from nextquill_core.analysis.effects_page import Unit, effects_html, effects_markdown, units_of
+from nextquill_core.analysis.effects_page import effects_html, effects_markdown
 from nextquill_core.analysis.figures import effect_panels, png
 from nextquill_core.analysis.html import printable
+from nextquill_core.analysis.token_colours import Unit, units_of
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer, TopToken
 from nextquill_core.tokens import token_texts
 
