@@ -334,6 +334,33 @@ def _report(config: ConfigOption, settings: Any) -> None:
     print(current.artifact(current.plan.evaluate).folder / "report.html")
 
 
+@app.command("explain", rich_help_panel=Panel.look)
+@with_settings
+def _explain(
+    user: Annotated[str, typer.Option("--user", help="Id of the user.")],
+    config: ConfigOption,
+    settings: Any,
+    item: Annotated[
+        str | None, typer.Option("--item", help="Id or title of an item; by default, all measured reviews of the user.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="File for the page.")] = Path("explained.html"),
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Show one person: past reviews, the true review coloured by effect, and each method's text."""
+    from flows.runs import open_run
+    from nextquill_core.analysis.example_view import example_html, example_terminal
+    from nextquill_core.pipeline.example import find_examples, gather
+
+    current = open_run(settings, fetch=False)
+    explained = list(gather(current, find_examples(current, user, item)))
+    with user_path(output, "name a file that you can write to"):
+        output.write_text(example_html(explained), encoding="utf-8")
+    console().print(example_terminal(explained))
+    print(f"page: {output.resolve()}")
+    if show:
+        typer.launch(output.resolve().as_uri())
+
+
 store_commands.register(app)
 server.register(app)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from nextquill_core.analysis.figures import DPI
 
@@ -22,7 +23,8 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None,
 
     Args:
         template: File name of the template.
-        filters: Filters beside `base64` and `pixels` (of PNG bytes) and `visible` (of a token).
+        filters: Filters beside `base64` and `pixels` (of PNG bytes), `visible` (of a token) and
+            `trusted` (of scripts of this package).
         values: Values by name; a missing one is an error.
     """
     environment = Environment(
@@ -36,6 +38,7 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None,
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
         "pixels": pixels,
         "visible": visible,
+        "trusted": Markup,  # for scripts of this package alone
         **(filters or {}),
     }
     return printable(environment.get_template(template).render(**values))

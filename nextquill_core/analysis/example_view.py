@@ -1,0 +1,344 @@
+"""One person explained: what was known, what was written, and what each method wrote, as a page or in a terminal.
+
+The report shows three users, and a picker for all of them. Their data are deflated JSON in blocks of users; the
+browser opens a block when one of its users is chosen. A script builds the page from text, never from HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any
+
+from rich.console import Group
+from rich.rule import Rule
+from rich.text import Text
+
+from nextquill_core.analysis import token_colours
+from nextquill_core.analysis.html import page, printable
+from nextquill_core.analysis.token_colours import Unit, terminal_safe, terminal_text
+from nextquill_core.schemas import Example, Review
+
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+# Words without content, by which any two English texts match.
+STOP_WORDS = frozenset(
+    WORD.findall(
+        "a about after again all also am an and any are as at be because been before being but by can could did do does "
+        "don't down even few for from get got had has have having he her here hers him his how i i'm i've if in into is "
+        "it it's its just like made make many may me more most much my no nor not now of off on once one only or other our "
+        "out over own really s same she should so some such than that that's the their them then there these they this "
+        "those through to too two under until up us very was we well were what when where which while who why will with "
+        "would you your"
+    )
+)
+BOILERPLATE_SHARE, BOILERPLATE_REVIEWS = 0.2, 20
+PAST_CHARS, BLOCK_USERS = 280, 100  # of a past review in the picker; users in one deflated block
+SCALE = 10_000  # probabilities in the picker are whole numbers of 1/10,000
+PREFERRED, PHRASE = "preferred", "phrase"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetToken:
+    """A token of the true review.
+
+    Attributes:
+        text: What it adds to the text.
+        p_with: Probability with the user's history.
+        p_without: Probability without it.
+        effect: The causal effect, `p_with - p_without`.
+        weight: The weight of its loss in training.
+        preferred: Whether the effect is above δ.
+    """
+
+    text: str
+    p_with: float
+    p_without: float
+    effect: float
+    weight: float
+    preferred: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a generated text; `kind` is `preferred`, `phrase`, or empty where it does not match the true review."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class ExplainedExample:
+    """An example with all that is known about it.
+
+    Attributes:
+        example: The example with its true review.
+        item_id: The item of the true review.
+        history: The past reviews that a prompt shows, newest first.
+        units: The true review, as it is coloured.
+        tokens: The tokens of the true review.
+        texts: Generated text by method; empty if the example's split is not measured.
+        log_likelihoods: Mean log-probability of the true review in nats a token, by method.
+        gain: What the user's history is worth for this review, in nats a token.
+        boilerplate: Words so common in this run's reviews that a match means nothing.
+    """
+
+    example: Example
+    item_id: str
+    history: tuple[Review, ...]
+    units: tuple[Unit, ...]
+    tokens: tuple[TargetToken, ...]
+    texts: Mapping[str, str]
+    log_likelihoods: Mapping[str, float]
+    gain: float
+    boilerplate: frozenset[str] = frozenset()
+
+    @property
+    def user(self) -> tuple[str, str]:
+        """Category and id of the user."""
+        return self.example.category, self.example.user_id
+
+    @property
+    def title(self) -> str:
+        """The item, or its id where the data have no title."""
+        return self.example.target.item.title or self.item_id
+
+    @property
+    def facts(self) -> str:
+        """One line about the example: category, split, rating, title, preference tokens and gain."""
+        target, preferred = self.example.target, sum(token.preferred for token in self.tokens)
+        parts = [self.example.category, f"{self.example.split} split"]
+        parts += [f"{target.rating:g} of 5"] if target.rating is not None else []
+        parts += [target.title] if target.title else []
+        parts += [f"{preferred} of {len(self.tokens):,} are preference tokens"]
+        return " · ".join([*parts, f"gain by history {self.gain:+.3f} nats a token"])
+
+    def marked(self) -> list[tuple[str, list[Segment]]]:
+        """Return each method's text with its matches, in the order of the methods."""
+        words = preference_words(self.units)
+        reference = self.example.target.text
+        return [(method, marks(text, reference, words, self.boilerplate)) for method, text in self.texts.items()]
+
+
+def boilerplate(texts: Sequence[str]) -> frozenset[str]:
+    """Return the words that stand in more than a fifth of the texts; none where there are fewer than 20 texts."""
+    if len(texts) < BOILERPLATE_REVIEWS:
+        return frozenset()
+    counts = Counter(word for text in texts for word in set(_words(text)))
+    return frozenset(word for word, count in counts.items() if count > BOILERPLATE_SHARE * len(texts))
+
+
+def preference_words(units: Sequence[Unit]) -> frozenset[str]:
+    """Return the content words of the true review in which a preference token stands."""
+    text = "".join(unit.text for unit in units)
+    preferred: list[bool] = []
+    for unit in units:
+        preferred += [unit.preferred] * len(unit.text)
+    return frozenset(
+        found[0].casefold()
+        for found in WORD.finditer(text)
+        if any(preferred[found.start() : found.end()]) and _has_content(found[0].casefold(), frozenset())
+    )
+
+
+def marks(text: str, reference: str, preferred: frozenset[str], common: frozenset[str] = frozenset()) -> list[Segment]:
+    """Return a generated text in segments, with what matches the true review marked.
+
+    Marked are content words in which a preference token of the true review stands, and phrases: two or more words that
+    follow each other in the true review too, begin and end with a content word.
+
+    Args:
+        text: The generated text.
+        reference: The true review.
+        preferred: Words of the true review with preference tokens, in lower case.
+        common: Words that are boilerplate in this run.
+    """
+    places, wanted = list(WORD.finditer(text)), _words(reference)
+    words = [place[0].casefold() for place in places]
+    content = [_has_content(word, common) for word in words]
+    starts: dict[str, list[int]] = {}
+    for index, word in enumerate(wanted):
+        starts.setdefault(word, []).append(index)
+    kinds: dict[int, tuple[int, str]] = {}  # by first character: the end, and the kind
+    at = 0
+    while at < len(words):
+        length = max((_common_length(words[at:], wanted[start:]) for start in starts.get(words[at], ())), default=0)
+        while length > 1 and not content[at + length - 1]:
+            length -= 1
+        if length > 1 and content[at]:
+            kinds[places[at].start()] = places[at + length - 1].end(), PHRASE
+            at += length
+        else:
+            if words[at] in preferred and content[at] and words[at] in starts:
+                kinds[places[at].start()] = places[at].end(), PREFERRED
+            at += 1
+    segments, done = [], 0
+    for start, (end, kind) in kinds.items():
+        inside = any(word in preferred and content_word for word, content_word in _within(places, content, start, end))
+        segments += [Segment(text[done:start]), Segment(text[start:end], PREFERRED if inside else kind)]
+        done = end
+    return [segment for segment in (*segments, Segment(text[done:])) if segment.text]
+
+
+def choose(gains: Mapping[tuple[str, str], float]) -> dict[str, tuple[str, str]]:
+    """Return the users with the highest, the median and the lowest gain, so that no example is picked by hand.
+
+    Users with equal gains are ordered by category and id; the median of an even number is the lower one. With fewer
+    than three users, a user is named once.
+
+    Args:
+        gains: Mean gain by history of each user's reviews, in nats a token.
+    """
+    ordered = sorted(gains, key=lambda user: (gains[user], user))
+    if not ordered:
+        return {}
+    named = {"best": ordered[-1], "median": ordered[(len(ordered) - 1) // 2], "worst": ordered[0]}
+    chosen: dict[str, tuple[str, str]] = {}
+    for name in ("best", "worst", "median"):
+        if named[name] not in chosen.values():
+            chosen[name] = named[name]
+    return {name: chosen[name] for name in named if name in chosen}
+
+
+def example_html(explained: Sequence[ExplainedExample]) -> str:
+    """Return the page of one person, with the examples in their order."""
+    return page(
+        "example.html.j2",
+        user=explained[0].example.user_id,
+        examples=explained,
+        scale=scale(),
+        **_script("token_keys.js.j2"),
+    )
+
+
+def example_terminal(explained: Sequence[ExplainedExample]) -> Group:
+    """Return the same in colour for a terminal."""
+    return Group(*_terminal_parts(explained))
+
+
+def person_context(explained: Iterable[ExplainedExample]) -> dict[str, Any]:
+    """Return what `report_person.html.j2` shows: three users at once, and all of them in the picker.
+
+    Args:
+        explained: The measured examples; they are read one by one, and only those of the three users are kept.
+
+    Returns:
+        Values of the template. `person_script_hash` belongs into the page's content-security policy as `script-src`.
+    """
+    gains: dict[tuple[str, str], list[float]] = {}
+    kept: dict[tuple[str, str], list[ExplainedExample]] = {}
+    for one in explained:
+        gains.setdefault(one.user, []).append(one.gain)
+        kept.setdefault(one.user, []).append(one)
+    means = {user: sum(values) / len(values) for user, values in gains.items()}
+    users = sorted(kept)
+    blocks = [
+        _deflated([[_compact(one) for one in kept[user]] for user in users[first : first + BLOCK_USERS]])
+        for first in range(0, len(users), BLOCK_USERS)
+    ]
+    several = len({category for category, _ in users}) > 1
+    script = _script("token_keys.js.j2", "person_picker.js.j2")
+    return {
+        "people": [(name, means[user], kept[user]) for name, user in choose(means).items()],
+        "person_users": [f"{category} · {user}" if several else user for category, user in users],
+        "person_blocks": blocks,
+        "person_settings": json.dumps(
+            {
+                "block": BLOCK_USERS, "scale": SCALE, "growth": token_colours.GROWTH,
+                "strongest": token_colours.STRONGEST, "faintest": token_colours.FAINTEST,
+                "green": token_colours.GREEN, "red": token_colours.RED,
+            }
+        ),
+        "person_scale": scale(),
+        "person_script": script["script"],
+        "person_script_hash": script["script_hash"],
+    }  # fmt: skip
+
+
+def scale() -> list[Unit]:
+    """Return the legend of the colours."""
+    return [Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)]
+
+
+def _script(*names: str) -> dict[str, str]:
+    """Return scripts of this package as one, and the hash that allows exactly it in a content-security policy."""
+    folder = files("nextquill_core.analysis")
+    text = "\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return {"script": text, "script_hash": f"sha256-{digest}"}
+
+
+def _deflated(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(printable(text).encode(), 9)).decode("ascii")
+
+
+def _compact(one: ExplainedExample) -> dict[str, Any]:
+    """Return an example as short JSON: title, facts, past reviews, tokens, and segments by method."""
+    return {
+        "t": one.title,
+        "f": one.facts,
+        "p": [[_past_title(past), _shortened(past.text)] for past in one.history],
+        "k": [
+            [token.text, round(SCALE * token.p_with), round(SCALE * token.p_without), round(token.weight, 3),
+             int(token.preferred)]
+            for token in one.tokens
+        ],
+        "m": [[method, [list(asdict(segment).values()) for segment in segments]] for method, segments in one.marked()],
+    }  # fmt: skip
+
+
+def _past_title(past: Review) -> str:
+    rating = f"{past.rating:g} of 5" if past.rating is not None else ""
+    return " · ".join(filter(None, (past.item.title, rating, past.title)))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= PAST_CHARS else f"{text[:PAST_CHARS].rstrip()} …"
+
+
+def _terminal_parts(explained: Sequence[ExplainedExample]) -> Iterator[Any]:
+    for one in explained:
+        yield Rule(Text(terminal_safe(f"{one.example.user_id} · {one.title}")))
+        yield Text(terminal_safe(one.facts))
+        for past in one.history:
+            yield Text(f"\nPast review: {terminal_safe(_past_title(past))}", "bold")
+            yield Text(terminal_safe(past.text))
+        yield Text(
+            "\nThe true review (green: likelier by the history, red: less likely, underlined: preference)", "bold"
+        )
+        yield terminal_text(one.units)
+        for method, segments in one.marked():
+            yield Text(f"\n{terminal_safe(method)}", "bold")
+            styles = {PREFERRED: "bold underline", PHRASE: "underline", "": ""}
+            yield Text.assemble(*((terminal_safe(part.text), styles[part.kind]) for part in segments))
+        yield Text("")
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in WORD.findall(text)]
+
+
+def _has_content(word: str, common: frozenset[str]) -> bool:
+    return len(word) > 1 and word.replace("’", "'") not in STOP_WORDS and word not in common
+
+
+def _common_length(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    length = 0
+    while length < min(len(ours), len(theirs)) and ours[length] == theirs[length]:
+        length += 1
+    return length
+
+
+def _within(
+    places: Sequence[re.Match[str]], content: Sequence[bool], start: int, end: int
+) -> Iterator[tuple[str, bool]]:
+    for place, has_content in zip(places, content, strict=True):
+        if start <= place.start() and place.end() <= end:
+            yield place[0].casefold(), has_content

@@ -1,0 +1,159 @@
+"""One example explained, from the artifacts of a run: past reviews, effects of its tokens, and the methods' texts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nextquill_core.analysis.example_view import ExplainedExample, TargetToken, boilerplate
+from nextquill_core.analysis.token_colours import units_of
+from nextquill_core.causal.summary import ScoredAnswer
+from nextquill_core.ingest.reader import read_examples
+from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.step import Step
+from nextquill_core.schemas import EFFECTS, Example, column_by_example
+from nextquill_core.tokens import token_texts
+from storage import UserError
+from storage.tables import read_table
+
+NEAR = 3
+
+
+def find_examples(run: Run, user: str, item: str | None = None) -> list[Example]:
+    """Return the examples of a user: those of the measured split, or those of one item in any split.
+
+    Args:
+        run: The run; sequences are in its store.
+        user: Id of the user, as in the store or, with pseudonyms, as in the raw data.
+        item: Id or title of an item, or the id of an example.
+
+    Raises:
+        UserError: There is no such user or item; the message has near names.
+    """
+    found = list(read_examples(run.artifact(run.plan.ingest).folder))
+    users = dict.fromkeys(example.user_id for example in found)
+    if user not in users and run.privacy.active:
+        user = run.privacy.pseudonym(user)
+    if user not in users:
+        raise UserError(f"no user {user!r} in this run", "--user", _near(user, users))
+    mine = [example for example in found if example.user_id == user]
+    if item is None:
+        measured = [example for example in mine if example.split == run.config.evaluate.split]
+        return measured or mine[-1:]
+    ids = item_ids(run)
+    named = [one for one in mine if item in (ids[one.example_id], one.target.item.title, one.example_id)]
+    if not named:
+        names = [name for one in mine for name in (ids[one.example_id], one.target.item.title) if name]
+        raise UserError(f"the user {user!r} has no example of the item {item!r}", "--item", _near(item, names))
+    return named
+
+
+def gather(run: Run, examples: Sequence[Example]) -> Iterator[ExplainedExample]:
+    """Yield what the artifacts of a run say about examples.
+
+    Args:
+        run: The run; the stage score is in its store and, for examples of the measured split, the predictions.
+        examples: The examples.
+
+    Raises:
+        UserError: An artifact is missing; the message names the command that makes it.
+    """
+    score = run.artifact(run.plan.score).folder
+    wanted = {example.example_id for example in examples}
+    split = run.config.evaluate.split
+    measured = any(example.split == split for example in examples)
+    texts = _texts(run) if measured else {}
+    logps = {method: _logps(run, step) for method, step in run.plan.evaluation.likelihoods.items()} if measured else {}
+    gains = _gains(run, logps) if measured else {}
+    effects: dict[str, dict[str, Any]] = {}
+    for shard in sorted((score / "effects").glob("*.parquet")):
+        effects |= {row["example_id"]: row for row in read_table(shard).to_pylist() if row["example_id"] in wanted}
+    weights = column_by_example(score / "weights", "weight")
+    ids = item_ids(run)
+    common = boilerplate([one.target.text for one in read_examples(run.artifact(run.plan.ingest).folder, [split])])
+    tokenizer, delta, shown = load_tokenizer(run.model), run.config.weights.delta, run.config.prompt.max_history
+    for example in examples:
+        key, row = example.example_id, effects[example.example_id]
+        answer = ScoredAnswer(key, example.category, *(tuple(row[name]) for name in EFFECTS.names[1:]))
+        pieces = token_texts(tokenizer, answer.target_ids)
+        mean_gain = sum(row["logp_factual"]) - sum(row["logp_counterfactual"])
+        yield ExplainedExample(
+            example=example,
+            item_id=ids[key],
+            history=tuple(reversed(example.history[-shown:])),
+            units=tuple(units_of(answer, delta, pieces, weights[key])),
+            tokens=tuple(_tokens(answer, delta, pieces, weights[key])),
+            texts={method: found[key] for method, found in texts.items() if key in found},
+            log_likelihoods={m: sum(found[key]) / len(found[key]) for m, found in logps.items() if key in found},
+            gain=gains.get(key, mean_gain / max(1, len(answer.effect))),
+            boilerplate=common,
+        )
+
+
+def item_ids(run: Run) -> dict[str, str]:
+    """Return the item that each example's true review is about, by example."""
+    folder = run.artifact(run.plan.ingest).folder
+    found: dict[str, str] = {}
+    for path in sorted((folder / "sequences").glob("*.parquet")):
+        rows = read_table(path, columns=["user_id", "category", "reviews"]).to_pylist()
+        reviews = {(row["category"], row["user_id"]): row["reviews"] for row in rows}
+        for row in read_table(folder / "examples" / path.name).to_pylist():
+            found[row["example_id"]] = reviews[row["category"], row["user_id"]][row["target"]]["item_id"]
+    return found
+
+
+def _tokens(
+    answer: ScoredAnswer, delta: float, texts: Sequence[str], weights: Sequence[float]
+) -> Iterator[TargetToken]:
+    for index, text in enumerate(texts):
+        (unit,) = units_of(_only(answer, index), delta, [text])
+        yield TargetToken(
+            text=text,
+            p_with=math.exp(answer.logp_factual[index]),
+            p_without=math.exp(answer.logp_counterfactual[index]),
+            effect=answer.effect[index],
+            weight=weights[index],
+            preferred=unit.preferred,
+        )
+
+
+def _only(answer: ScoredAnswer, index: int) -> ScoredAnswer:
+    """Return an answer of one of its tokens."""
+    columns = answer.target_ids, answer.logp_factual, answer.logp_counterfactual, answer.effect
+    ids, factual, counterfactual, effect = (column[index : index + 1] for column in columns)
+    return ScoredAnswer(answer.example_id, answer.category, ids, factual, counterfactual, effect)  # type: ignore[arg-type]
+
+
+def _texts(run: Run) -> dict[str, dict[str, str]]:
+    """Return the generated texts under the last decoding preset, by method and then by example."""
+    if not run.config.evaluate.decoding:
+        return {}
+    last = run.config.evaluate.decoding[-1]
+    sets = run.plan.evaluation.predictions
+    return {
+        method: column_by_example(run.artifact(one.step).folder / "predictions", "text")
+        for (method, decoding), one in sets.items()
+        if decoding == last
+    }
+
+
+def _logps(run: Run, step: Step | None) -> Mapping[str, Sequence[float]]:
+    """Return the log-probabilities of a likelihood step by example; empty if it was not made."""
+    found = run.store.find(step.kind, step.fingerprint) if step else None
+    return column_by_example(found.folder / "likelihoods", "logp") if found else {}
+
+
+def _gains(run: Run, logps: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Return the gain of the trained method by example: over another user's history, or else over none, in nats."""
+    plan, method = run.plan.evaluation, run.config.train.method
+    other = _logps(run, plan.control_likelihoods.get(method) or plan.bare_likelihoods.get(method))
+    own = logps.get(method, {})
+    return {key: (sum(own[key]) - sum(other[key])) / len(own[key]) for key in own if key in other}
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), NEAR, cutoff=0.0)
+    return f"use one of this run, for instance {', '.join(map(repr, near))}"
