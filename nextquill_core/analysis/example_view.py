@@ -30,12 +30,12 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Words without content, by which any two English texts match.
 STOP_WORDS = frozenset(
     WORD.findall(
-        "a about after again all also am an and any are as at be because been before being but by can could did do does "
-        "don't down even few for from get got had has have having he her here hers him his how i i'm i've if in into is "
-        "it it's its just like made make many may me more most much my no nor not now of off on once one only or other our "
-        "out over own really s same she should so some such than that that's the their them then there these they this "
-        "those through to too two under until up us very was we well were what when where which while who why will with "
-        "would you your"
+        "a about after again all also am an and any are as at be because been before being but by can could did "
+        "do does don't down even few for from get got had has have having he her here hers him his how i i'm i've "
+        "if in into is it it's its just like made make many may me more most much my no nor not now of off on "
+        "once one only or other our out over own really s same she should so some such than that that's the their "
+        "them then there these they this those through to too two under until up us very was we well were what "
+        "when where which while who why will with would you your "
     )
 )
 BOILERPLATE_SHARE, BOILERPLATE_REVIEWS = 0.2, 20
@@ -67,7 +67,7 @@ class TargetToken:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a generated text; `kind` is `preferred`, `phrase`, or empty where it does not match the true review."""
+    """A piece of a generated text; `kind` is `preferred`, `phrase`, or empty for one that does not match."""
 
     text: str
     kind: str = ""
