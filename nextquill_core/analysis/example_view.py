@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -39,8 +39,8 @@ STOP_WORDS = frozenset(
     )
 )
 BOILERPLATE_SHARE, BOILERPLATE_REVIEWS = 0.2, 20
-PAST_CHARS, BLOCK_USERS = 280, 100  # of a past review in the picker; users in one deflated block
-SCALE = 10_000  # probabilities in the picker are whole numbers of 1/10,000
+PAST_CHARS, BLOCK_USERS = 160, 100  # of a past review in the picker; users in one deflated block
+SCALE = 1000  # probabilities in the picker are whole numbers of 1/1000
 PREFERRED, PHRASE = "preferred", "phrase"
 
 
@@ -165,23 +165,24 @@ def marks(text: str, reference: str, preferred: frozenset[str], common: frozense
     starts: dict[str, list[int]] = {}
     for index, word in enumerate(wanted):
         starts.setdefault(word, []).append(index)
-    kinds: dict[int, tuple[int, str]] = {}  # by first character: the end, and the kind
+    found: list[tuple[int, int, str]] = []  # first and last word, and the kind
     at = 0
     while at < len(words):
-        length = max((_common_length(words[at:], wanted[start:]) for start in starts.get(words[at], ())), default=0)
+        length = max((_common_length(words, at, wanted, start) for start in starts.get(words[at], ())), default=0)
         while length > 1 and not content[at + length - 1]:
             length -= 1
         if length > 1 and content[at]:
-            kinds[places[at].start()] = places[at + length - 1].end(), PHRASE
+            inside = any(content[i] and words[i] in preferred for i in range(at, at + length))
+            found.append((at, at + length - 1, PREFERRED if inside else PHRASE))
             at += length
         else:
             if words[at] in preferred and content[at] and words[at] in starts:
-                kinds[places[at].start()] = places[at].end(), PREFERRED
+                found.append((at, at, PREFERRED))
             at += 1
     segments, done = [], 0
-    for start, (end, kind) in kinds.items():
-        inside = any(word in preferred and content_word for word, content_word in _within(places, content, start, end))
-        segments += [Segment(text[done:start]), Segment(text[start:end], PREFERRED if inside else kind)]
+    for first, last, kind in found:
+        start, end = places[first].start(), places[last].end()
+        segments += [Segment(text[done:start]), Segment(text[start:end], kind)]
         done = end
     return [segment for segment in (*segments, Segment(text[done:])) if segment.text]
 
@@ -285,13 +286,19 @@ def _compact(one: ExplainedExample) -> dict[str, Any]:
         "t": one.title,
         "f": one.facts,
         "p": [[_past_title(past), _shortened(past.text)] for past in one.history],
-        "k": [
-            [token.text, round(SCALE * token.p_with), round(SCALE * token.p_without), round(token.weight, 3),
-             int(token.preferred)]
-            for token in one.tokens
+        "k": [  # by column, which deflates better
+            [token.text for token in one.tokens],
+            [round(SCALE * token.p_with) for token in one.tokens],
+            [round(SCALE * token.p_without) for token in one.tokens],
+            [round(token.weight, 3) for token in one.tokens],
+            [int(token.preferred) for token in one.tokens],
         ],
-        "m": [[method, [list(asdict(segment).values()) for segment in segments]] for method, segments in one.marked()],
+        "m": [[method, [_short(segment) for segment in segments]] for method, segments in one.marked()],
     }  # fmt: skip
+
+
+def _short(segment: Segment) -> str | list[str]:
+    return [segment.text, segment.kind] if segment.kind else segment.text
 
 
 def _past_title(past: Review) -> str:
@@ -329,16 +336,8 @@ def _has_content(word: str, common: frozenset[str]) -> bool:
     return len(word) > 1 and word.replace("’", "'") not in STOP_WORDS and word not in common
 
 
-def _common_length(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    length = 0
-    while length < min(len(ours), len(theirs)) and ours[length] == theirs[length]:
+def _common_length(ours: Sequence[str], at: int, theirs: Sequence[str], start: int) -> int:
+    length, limit = 0, min(len(ours) - at, len(theirs) - start)
+    while length < limit and ours[at + length] == theirs[start + length]:
         length += 1
     return length
-
-
-def _within(
-    places: Sequence[re.Match[str]], content: Sequence[bool], start: int, end: int
-) -> Iterator[tuple[str, bool]]:
-    for place, has_content in zip(places, content, strict=True):
-        if start <= place.start() and place.end() <= end:
-            yield place[0].casefold(), has_content
