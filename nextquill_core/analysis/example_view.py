@@ -18,7 +18,6 @@ from importlib.resources import files
 from typing import Any
 
 from rich.console import Group
-from rich.rule import Rule
 from rich.text import Text
 
 from nextquill_core.analysis import token_colours
@@ -312,7 +311,7 @@ def _shortened(text: str) -> str:
 
 def _terminal_parts(explained: Sequence[ExplainedExample]) -> Iterator[Any]:
     for one in explained:
-        yield Rule(Text(terminal_safe(f"{one.example.user_id} · {one.title}")))
+        yield Text(terminal_safe(f"{one.example.user_id} · {one.title}"), "bold reverse")
         yield Text(terminal_safe(one.facts))
         for past in one.history:
             yield Text(f"\nPast review: {terminal_safe(_past_title(past))}", "bold")
