@@ -122,7 +122,7 @@ def account_table(sequences: Artifact) -> Table:
 
 
 def results_table(evaluation: Artifact, *, width: int) -> Iterator[Table | str]:
-    """Yield a table of methods by metrics for each decoding preset and category, then notes on how to read them.
+    """Yield the verdict, a table of methods by metrics for each decoding preset and category, and notes on reading them.
 
     Args:
         evaluation: Artifact of the evaluation.
@@ -132,6 +132,8 @@ def results_table(evaluation: Artifact, *, width: int) -> Iterator[Table | str]:
     from nextquill_core.pipeline.evaluate import read_results, result_tables
 
     results = read_results(evaluation)
+    if results.verdict:
+        yield "\n".join(results.verdict)
     for title, cells in result_tables(results.rows, intervals=width >= WITH_INTERVALS):
         yield from _cells_tables(title, cells, width)
     yield from (f"Note: {caution}" for caution in results.cautions)

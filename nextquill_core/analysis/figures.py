@@ -58,7 +58,7 @@ def metric_bars(
     ]
     columns = min(3, max(1, len(metrics)))
     lines = max(1, math.ceil(len(metrics) / columns))
-    figure = _figure(3.3 * columns, lines * (0.75 + 0.3 * max(1, len(methods))))
+    figure = new_figure(3.3 * columns, lines * (0.75 + 0.3 * max(1, len(methods))))
     for position, metric in enumerate(metrics):
         axes = figure.add_subplot(lines, columns, position + 1)
         found = {row["method"]: row for row in chosen if row["metric"] == metric.key}
@@ -87,7 +87,7 @@ def metric_bars(
         axes.set_ylim(len(methods) - 0.45, -0.55)
         axes.set_xlim(0, 1.28 * longest)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        _dress(axes, metric.name, base="left")
+        dress(axes, metric.name, base="left")
         axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
     return figure
 
@@ -103,7 +103,7 @@ def difference_panels(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str],
         reference: What the rows are compared with.
     """
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    figure = _figure(3.6 * max(1, len(metrics)) + 1.2, 0.9 + 0.28 * max(1, len(labels)))
+    figure = new_figure(3.6 * max(1, len(metrics)) + 1.2, 0.9 + 0.28 * max(1, len(labels)))
     for position, key in enumerate(metrics):
         axes = figure.add_subplot(1, len(metrics), position + 1)
         axes.axvline(0, color=QUIET, linewidth=0.9, linestyle=(0, (3, 2)))
@@ -118,7 +118,7 @@ def difference_panels(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str],
         axes.set_yticks(range(len(labels)), labels if position == 0 else [""] * len(labels))
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        _dress(axes, METRICS[key].name if key in METRICS else key, base="left")
+        dress(axes, METRICS[key].name if key in METRICS else key, base="left")
         axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
         axes.set_xlabel(f"difference to {reference}", fontsize=9, color=INK)
     return figure
@@ -134,7 +134,7 @@ def effect_panels(counts: Mapping[str, Sequence[int]], edges: Sequence[float], d
     """
     columns = min(2, max(1, len(counts)))
     lines = max(1, math.ceil(len(counts) / columns))
-    figure = _figure(7.2 if columns == 1 else 9.0, 2.9 if lines == 1 else 2.5 * lines)
+    figure = new_figure(7.2 if columns == 1 else 9.0, 2.9 if lines == 1 else 2.5 * lines)
     left, width = np.array(edges[:-1]), np.diff(edges)
     colours = np.where(left >= delta, BLUE, PALE)
     for position, (category, tokens) in enumerate(counts.items()):
@@ -160,7 +160,7 @@ def effect_panels(counts: Mapping[str, Sequence[int]], edges: Sequence[float], d
             color=INK,
         )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))
-        _dress(axes, category.replace("$", r"\$"), base="bottom")  # a category's name is no formula
+        dress(axes, category.replace("$", r"\$"), base="bottom")  # a category's name is no formula
         axes.set_xlabel("causal effect", fontsize=9, color=INK)
         axes.set_ylabel("tokens" if position % columns == 0 else "", fontsize=9, color=INK)
     return figure
@@ -184,7 +184,7 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
         for name in panels
     }
     shown = [name for name in panels if lines[name]] or ["loss"]
-    figure = _figure(3.3 * max(2, len(shown)), 3.1)
+    figure = new_figure(3.3 * max(2, len(shown)), 3.1)
     for position, name in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), position + 1)
         for index, method in enumerate(curves):
@@ -198,7 +198,7 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
                 steps, _smooth(values), linewidth=1.7, label=method, linestyle=DASHES[index % len(DASHES)], **style
             )
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _dress(axes, panels[name], base="bottom")
+        dress(axes, panels[name], base="bottom")
         axes.set_xlabel("optimizer step", fontsize=9, color=INK)
         if position == 0:
             axes.set_ylabel("nats", fontsize=9, color=INK)
@@ -224,7 +224,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure; width and height are in inches."""
     layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
@@ -232,7 +232,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _dress(axes: Axes, title: str, *, base: str) -> None:
+def dress(axes: Axes, title: str, *, base: str) -> None:
     """Style a panel: only the spine at the base, and horizontal grid lines where the base is the bottom."""
     axes.set_title(title, fontsize=10, fontweight="bold", color=INK, loc="left")
     if base == "bottom":

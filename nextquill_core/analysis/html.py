@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import struct
 from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -42,6 +44,17 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None,
         **(filters or {}),
     }
     return printable(environment.get_template(template).render(**values))
+
+
+def script(name: str) -> dict[str, Markup]:
+    """Return a script of this package and its hash for the content policy, as the values `script` and `script_hash`.
+
+    Args:
+        name: File name of the script.
+    """
+    text = resources.files("nextquill_core.analysis").joinpath(name).read_text(encoding="utf-8").strip()
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return {"script": Markup(text), "script_hash": Markup(f"sha256-{digest}")}  # noqa: S704 - a file of this package
 
 
 def printable(text: str) -> str:

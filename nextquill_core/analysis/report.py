@@ -1,7 +1,8 @@
 """The report of a run as one HTML page: settings, data, scores, costs, and examples of generated texts.
 
-The page is self-contained: figures are inlined, there is no script, and a content policy forbids fetching anything.
-Reviews and generated texts are untrusted, so every value is escaped.
+It begins with the verdict and the differences behind it; tables of all numbers are folded below. The page is
+self-contained: figures and the script that sorts tables are inlined, and a content policy forbids fetching anything and
+any other script. Reviews and generated texts are untrusted, so every value is escaped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nextquill_core.analysis.html import page
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from nextquill_core.analysis.figures import png
+from nextquill_core.analysis.glossary import GLOSSARY
+from nextquill_core.analysis.html import page, script
 from nextquill_core.analysis.published import published_tables
 from nextquill_core.analysis.result_tables import (
     SIGNIFICANT,
@@ -20,6 +26,8 @@ from nextquill_core.analysis.result_tables import (
     likelihood_blocks,
     result_blocks,
 )
+from nextquill_core.analysis.svg import inline_svg
+from nextquill_core.analysis.verdict import REFERENCES
 from nextquill_core.evaluation.metrics import GAIN, LENGTH, LIKELIHOOD, PREFERENCE_SETS, preference_key
 from nextquill_core.evaluation.tables import ALL, Row
 
@@ -69,12 +77,37 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with its alternative text."""
+    """A figure, for the page and for files.
+
+    Attributes:
+        title: Its title.
+        alt: What it shows, for those who do not see it.
+        png: The figure as a PNG file.
+        svg: The figure as an element of the page.
+        caption: How to read it.
+        data: The numbers that it shows, as rows of a table.
+    """
 
     title: str
     alt: str
     png: bytes
+    svg: Markup
     caption: str = ""
+    data: Sequence[Row] = ()
+
+
+def draw(name: str, figure: Figure, title: str, alt: str, caption: str = "", data: Sequence[Row] = ()) -> Picture:
+    """Return a figure of matplotlib as a picture of the report.
+
+    Args:
+        name: The file's name without suffix, different for each figure of a page.
+        figure: The figure.
+        title: As for `Picture`.
+        alt: As for `Picture`.
+        caption: As for `Picture`.
+        data: As for `Picture`.
+    """
+    return Picture(title, alt, png(figure), inline_svg(figure, name, alt), caption, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +143,41 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Histories:
+    """Log-likelihoods of the true reviews under one method with three histories, nats a token; None if not measured."""
+
+    method: str
+    own: float
+    none: float | None
+    stranger: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A table as a file: its name, what it holds, and its content as CSV."""
+
+    name: str
+    title: str
+    csv: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything the page shows. A section whose values are empty is left out.
 
     Attributes:
         title: Title of the page.
         lead: One or two sentences below the title.
+        verdict: At most three sentences on what the numbers show, as of `verdict.verdict`.
+        about: What the page is about, label and value: date, version, machine, base model, number of users, seed.
         facts: The most important numbers, label and value.
+        forests: Figures of the differences to the references, one for each decoding preset.
+        downloads: Tables to download.
+        histories: Log-likelihoods with own, no and another user's history.
+        history_figures: Figures on what the history adds.
+        truth_figures: Figures on estimated and exact effects; empty for data without exact effects.
+        truth_facts: Numbers on the same, label and value.
+        person: What the page shows of one person; None leaves it out.
         config: The most important settings, name and value.
         stages: The artifacts of the run.
         counts: Row counts of the raw tables.
@@ -141,7 +202,16 @@ class Report:
 
     title: str
     lead: str = ""
+    verdict: Sequence[str] = ()
+    about: Sequence[tuple[str, str]] = ()
     facts: Sequence[tuple[str, str]] = ()
+    forests: Sequence[Picture] = ()
+    downloads: Sequence[Download] = ()
+    histories: Sequence[Histories] = ()
+    history_figures: Sequence[Picture] = ()
+    truth_figures: Sequence[Picture] = ()
+    truth_facts: Sequence[tuple[str, str]] = ()
+    person: Any = None
     config: Sequence[tuple[str, str]] = ()
     stages: Sequence[Stage] = ()
     counts: Sequence[RowCount] = ()
@@ -180,6 +250,10 @@ def render(report: Report) -> str:
         "shared_segments": shared_segments,
         "all": ALL,
         "alpha": SIGNIFICANT,
+        "glossary": GLOSSARY,
+        "references": REFERENCES,
+        "compared": {row[side] for row in report.comparisons for side in ("method", "reference")},
+        **script("report_script.js"),
     }
     return page("report.html.j2", filters, report=report, **values)
 

@@ -12,6 +12,8 @@ from nextquill_core.evaluation.tables import ALL, Row
 NOTHING = "–"
 """What stands for a number that does not exist."""
 SIGNIFICANT = 0.05
+MAIN_PRESET = "sane"
+"""The preset that is shown first: without a repetition penalty, which changes texts more than most methods do."""
 LISTED_PAIRS = 6  # more pairs, of more than one reference, are shown as a matrix
 _HEADINGS = {
     GAIN: "{category}, gain by history in nats a token, n = {n}",
@@ -139,6 +141,11 @@ class ControlTable:
     n: int
 
 
+def preset_order(decodings: Iterable[str]) -> list[str]:
+    """Return decoding presets, each once, in the order in which they are shown: `sane` first."""
+    return sorted(dict.fromkeys(decodings), key=lambda name: name != MAIN_PRESET)
+
+
 def pivot(
     rows: Sequence[Row],
     decoding: str,
@@ -178,7 +185,9 @@ def shown_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Pivot]]:
     Args:
         rows: Of the schema `METRICS`.
     """
-    presets = list(dict.fromkeys((row["decoding"], row["category"]) for row in rows))
+    order = preset_order(row["decoding"] for row in rows)
+    found = dict.fromkeys((row["decoding"], row["category"]) for row in rows)
+    presets = sorted(found, key=lambda preset: order.index(preset[0]))
     first = {category: decoding for decoding, category in reversed(presets)}  # gains are the same under every preset
     wanted = [
         *((GAIN, first[category], category) for category in dict.fromkeys(category for _, category in presets)),
@@ -222,12 +231,14 @@ def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
     found: list[tuple[str, list[BucketTable]]] = []
     for name, title in TITLES.items():
         rows = [row for row in slices if row["slice"] == name]
-        category = _widest(rows)
+        category = widest(rows)
         keys = dict.fromkeys((row["decoding"], row["metric"]) for row in rows if row["metric"] in METRICS)
         first = {metric: decoding for decoding, metric in reversed(keys)}
         tables = [
             _bucket_table(name, decoding, category, METRICS[key], rows)
-            for decoding, key in sorted(keys, key=lambda shown: METRICS[shown[1]].table != GAIN)
+            for decoding, key in sorted(
+                keys, key=lambda shown: (METRICS[shown[1]].table != GAIN, shown[0] != MAIN_PRESET)
+            )
             if METRICS[key].judges_text or decoding == first[key]
         ]
         if tables:
@@ -238,10 +249,10 @@ def bucket_tables(slices: Sequence[Row]) -> list[tuple[str, list[BucketTable]]]:
 def control_tables(slices: Sequence[Row]) -> list[ControlTable]:
     """Return a table of the stranger control for each preset, of the widest category."""
     rows = [row for row in slices if row["slice"] == CONTROL]
-    category = _widest(rows)
+    category = widest(rows)
     rows = [row for row in rows if row["category"] == category]
     tables = []
-    for decoding in dict.fromkeys(row["decoding"] for row in rows):
+    for decoding in preset_order(row["decoding"] for row in rows):
         found = {(row["method"], row["metric"], row["bucket"]): row for row in rows if row["decoding"] == decoding}
         tested = {metric for _, metric, bucket in found if bucket == DIFFERENCE}
         metrics = known_metrics(key for key in METRICS if key in tested)
@@ -261,6 +272,12 @@ def control_tables(slices: Sequence[Row]) -> list[ControlTable]:
     return tables
 
 
+def widest(rows: Sequence[Row]) -> str:
+    """Return the union of all categories, or the first one where there is no union; `all` without rows."""
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    return ALL if ALL in categories or not categories else str(categories[0])
+
+
 def signed(value: float, decimals: int) -> str:
     """Return a number with its sign, a real minus."""
     return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
@@ -274,7 +291,7 @@ def _shown_in(table: str, rows: Iterable[Row], *, texts: bool) -> list[Row]:
 
 def _presets(rows: Iterable[Row], table: str, *, texts: bool) -> list[str]:
     """Return the decoding presets that have such metrics."""
-    return list(dict.fromkeys(row["decoding"] for row in _shown_in(table, rows, texts=texts)))
+    return preset_order(row["decoding"] for row in _shown_in(table, rows, texts=texts))
 
 
 def _blocks(
@@ -368,12 +385,6 @@ def _bucket_table(name: str, decoding: str, category: str, metric: Metric, rows:
 def _control_cell(metric: Metric, own: Row | None, stranger: Row | None, test: Row | None) -> ControlCell:
     values = [NOTHING if row is None else metric.text(row["value"]) for row in (own, stranger)]
     return ControlCell(_difference(test), "" if test is None else _p_value(test), *values)
-
-
-def _widest(rows: Sequence[Row]) -> str:
-    """Return the union of all categories, or the only one."""
-    categories = list(dict.fromkeys(row["category"] for row in rows))
-    return ALL if ALL in categories or not categories else categories[0]
 
 
 def _best_of(metric: Metric, rows: Sequence[Row]) -> str | None:

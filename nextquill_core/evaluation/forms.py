@@ -28,6 +28,7 @@ class EvaluationDocument(TypedDict):
     comparisons: list[dict[str, Any]]
     chosen_on_val: NotRequired[dict[str, dict[str, Any]]]
     cautions: NotRequired[list[str]]
+    verdict: NotRequired[list[str]]
 
 
 class SweepRow(MetricRow):

@@ -27,6 +27,7 @@ from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
+    from nextquill_core.analysis.report import Picture
     from nextquill_core.evaluation.metrics import ExampleScores
     from nextquill_core.evaluation.significance import Floats
     from nextquill_core.evaluation.tables import Row
@@ -49,7 +50,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     """
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
-    from nextquill_core.pipeline.report import figures_of, report_of
+    from nextquill_core.pipeline.report import Measured, against_truth, figures_of, report_of, verdict_of
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
     texts = {key: _adopted(run, one.step, PREDICTED, staging) for key, one in plan.predictions.items()}
@@ -89,26 +90,44 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     how["repeated_targets"] = {"examples": repeated, "counted": settings.repeated_targets == "keep"}
     choices = {name: chosen(run, name) for name in plan.choices}
     cautions = list(_cautions(how))
+    measured = Measured(
+        rows, comparisons, sliced, how, examples, texts, control_texts, cautions, list(chosen_notes(choices))
+    )
+    sentences = verdict_of(run, measured)
     document = {"settings": how, "rows": rows, "comparisons": comparisons, "chosen_on_val": choices}
-    write_json(staging.path(METRICS_FILE), document | {"cautions": cautions})
+    write_json(staging.path(METRICS_FILE), document | {"cautions": cautions, "verdict": list(sentences)})
     staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
     staging.write_table("slices.parquet", pa.Table.from_pylist(sliced, schema=SLICES))
     ids = [example.example_id for example in examples]
     staging.write_table("examples.parquet", tables.example_table(scores, ids))
     staging.write_table(STATISTICS_FILE, tables.statistics_table(scores, ids))
     progress(0, 0, phase="drawing the report")
-    pictures = figures_of(run, rows)
+    pictures, truth = figures_of(run, measured), against_truth(run, measured)
     for name, picture in pictures.items():
-        staging.path(f"figures/{name}.png").write_bytes(picture.png)
-    page = report_of(
-        run, rows, comparisons, how, pictures, examples, texts, slices=sliced,
-        notes=[*cautions, *chosen_notes(choices)],
-    )  # fmt: skip
+        _write_picture(staging, name, picture)
+    for name, picture in truth.pictures.items() if truth else ():
+        _write_picture(staging, name, picture, log=True)  # the ground truth is no input of the step
+    page = report_of(run, measured, pictures, truth, sentences=sentences)
     write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
     for log in ("costs.json", "report.html"):
         staging.finish(log, log=True)  # they contain times and paths
     return {"examples": len(examples), "methods": list(settings.methods), "decoding": list(settings.decoding)}
+
+
+def _write_picture(staging: Staging, name: str, picture: Picture, *, log: bool = False) -> None:
+    """Write a figure as PNG, and its numbers as Parquet beside it.
+
+    Args:
+        staging: Folder of the new artifact.
+        name: Name of the files without suffix.
+        picture: The figure.
+        log: Whether the files only describe the run and are not part of the content.
+    """
+    staging.path(f"figures/{name}.png").write_bytes(picture.png)
+    staging.write_table(f"figures/{name}.parquet", pa.Table.from_pylist([dict(row) for row in picture.data]))
+    for suffix in ("png", "parquet") if log else ():
+        staging.finish(f"figures/{name}.{suffix}", log=True)
 
 
 def _without_texts(likelihoods: Mapping[str, Step], decoding: str) -> Texts:
@@ -284,12 +303,14 @@ class Results:
         rows: Rows of the schema `METRICS`.
         cautions: What a reader must know to read the numbers right.
         chosen_on_val: What was chosen on val, as `predict.chosen` returns it.
+        verdict: At most three sentences on what the numbers show.
     """
 
     settings: Mapping[str, Any]
     rows: Sequence[Row]
     cautions: Sequence[str]
     chosen_on_val: Mapping[str, Mapping[str, Any]]
+    verdict: Sequence[str] = ()
 
 
 def read_results(evaluation: Artifact) -> Results:
@@ -300,7 +321,11 @@ def read_results(evaluation: Artifact) -> Results:
     """
     document = read_checked(evaluation.folder / METRICS_FILE, EvaluationDocument, "evaluate again")
     return Results(
-        document["settings"], document["rows"], document.get("cautions", []), document.get("chosen_on_val", {})
+        document["settings"],
+        document["rows"],
+        document.get("cautions", []),
+        document.get("chosen_on_val", {}),
+        document.get("verdict", []),
     )
 
 
@@ -336,7 +361,7 @@ def result_markdown(results: Results, report: str) -> str:
     """
     from nextquill_core.analysis.result_tables import shown_tables
 
-    parts = ["# Evaluation"]
+    parts = ["# Evaluation", *results.verdict]
     for title, table in shown_tables(results.rows):
         parts += [f"## {title}", table.markdown]
     parts.append("The best of each metric is bold. In brackets: 95 % bootstrap intervals over users.")

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from nextquill_core.analysis import figures
+from matplotlib.figure import Figure
+
+from nextquill_core.analysis import figures, report_figures
 from nextquill_core.analysis.effects_page import parts_of
+from nextquill_core.analysis.exact_effects import CHANCE, agreement, calibration, own_style_share, word_effects
 from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
-from nextquill_core.analysis.report import Case, Cohort, Picture, Report, RowCount, Stage, TokenEffect, Training
+from nextquill_core.analysis.report import (
+    Case,
+    Cohort,
+    Download,
+    Histories,
+    Picture,
+    Report,
+    RowCount,
+    Stage,
+    TokenEffect,
+    Training,
+    draw,
+)
+from nextquill_core.analysis.result_tables import TITLES, preset_order, widest
+from nextquill_core.analysis.verdict import (
+    Difference,
+    differences,
+    reference_order,
+    shown_differences,
+    verdict,
+)
 from nextquill_core.config import EvaluateConfig
-from nextquill_core.evaluation.metrics import METRICS, PERSONAL_GAIN
+from nextquill_core.errors import DataError
+from nextquill_core.evaluation.metrics import HISTORY_GAIN, LIKELIHOOD, METRICS, PERSONAL_GAIN
+from nextquill_core.evaluation.slices import BUCKETS
 from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
@@ -21,78 +51,302 @@ from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.pipeline.step import Step
-from nextquill_core.schemas import Example, Review
+from nextquill_core.schemas import Example, Review, column_by_example
+from nextquill_core.synthetic.truth import Truth, exact_effects, truth_file
+from nextquill_core.tokens import token_texts
 from nextquill_core.training import curves
-from storage import Artifact, UserError
+from storage import Artifact, UserError, provenance
 from storage.stored_json import expect_form, read_lines
 from storage.tables import read_table
 
 CASES = 6
 
 
-def figures_of(run: Run, rows: Sequence[Row]) -> dict[str, Picture]:
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measured, and what the report shows of it.
+
+    Attributes:
+        rows: Rows of the schema `METRICS`.
+        comparisons: Rows of `tables.comparison_rows`.
+        slices: Rows of the schema `SLICES`.
+        settings: How the metrics are computed.
+        examples: The measured examples.
+        texts: Generated texts, by method and preset and then by example.
+        control_texts: The same with another user's history.
+        cautions: What else a reader must know.
+        chosen: What was chosen on val, a sentence each.
+    """
+
+    rows: Sequence[Row]
+    comparisons: Sequence[Row]
+    slices: Sequence[Row]
+    settings: Mapping[str, Any]
+    examples: Sequence[Example]
+    texts: Mapping[tuple[str, str], Mapping[str, str]]
+    control_texts: Mapping[tuple[str, str], Mapping[str, str]]
+    cautions: Sequence[str] = ()
+    chosen: Sequence[str] = ()
+
+    @property
+    def users(self) -> list[str]:
+        """The user of each example, with the category."""
+        return [f"{example.category}/{example.user_id}" for example in self.examples]
+
+    def differences(self, method: str) -> list[Difference]:
+        """Return the differences of a method to every other one."""
+        return differences(self.comparisons, method, len(set(self.users)))
+
+
+def verdict_of(run: Run, measured: Measured) -> tuple[str, ...]:
+    """Return the verdict on the configured method, at most three sentences."""
+    method = run.config.train.method
+    evaluated = run.config.evaluate.methods
+    return verdict(measured.differences(method), method, len(set(measured.users)), evaluated)
+
+
+def figures_of(run: Run, measured: Measured) -> dict[str, Picture]:
     """Draw the figures of a run.
 
     Args:
         run: The run; everything but the evaluation is in its store.
-        rows: Rows of the schema `METRICS`.
+        measured: What was measured.
 
     Returns:
         The figures, by file name without suffix.
     """
     pictures: dict[str, Picture] = {}
-    categories = list(dict.fromkeys(row["category"] for row in rows))
-    category = ALL if ALL in categories else categories[0]
-    for decoding in run.config.evaluate.decoding:
-        drawn = figures.metric_bars(rows, decoding, category, highlight="nextquill")
-        pictures[f"metrics-{decoding}"] = Picture(
+    rows, category = measured.rows, widest(measured.rows)
+
+    def add(name: str, figure: Figure, title: str, alt: str, caption: str, data: Sequence[Row]) -> None:
+        pictures[name] = draw(name, figure, title, alt, caption, data)
+
+    method = run.config.train.method
+    found = measured.differences(method)
+    for decoding in preset_order(one.decoding for one in found):
+        shown = [one for one in found if one.decoding == decoding]
+        add(
+            f"differences-{decoding}", report_figures.forest_plot(shown), f"{method} minus each reference, {decoding} decoding",
+            f"Forest plot of the differences of {method} to each reference, {decoding} decoding; the tables have the numbers",
+            "", list(shown_differences(shown)),
+        )  # fmt: skip
+    for decoding in preset_order(run.config.evaluate.decoding):
+        chosen = [row for row in rows if (row["decoding"], row["category"]) == (decoding, category)]
+        add(
+            f"metrics-{decoding}", figures.metric_bars(rows, decoding, category, highlight=method),
             f"Metrics, {decoding} decoding",
             f"Bars of each metric by method with 95 % intervals, {decoding} decoding, {category}",
-            figures.png(drawn),
-            "Lines are 95 % bootstrap intervals over users.",
-        )
+            "Lines are 95 % bootstrap intervals over users.", chosen,
+        )  # fmt: skip
+    for name, (figure, title, alt, caption, data) in _history_figures(measured, category, method):
+        add(name, figure, title, alt, caption, data)
     summary = stored_summary(run.artifact(run.plan.score))
     counts = {part.category: part.histogram for part in parts_of(summary)}
-    pictures["effects"] = Picture(
-        "Causal effects of history",
+    add(
+        "effects", figures.effect_panels(counts, summary.edges, summary.delta), "Causal effects of history",
         "Histogram of the causal effect of history on each ground-truth token",
-        figures.png(figures.effect_panels(counts, summary.edges, summary.delta)),
         "p(token | query, history) − p(token | query), every token of every split; the line is δ.",
-    )
+        [
+            {"category": name, "above": low, "up_to": high, "tokens": count}
+            for name, histogram in counts.items()
+            for low, high, count in zip(summary.edges, summary.edges[1:], histogram, strict=False)
+        ],
+    )  # fmt: skip
     trained = {name: _curve(run.artifact(step)) for name, step in run.plan.train.items()}
     if trained:
-        pictures["training"] = Picture(
-            "Training", "Loss by step for each trained method", figures.png(figures.training_curves(trained))
-        )
+        add(
+            "training", figures.training_curves(trained), "Training", "Loss by step for each trained method", "",
+            [
+                {"method": name, **{key: line.get(key) for key in ("step", "loss", "normal", "causal")}}
+                for name, curve in trained.items()
+                for line in curve
+            ],
+        )  # fmt: skip
     return pictures
+
+
+Drawn = tuple[Figure, str, str, str, Sequence[Row]]
+"""A figure with its title, alternative text, caption and numbers."""
+
+
+def _history_figures(measured: Measured, category: str, method: str) -> Iterator[tuple[str, Drawn]]:
+    """Yield the figures on what the history adds, by name: gains, and gains by group where there are two groups."""
+    compared = {PERSONAL_GAIN: "own minus a stranger's", HISTORY_GAIN: "own minus no history"}
+    rows = [row for row in measured.rows if row["category"] == category and row["metric"] in compared]
+    first = next(iter(preset_order(row["decoding"] for row in rows)), "")
+    rows = [row for row in rows if row["decoding"] == first]
+    known = {key: label for key, label in compared.items() if any(row["metric"] == key for row in rows)}
+    if not known:
+        return
+    yield (
+        "history",
+        (
+            report_figures.gain_plot(rows, known), "What the history adds",
+            "Personal and history gain of each method with 95 % intervals; the table below has the log-likelihoods",
+            "How much likelier each token of the true review is. Lines are 95 % intervals over users.", rows,
+        ),
+    )  # fmt: skip
+    key = next(iter(known))
+    methods = reference_order([method, *(row["method"] for row in rows)])
+    methods = [method, *(name for name in methods if name != method)]
+    panels = []
+    for name, title in TITLES.items():
+        of_slice = [
+            row
+            for row in measured.slices
+            if (row["slice"], row["metric"], row["category"], row["decoding"]) == (name, key, category, first)
+        ]
+        groups = [group for group in BUCKETS[name] if any(row["bucket"] == group for row in of_slice)]
+        found = {
+            one: {row["bucket"]: row for row in of_slice if row["method"] == one}
+            for one in methods
+            if any(row["method"] == one for row in of_slice)
+        }
+        if len(groups) > 1:
+            panels.append((title, groups, found))
+    if panels:
+        data = [row for _, _, found in panels for of_method in found.values() for row in of_method.values()]
+        figure = report_figures.bucket_plot(panels, f"{METRICS[key].name.lower()}, nats")
+        title = f"{METRICS[key].name} by group"
+        alt = f"{METRICS[key].name} of each method by length of history and by age of the last review"
+        yield "history-groups", (figure, title, alt, "Lines are 95 % intervals over the users of a group.", data)
+
+
+@dataclass(frozen=True)
+class AgainstTruth:
+    """What a synthetic world's exact effects say about the estimated ones and about the generated texts."""
+
+    pictures: Mapping[str, Picture]
+    facts: Sequence[tuple[str, str]]
+
+
+def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
+    """Compare with the exact effects of a synthetic world, and draw it; None for data without exact effects.
+
+    Args:
+        run: The run; everything but the evaluation is in its store.
+        measured: What was measured.
+    """
+    examples = measured.examples
+    try:
+        truths = truths_of(run)
+        by_word, _ = effect_pairs(run, examples, truths)
+        words = [truths[one.category].words(one.target.text, one.target.timestamp_ms) for one in examples]
+    except DataError:
+        return None
+    if not by_word:
+        return None
+    found = agreement(by_word, run.config.weights.delta)
+    bins = calibration(by_word)
+    facts = [
+        ("words that taste drew", f"{found['words']:,}"),
+        ("correlation r of estimated and exact effects", f"{found['pearson']:.2f}"),
+        (f"AUC for an exact effect above {run.config.weights.delta:g}", f"{found['auc']:.2f}"),
+    ]
+    pictures = {
+        "exact-effects": draw(
+            "exact-effects", report_figures.calibration_plot(bins), "Estimated against exact effects",
+            "Mean exact effect by mean estimated effect of groups of words, beside the line on which both are equal",
+            "Words in ten groups of equal number by their estimated effect, under the model that weights the training. "
+            "Points below the line: the estimate is too high.",
+            [{"estimated": one, "exact": other, "words": count} for one, other, count in bins],
+        )
+    }  # fmt: skip
+    if styles := [next((word.style for word in drawn), "") for drawn in words]:
+        pictures |= _style_figure(run, measured, styles)
+    return AgainstTruth(pictures, facts)
+
+
+def _style_figure(run: Run, measured: Measured, styles: Sequence[str]) -> dict[str, Picture]:
+    """Draw the share of taste words in the person's own style; empty where no text has a taste word."""
+    resampling: dict[str, Any] = {"samples": run.config.evaluate.bootstrap_samples, "seed": run.config.seed}
+
+    def share(texts: Sequence[str]) -> dict[str, Any] | None:
+        return own_style_share(texts, styles, measured.users, **resampling)
+
+    ceiling = share([example.target.text for example in measured.examples])
+    presets = preset_order(run.config.evaluate.decoding)
+    if ceiling is None or not presets:
+        return {}
+    rows = [
+        {"method": method, "history": history, "decoding": decoding, **found}
+        for history, sets in (
+            ("with what the method shows", measured.texts),
+            ("with a stranger's", measured.control_texts),
+        )
+        for (method, decoding), texts in sets.items()
+        if decoding == presets[0] and (found := share([texts[one.example_id] for one in measured.examples]))
+    ]
+    if not rows:
+        return {}
+    truth = {"method": "the users", "history": "", "decoding": "", **ceiling}
+    return {
+        "own-style": draw(
+            "own-style", report_figures.share_plot(rows, ceiling["value"], CHANCE), "Words in the person's own style",
+            "Share of the taste words in generated texts that are of the person's own style, for each method",
+            f"Of the words of taste in generated texts ({presets[0]} decoding), the share in the style of the person. The "
+            f"ceiling is what the users themselves have; a writer who does not know the person has {CHANCE:.0%}. Lines "
+            "are 95 % intervals over users.",
+            [*rows, truth],
+        )
+    }  # fmt: skip
+
+
+def truths_of(run: Run) -> dict[str, Truth]:
+    """Return the ground truth of each category of a synthetic world.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    return {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
+
+
+def effect_pairs(
+    run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return the estimated and the exact effect of each word that taste drew, and of each token.
+
+    Args:
+        run: The run; its effects are in the store.
+        examples: The examples whose true reviews are compared.
+        truths: As `truths_of` returns them.
+
+    Raises:
+        DataError: The ground truth is not that of these reviews.
+    """
+    folder = run.artifact(run.plan.effects).folder / "effects"
+    names = ("target_ids", "effect", "logp_factual", "logp_counterfactual")
+    ids, effects, factual, counterfactual = (column_by_example(folder, name) for name in names)
+    tokenizer = load_tokenizer(run.model)
+    by_word: list[tuple[float, float]] = []
+    by_token: list[tuple[float, float]] = []
+    for example in examples:
+        name, text = example.example_id, example.target.text
+        words = truths[example.category].words(text, example.target.timestamp_ms)
+        tokens = token_texts(tokenizer, ids[name])
+        by_token += zip(effects[name], exact_effects(words, text, tokens), strict=True)
+        by_word += word_effects(words, tokens, factual[name], counterfactual[name])
+    return by_word, by_token
 
 
 def report_of(
     run: Run,
-    rows: Sequence[Row],
-    comparisons: Sequence[Row],
-    settings: Mapping[str, Any],
+    measured: Measured,
     pictures: Mapping[str, Picture],
-    examples: Sequence[Example],
-    texts: Mapping[tuple[str, str], Mapping[str, str]],
+    truth: AgainstTruth | None = None,
     *,
-    slices: Sequence[Row] = (),
-    notes: Sequence[str] = (),
+    sentences: Sequence[str] = (),
 ) -> Report:
     """Return the content of the report of a run.
 
     Args:
         run: The run; everything but the evaluation is in its store.
-        rows: Rows of the schema `METRICS`.
-        comparisons: Rows of `tables.comparison_rows`.
-        settings: How the metrics are computed.
+        measured: What was measured.
         pictures: Figures by file name, as `figures_of` returns them.
-        examples: The measured examples.
-        texts: Generated texts, by method and preset and then by example.
-        slices: Rows of the schema `SLICES`.
-        notes: What else a reader must know, such as what was chosen on val.
+        truth: As `against_truth` returns it.
+        sentences: The verdict, as `verdict_of` returns it.
     """
-    config = run.config
+    config, rows, examples = run.config, measured.rows, measured.examples
     users = Counter(example.category for example in examples)
     sequences, weights = run.artifact(run.plan.ingest), run.artifact(run.plan.score)
     with expect_form(weights.location, "run `nextquill score --force`"):
@@ -109,38 +363,105 @@ def report_of(
             Cohort(name, part["users"], part["items"]["kept"], part["reviews"]["kept"], part["examples"])
             for name, part in stats["per_category"].items()
         ]
-        user_count = f"{stats['users']:,}"
+    record = provenance(datetime.now(UTC), ())
     return Report(
         title=f"NextQuill on {', '.join(raw.category for raw in config.ingest.inputs)}",
-        lead="What each method wrote for reviews it had never seen, held against what the users wrote.",
+        verdict=sentences,
+        about=list(_about(run, measured, record)),
         facts=[
-            ("users", user_count),
-            (f"{config.evaluate.split} examples", f"{len(examples):,}"),
+            *_headline(rows, config.train.method),
             ("tokens scored", f"{tokens:,}"),
             ("preference tokens", preferred),
-            *_headline(rows, config.train.method),
         ],
+        forests=[picture for name, picture in pictures.items() if name.startswith("differences-")],
+        downloads=_downloads(measured, config.train.method),
+        histories=list(_histories(rows)),
+        history_figures=[picture for name, picture in pictures.items() if name.startswith("history")],
+        truth_figures=list(truth.pictures.values()) if truth else [],
+        truth_facts=truth.facts if truth else [],
         config=_settings(run),
         stages=[_stage(run.artifact(step), step.name) for step in run.plan.stages if step.kind != "evaluate"],
         counts=counts,
         cohorts=cohorts,
         rows=rows,
-        comparisons=comparisons,
-        slices=slices,
+        comparisons=measured.comparisons,
+        slices=measured.slices,
         published=beside_published(rows),
         differences=setting_differences(config.model_dump(mode="json"), template=run.template.name, users=users),
         costs=costs_of(run),
         answers=answers_of(run),
-        settings=settings,
+        settings=measured.settings,
         scores_figures=[picture for name, picture in pictures.items() if name.startswith("metrics-")],
         effect_figures=[pictures["effects"]],
         tokens=_strongest_tokens(run),
         training=[_training(run.artifact(step), name) for name, step in run.plan.train.items()],
         training_figures=[pictures["training"]] if "training" in pictures else [],
-        cases=_cases(run, examples, texts),
-        notes=[*_notes(run), *notes],
-        commands=[str(sequences.manifest.provenance.get("command", ""))],
+        cases=_cases(run, examples, measured.texts),
+        notes=[*_notes(run), *measured.cautions, *measured.chosen],
+        commands=[str(record["command"])],
     )
+
+
+def _about(run: Run, measured: Measured, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the page is about, label and value.
+
+    Args:
+        run: The run.
+        measured: What was measured.
+        record: Provenance of this process, as of `storage.provenance`.
+    """
+    config = run.config
+    changed = ", with changes" if record["dirty"] else ""
+    yield "date", f"{datetime.fromisoformat(record['end']):%Y-%m-%d %H:%M} UTC"
+    yield "version", f"{record['code_version']}{changed}"
+    yield "machine", f"{record['host']}, {os.cpu_count()} CPU cores, {record['platform']}"
+    yield "base model", f"{config.model.name_or_path} ({config.model.dtype})"
+    yield "users", f"{len(set(measured.users)):,}"
+    yield f"{config.evaluate.split} reviews", f"{len(measured.examples):,}"
+    yield "training seeds", f"1 (seed {config.seed})"
+
+
+def _histories(rows: Sequence[Row]) -> Iterator[Histories]:
+    """Yield the log-likelihood of each method with own, no and another user's history, of the widest category.
+
+    The gains are differences of these log-likelihoods, so that those are the own one minus the gain.
+    """
+    category = widest(rows)
+    found = {(row["method"], row["metric"]): row["value"] for row in rows if row["category"] == category}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = found.get((method, LIKELIHOOD))
+        if own is not None:
+            none, stranger = (
+                None if (gain := found.get((method, key))) is None else own - gain
+                for key in (HISTORY_GAIN, PERSONAL_GAIN)
+            )
+            yield Histories(method, own, none, stranger)
+
+
+def _downloads(measured: Measured, method: str) -> list[Download]:
+    """Return the tables that the page offers as files: all scores, all comparisons, and those of the forest plots."""
+    tables: dict[str, tuple[str, Sequence[Row]]] = {
+        "differences.csv": ("These differences", list(shown_differences(measured.differences(method)))),
+        "scores.csv": ("All scores", measured.rows),
+        "comparisons.csv": ("All comparisons", measured.comparisons),
+        "slices.csv": ("Scores by group", measured.slices),
+    }
+    return [Download(name, title, _csv(rows)) for name, (title, rows) in tables.items() if rows]
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """Return rows as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+                for key, value in row.items()
+            }
+        )
+    return buffer.getvalue()
 
 
 def _headline(rows: Sequence[Row], method: str) -> Iterator[tuple[str, str]]:
@@ -270,10 +591,10 @@ def _strongest_tokens(run: Run) -> list[TokenEffect]:
 
 
 def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Case]:
-    """Return a few examples spread evenly over the split, with the texts of the last decoding preset."""
+    """Return a few examples spread evenly over the split, with the texts of the first preset of `preset_order`."""
     if not texts:
         return []
-    decoding = run.config.evaluate.decoding[-1]
+    decoding = preset_order(run.config.evaluate.decoding)[0]
     chosen = examples[:: max(1, len(examples) // CASES)][:CASES]
     return [
         Case(

@@ -26,12 +26,14 @@ class TrueWord:
         end: The character behind its last one.
         word: The word.
         effect: P(word | style, x, words before) − P(word | x, words before), see `world`.
+        style: The style of the writer; "" where the file does not say it.
     """
 
     start: int
     end: int
     word: str
     effect: float
+    style: str = ""
 
 
 class Truth:
@@ -53,7 +55,10 @@ class Truth:
         try:
             for line in path.read_bytes().splitlines():
                 row: dict[str, Any] = orjson.loads(line)
-                words = (TrueWord(*(span[name] for name in TrueWord.__slots__)) for span in row["spans"])
+                words = (
+                    TrueWord(*(span[name] for name in ("start", "end", "word", "effect")), span.get("style", ""))
+                    for span in row["spans"]
+                )
                 self._reviews.setdefault(row["timestamp"], []).append(tuple(words))
         except (OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
             raise DataError(f"the ground truth cannot be read ({error})", str(path), REMEDY) from None

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from nextquill_core.studies.study.effects import agreement, word_effects
+from nextquill_core.analysis.exact_effects import (
+    CHANCE,
+    STYLE_OF,
+    agreement,
+    calibration,
+    own_style_share,
+    word_effects,
+)
 from nextquill_core.synthetic.truth import TrueWord
 
 
@@ -35,3 +42,27 @@ def test_agreement_by_hand() -> None:
     assert found["words"] == 4
     assert agreement([(0.5, 0.0), (0.5, 0.3)], 0.05) == {"words": 2, "pearson": 0.0, "auc": 0.5}
     assert agreement([(0.1, 0.2), (0.2, 0.3)], 0.05)["auc"] == 0.5, "nothing to tell apart"
+
+
+def test_groups_of_words_by_estimate() -> None:
+    """Four words in two groups: the lower estimates 0.1 and 0.2, the higher 0.3 and 0.5."""
+    pairs = [(0.5, 0.6), (0.1, 0.0), (0.3, 0.2), (0.2, 0.1)]
+    assert calibration(pairs, 2) == [
+        (pytest.approx(0.15), pytest.approx(0.05), 2),
+        (pytest.approx(0.4), pytest.approx(0.4), 2),
+    ]
+    assert calibration([(0.1, 0.2)]) == [(0.1, 0.2, 1)]
+    assert calibration([]) == []
+
+
+def test_share_of_words_in_the_own_style() -> None:
+    """Three of four taste words are the writer's own; `the` and `plot` belong to no style."""
+    assert STYLE_OF["daring"] == "bold"
+    assert CHANCE == 0.25
+    texts = ["The plot was Daring, fierce and tender.", "moody"]
+    found = own_style_share(texts, ["bold", "dark"], ["u1", "u2"], samples=50, seed=1)
+    assert found is not None
+    assert (found["value"], found["words"]) == (0.75, 4)
+    assert found["ci_low"] == pytest.approx(2 / 3)
+    assert found["ci_high"] == 1
+    assert own_style_share(["nothing to see"], ["bold"], ["u1"], samples=50, seed=1) is None
