@@ -122,7 +122,7 @@ def account_table(sequences: Artifact) -> Table:
 
 
 def results_table(evaluation: Artifact, *, width: int) -> Iterator[Table | str]:
-    """Yield the verdict, a table of methods by metrics for each decoding preset and category, and notes on reading them.
+    """Yield the verdict, a table of methods by metrics for each preset and category, and notes on how to read them.
 
     Args:
         evaluation: Artifact of the evaluation.

@@ -19,7 +19,7 @@ from nextquill_core.synthetic.truth import TrueWord, token_spans
 STYLE_OF: Mapping[str, str] = {word: style.name for style in STYLES for word in (*style.praise, *style.complaint)}
 """The style of each taste word; no word belongs to two."""
 CHANCE = 1 / len(STYLES)
-"""The share of taste words in a person's own style if the writer does not know the person: all styles are as frequent."""
+"""The share of taste words in a person's own style if the writer knows nothing of the person."""
 
 
 def word_effects(

@@ -14,11 +14,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Preference token",
-        "A token (a word or a part of one) with an effect above the threshold δ. Training gives such tokens more weight.",
+        "A token (a word or a part of one) with an effect above the threshold δ. Training weights such tokens more.",
     ),
     (
         "Own, stranger's, no history",
-        "What a prompt shows beside the item: reviews of the user, reviews of another user of the same category, or none.",
+        "What a prompt shows beside the item: reviews of the user, of another user of the same category, or none.",
     ),
     (
         "Personal gain",
@@ -62,6 +62,6 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Ceiling", "The best that is possible: the share of words in their own style that the users themselves have."),
     (
         "AUC",
-        "How often an estimate puts a word with an exact effect above δ before one without: 0.5 is chance, 1 is always.",
+        "How often an estimate ranks a word with an exact effect above δ before another: 0.5 is chance, 1 is always.",
     ),
 )

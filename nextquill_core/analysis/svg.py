@@ -1,4 +1,4 @@
-"""Figures of matplotlib as SVG inside an HTML page: text stays text, and colours follow the page's light or dark scheme.
+"""Figures of matplotlib as SVG inside an HTML page: text stays text, and colours follow the page's scheme.
 
 matplotlib knows no CSS variables, so a figure is drawn in the colours of `figures` and each of them is replaced by a
 variable afterwards. The page sets the variables (`report_style.html.j2`), for screens in light and dark and for paper.
@@ -60,7 +60,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     drawn = re.sub(r">\s+<", "><", drawn)
     width, height = (72 * inches for inches in figure.get_size_inches())
     opening = f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {width:g} {height:g}" width="{width * SCALE:.0f}">'
-    return Markup(opening + drawn[drawn.index(">") + 1 :].strip())  # noqa: S704 - matplotlib escapes labels, `alt` is escaped
+    return Markup(opening + drawn[drawn.index(">") + 1 :].strip())  # noqa: S704 - labels and alt are escaped
 
 
 def _plain_tag(tag: str) -> str:

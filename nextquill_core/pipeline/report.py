@@ -126,8 +126,9 @@ def figures_of(run: Run, measured: Measured) -> dict[str, Picture]:
     for decoding in preset_order(one.decoding for one in found):
         shown = [one for one in found if one.decoding == decoding]
         add(
-            f"differences-{decoding}", report_figures.forest_plot(shown), f"{method} minus each reference, {decoding} decoding",
-            f"Forest plot of the differences of {method} to each reference, {decoding} decoding; the tables have the numbers",
+            f"differences-{decoding}", report_figures.forest_plot(shown),
+            f"{method} minus each reference, {decoding} decoding",
+            f"Forest plot of the differences of {method} to each reference, {decoding} decoding, with their numbers",
             "", list(shown_differences(shown)),
         )  # fmt: skip
     for decoding in preset_order(run.config.evaluate.decoding):
@@ -284,8 +285,8 @@ def _style_figure(run: Run, measured: Measured, styles: Sequence[str]) -> dict[s
         "own-style": draw(
             "own-style", report_figures.share_plot(rows, ceiling["value"], CHANCE), "Words in the person's own style",
             "Share of the taste words in generated texts that are of the person's own style, for each method",
-            f"Of the words of taste in generated texts ({presets[0]} decoding), the share in the style of the person. The "
-            f"ceiling is what the users themselves have; a writer who does not know the person has {CHANCE:.0%}. Lines "
+            f"Of the words of taste in generated texts ({presets[0]} decoding), the share in the style of the person. "
+            f"The ceiling is what the users themselves have; a writer who does not know the person has {CHANCE:.0%}. Lines "
             "are 95 % intervals over users.",
             [*rows, truth],
         )

@@ -56,7 +56,7 @@ class Truth:
             for line in path.read_bytes().splitlines():
                 row: dict[str, Any] = orjson.loads(line)
                 words = (
-                    TrueWord(*(span[name] for name in ("start", "end", "word", "effect")), span.get("style", ""))
+                    TrueWord(span["start"], span["end"], span["word"], span["effect"], span.get("style", ""))
                     for span in row["spans"]
                 )
                 self._reviews.setdefault(row["timestamp"], []).append(tuple(words))

@@ -76,8 +76,8 @@ def test_better_in_every_measure() -> None:
     )
     assert found == (
         "For these 60 users, nextquill is better than contextsft in Personal gain (+0.012 nats a token, 95 % interval "
-        "+0.003 to +0.021) and than qwen in Log-likelihood (+1.250 nats a token, +1.050 to +1.450) and ROUGE-1 (+0.150, "
-        "+0.130 to +0.170, sane decoding).",
+        "+0.003 to +0.021) and than qwen in Log-likelihood (+1.250 nats a token, +1.050 to +1.450) and ROUGE-1 "
+        "(+0.150, +0.130 to +0.170, sane decoding).",
         "Nothing that was measured is shown to be worse.",
     )
 
@@ -89,8 +89,8 @@ def test_what_is_not_shown_is_said_with_its_numbers() -> None:
     assert better.startswith("For these 60 users, nextquill is better than contextsft in Log-likelihood (+0.100")
     assert "ROUGE-1" not in better
     assert unclear == (
-        "Not shown is a difference in Personal gain against contextsft (+0.004, −0.002 to +0.010) and in ROUGE-1 against "
-        "contextsft (−0.001, −0.003 to +0.001), because the interval includes zero."
+        "Not shown is a difference in Personal gain against contextsft (+0.004, −0.002 to +0.010) and in ROUGE-1 "
+        "against contextsft (−0.001, −0.003 to +0.001), because the interval includes zero."
     )
 
 
