@@ -233,7 +233,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, title: str, *, base: str) -> None:
-    """Style a panel: only the spine at the base, and horizontal grid lines where the base is the bottom."""
+    """Style a panel: only the spine at the base, and horizontal grid lines where the base is the bottom.
+
+    Args:
+        axes: The panel.
+        title: Its title.
+        base: The side with a spine, `bottom` or `left`.
+    """
     axes.set_title(title, fontsize=10, fontweight="bold", color=INK, loc="left")
     if base == "bottom":
         axes.grid(axis="y", color=RULE, linewidth=0.7)

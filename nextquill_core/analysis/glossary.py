@@ -59,7 +59,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "Overlap of a generated text with the true review in words and word sequences. They reward the right words and "
         "say little about the person.",
     ),
-    ("Ceiling", "The best that is possible: the share of words in their own style that the users themselves have."),
+    (
+        "Ceiling",
+        "What the users themselves have, such as their share of words in their own style. A method that always takes "
+        "the likeliest word can lie above it: its texts are more uniform than those of the person.",
+    ),
     (
         "AUC",
         "How often an estimate ranks a word with an exact effect above δ before another: 0.5 is chance, 1 is always.",

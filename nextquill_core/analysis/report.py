@@ -306,7 +306,7 @@ def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _number(value: float | None, decimals: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{decimals}f}"
+    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _duration(seconds: float | None) -> str:

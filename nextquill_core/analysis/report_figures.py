@@ -24,8 +24,19 @@ from nextquill_core.analysis.figures import (
     dress,
     new_figure,
 )
+from nextquill_core.analysis.html import printable
 from nextquill_core.analysis.result_tables import signed
-from nextquill_core.analysis.verdict import BETTER, UNCLEAR, WORSE, Difference, metric_order
+from nextquill_core.analysis.verdict import (
+    BETTER,
+    GAINS,
+    LIKELIHOODS,
+    PREFERRED,
+    TEXTS,
+    UNCLEAR,
+    WORSE,
+    Difference,
+    metric_order,
+)
 from nextquill_core.evaluation.metrics import BLEU, LENGTH
 
 WIDTH = 4.6
@@ -37,7 +48,12 @@ MARKS = {BETTER: ("o", BLUE), WORSE: ("s", VERMILION), UNCLEAR: ("D", QUIET)}
 SERIES = (("o", BLUE), ("s", VERMILION), ("^", GREEN), ("D", PURPLE))
 MOST_REFERENCES = 6
 """References in a forest plot; the tables have all."""
-_TITLES = ("Personal and history gain, nats a token", "Likelihood of the true reviews, nats a token", "Generated texts")
+_TITLES = {
+    GAINS: "Gains by history, nats a token",
+    LIKELIHOODS: "Likelihood of the true reviews, nats a token",
+    PREFERRED: "The same on preference tokens alone",
+    TEXTS: "Generated texts",
+}
 
 
 def forest_panels(found: Sequence[Difference]) -> list[tuple[str, list[Difference]]]:
@@ -50,10 +66,8 @@ def forest_panels(found: Sequence[Difference]) -> list[tuple[str, list[Differenc
     """
     references = list(dict.fromkeys(one.reference for one in found))[:MOST_REFERENCES]
     shown = [one for one in found if one.reference in references and one.metric.table != LENGTH]
-    places = [{0: 0, 1: 0, 2: 1}.get(metric_order(one.metric)[0], 2) for one in shown]
     panels = [
-        (title, [one for one, place in zip(shown, places, strict=True) if place == number])
-        for number, title in enumerate(_TITLES)
+        (title, [one for one in shown if metric_order(one.metric)[0] == group]) for group, title in _TITLES.items()
     ]
     return [(title, members) for title, members in panels if members]
 
@@ -61,7 +75,7 @@ def forest_panels(found: Sequence[Difference]) -> list[tuple[str, list[Differenc
 def forest_plot(found: Sequence[Difference]) -> Figure:
     """Draw the differences of a method to its references: one line for each metric and reference, with its numbers.
 
-    Panels have axes of their own, because a difference of log-likelihoods to a model that knows nothing of the user is
+    Each panel has its axis, because a difference of log-likelihoods to a model that knows nothing of the user is
     far larger than all others. BLEU, which runs to 100, is divided by 100.
 
     Args:
@@ -90,6 +104,7 @@ def _forest_panel(axes: Axes, title: str, members: Sequence[Difference]) -> None
         axes.annotate(
             plain(name), (0, line), xycoords=("axes fraction", "data"), xytext=(-72, 0), textcoords="offset points",
             va="center", fontsize=8.5, fontweight="bold", color=INK,
+            bbox={"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
         line += 1
         for one in of_metric:
@@ -199,7 +214,7 @@ def calibration_plot(bins: Sequence[tuple[float, float, int]]) -> Figure:
     ends = [min(values) - margin, max(values) + margin]
     axes.plot(ends, ends, color=QUIET, linewidth=0.9, linestyle=(0, (3, 2)))
     axes.annotate(
-        "estimate = exact", (ends[1], ends[1]), xytext=(-4, -2), textcoords="offset points", ha="right", va="top",
+        "estimate = exact", (ends[1], ends[1]), xytext=(-26, -2), textcoords="offset points", ha="right", va="top",
         fontsize=8, color=QUIET,
     )  # fmt: skip
     axes.plot([one[0] for one in bins], [one[1] for one in bins], "o-", color=BLUE, markersize=5, linewidth=1.2)
@@ -239,7 +254,7 @@ def share_plot(rows: Sequence[Mapping[str, Any]], ceiling: float, chance: float)
         for row in (row for row in rows if row["history"] == kind):
             height = names.index(row["method"]) + 0.24 * number - 0.12 * (len(kinds) - 1)
             axes.plot([row["ci_low"], row["ci_high"]], [height] * 2, color=colour, linewidth=1.4)
-            axes.plot([row["value"]], [height], marker, color=colour, markersize=5)
+            axes.plot([row["value"]], [height], marker, color=colour, markersize=5, clip_on=False)
         axes.plot([], [], marker, color=colour, markersize=5, label=kind)
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
@@ -253,5 +268,5 @@ def share_plot(rows: Sequence[Mapping[str, Any]], ceiling: float, chance: float)
 
 
 def plain(name: str) -> str:
-    """Return a name whose dollar signs matplotlib does not take for a formula."""
-    return name.replace("$", r"\$")
+    """Return a name that matplotlib can draw, and whose dollar signs it does not take for a formula."""
+    return printable(name).replace("$", r"\$")

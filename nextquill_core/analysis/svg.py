@@ -59,8 +59,10 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     drawn = _TAG.sub(lambda found: _plain_tag(found[0]), drawn)
     drawn = re.sub(r">\s+<", "><", drawn)
     width, height = (72 * inches for inches in figure.get_size_inches())
-    opening = f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {width:g} {height:g}" width="{width * SCALE:.0f}">'
-    return Markup(opening + drawn[drawn.index(">") + 1 :].strip())  # noqa: S704 - labels and alt are escaped
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width * SCALE:.0f}"'
+    opening = f'<svg role="img" aria-label="{html.escape(alt)}" {size}>'
+    inside = drawn[drawn.index(">") + 1 :].strip()
+    return Markup(opening + inside)  # noqa: S704 - labels and alt are escaped
 
 
 def _plain_tag(tag: str) -> str:

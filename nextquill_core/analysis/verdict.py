@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from nextquill_core.analysis.result_tables import SIGNIFICANT, preset_order, signed, widest
 from nextquill_core.evaluation.metrics import (
+    GAIN,
     LENGTH,
     LIKELIHOOD,
     METRICS,
@@ -35,9 +36,10 @@ REFERENCES = {
 """The references of the verdict, the fairest first, with what each of them is."""
 EXPECTED = ("contextsft",)
 """References without which the verdict says that something is missing."""
+GAINS, LIKELIHOODS, PREFERRED, TEXTS, CUT = range(5)
+"""Groups of metrics in the order in which they are shown; `PREFERRED`: gains and likelihoods on preference tokens."""
 _LISTED = 4
 _PLACES = 3
-_FIRST = (PERSONAL_GAIN, "history_gain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,11 @@ class Difference:
 
 
 def metric_order(metric: Metric) -> tuple[int, int]:
-    """Return the place of a metric in lists of differences: gains, likelihoods, texts, then cut texts."""
+    """Return the place of a metric in lists of differences: its group, and its place in the table of metrics."""
     if not metric.judges_text:
-        group = 0 if metric.key in _FIRST else 1 if metric.key.endswith("gain") or "_gain_" in metric.key else 2
+        group = PREFERRED if metric.key.startswith("preference_") else GAINS if metric.table == GAIN else LIKELIHOODS
     else:
-        group = 4 if metric.table == LENGTH else 3
+        group = CUT if metric.table == LENGTH else TEXTS
     return group, list(METRICS).index(metric.key)
 
 
@@ -171,7 +173,7 @@ def _too_few(shown: Sequence[Difference], method: str, users: int) -> tuple[str,
     first = shown[0]
     return (
         f"{counted} too few to show anything about other users (at least {LEAST_USERS} are needed).",
-        f"On what was measured, {first.metric.name} of {method} minus that of {first.reference} is "
+        f"On what was measured, the {_name(first.metric)} of {method} minus that of {first.reference} is "
         f"{_number(first.value)}, which shows neither an advantage nor a harm.",
     )
 
@@ -198,7 +200,7 @@ def _not_shown(headlines: Sequence[Difference], missing: str) -> str:
         against = [
             f"{one.reference} ({_number(one.value)}, {_number(one.low)} to {_number(one.high)})" for one in of_metric
         ]
-        parts.append(f"in {of_metric[0].metric.name} against {_listed(against)}")
+        parts.append(f"in {_name(of_metric[0].metric)} against {_listed(against)}")
     sentence = ""
     if parts:
         why = (
@@ -234,7 +236,12 @@ def _missing(method: str, evaluated: Sequence[str]) -> str:
 
 def _measure(one: Difference) -> str:
     preset = f", {one.decoding} decoding" if one.metric.judges_text else ""
-    return f"{one.metric.name} ({one.numbers}{preset})"
+    return f"{_name(one.metric)} ({one.numbers}{preset})"
+
+
+def _name(metric: Metric) -> str:
+    """Return the name of a metric inside a sentence: only abbreviations have capital letters."""
+    return metric.name if metric.name[1:2].isupper() else metric.name[:1].lower() + metric.name[1:]
 
 
 def _number(value: float) -> str:

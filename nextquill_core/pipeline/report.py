@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -286,8 +287,8 @@ def _style_figure(run: Run, measured: Measured, styles: Sequence[str]) -> dict[s
             "own-style", report_figures.share_plot(rows, ceiling["value"], CHANCE), "Words in the person's own style",
             "Share of the taste words in generated texts that are of the person's own style, for each method",
             f"Of the words of taste in generated texts ({presets[0]} decoding), the share in the style of the person. "
-            f"The ceiling is what the users themselves have; a writer who does not know the person has {CHANCE:.0%}. Lines "
-            "are 95 % intervals over users.",
+            f"The ceiling is what the users themselves have, and more than it is too uniform; a writer who does not "
+            f"know the person has {CHANCE:.0%}. Lines are 95 % intervals over users.",
             [*rows, truth],
         )
     }  # fmt: skip
@@ -399,7 +400,7 @@ def report_of(
         training_figures=[pictures["training"]] if "training" in pictures else [],
         cases=_cases(run, examples, measured.texts),
         notes=[*_notes(run), *measured.cautions, *measured.chosen],
-        commands=[str(record["command"])],
+        commands=[_command(record["command"])],
     )
 
 
@@ -414,12 +415,18 @@ def _about(run: Run, measured: Measured, record: Mapping[str, Any]) -> Iterator[
     config = run.config
     changed = ", with changes" if record["dirty"] else ""
     yield "date", f"{datetime.fromisoformat(record['end']):%Y-%m-%d %H:%M} UTC"
-    yield "version", f"{record['code_version']}{changed}"
+    yield "version", f"{record['code_version'][:12]}{changed}"
     yield "machine", f"{record['host']}, {os.cpu_count()} CPU cores, {record['platform']}"
     yield "base model", f"{config.model.name_or_path} ({config.model.dtype})"
     yield "users", f"{len(set(measured.users)):,}"
     yield f"{config.evaluate.split} reviews", f"{len(measured.examples):,}"
     yield "training seeds", f"1 (seed {config.seed})"
+
+
+def _command(command: str) -> str:
+    """Return a command without the folder of its program."""
+    program, *arguments = command.split(" ", 1)
+    return " ".join([PurePath(program).name, *arguments])
 
 
 def _histories(rows: Sequence[Row]) -> Iterator[Histories]:

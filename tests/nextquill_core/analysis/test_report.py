@@ -230,7 +230,7 @@ def test_everything_given_is_shown(report: Report) -> None:
     for words in (
         "Two methods.",
         "tiny, 4 layers",
-        "-3.2500",
+        "−3.2500",
         "0.93",
         "a label",
         "Read with care.",
@@ -286,7 +286,9 @@ def test_likelihoods_are_told_once(report: Report) -> None:
     """They are the same under every preset, so they are no column of the presets' tables."""
     assert render(report).count("−3.1415") == 1
     assert "there are none among these" in render(report)
-    more = render(replace(report, rows=[*report.rows, row("nextquill", "preference_log_likelihood", -2.0)]))
+    more = render(
+        replace(report, rows=[*report.rows, row("nextquill", "preference_log_likelihood", -2.0, decoding="sane")])
+    )
     assert "there are none among these" not in more
     assert "Preference tokens: those under θ′. Their log-likelihood and gains are measured with care." in more
     assert '<abbr title="on tokens that stored effects chose' in more
@@ -366,7 +368,7 @@ def test_hostile_text_stays_text(report: Report) -> None:
         costs=[{**COST, "method": EVIL, "decoding": EVIL, "preparation": {EVIL: None}}],
         answers=[{**ANSWER, "method": EVIL, "decoding": EVIL}],
         settings={EVIL: {EVIL: EVIL}},
-        scores_figures=[draw(EVIL, Figure(), EVIL, EVIL, EVIL), picture("evil", EVIL)],
+        scores_figures=[draw(EVIL, Figure(), EVIL, EVIL, EVIL), picture("evil", EVIL[:90])],
         verdict=[EVIL],
         about=[(EVIL, EVIL)],
         forests=[draw("forest", Figure(), EVIL, EVIL, EVIL)],

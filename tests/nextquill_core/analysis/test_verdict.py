@@ -75,8 +75,8 @@ def test_better_in_every_measure() -> None:
         compared("rouge1", 0.15, 0.02, "qwen"),
     )
     assert found == (
-        "For these 60 users, nextquill is better than contextsft in Personal gain (+0.012 nats a token, 95 % interval "
-        "+0.003 to +0.021) and than qwen in Log-likelihood (+1.250 nats a token, +1.050 to +1.450) and ROUGE-1 "
+        "For these 60 users, nextquill is better than contextsft in personal gain (+0.012 nats a token, 95 % interval "
+        "+0.003 to +0.021) and than qwen in log-likelihood (+1.250 nats a token, +1.050 to +1.450) and ROUGE-1 "
         "(+0.150, +0.130 to +0.170, sane decoding).",
         "Nothing that was measured is shown to be worse.",
     )
@@ -86,10 +86,10 @@ def test_what_is_not_shown_is_said_with_its_numbers() -> None:
     better, unclear, _ = sentences(
         compared("log_likelihood", 0.1), compared("personal_gain", 0.004, 0.006), compared("rouge1", -0.001, 0.002)
     )
-    assert better.startswith("For these 60 users, nextquill is better than contextsft in Log-likelihood (+0.100")
+    assert better.startswith("For these 60 users, nextquill is better than contextsft in log-likelihood (+0.100")
     assert "ROUGE-1" not in better
     assert unclear == (
-        "Not shown is a difference in Personal gain against contextsft (+0.004, −0.002 to +0.010) and in ROUGE-1 "
+        "Not shown is a difference in personal gain against contextsft (+0.004, −0.002 to +0.010) and in ROUGE-1 "
         "against contextsft (−0.001, −0.003 to +0.001), because the interval includes zero."
     )
 
@@ -149,7 +149,7 @@ def test_the_order_of_differences() -> None:
     found = differences([*rows, compared("rouge1", 1.0, category="Movies")], "nextquill", 60)
     assert list(dict.fromkeys(one.decoding for one in found)) == ["sane", "paper"]
     assert list(dict.fromkeys(one.metric.key for one in found)) == [
-        "personal_gain", "preference_personal_gain", "log_likelihood", "rouge1", "rouge1_cut",
+        "personal_gain", "log_likelihood", "preference_personal_gain", "rouge1", "rouge1_cut",
     ]  # fmt: skip
     assert list(dict.fromkeys(one.reference for one in found)) == ["contextsft", "qwen", "bm25"]
     assert preset_order(["paper", "no", "sane", "paper"]) == ["sane", "paper", "no"]
@@ -169,5 +169,5 @@ def test_the_first_preset_is_judged_and_a_harm_in_any_preset_is_said() -> None:
     ]
     better, worse = sentences(*rows, compared("rouge1", -0.3, decoding="paper"))
     assert "better than contextsft in ROUGE-1" in better
-    assert worse.count("Log-likelihood") == 1, "it is the same under every preset"
+    assert worse.count("log-likelihood") == 1, "it is the same under every preset"
     assert worse.endswith("and ROUGE-1 (−0.300, −0.310 to −0.290, paper decoding).")
