@@ -65,6 +65,7 @@ def test_killed_in_training_the_same_command_completes(server: Server, config: P
     assert counted["lookups"] == {step.name: 1 for step in steps}, "a command looks up the state of each step once"
     assert "train nextquill: made in" in done.stderr
     assert "Small, paper decoding" in done.stdout
+    assert done.stdout.index(" users") < done.stdout.index("Small, gain by history"), "the verdict comes first"
     assert Path(done.stdout.splitlines()[-1].removeprefix("report: ")).is_file()
     assert next(store.glob("score/*/manifest.json")).stat().st_mtime_ns == scored
 

@@ -158,10 +158,10 @@ def test_gains_come_first_and_cut_answers_last(scores: ExampleScores) -> None:
     titles = [title for title, _ in shown_tables(rows)]
     assert titles == [
         "C, gain by history in nats a token, n = 2",
-        "C, paper decoding, n = 2",
         "C, sane decoding, n = 2",
-        "C, paper decoding, answers cut to the length of the true review, n = 2",
+        "C, paper decoding, n = 2",
         "C, sane decoding, answers cut to the length of the true review, n = 2",
+        "C, paper decoding, answers cut to the length of the true review, n = 2",
     ]
     first = next(table for _, table in shown_tables(rows))
     assert first.metrics[0].key == PERSONAL_GAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -85,8 +86,11 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     )
     results = read_results(whole.artifact(whole.plan.evaluate))
     assert results.cautions == [caution]
+    assert 1 <= len(results.verdict) <= 3
+    assert "For these 20 users" in results.verdict[0]
     short = result_markdown(results, "report.html")
     assert caution in short
+    assert short.index(results.verdict[0]) < short.index("sane decoding, n =") < short.index("paper decoding, n =")
     assert short.index("gain by history in nats a token") < short.index("paper decoding, n =")
     scored = read(whole, whole.plan.evaluate, "examples.parquet").to_pylist()
     assert all(row["rouge1_unicode"] == row["rouge1"] for row in scored if row["rouge1"] == 1)
@@ -94,6 +98,11 @@ def test_metrics_cover_methods_presets_and_measures(whole: Run) -> None:
     page = (folder / "report.html").read_text()
     assert "nextquill" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.index(html.escape(results.verdict[0])) < page.index("nextquill minus each reference, sane decoding")
+    assert "Against the exact effects" in page, "this world has a ground truth"
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert drawn >= {"differences-sane", "differences-paper", "history", "effects", "training", "exact-effects"}
+    assert drawn == {path.stem for path in (folder / "figures").glob("*.parquet")}
     assert (folder / "figures" / "effects.png").read_bytes().startswith(b"\x89PNG")
 
 
