@@ -80,13 +80,13 @@ class Difference:
         return f"{_number(self.value)}{unit}, {_number(self.low)} to {_number(self.high)}"
 
 
-def metric_order(metric: Metric) -> tuple[int, int]:
-    """Return the place of a metric in lists of differences: its group, and its place in the table of metrics."""
+def metric_order(metric: Metric) -> tuple[int, bool, int]:
+    """Return the place of a metric in lists of differences: its group, gains first in it, and its place in the table of metrics."""
     if not metric.judges_text:
         group = PREFERRED if metric.key.startswith("preference_") else GAINS if metric.table == GAIN else LIKELIHOODS
     else:
         group = CUT if metric.table == LENGTH else TEXTS
-    return group, list(METRICS).index(metric.key)
+    return group, metric.table != GAIN, list(METRICS).index(metric.key)
 
 
 def differences(comparisons: Sequence[Row], method: str, users: int, category: str | None = None) -> list[Difference]:
