@@ -6,11 +6,12 @@ The UI keeps a history for each key of an artifact, so runs on other data have o
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -155,12 +156,14 @@ def report_markdown(artifact: Artifact) -> str:
     """Return the report in short, with its figures and how to open the whole report.
 
     The figures are inlined, because a browser follows no link from a server's page to a file and the UI removes such
-    links.
+    links. Those of differences come first, and as many are shown as are not too large together.
     """
-    figures = [shard for shard in artifact.manifest.shards if shard.path.startswith("figures/")]
-    figures.sort(key=lambda shard: not shard.path.startswith("figures/metrics"))
-    if sum(shard.bytes for shard in figures) > MOST_FIGURES_BYTES:
-        figures = []
+    shards = [shard for shard in artifact.manifest.shards if PurePosixPath(shard.path).match("figures/*.png")]
+    shards.sort(
+        key=lambda shard: (not shard.path.startswith("figures/differences-sane"), "differences" not in shard.path)
+    )
+    sizes = itertools.accumulate(shard.bytes for shard in shards)
+    figures = [shard for shard, size in zip(shards, sizes, strict=True) if size <= MOST_FIGURES_BYTES]
     pictures = [
         f"![{Path(shard.path).stem}](data:image/png;base64,"
         f"{b64encode((artifact.folder / shard.path).read_bytes()).decode()})"

@@ -107,7 +107,9 @@ def draw(name: str, figure: Figure, title: str, alt: str, caption: str = "", dat
         caption: As for `Picture`.
         data: As for `Picture`.
     """
-    return Picture(title, alt, png(figure), inline_svg(figure, name, alt), caption, data)
+    drawn = png(figure)
+    figure.set_layout_engine("none")  # the layout stays as it is: finding it takes longest
+    return Picture(title, alt, drawn, inline_svg(figure, name, alt), caption, data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class Difference:
 
 
 def metric_order(metric: Metric) -> tuple[int, bool, int]:
-    """Return the place of a metric in lists of differences: its group, gains first in it, and its place in the table of metrics."""
+    """Return the place of a metric in lists of differences: its group, gains first, then its place in `METRICS`."""
     if not metric.judges_text:
         group = PREFERRED if metric.key.startswith("preference_") else GAINS if metric.table == GAIN else LIKELIHOODS
     else:
