@@ -7,21 +7,19 @@ browser opens a block when one of its users is chosen. A script builds the page 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from rich.console import Group
 from rich.text import Text
 
 from nextquill_core.analysis import token_colours
-from nextquill_core.analysis.html import page, printable
+from nextquill_core.analysis.html import page, printable, script
 from nextquill_core.analysis.token_colours import Unit, terminal_safe, terminal_text
 from nextquill_core.schemas import Example, Review
 
@@ -39,6 +37,7 @@ STOP_WORDS = frozenset(
 )
 BOILERPLATE_SHARE, BOILERPLATE_REVIEWS = 0.2, 20
 PAST_CHARS, BLOCK_USERS = 160, 100  # of a past review in the picker; users in one deflated block
+LARGEST_PICKER = 7_000_000  # bytes of all blocks, so that a page stays below 10 MB
 SCALE = 1000  # probabilities in the picker are whole numbers of 1/1000
 PREFERRED, PHRASE = "preferred", "phrase"
 
@@ -213,7 +212,7 @@ def example_html(explained: Sequence[ExplainedExample]) -> str:
         user=explained[0].example.user_id,
         examples=explained,
         scale=scale(),
-        **_script("token_keys.js.j2"),
+        **script("token_keys.js"),
     )
 
 
@@ -222,43 +221,69 @@ def example_terminal(explained: Sequence[ExplainedExample]) -> Group:
     return Group(*_terminal_parts(explained))
 
 
-def person_context(explained: Iterable[ExplainedExample]) -> dict[str, Any]:
-    """Return what `report_person.html.j2` shows: three users at once, and all of them in the picker.
+@dataclass(frozen=True)
+class People:
+    """What the report shows of single users.
+
+    Attributes:
+        chosen: `best`, `median` and `worst`, each with the mean gain of its user and the examples.
+        users: The names of all users, in the order of the blocks.
+        blocks: Deflated JSON of `BLOCK_USERS` users each, in base64.
+        settings: What the script needs to draw tokens as pages draw them.
+        scale: The legend of the colours.
+    """
+
+    chosen: Sequence[tuple[str, float, Sequence[ExplainedExample]]]
+    users: Sequence[str]
+    blocks: Sequence[str]
+    settings: Mapping[str, Any]
+    scale: Sequence[Unit]
+
+
+def people_of(explained: Iterable[ExplainedExample], methods: Sequence[str] = ()) -> People | None:
+    """Return three users to show at once, and all of them for the picker; None without examples.
+
+    Where all users do not fit into `LARGEST_PICKER`, the picker leaves out past reviews, and then all methods but the
+    first ones.
 
     Args:
-        explained: The measured examples; they are read one by one, and only those of the three users are kept.
-
-    Returns:
-        Values of the template. `person_script_hash` belongs into the page's content-security policy as `script-src`.
+        explained: The measured examples; all are kept in memory.
+        methods: The methods whose texts the picker keeps longest.
     """
-    gains: dict[tuple[str, str], list[float]] = {}
     kept: dict[tuple[str, str], list[ExplainedExample]] = {}
     for one in explained:
-        gains.setdefault(one.user, []).append(one.gain)
         kept.setdefault(one.user, []).append(one)
-    means = {user: sum(values) / len(values) for user, values in gains.items()}
+    if not kept:
+        return None
+    means = {user: sum(one.gain for one in examples) / len(examples) for user, examples in kept.items()}
     users = sorted(kept)
-    blocks = [
-        _deflated([[_compact(one) for one in kept[user]] for user in users[first : first + BLOCK_USERS]])
-        for first in range(0, len(users), BLOCK_USERS)
-    ]
     several = len({category for category, _ in users}) > 1
-    script = _script("token_keys.js.j2", "person_picker.js.j2")
-    return {
-        "people": [(name, means[user], kept[user]) for name, user in choose(means).items()],
-        "person_users": [f"{category} · {user}" if several else user for category, user in users],
-        "person_blocks": blocks,
-        "person_settings": json.dumps(
-            {
-                "block": BLOCK_USERS, "scale": SCALE, "growth": token_colours.GROWTH,
-                "strongest": token_colours.STRONGEST, "faintest": token_colours.FAINTEST,
-                "green": token_colours.GREEN, "red": token_colours.RED,
-            }
-        ),
-        "person_scale": scale(),
-        "person_script": script["script"],
-        "person_script_hash": script["script_hash"],
+    settings = {
+        "block": BLOCK_USERS, "scale": SCALE, "growth": token_colours.GROWTH, "strongest": token_colours.STRONGEST,
+        "faintest": token_colours.FAINTEST, "green": token_colours.GREEN, "red": token_colours.RED,
     }  # fmt: skip
+    return People(
+        chosen=[(name, means[user], kept[user]) for name, user in choose(means).items()],
+        users=[f"{category} · {user}" if several else user for category, user in users],
+        blocks=_blocks([kept[user] for user in users], methods),
+        settings=settings,
+        scale=scale(),
+    )
+
+
+def _blocks(users: Sequence[Sequence[ExplainedExample]], methods: Sequence[str]) -> list[str]:
+    """Return the users as deflated blocks, with as much detail as fits; the first block tells the size of all."""
+    parts = [users[first : first + BLOCK_USERS] for first in range(0, len(users), BLOCK_USERS)]
+    details: list[tuple[int, Sequence[str] | None]] = [(PAST_CHARS, None), (0, None), (0, methods[:2])]
+    for past_chars, shown in details:
+
+        def block(part: Sequence[Sequence[ExplainedExample]]) -> str:
+            return _deflated([[_compact(one, past_chars, shown) for one in examples] for examples in part])  # noqa: B023 - called here
+
+        first = block(parts[0])
+        if len(first) * len(users) / len(parts[0]) <= LARGEST_PICKER:
+            break
+    return [first, *map(block, parts[1:])]
 
 
 def scale() -> list[Unit]:
@@ -266,25 +291,23 @@ def scale() -> list[Unit]:
     return [Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)]
 
 
-def _script(*names: str) -> dict[str, str]:
-    """Return scripts of this package as one, and the hash that allows exactly it in a content-security policy."""
-    folder = files("nextquill_core.analysis")
-    text = "\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-    return {"script": text, "script_hash": f"sha256-{digest}"}
-
-
 def _deflated(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(printable(text).encode(), 9)).decode("ascii")
 
 
-def _compact(one: ExplainedExample) -> dict[str, Any]:
-    """Return an example as short JSON: title, facts, past reviews, tokens, and segments by method."""
+def _compact(one: ExplainedExample, past_chars: int, methods: Sequence[str] | None) -> dict[str, Any]:
+    """Return an example as short JSON: title, facts, past reviews, tokens, and segments by method.
+
+    Args:
+        one: The example.
+        past_chars: Characters of a past review; 0 leaves them out.
+        methods: The methods whose texts are kept; None keeps all.
+    """
     return {
         "t": one.title,
         "f": one.facts,
-        "p": [[_past_title(past), _shortened(past.text)] for past in one.history],
+        "p": [[_past_title(past), _shortened(past.text, past_chars)] for past in one.history if past_chars],
         "k": [  # by column, which deflates better
             [token.text for token in one.tokens],
             [round(SCALE * token.p_with) for token in one.tokens],
@@ -292,7 +315,11 @@ def _compact(one: ExplainedExample) -> dict[str, Any]:
             [round(token.weight, 3) for token in one.tokens],
             [int(token.preferred) for token in one.tokens],
         ],
-        "m": [[method, [_short(segment) for segment in segments]] for method, segments in one.marked()],
+        "m": [
+            [method, [_short(segment) for segment in segments]]
+            for method, segments in one.marked()
+            if methods is None or method in methods
+        ],
     }  # fmt: skip
 
 
@@ -305,8 +332,8 @@ def _past_title(past: Review) -> str:
     return " · ".join(filter(None, (past.item.title, rating, past.title)))
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= PAST_CHARS else f"{text[:PAST_CHARS].rstrip()} …"
+def _shortened(text: str, chars: int) -> str:
+    return text if len(text) <= chars else f"{text[:chars].rstrip()} …"
 
 
 def _terminal_parts(explained: Sequence[ExplainedExample]) -> Iterator[Any]:

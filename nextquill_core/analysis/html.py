@@ -25,8 +25,7 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None,
 
     Args:
         template: File name of the template.
-        filters: Filters beside `base64` and `pixels` (of PNG bytes), `visible` (of a token) and
-            `trusted` (of scripts of this package).
+        filters: Filters beside `base64` and `pixels` (of PNG bytes) and `visible` (of a token).
         values: Values by name; a missing one is an error.
     """
     environment = Environment(
@@ -40,21 +39,21 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]] | None = None,
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
         "pixels": pixels,
         "visible": visible,
-        "trusted": Markup,  # for scripts of this package alone
         **(filters or {}),
     }
     return printable(environment.get_template(template).render(**values))
 
 
-def script(name: str) -> dict[str, Markup]:
-    """Return a script of this package and its hash for the content policy, as the values `script` and `script_hash`.
+def script(*names: str) -> dict[str, Markup]:
+    """Return scripts of this package as one, and its hash for the content policy: values `script` and `script_hash`.
 
     Args:
-        name: File name of the script.
+        names: File names of the scripts.
     """
-    text = resources.files("nextquill_core.analysis").joinpath(name).read_text(encoding="utf-8").strip()
+    folder = resources.files("nextquill_core.analysis")
+    text = "\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-    return {"script": Markup(text), "script_hash": Markup(f"sha256-{digest}")}  # noqa: S704 - a file of this package
+    return {"script": Markup(text), "script_hash": Markup(f"sha256-{digest}")}  # noqa: S704 - files of this package
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,6 @@ any other script. Reviews and generated texts are untrusted, so every value is e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from nextquill_core.analysis.example_view import People
 from nextquill_core.analysis.figures import png
 from nextquill_core.analysis.glossary import GLOSSARY
 from nextquill_core.analysis.html import page, script
@@ -30,8 +30,6 @@ from nextquill_core.analysis.svg import inline_svg
 from nextquill_core.analysis.verdict import REFERENCES
 from nextquill_core.evaluation.metrics import GAIN, LENGTH, LIKELIHOOD, PREFERENCE_SETS, preference_key
 from nextquill_core.evaluation.tables import ALL, Row
-
-SHARED_WORDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +133,6 @@ class TokenEffect:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One test example: the request, the user's review, and the text of each method."""
-
-    title: str
-    request: str
-    reference: str
-    predictions: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Histories:
     """Log-likelihoods of the true reviews under one method with three histories, nats a token; None if not measured."""
 
@@ -179,7 +167,7 @@ class Report:
         history_figures: Figures on what the history adds.
         truth_figures: Figures on estimated and exact effects; empty for data without exact effects.
         truth_facts: Numbers on the same, label and value.
-        person: What the page shows of one person; None leaves it out.
+        person: Single users: three that a rule chooses, and a picker for all.
         config: The most important settings, name and value.
         stages: The artifacts of the run.
         counts: Row counts of the raw tables.
@@ -197,7 +185,6 @@ class Report:
         tokens: Tokens with the highest mean effect, in that order.
         training: Summaries of the trainings.
         training_figures: Figures of the trainings.
-        cases: Examples of generated texts.
         notes: What a reader must know to judge the numbers.
         commands: Commands that reproduce the page.
     """
@@ -213,7 +200,7 @@ class Report:
     history_figures: Sequence[Picture] = ()
     truth_figures: Sequence[Picture] = ()
     truth_facts: Sequence[tuple[str, str]] = ()
-    person: Any = None
+    person: People | None = None
     config: Sequence[tuple[str, str]] = ()
     stages: Sequence[Stage] = ()
     counts: Sequence[RowCount] = ()
@@ -231,7 +218,6 @@ class Report:
     tokens: Sequence[TokenEffect] = ()
     training: Sequence[Training] = ()
     training_figures: Sequence[Picture] = ()
-    cases: Sequence[Case] = ()
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
 
@@ -249,13 +235,12 @@ def render(report: Report) -> str:
         "slices": bucket_tables(report.slices),
         "controls": control_tables(report.slices),
         "preferences": _preferences(report),
-        "shared_segments": shared_segments,
         "all": ALL,
         "alpha": SIGNIFICANT,
         "glossary": GLOSSARY,
         "references": REFERENCES,
         "compared": {row[side] for row in report.comparisons for side in ("method", "reference")},
-        **script("report_script.js"),
+        **script("report_script.js", "token_keys.js", "person_picker.js"),
     }
     return page("report.html.j2", filters, report=report, **values)
 
@@ -273,38 +258,6 @@ def _preferences(report: Report) -> list[dict[str, Any]]:
         for name, ending in PREFERENCE_SETS.items()
         if (key := preference_key(LIKELIHOOD, name)) in report.settings
     ]
-
-
-def shared_segments(text: str, reference: str) -> list[tuple[str, bool]]:
-    """Cut a text into pieces, each with whether it is a run of three or more words that also occurs in the reference.
-
-    Case and punctuation are ignored; the joined pieces are the text.
-    """
-    words = list(re.finditer(r"\w+", text))
-    plain = [word.group().lower() for word in words]
-    known = set(_runs([word.lower() for word in re.findall(r"\w+", reference)]))
-    shared = [False] * len(words)
-    for start, run in enumerate(_runs(plain)):
-        if run in known:
-            shared[start : start + SHARED_WORDS] = [True] * SHARED_WORDS
-    pieces: list[tuple[str, bool]] = []
-    position = index = 0
-    while index < len(words):
-        if not shared[index]:
-            index += 1
-            continue
-        first = index
-        while index < len(words) and shared[index]:
-            index += 1
-        start, end = words[first].start(), words[index - 1].end()
-        pieces += [(text[position:start], False), (text[start:end], True)]
-        position = end
-    pieces.append((text[position:], False))
-    return [piece for piece in pieces if piece[0]]
-
-
-def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1)]
 
 
 def _number(value: float | None, decimals: int = 0) -> str:

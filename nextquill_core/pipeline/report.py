@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from nextquill_core.analysis import figures, report_figures
 from nextquill_core.analysis.effects_page import parts_of
 from nextquill_core.analysis.exact_effects import CHANCE, agreement, calibration, own_style_share, word_effects
+from nextquill_core.analysis.example_view import people_of
 from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
-    Case,
     Cohort,
     Download,
     Histories,
@@ -48,19 +48,18 @@ from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.pipeline.example import gather
 from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.pipeline.step import Step
-from nextquill_core.schemas import Example, Review, column_by_example
+from nextquill_core.schemas import Example, column_by_example
 from nextquill_core.synthetic.truth import Truth, exact_effects, truth_file
 from nextquill_core.tokens import token_texts
 from nextquill_core.training import curves
 from storage import Artifact, UserError, provenance
 from storage.stored_json import expect_form, read_lines
 from storage.tables import read_table
-
-CASES = 6
 
 
 @dataclass(frozen=True)
@@ -398,7 +397,7 @@ def report_of(
         tokens=_strongest_tokens(run),
         training=[_training(run.artifact(step), name) for name, step in run.plan.train.items()],
         training_figures=[pictures["training"]] if "training" in pictures else [],
-        cases=_cases(run, examples, measured.texts),
+        person=people_of(gather(run, examples), (config.train.method, *reference_order(config.evaluate.methods))),
         notes=[*_notes(run), *measured.cautions, *measured.chosen],
         commands=[_command(record["command"])],
     )
@@ -596,30 +595,3 @@ def _strongest_tokens(run: Run) -> list[TokenEffect]:
     tokenizer = load_tokenizer(run.model)
     top = stored_summary(run.artifact(run.plan.score)).top_tokens
     return [TokenEffect(tokenizer.decode([token.token_id]), token.mean_effect, token.count) for token in top]
-
-
-def _cases(run: Run, examples: Sequence[Example], texts: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Case]:
-    """Return a few examples spread evenly over the split, with the texts of the first preset of `preset_order`."""
-    if not texts:
-        return []
-    decoding = preset_order(run.config.evaluate.decoding)[0]
-    chosen = examples[:: max(1, len(examples) // CASES)][:CASES]
-    return [
-        Case(
-            title=example.example_id,
-            request=" · ".join(_request(example.target)),
-            reference=example.target.text,
-            predictions={method: texts[method, decoding][example.example_id] for method in run.config.evaluate.methods},
-        )
-        for example in chosen
-    ]
-
-
-def _request(target: Review) -> Iterator[str]:
-    """Yield what a prompt asked for: the item's title, the rating and the review's title, where the data have them."""
-    if target.item.title:
-        yield target.item.title
-    if target.rating is not None:
-        yield f"{target.rating:g} of 5"
-    if target.title:
-        yield target.title

@@ -1,4 +1,4 @@
-"""The command `explain`: the page of one person, the same in the terminal, and names that nobody has."""
+"""The command `explain`: the page of one person, the same in the terminal, and unknown names."""
 
 from __future__ import annotations
 
@@ -37,22 +37,26 @@ def test_one_person_is_a_page_and_colours_in_the_terminal(
     arguments = ("explain", "--config", config, "--user", user, "--item", example, "--output", page)
     assert nextquill(monkeypatch, *arguments) == 0
     shown = capsys.readouterr().out
-    assert user in shown and "The true review" in shown and str(page) in shown
+    assert all(words in shown for words in (user, "The true review", str(page)))
     html = page.read_text(encoding="utf-8")
-    assert user in html and "tokens-of-review" in html and "http" not in html.split("<body>")[1].split("<script")[0]
+    assert user in html
+    assert "tokens-of-review" in html
+    assert "http" not in html.split("<body>")[1].split("<script")[0]
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [(("--user", "nobody"), "no user 'nobody' in this run"), (("--item", "nothing"), "no example of the item")],
+    [(("--user", "unknown"), "no user 'unknown' in this run"), (("--item", "nothing"), "no example of the item")],
 )
 @pytest.mark.pipeline
-def test_a_name_that_nobody_has_is_one_line_with_near_names(
+def test_an_unknown_name_is_one_line_with_near_names(
     monkeypatch: Any, capsys: Any, config: Path, tmp_path: Path, option: tuple[str, str], words: str
 ) -> None:
     user, _ = train_example(config)
     page = tmp_path / "page.html"
     assert nextquill(monkeypatch, "explain", "--config", config, "--user", user, "--output", page, *option) == 2
     message = capsys.readouterr().err.strip()
-    assert words in message and "for instance" in message and len(message.splitlines()) == 1
+    assert words in message
+    assert "for instance" in message
+    assert len(message.splitlines()) == 1
     assert not page.exists()

@@ -9,10 +9,14 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from nextquill_core.analysis import example_view
 from nextquill_core.analysis.example_view import (
     PHRASE,
     PREFERRED,
@@ -24,10 +28,9 @@ from nextquill_core.analysis.example_view import (
     example_html,
     example_terminal,
     marks,
-    person_context,
+    people_of,
     preference_words,
 )
-from nextquill_core.analysis.html import page
 from nextquill_core.analysis.token_colours import Unit, terminal_safe
 from nextquill_core.schemas import Example, Item, Review
 
@@ -103,20 +106,35 @@ def test_texts_of_users_are_text_in_the_terminal() -> None:
     assert terminal_safe("a\rb") == "a\nb"
 
 
-def test_the_picker_has_every_user_and_allows_its_script() -> None:
-    context = person_context([explained(f"u{index:03}", index / 10) for index in range(103)])
-    assert len(context["person_blocks"]) == 2
-    blocks = [json.loads(zlib.decompress(base64.b64decode(block))) for block in context["person_blocks"]]
+def opened(blocks: Sequence[str]) -> list[Any]:
+    return [json.loads(zlib.decompress(base64.b64decode(block))) for block in blocks]
+
+
+def test_the_picker_has_every_user() -> None:
+    people = people_of([explained(f"u{index:03}", index / 10) for index in range(103)])
+    assert people
+    blocks = opened(people.blocks)
     assert [len(block) for block in blocks] == [100, 3]
     assert blocks[1][2][0]["k"][1:] == [[500, 800], [500, 500], [0.1, 0.9], [0, 1]]
-    assert [(name, examples[0].example.user_id) for name, _, examples in context["people"]] == [
+    assert len(blocks[0][0][0]["p"]) == 1
+    assert [(name, examples[0].example.user_id) for name, _, examples in people.chosen] == [
         ("best", "u102"),
         ("median", "u051"),
         ("worst", "u000"),
     ]
-    section = page("report_person.html.j2", **context)
-    assert "<img" not in section
-    assert "<noscript>" in section
-    script = section.rsplit("<script>", 1)[1].split("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert context["person_script_hash"] == f"sha256-{digest}"
+
+
+def test_a_picker_that_is_too_large_leaves_out_past_reviews_and_then_methods(monkeypatch: Any) -> None:
+    def shown(largest: int) -> tuple[int, list[str]]:
+        monkeypatch.setattr(example_view, "LARGEST_PICKER", largest)
+        people = people_of([replace(one, texts=dict.fromkeys("abc", EVIL))], ("c", "a", "b"))
+        assert people
+        ((found,),) = opened(people.blocks)[0]
+        return len(found["p"]), [method for method, _ in found["m"]]
+
+    one = explained("u", 0.1)
+    assert shown(10**6) == (1, ["a", "b", "c"])
+    whole = people_of([one])
+    assert whole
+    assert shown(len(whole.blocks[0])) == (0, ["a", "b", "c"])
+    assert shown(0) == (0, ["a", "c"])

@@ -7,16 +7,13 @@ import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from nextquill_core.analysis.example_view import people_of
 from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
-    Case,
     Cohort,
     Download,
     Histories,
@@ -28,10 +25,10 @@ from nextquill_core.analysis.report import (
     Training,
     draw,
     render,
-    shared_segments,
 )
 from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
 from tests.nextquill_core.analysis.rows import row
+from tests.nextquill_core.analysis.test_example_view import explained
 
 SLICE = {"slice": "history_length", "bucket": "8–15", "p_value": None, "p_adjusted": None}
 COST = {
@@ -59,7 +56,7 @@ ANSWER = {
     "longest_tokens": 2048,
 }
 EVIL = '</div><script>alert(1)</script><img src=http://evil.example/x onerror=go()> "it\'s" {{ 7*7 }} & \x00\x1b\ud800'
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -164,14 +161,7 @@ def report() -> Report:
         tokens=[TokenEffect(" chapters\n", 0.31, 1200)],
         training=[Training("nextquill", 600, 1_204_332, 3800.0, 2.8, 2.4, None)],
         training_figures=[picture("Curves")],
-        cases=[
-            Case(
-                "The Silent Patient",
-                "5 stars",
-                "I could not put it down.",
-                {"nextquill": "Could not put it down!", "qwen": ""},
-            )
-        ],
+        person=people_of([explained("U1", 0.25, "I could not put it down.")]),
         notes=["Read with care."],
         commands=["make run", "nextquill report --config demo.yaml"],
     )
@@ -199,7 +189,7 @@ def test_the_content_policy_names_the_one_script_by_its_hash(report: Report) -> 
         for tag, attributes in Page(html).tags
         if attributes.get("http-equiv") == "Content-Security-Policy"
     ]
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)  # those with a type are data
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy.split("; ") == [
         "default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'",
@@ -221,8 +211,9 @@ def test_a_table_is_offered_as_csv(report: Report) -> None:
     assert base64.b64decode(link.split(",")[1]).decode() == "method,value\nnextquill,0.2318\n"
 
 
-def test_the_slot_for_one_person_is_empty_without_a_person(report: Report) -> None:
-    assert "person" not in Page(render(report)).attributes("section", "id")
+def test_one_person_is_left_out_where_no_example_was_measured(report: Report) -> None:
+    assert people_of([]) is None
+    assert "person" not in Page(render(replace(report, person=None))).attributes("section", "id")
 
 
 def test_everything_given_is_shown(report: Report) -> None:
@@ -378,35 +369,17 @@ def test_hostile_text_stays_text(report: Report) -> None:
         truth_facts=[(EVIL, EVIL)],
         tokens=[TokenEffect(EVIL, 0.1, 1)],
         training=[Training(EVIL, 1, 1, 1)],
-        cases=[Case(EVIL, EVIL, EVIL, {EVIL: EVIL, "שלום": "ספר נפלא 😀"})],
+        person=people_of([explained(EVIL, 0.1, EVIL), explained("שלום", 0.2, "ספר נפלא 😀")]),
         notes=[EVIL],
         commands=[EVIL],
     )
     html = render(hostile)
     page = Page(html)
-    assert [tag for tag, _ in page.tags].count("script") == 1, "the page's own"
+    scripts = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert sorted(map(str, scripts)) == ["None", "application/json", "application/json", "text/plain"], "the page's own"
     assert all(source.startswith("data:") for source in page.attributes("img", "src"))
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "{{ 7*7 }}" in page.text
     assert "ספר נפלא 😀" in html
     html.encode("utf-8")
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", html)
-
-
-def test_shared_segments_by_hand() -> None:
-    """Runs of three words, whatever their case and punctuation; two words in common are not enough."""
-    assert shared_segments("Well, I could NOT put it away.", "I could not, put down") == [
-        ("Well, ", False),
-        ("I could NOT put", True),
-        (" it away.", False),
-    ]
-    assert shared_segments("a b x a b", "a b c") == [("a b x a b", False)]
-    assert shared_segments("", "a b c") == []
-
-
-@given(st.text("ab ,.", max_size=40), st.text("ab ,.", max_size=40))
-def test_shared_segments_keep_the_text(text: str, reference: str) -> None:
-    pieces = shared_segments(text, reference)
-    assert "".join(piece for piece, _ in pieces) == text
-    assert all(len(piece.split()) >= 1 for piece, shared in pieces if shared)
-    assert all(first[1] != second[1] for first, second in pairwise(pieces))

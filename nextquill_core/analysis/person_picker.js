@@ -1,5 +1,6 @@
 (() => {
   const by = (id) => document.getElementById(id);
+  if (!by('person-users')) return;
   const users = JSON.parse(by('person-users').textContent);
   const settings = JSON.parse(by('person-settings').textContent);
   const blocks = [...document.querySelectorAll('.person-block')];
