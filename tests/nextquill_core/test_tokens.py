@@ -22,6 +22,7 @@ from nextquill_core.prompts import PLAIN, Template, build_prompt, chat_template
 from nextquill_core.schemas import Example, Item, Review
 from nextquill_core.tokens import PairEncoder, UserTextTokenizer, control_tokens
 from tests.conftest import review, text
+from tests.effort import trials
 
 
 def encoder(tokenizer: Any, prompt: int = 4096, target: int = 512, **options: Any) -> PairEncoder:
@@ -320,7 +321,7 @@ def controls(tokenizer: Any) -> set[int]:
 
 
 @kinds
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=trials(60), deadline=None)
 @given(text=user_texts)
 def test_no_control_token_arises_from_text(kind: Callable[[], Any], text: str) -> None:
     (ids,) = UserTextTokenizer(kind()).encode([text])
@@ -328,7 +329,7 @@ def test_no_control_token_arises_from_text(kind: Callable[[], Any], text: str) -
 
 
 @kinds
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=trials(60), deadline=None)
 @given(text=user_texts | st.text(alphabet="aé☀\U0001f600 ß\n", max_size=8))
 def test_each_token_has_a_place_in_the_text(kind: Callable[[], Any], text: str) -> None:
     """Places follow each other and leave out nothing but blanks; ids are those of `encode`."""
@@ -358,7 +359,7 @@ def test_places_of_answers_end_with_the_stop_token_or_the_limit(
 
 
 @lossless
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=trials(60), deadline=None)
 @given(text=user_texts)
 def test_the_text_comes_back_as_it_was(kind: Callable[[], Any], text: str) -> None:
     text = text.replace("▁", "")  # SentencePiece's own sign for a blank
@@ -367,7 +368,7 @@ def test_the_text_comes_back_as_it_was(kind: Callable[[], Any], text: str) -> No
 
 
 @kinds
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=trials(30), deadline=None)
 @given(texts=st.lists(ordinary.map("".join), max_size=3))
 def test_ordinary_text_keeps_the_tokenizers_ids(kind: Callable[[], Any], texts: list[str]) -> None:
     expected = kind()(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -375,7 +376,7 @@ def test_ordinary_text_keeps_the_tokenizers_ids(kind: Callable[[], Any], texts: 
 
 
 @lossless
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=trials(30), deadline=None)
 @given(parts=ordinary)
 def test_the_copy_reads_ordinary_prompts_as_the_tokenizer_does(kind: Callable[[], Any], parts: list[str]) -> None:
     tokenizer, text = kind(), "".join(parts)
@@ -388,7 +389,7 @@ def test_the_copy_reads_ordinary_prompts_as_the_tokenizer_does(kind: Callable[[]
 
 
 @lossless
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=trials(30), deadline=None)
 @given(text=user_texts)
 def test_a_prompt_holds_the_control_tokens_of_its_template_and_no_others(kind: Callable[[], Any], text: str) -> None:
     tokenizer = kind()

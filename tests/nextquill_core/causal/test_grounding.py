@@ -18,6 +18,7 @@ from nextquill_core.records import Example, Item, Review, ShownAnswer
 from nextquill_core.schemas import EFFECTS
 from nextquill_core.tokens import PairEncoder, token_texts
 from tests.conftest import review, text
+from tests.effort import trials
 
 NOTHING = frozenset[str]()
 
@@ -149,7 +150,7 @@ def test_as_one_character_at_a_time(pieces: list[str], history: list[Review]) ->
     assert found == [*slow_marks("".join(pieces), pieces, history), False]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=trials(60), deadline=None)
 @given(seeds=st.lists(st.integers(0, 400), min_size=1, max_size=4), limit=st.sampled_from([120, 200, 4096]))
 def test_tokens_of_a_tokenizer_as_decoded(tiny_tokenizer: Any, seeds: list[int], limit: int) -> None:
     """What the encoder says of its tokens, against the text that each token decodes to."""

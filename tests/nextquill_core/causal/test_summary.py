@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from nextquill_core.causal.summary import EDGES, EffectsSummary, TopToken, summarise
 from nextquill_core.errors import DataError
 from nextquill_core.schemas import EFFECTS
+from tests.effort import trials
 
 Row = tuple[str, list[tuple[int, float, float]]]  # example id; (token, p with history, p without) of each token
 
@@ -187,7 +188,7 @@ TOKENS = st.lists(st.tuples(st.integers(0, 5), EIGHTHS, EIGHTHS), max_size=4)
 ANSWERS = st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 4), TOKENS), max_size=14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=trials(60), deadline=None)
 @given(
     ANSWERS, st.sampled_from([-0.2, 0.0, 0.05, 0.125, 0.3]), st.integers(1, 3), st.integers(0, 14), st.integers(1, 5)
 )

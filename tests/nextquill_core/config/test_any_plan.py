@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nextquill_core.config import Config, parse_config
 from nextquill_core.pipeline.run import Run
 from storage.errors import UserError
+from tests.effort import trials
 from tests.nextquill_core.config.test_operational import KEYS, merged, nested, value_for
 from tests.nextquill_core.config.test_yaml_text import VALUES, keys
 from tests.nextquill_core.pipeline.test_plan import every_step
@@ -22,7 +23,7 @@ OTHERS = [path for path, _, operational in KEYS if not operational and path not 
 ALWAYS = ("seed", "prompt.max_history", "prompt.max_prompt_tokens", "prompt.max_target_tokens", "weights.delta")
 """Keys that count whatever the others are."""
 FEW = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=trials(150), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 

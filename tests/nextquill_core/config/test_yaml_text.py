@@ -16,6 +16,7 @@ from nextquill_core.config import Config, load_config, parse_config
 from nextquill_core.config.base import Section
 from storage import canonical_json
 from storage.errors import UserError
+from tests.effort import trials
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
@@ -142,7 +143,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=trials(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(keys()), VALUES), min_size=1, max_size=3))
 def test_any_values_of_known_keys_give_a_config_or_one_line(chosen: list[tuple[tuple[str, ...], Any]]) -> None:
     values: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from nextquill_core.ingest.cohort import (
     second_core,
 )
 from tests.amazon import real_2023, write_2023
+from tests.effort import trials
 from tests.nextquill_core.ingest import reference
 from tests.nextquill_core.ingest.world import SMALL, World, item, plain_category, review
 
@@ -100,7 +101,7 @@ def agree(world: World, reviews: list[Any], items: list[Any], protocol: dict[str
     return len(wanted.sequences)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=trials(30), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     reviews=st.lists(REVIEWS, min_size=30, max_size=60),
     items=st.lists(ITEMS, max_size=8).map(lambda some: some + EVERY_ITEM[len(some) // 4 :]),
@@ -254,7 +255,7 @@ def plain(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return rows.sort("row").rename(NAMES).to_dicts()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=trials(150), deadline=None, derandomize=True)
 @example(numbers=[], thresholds=ProtocolConfig())
 @example(numbers=[(1, 1, 0, 1), (1, 1, 1, 2)], thresholds=ProtocolConfig())  # a repeat, and no user has enough
 @given(numbers=NUMBERS, thresholds=THRESHOLDS)
@@ -283,7 +284,7 @@ def test_the_first_core_agrees_with_the_reference(
     )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=trials(150), deadline=None, derandomize=True)
 @example(numbers=[], thresholds=ProtocolConfig())
 @given(numbers=NUMBERS, thresholds=THRESHOLDS)
 def test_the_second_core_and_the_published_splits_agree_with_the_reference(
@@ -408,7 +409,7 @@ def test_dates_out_of_order_or_without_the_protocol_are_refused() -> None:
 TIMES = st.lists(st.integers(1, 30), min_size=18, max_size=60)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=trials(25), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(times=TIMES, categories=st.integers(1, 2))
 def test_no_training_sample_is_younger_than_any_later_target(
     tmp_path_factory: pytest.TempPathFactory, times: list[int], categories: int

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nextquill_core.errors import DataError
 from nextquill_core.ingest import diagnosis
 from nextquill_core.ingest.diagnosis import same_if
+from tests.effort import trials
 from tests.nextquill_core.ingest.world import World, item, plain_category, review
 
 ITEMS = [item(f"i{i}") for i in range(8)]
@@ -40,7 +41,7 @@ STRICT = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=trials(40), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(reviews=REVIEWS, protocol=STRICT)
 def test_the_suggestion_holds(
     tmp_path_factory: pytest.TempPathFactory, reviews: list[Any], protocol: dict[str, Any]

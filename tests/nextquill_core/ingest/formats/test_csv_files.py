@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.formats import csv_files
 from nextquill_core.ingest.formats.values import FIRST_MS, LAST_MS, NULLS
+from tests.effort import trials
 from tests.nextquill_core.ingest.tables import (
     CANONICAL,
     FINE,
@@ -131,7 +132,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
 IDS = TEXT.filter(lambda text: text not in NULLS)
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=trials(60), deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     table=st.lists(
         st.tuples(IDS, IDS, st.floats(allow_nan=False, allow_infinity=False), TEXT, TEXT,
@@ -216,7 +217,7 @@ def test_a_header_of_another_dialect_names_the_option(
 SIGNS = st.text("\",;\\\n \t'ñx", max_size=8)
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=trials(60), deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     table=st.lists(st.tuples(IDS.filter(lambda text: "\r" not in text), SIGNS, SIGNS), min_size=1, max_size=4),
     delimiter=st.sampled_from([",", ";", "\t"]),

@@ -19,6 +19,7 @@ from nextquill_core.ingest.formats.json_parser import Parser
 from nextquill_core.ingest.formats.text_files import Block, read_blocks
 from nextquill_core.ingest.formats.values import ValueRules
 from nextquill_core.ingest.sources import Amazon2014, Amazon2018, Amazon2023, source
+from tests.effort import trials
 from tests.nextquill_core.ingest.world import (
     item,
     lines,
@@ -107,7 +108,7 @@ def test_the_outcome_of_a_line_depends_on_no_other(
 ) -> None:
     examples = 60 if keys in (list(KEYS.values()), ["i", "d", "n"]) else 15
 
-    @settings(max_examples=examples, deadline=None)
+    @settings(max_examples=trials(examples), deadline=None)
     @given(lines=st.lists(objects(keys), min_size=1, max_size=8), chunk=st.integers(1, 4))
     def holds(lines: list[bytes], chunk: int) -> None:
         monkeypatch.setattr(json_parser, "CHUNK_LINES", chunk)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextquill_core.ingest.formats.values import NULL_NUMBERS, NULLS, InvalidValueError, Role, ValueRules, convert
+from tests.effort import trials
 
 NOON = 1530964800000  # 2018-07-07 12:00 UTC: 17,719 days and a half
 UNFIT = object()
@@ -168,7 +169,7 @@ COLUMNS = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=trials(300), deadline=None)
 @given(
     column=st.one_of(COLUMNS),
     role=st.sampled_from(["id", "rating", "count", "text", "list", "time"]),
