@@ -4,11 +4,14 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Some images set this variable, and then each of the many processes compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A file's tests run one after the other, since they share what took long to make, and two files at a time, since many
 # tests start servers and ranks; tests/conftest.py puts the longest files first. The fast tests keep all cores busy to
 # the end.
 TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
-FAST := $(BIN)/python -m pytest --dist worksteal
+FAST := NEXTQUILL_QUICK_TESTS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m pytest --dist worksteal
 
 PROSE := flows tasks nextquill_core storage tests benchmarks scripts docs deploy README.md CONTRIBUTING.md
 
