@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from nextquill_core.environment import set_torch_variables
 from nextquill_core.schemas import Example, Item, Review
+from tests.effort import trials
 from tests.forked import REPO as REPO
 from tests.prefect_server import server as server
 
@@ -47,6 +50,8 @@ WORDS = [
     "bright",
 ]
 
+settings.register_profile("effort", max_examples=trials(settings.default.max_examples))
+settings.load_profile("effort")
 
 STARTS = ("flow", "ranks", "process", "slurm", "pipeline")
 
@@ -61,6 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         costs[item.path] += 50 if any(map(item.get_closest_marker, STARTS)) else 1
     items.sort(key=lambda item: -costs[item.path])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Exempt the imported libraries from garbage collection: they live to the end, and a walk over them takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
