@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,22 +226,31 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def base(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    # Under these settings as many keys as possible have an effect.
-    monkeypatch.chdir(tmp_path)  # relative paths are made here
-    for name in ("NEXTQUILL_PSEUDONYM_KEY", "OTHER_KEY"):
-        monkeypatch.setenv(name, "a secret of more than sixteen bytes")
-    settings = small_config(small_world, tmp_path).model_dump(mode="json")
-    add_package(tmp_path / "added", monkeypatch, "added", "", "nextquill.metrics", {"another": "added:another"})
-    return merged(
-        settings,
-        {"model": {"name_or_path": "org/name-base"}, "evaluate": {"methods": list(METHODS), "control": "stranger"}},
-    )
+@pytest.fixture(scope="module")
+def base(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Settings under which as many keys as possible have an effect."""
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)  # relative paths are made here
+        for name in ("NEXTQUILL_PSEUDONYM_KEY", "OTHER_KEY"):
+            monkeypatch.setenv(name, "a secret of more than sixteen bytes")
+        settings = small_config(small_world, folder).model_dump(mode="json")
+        add_package(folder / "added", monkeypatch, "added", "", "nextquill.metrics", {"another": "added:another"})
+        changes = {
+            "model": {"name_or_path": "org/name-base"},
+            "evaluate": {"methods": list(METHODS), "control": "stranger"},
+        }
+        yield merged(settings, changes)
 
 
 def fingerprints(settings: dict[str, Any]) -> dict[str, str]:
     return {step.name: step.fingerprint for step in every_step(Run(Config.model_validate(settings)).plan)}
+
+
+@functools.cache
+def fingerprints_of_base(settings: str) -> dict[str, str]:
+    """Return the fingerprints of settings in JSON; most tests change one key of the same settings."""
+    return fingerprints(json.loads(settings))
 
 
 def moved(base: dict[str, Any], path: str, value: Any) -> set[str]:
@@ -254,7 +264,7 @@ def moved(base: dict[str, Any], path: str, value: Any) -> set[str]:
     for prefix, further in CONTEXT.items():
         if path.startswith(prefix):
             base = merged(base, further)
-    before, after = fingerprints(base), fingerprints(merged(base, nested(path, value)))
+    before, after = fingerprints_of_base(json.dumps(base)), fingerprints(merged(base, nested(path, value)))
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
