@@ -107,6 +107,7 @@ def test_every_data_file_damaged_in_every_way(root: Path) -> None:
     hold("a data file of a store damaged", chosen(range(len(files) * len(WAYS)), few=16), trial)
 
 
+@pytest.mark.pipeline
 def test_files_of_the_real_stages_damaged(small_world: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
     run_stages(small_world, root)

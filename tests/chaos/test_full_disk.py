@@ -62,6 +62,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.pipeline
 def test_the_real_stages_on_a_full_disk(small_world: Path, small_disk: Path) -> None:
     """The disk grows in steps; each run ends in one line or gets further than the one before."""
     store = small_disk / "store"

@@ -22,8 +22,9 @@ from storage.stored_json import read_checked
 from tests.chaos.hostile import documents
 from tests.chaos.trials import TRIALS
 from tests.chaos.work import NUMBERS, POINTER, SQUARES, SUM, UNUSED, Work
+from tests.effort import trials
 
-EXAMPLES = TRIALS * 20 or 40
+EXAMPLES = TRIALS * 20 or trials(40)
 Reader = Callable[[Path], object]
 
 

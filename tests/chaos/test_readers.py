@@ -86,6 +86,7 @@ def watch_commits(root: Path) -> Counter[tuple[str, str]]:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("exchange", [True, False], ids=["names exchanged", "names not exchanged"])
 def test_no_reader_disturbs_a_writer_or_is_misled_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool

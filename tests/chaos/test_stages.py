@@ -18,6 +18,8 @@ from tests.chaos.pipeline import run_stages
 from tests.chaos.trials import SEED, chosen, hold
 from tests.chaos.work import contents, leftovers
 
+pytestmark = pytest.mark.pipeline
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -37,6 +37,7 @@ def test_passwords_come_from_files_that_git_never_sees(services: dict[str, Any])
     assert not [name for name in written if "PASSWORD" in name or "AUTH" in name]
 
 
+@pytest.mark.process
 def test_prefect_puts_the_password_into_the_url_itself(services: dict[str, Any], tmp_path: Any) -> None:
     settings = services["server"]["environment"]
     url = settings["PREFECT_API_DATABASE_CONNECTION_URL"].replace("$$", "$")  # as compose reads it

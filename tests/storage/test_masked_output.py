@@ -34,6 +34,7 @@ raise RuntimeError("at the end: Bearer {S}")
 """
 
 
+@pytest.mark.process
 def test_records_tracebacks_and_warnings_are_masked(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(CODE)
     # The lines of code are quoted in tracebacks, and the secret in them is masked too.

@@ -82,6 +82,7 @@ def _hold(root: Path) -> None:
         time.sleep(60)
 
 
+@pytest.mark.process
 def test_one_writer_at_a_time_and_a_killed_one_frees_the_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
     writer = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path,))

@@ -144,6 +144,7 @@ def test_commands_that_only_read_need_no_writable_store_but_a_folder(
     assert nextquill(monkeypatch, "status", "--config", config, "--store", "/proc/nextquill") == 0
 
 
+@pytest.mark.process
 def test_the_first_lines_are_printed_before_heavy_imports(config: Path) -> None:
     """The command is stopped at the point where it would load Prefect."""
     code = (
@@ -211,6 +212,7 @@ def test_a_stage_without_its_input_is_refused_before_prefect_starts(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.process
 def test_an_unreachable_hub_is_one_line_within_seconds(config: Path) -> None:
     make_all(Run(load_config(config)))  # ingest is up to date, so the model is what a run needs next
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(config.parent / "hf")}
@@ -253,6 +255,7 @@ def test_help_groups_the_commands(monkeypatch: Any, capsys: Any) -> None:
     assert at[2] < shown.index("│ verify ") < at[3]
 
 
+@pytest.mark.process
 def test_help_answers_within_a_second_without_heavy_imports() -> None:
     code = (
         "import sys, flows.cli.main; sys.argv = ['nextquill', '--help']\n"

@@ -25,6 +25,7 @@ from tests.world import small_settings, write_config
 HEAVY = ("matplotlib", "numpy", "polars", "prefect", "pyarrow", "torch", "transformers")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--json"], ["--all"], ["--all", "--json"], ["--set", "seed=7"]], ids=str)
 def test_status_imports_no_heavy_library(small_world: Path, tmp_path: Path, options: list[str]) -> None:
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))

@@ -246,6 +246,7 @@ def test_folder_holds_real_files_and_is_reused(tmp_path: Path, source: Path) -> 
     assert corpus.stat().st_mtime_ns == before
 
 
+@pytest.mark.process
 def test_two_processes_at_once_make_one_folder(tmp_path: Path, source: Path) -> None:
     code = "import sys; from pathlib import Path; "
     code += "from nextquill_core.evaluation.text_metrics import build_data_folder as b; "

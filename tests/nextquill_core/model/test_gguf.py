@@ -35,6 +35,7 @@ def test_metadata_and_shapes_are_those_that_the_package_reads(file: Path) -> Non
     assert header.metadata["tokenizer.ggml.tokens"] == vocabulary()[0]
 
 
+@pytest.mark.process
 def test_it_needs_neither_torch_nor_the_package(file: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from nextquill_core.model.gguf import read_header\n"

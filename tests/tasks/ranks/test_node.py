@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tasks.ranks.node import launcher_command
 from tests.tasks.ranks.test_launch import order
 
@@ -21,6 +23,7 @@ def test_the_command_names_ranks_and_order(tmp_path: Path) -> None:
     assert command[-3:] == ["--module", "nextquill_core.training.worker", str(tmp_path / "order.json")]
 
 
+@pytest.mark.process
 def test_a_host_that_cannot_see_the_store_is_one_line(tmp_path: Path) -> None:
     path = order(tmp_path)
     node = [sys.executable, "-m", "tasks.ranks.node", str(tmp_path / "elsewhere.json"), "--port=1"]

@@ -142,6 +142,7 @@ def read_alone(path: Path) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.process
 def test_blank_lines_cost_no_memory(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "r.jsonl.gz", "wb", compresslevel=1) as file:
         file.write(LINE + b"\n" * (48 << 20) + LINE)
@@ -150,6 +151,7 @@ def test_blank_lines_cost_no_memory(tmp_path: Path) -> None:
     assert megabytes < 500  # 4,000 where a blank line costs 80 bytes
 
 
+@pytest.mark.process
 def test_short_bad_lines_come_in_small_batches(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(LINE + b"bad\n" * 1_000_000)
     rows, bad, blank, megabytes = read_alone(tmp_path / "r.jsonl")

@@ -75,6 +75,7 @@ def test_several_files_are_one_category(tmp_path: Path) -> None:
     assert [world.table(name, tmp_path / "parts") for name in ("sequences", "examples", "items")] == tables
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [

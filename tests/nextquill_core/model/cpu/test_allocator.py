@@ -36,6 +36,7 @@ def page_faults(asks: bool) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.process
 def test_memory_that_was_given_back_is_not_cleared_again() -> None:
     cleared = page_faults(asks=False)
     assert cleared > 10_000  # 4 kB each
