@@ -25,6 +25,7 @@ from nextquill_core.evaluation.metrics import (
     sentence_bleu,
 )
 from nextquill_core.evaluation.text_metrics import Letters, bleu_of_sums, load_wordnet, rouge, word_tokenize
+from tests.effort import trials
 
 WORDS = ["the", "a", "cat", "sat", "on", "book", "was", "wonderful", "marvelous,", "it's", "Great.", "😀", "ספר", "3.5"]
 VALUES = ("rouge1", "rougeL", "meteor", "bleu", "length_ratio")  # what texts alone give
