@@ -358,13 +358,14 @@ def _difference(row: Row | None) -> Cell:
     return Cell(signed(value, decimals), f"[{low}, {high}]", row["p_adjusted"] < SIGNIFICANT)
 
 
-def _p_value(row: Row) -> str:
+def p_value_text(row: Row) -> str:
+    """Return a comparison's p-value after correction as shown, such as `p = 0.012`."""
     value = row["p_adjusted"]
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _detail(row: Row | None) -> str:
-    return "" if row is None else f"{_p_value(row)}, wins {100 * row['win_rate']:.0f} %"
+    return "" if row is None else f"{p_value_text(row)}, wins {100 * row['win_rate']:.0f} %"
 
 
 def _bucket_table(name: str, decoding: str, category: str, metric: Metric, rows: Sequence[Row]) -> BucketTable:
@@ -384,7 +385,7 @@ def _bucket_table(name: str, decoding: str, category: str, metric: Metric, rows:
 
 def _control_cell(metric: Metric, own: Row | None, stranger: Row | None, test: Row | None) -> ControlCell:
     values = [NOTHING if row is None else metric.text(row["value"]) for row in (own, stranger)]
-    return ControlCell(_difference(test), "" if test is None else _p_value(test), *values)
+    return ControlCell(_difference(test), "" if test is None else p_value_text(test), *values)
 
 
 def _best_of(metric: Metric, rows: Sequence[Row]) -> str | None:

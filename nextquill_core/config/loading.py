@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from nextquill_core.config.base import OPERATIONAL, Section
+from nextquill_core.config.base import OPERATIONAL, Section, section_of
 from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.messages import SEE, explained, first_error
@@ -204,3 +204,13 @@ def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[st
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, Section):
                 yield from known_keys(kind, f"{prefix}{name}.")
+
+
+def operational_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every key and section that says how a stage runs and not what it makes."""
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("operational"):
+            yield prefix + name
+        elif (inner := section_of(field)) is not None:
+            yield from operational_keys(inner, f"{prefix}{name}.")

@@ -233,6 +233,19 @@ def known_metrics(keys: Iterable[str]) -> tuple[Metric, ...]:
     return tuple(METRICS[key] for key in dict.fromkeys(keys) if key in METRICS)
 
 
+def on_same_tokens(key: str, counts: ArrayLike, other: ArrayLike) -> bool:
+    """Return whether two measurements of a metric can be compared: on the same tokens, or of generated texts.
+
+    Args:
+        key: The metric.
+        counts: Statistics of the first measurement, one row per example or user, shape (…, K).
+        other: Statistics of the second one, of the same examples or users.
+    """
+    if METRICS[key].judges_text:
+        return True
+    return np.array_equal(np.asarray(counts)[..., -1], np.asarray(other)[..., -1])
+
+
 _MEANS: tuple[Statistic, ...] = (ratio_of_sums, difference_of_ratios)
 """Statistics that divide by the last sum, which is 0 where there is nothing to measure."""
 

@@ -78,7 +78,7 @@ def metric_rows(
     """
     rows = []
     for category, members in category_groups(scores, users, categories).items():
-        for key, found in _resampled(scores, users, members, samples, seed).items():
+        for key, found in resampled_values(scores, users, members, samples, seed).items():
             chosen = scores[key].take(members)
             for metric, values in found.items():
                 interval = interval_of(chosen.value(metric), values.resampled)
@@ -137,7 +137,7 @@ def comparison_rows(
     largest = max(shown_in.values(), default=0) * max(map(len, families.values()), default=0)
     rows: list[dict[str, Any]] = []
     for category, members in category_groups(scores, users, categories).items() if largest else ():
-        found = _resampled(scores, users, members, max(samples, SAMPLES_A_COMPARISON * largest), seed)
+        found = resampled_values(scores, users, members, max(samples, SAMPLES_A_COMPARISON * largest), seed)
         for decoding, table in product(families, shown_in):
             family: list[dict[str, Any]] = [
                 {
@@ -146,7 +146,7 @@ def comparison_rows(
                     "category": category,
                     "decoding": decoding,
                     "metric": metric,
-                    **_comparison(values, found[other, decoding][metric]),
+                    **comparison_values(values, found[other, decoding][metric]),
                     "n": len(members),
                 }
                 for method, other in families[decoding]
@@ -274,10 +274,18 @@ def category_groups(
     return groups if len(groups) == 1 else {**groups, ALL: np.arange(len(named))}
 
 
-def _resampled(
+def resampled_values(
     scores: Mapping[Key, ExampleScores], users: Sequence[str], members: NDArray[np.intp], samples: int, seed: int
 ) -> dict[Key, dict[str, Values]]:
-    """Return the values of users and resamples by method and metric, all from the same draws."""
+    """Return the values of users and resamples by method and metric, all from the same draws.
+
+    Args:
+        scores: As for `metric_rows`.
+        users: As for `metric_rows`.
+        members: Positions of the examples that are measured.
+        samples: Number of resamples of users.
+        seed: Seed of the draws, which otherwise depend on the numbers of users and resamples only.
+    """
     chosen = [users[index] for index in members]
     taken = {key: result.take(members) for key, result in scores.items()}
     sums = {
@@ -293,7 +301,13 @@ def _resampled(
     return found
 
 
-def _comparison(mine: Values, theirs: Values) -> dict[str, float]:
+def comparison_values(mine: Values, theirs: Values) -> dict[str, float]:
+    """Return a comparison of two methods as columns: difference, ci_low, ci_high, p_value and win_rate.
+
+    Args:
+        mine: The first method.
+        theirs: The second method, which is subtracted, resampled with the same draws of users.
+    """
     result = compare_values(mine, theirs)
     return {
         "difference": result.difference.value,

@@ -23,8 +23,9 @@ from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, SLICES, Example, column_by_example
 from nextquill_core.tokens import token_texts
-from storage import Artifact, Staging, write_json, write_text
+from storage import Artifact, Staging, UserError, write_json, write_text
 from storage.stored_json import read_checked
+from storage.tables import read_table
 
 if TYPE_CHECKING:
     from nextquill_core.analysis.report import Picture
@@ -327,6 +328,23 @@ def read_results(evaluation: Artifact) -> Results:
         document.get("chosen_on_val", {}),
         document.get("verdict", []),
     )
+
+
+def read_scores(evaluation: Artifact) -> tuple[list[str], dict[Key, ExampleScores]]:
+    """Return the ids of the examples of an evaluation, and the scores of each method and decoding preset.
+
+    Raises:
+        UserError: An earlier version made the evaluation, or its file is damaged.
+    """
+    from nextquill_core.evaluation.tables import scores_of_statistics
+
+    files = evaluation.files(STATISTICS_FILE)
+    if not files:
+        remedy = "run `nextquill evaluate --force` with its config, or remove it"
+        raise UserError(
+            "an earlier version made this evaluation, without the scores of examples", evaluation.location, remedy
+        )
+    return scores_of_statistics(read_table(files[0]))
 
 
 def result_tables(

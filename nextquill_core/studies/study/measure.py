@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nextquill_core.errors import UserError
-from nextquill_core.evaluation.metrics import METRICS, ExampleScores
+from nextquill_core.evaluation.metrics import METRICS, ExampleScores, on_same_tokens
 from nextquill_core.evaluation.significance import (
     Floats,
     Statistic,
@@ -25,12 +24,11 @@ from nextquill_core.evaluation.significance import (
     user_sums,
     values_of,
 )
-from nextquill_core.evaluation.tables import NO_TEXTS, corrected, scores_of_statistics
-from nextquill_core.pipeline.evaluate import STATISTICS_FILE, read_results
+from nextquill_core.evaluation.tables import NO_TEXTS, corrected
+from nextquill_core.pipeline.evaluate import read_results, read_scores
 from nextquill_core.schemas import column_by_example
 from nextquill_core.studies.study.cells import Cell
 from nextquill_core.studies.study.choice import Differences, mean_differences
-from storage.tables import read_table
 
 SAMPLES_A_COMPARISON = 200
 """Least number of resamples for each comparison of a table: the least p-value after correction is then 0.005."""
@@ -78,11 +76,7 @@ def read_cell(cell: Cell) -> Measured:
     """
     run = cell.run
     evaluation = run.artifact(run.plan.evaluate)
-    files = evaluation.files(STATISTICS_FILE)
-    if not files:
-        remedy = "run `nextquill evaluate --force` with its config, or remove it"
-        raise UserError("an earlier version made this evaluation", evaluation.location, remedy)
-    ids, scores = scores_of_statistics(read_table(files[0]))
+    ids, scores = read_scores(evaluation)
     examples = run.artifact(run.plan.ingest).folder / "examples"
     users, categories = column_by_example(examples, "user_id"), column_by_example(examples, "category")
     order = np.argsort(np.array(ids, dtype=np.str_), kind="stable")
@@ -193,10 +187,8 @@ def _resampled(
 
 
 def _comparable(key: str, mine: Sequence[Floats], theirs: Sequence[Floats]) -> bool:
-    """Return whether both lines measured a metric on the same tokens; texts differ and can always be compared."""
-    if METRICS[key].judges_text:
-        return True
-    return all(np.array_equal(one[:, -1], other[:, -1]) for one, other in zip(mine, theirs, strict=False))
+    """Return whether both lines measured a metric on the same tokens, under every seed that both have."""
+    return all(on_same_tokens(key, one, other) for one, other in zip(mine, theirs, strict=False))
 
 
 def _interval(values: Values) -> dict[str, float]:
