@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import interruption, server
+from flows.cli import compare, interruption, server
 from flows.cli import store as store_commands
 from flows.cli.arguments import Commands
 from flows.cli.options import (
@@ -361,6 +361,7 @@ def _explain(
         typer.launch(output.resolve().as_uri())
 
 
+compare.register(app)
 store_commands.register(app)
 server.register(app)
 

@@ -29,6 +29,11 @@ def config_path(name: str) -> Path:
     return named_file(name, FOLDER, "configuration", "--config")
 
 
+def config_names() -> list[str]:
+    """Return the names of the packaged configurations."""
+    return _names(FOLDER)
+
+
 def preset_names() -> list[str]:
     """Return the names of the packaged presets."""
     return _names(PRESETS)

@@ -1,0 +1,115 @@
+"""The command `compare`: two evaluations beside each other, in the terminal and as a page."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from flows.cli.options import Panel, StoreOption, console
+from storage.files import user_path
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nextquill_core.analysis.comparison_page import Comparison, ResultLine, ValueDifference
+
+NAMES = "a store, the fingerprint of an evaluate artifact, or a configuration"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("compare", rich_help_panel=Panel.look)(_compare)
+
+
+def _compare(
+    a: Annotated[str, typer.Argument(metavar="A", help=f"First evaluation: {NAMES}.")],
+    b: Annotated[str, typer.Argument(metavar="B", help=f"Second evaluation: {NAMES}.")],
+    store: StoreOption = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the comparison as a page.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Compare two evaluations: which settings differ, and B minus A in every metric, with tests.
+
+    Only reads the stores. A store means its latest evaluation, a configuration the evaluation that it asks for.
+    """
+    from flows.runs import open_run
+    from nextquill_core.analysis.comparison_page import comparison_html
+    from nextquill_core.studies.compare import compare, find_evaluations
+
+    found = compare(*find_evaluations(a, b, store, partial(open_run, fetch=False)))
+    terminal = console()
+    for part in comparison_lines(found, width=terminal.width):
+        terminal.print(part, highlight=False, markup=False)
+    if html is None and not show:
+        return
+    file = html or Path(tempfile.mkdtemp(prefix="nextquill-"), "comparison.html")
+    with user_path(file, "name a file that you can write to"):
+        file.write_text(comparison_html(found), encoding="utf-8")
+    print(f"page: {file.resolve()}")
+    if show:
+        typer.launch(file.resolve().as_uri())
+
+
+def comparison_lines(found: Comparison, *, width: int) -> Iterator[Table | Text]:
+    """Yield a comparison as tables and lines for the terminal; control characters of stored texts are replaced.
+
+    Args:
+        found: The comparison.
+        width: Width of the terminal in columns; tables that do not fit are continued below.
+    """
+    from flows.cli.status import fitting_tables
+    from nextquill_core.analysis.comparison_page import comparison_tables
+
+    for letter, run in (("A", found.a), ("B", found.b)):
+        yield _plain(f"{letter}  {run.name}  {run.fingerprint}  {run.made}  {run.split}, {run.examples:,} examples")
+    for title, differences in found.setting_groups:
+        yield Text("")
+        yield _settings_table(title, differences)
+    if not found.setting_groups:
+        yield Text("\nNo setting differs.")
+    yield Text("")
+    yield _plain(str(found.overlap))
+    for note in found.notes:
+        yield _plain(f"Note: {note}")
+    headings = ("metric", "method", "A", "B", "B - A", "95 % interval", "test", "B higher")
+    for table in comparison_tables(found.rows):
+        lines = [_cells(line) for line in table.lines]
+        yield Text("")
+        yield from fitting_tables(_printable(table.title), headings, lines, width, repeated=2)
+    if found.overlap.examples and found.rows:
+        yield Text(
+            "\np: paired bootstrap over users, Holm's correction over the comparisons of a table. Bold: p < 0.05. "
+            "B higher: users for whom B scores higher."
+        )
+
+
+def _settings_table(title: str, differences: Sequence[ValueDifference]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("key", "A", "B"):
+        table.add_column(heading, overflow="fold")
+    for one in differences:
+        table.add_row(*map(_plain, (one.key, one.a, one.b)))
+    return table
+
+
+def _cells(line: ResultLine) -> list[Text]:
+    style = "bold" if line.verdict else ""
+    texts = (line.metric.name, line.method, line.a, line.b, line.difference, line.interval, line.test, line.wins)
+    return [Text(_printable(text), style) for text in texts]
+
+
+def _plain(text: str) -> Text:
+    return Text(_printable(text))
+
+
+def _printable(text: str) -> str:
+    """Return a text of a store as one line whose control characters do not reach the terminal."""
+    return "".join(sign if sign.isprintable() else "·" for sign in text)
