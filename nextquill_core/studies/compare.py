@@ -30,6 +30,7 @@ from nextquill_core.pipeline.run import Run
 from storage import Artifact, Store
 from storage.manifest import MANIFEST_NAME
 from storage.remote import open_store
+from storage.stored_json import expect_form
 
 EVALUATE = "evaluate"
 HOW_TO_NAME = "name a store, the fingerprint of an evaluate artifact (`nextquill status --all` lists them) or a config"
@@ -220,7 +221,7 @@ def _exactly(name: str, store: Store, kind: str, fingerprint: str) -> Evaluation
         raise UserError(fault, where, f"run `nextquill {EVALUATE}` again, or name another evaluation")
     artifact = store.find(kind, fingerprint)
     if artifact is None or kind != EVALUATE:
-        raise UserError(f"a {kind} artifact has no scores of single examples", where, HOW_TO_NAME)
+        raise UserError(f"the {kind} artifact has no scores of single examples", where, HOW_TO_NAME)
     return Evaluation(name, store, artifact)
 
 
@@ -290,8 +291,11 @@ def _same_examples(
         if ingested is None:
             note = "The data differ or are gone from the store: examples were matched by their ids alone."
             return first, second, 0, [note]
-        found = read_examples(ingested.folder, [one.split] if one.split else None)
-        targets.append({example.example_id: (example.target.text, example.target.timestamp_ms) for example in found})
+        with expect_form(ingested.location, "run `nextquill ingest --force`"):
+            found = read_examples(ingested.folder, [one.split] if one.split else None)
+            targets.append(
+                {example.example_id: (example.target.text, example.target.timestamp_ms) for example in found}
+            )
     same = np.array([targets[0].get(ids[place]) == targets[1].get(ids[place]) for place in first], dtype=bool)
     return first[same], second[same], int((~same).sum()), []
 
