@@ -69,8 +69,8 @@ def comparison_lines(found: Comparison, *, width: int) -> Iterator[Table | Text]
     for letter, run in (("A", found.a), ("B", found.b)):
         yield _plain(f"{letter}  {run.name}  {run.fingerprint}  {run.made}  {run.split}, {run.examples:,} examples")
     for title, differences in found.setting_groups:
-        yield Text("")
-        yield _settings_table(title, differences)
+        yield Text(f"\n{title}", "italic")
+        yield _settings_table(differences)
     if not found.setting_groups:
         yield Text("\nNo setting differs.")
     yield Text("")
@@ -89,10 +89,10 @@ def comparison_lines(found: Comparison, *, width: int) -> Iterator[Table | Text]
         )
 
 
-def _settings_table(title: str, differences: Sequence[ValueDifference]) -> Table:
+def _settings_table(differences: Sequence[ValueDifference]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("key", "A", "B"):
         table.add_column(heading, overflow="fold")
     for one in differences:

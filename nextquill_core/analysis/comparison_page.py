@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nextquill_core.analysis.html import page
+from nextquill_core.analysis.report import number
 from nextquill_core.analysis.result_tables import NOTHING, SIGNIFICANT, p_value_text, signed
 from nextquill_core.evaluation.metrics import GAIN, LENGTH, METRICS, Metric
 from nextquill_core.evaluation.tables import ALL, NO_TEXTS, Row
@@ -176,7 +177,7 @@ def comparison_tables(rows: Sequence[Row]) -> list[ResultTable]:
 def comparison_html(comparison: Comparison) -> str:
     """Return the comparison as an HTML page."""
     tables = comparison_tables(comparison.rows)
-    return page("comparison.html.j2", found=comparison, tables=tables, alpha=SIGNIFICANT)
+    return page("comparison.html.j2", {"number": number}, found=comparison, tables=tables, alpha=SIGNIFICANT)
 
 
 def _title(category: str, decoding: str, table: str, row: Row) -> str:

@@ -224,7 +224,7 @@ class Report:
 
 def render(report: Report) -> str:
     """Return the report as an HTML page."""
-    filters: dict[str, Callable[..., Any]] = {"number": _number, "duration": _duration, "size": _size, "flat": _flat}
+    filters: dict[str, Callable[..., Any]] = {"number": number, "duration": _duration, "size": _size, "flat": _flat}
     values = {
         "gains": likelihood_blocks(report.rows, report.comparisons, GAIN),
         "presets": result_blocks(report.rows, report.comparisons),
@@ -260,7 +260,8 @@ def _preferences(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _number(value: float | None, decimals: int = 0) -> str:
+def number(value: float | None, decimals: int = 0) -> str:
+    """Return a number with thousands separators and a minus sign; a dash where there is none."""
     return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 

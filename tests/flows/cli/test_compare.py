@@ -109,7 +109,7 @@ def test_a_page_that_cannot_be_written_is_one_line(monkeypatch: Any, capsys: Any
     assert "name a file that you can write to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_value_is_cut_and_no_control_character_reaches_the_terminal(width: int) -> None:
     evil = "\x1b]0;title\x07[bold]x"
     run = ComparedRun(evil, evil, evil, evil, evil, 3)
