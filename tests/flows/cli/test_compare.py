@@ -64,7 +64,7 @@ def test_a_configuration_and_a_store_are_compared(
     lines = [line.split() for line in out.splitlines()]
     assert ["train.alpha", "0.05", "0.5"] in lines
     assert out.index("Settings that decide results") < out.index("Operational settings") < out.index("store  ")
-    assert ["ROUGE-1", "nextquill", "0.3000", "0.4200", "0.1200"] in [line[:5] for line in lines]
+    assert ["ROUGE-1", "nextquill", "0.3000", "0.4200", "+0.1200"] in [line[:5] for line in lines]
     assert "5 examples of 5 users match; 1 are only in A and 1 only in B." in out
     assert f"page: {page}" in out
     assert "train.alpha" in page.read_text(encoding="utf-8")
