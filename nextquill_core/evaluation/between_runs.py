@@ -2,7 +2,7 @@
 
 The examples are paired, and users are resampled with the same draws on both sides. Holm's correction is over all
 comparisons of one table: one category, decoding preset and `Metric.table`. Metrics that do not judge generated texts do
-not depend on the decoding preset, so they have tables of their own, under the preset `NO_TEXTS`.
+not depend on the decoding preset, so they have separate tables, under the preset `NO_TEXTS`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from nextquill_core.evaluation.tables import (
 
 OTHER_TOKENS = "other tokens"
 OTHER_SETTINGS = "measured in another way"
+NO_PAIRS = "no common example"
 UNDIRECTED = "no better direction"
 """Why a row has no test, or no difference at all."""
 
@@ -107,22 +108,26 @@ def paired_rows(
     return rows
 
 
-def unpaired_rows(scores: Mapping[Key, ExampleScores], others: Mapping[Key, ExampleScores]) -> list[dict[str, Any]]:
+def unpaired_rows(
+    scores: Mapping[Key, ExampleScores], others: Mapping[Key, ExampleScores], *, unlike: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Return the values of two evaluations that have no example in common, and their differences, without tests.
 
     Args:
         scores: Scores of A, from `shared_scores`.
         others: Scores of B.
+        unlike: Metrics that were measured in different ways, for instance on tokens of different models; they get no
+            difference.
 
     Returns:
         Rows as of `paired_rows` over all examples; what needs pairs is None.
     """
     rows = [
-        _row(key, ALL, metric, result, others[key]) | {"untested": "no common example"}
+        _row(key, ALL, metric, result, others[key]) | {"untested": OTHER_SETTINGS if metric in unlike else NO_PAIRS}
         for key, result in scores.items()
         for metric in result.keys
     ]
-    return [row | {"difference": row["value_b"] - row["value_a"]} for row in rows]
+    return [row if row["metric"] in unlike else row | {"difference": row["value_b"] - row["value_a"]} for row in rows]
 
 
 def _by_judged(scores: Mapping[Key, ExampleScores], shown: Collection[str]) -> dict[Key, ExampleScores]:

@@ -21,9 +21,9 @@ from nextquill_core.config.loading import operational_keys
 from nextquill_core.config.packaged import ENDINGS, config_names, config_path
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.between_runs import matched, paired_rows, shared_scores, unpaired_rows
-from nextquill_core.evaluation.metrics import BERTSCORE, ExampleScores
+from nextquill_core.evaluation.metrics import BERTSCORE, METRICS, ExampleScores, known_metrics
 from nextquill_core.evaluation.significance import SAMPLES
-from nextquill_core.evaluation.tables import ALL, Key
+from nextquill_core.evaluation.tables import ALL, NO_TEXTS, Key
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.pipeline.evaluate import Results, read_results, read_scores
 from nextquill_core.pipeline.run import Run
@@ -37,6 +37,9 @@ HOW_TO_NAME = "name a store, the fingerprint of an evaluate artifact (`nextquill
 FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")
 """A fingerprint, or its first digits."""
 NOT_SET = "not set"
+_MISSING = object()
+OF_THE_DATA = ("ignored_letters", "unspaced_letters")
+"""Fields of the metrics' settings that count the data."""
 ORIGIN = ("model", "template", "code_version", "dirty", "python", "libraries")
 """Fields of a provenance that may explain different numbers; times, hosts and commands do not."""
 OpenRun = Callable[[Config], Run]
@@ -123,7 +126,12 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             samples=max(a.samples, b.samples),
         )
     else:
-        rows = unpaired_rows(mine, theirs)
+        models = [
+            (one.artifact.manifest.config.get("model"), one.artifact.manifest.provenance.get("model")) for one in (a, b)
+        ]
+        of_tokens = {key for key in shown if key in METRICS and not METRICS[key].judges_text}
+        unlike = _unlike(*results) | (of_tokens if models[0] != models[1] else set())
+        rows = unpaired_rows(mine, theirs, unlike=unlike)
     settings, operational = setting_differences(a.artifact.manifest.config, b.artifact.manifest.config)
     return Comparison(
         a=_described(a, len(ids_a)),
@@ -153,27 +161,36 @@ def setting_differences(
     return groups
 
 
-def differing(values: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[ValueDifference]:
-    """Yield the values that differ between two nested mappings, by dotted key, in the order of the first one."""
-    first, second = dict(_leaves(values)), dict(_leaves(other))
-    for key in dict.fromkeys((*first, *second)):
-        if key not in first or key not in second or first[key] != second[key]:
-            shown = [_shown(side[key]) if key in side else NOT_SET for side in (first, second)]
-            yield ValueDifference(key, *shown)
+def differing(values: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[ValueDifference]:
+    """Yield the values that differ between two nested mappings, by dotted key.
+
+    The elements of a list of mappings have their position in the key. A mapping that is empty, null or absent on one
+    side is shown by the keys of the other side.
+
+    Args:
+        values: The first mapping.
+        other: The second mapping.
+        prefix: Dotted name of the section that both come from.
+    """
+    for key in dict.fromkeys((*values, *other)):
+        mine, theirs = (_by_position(side.get(key, _MISSING)) for side in (values, other))
+        if isinstance(mine, Mapping) or isinstance(theirs, Mapping):
+            inner = (side if isinstance(side, Mapping) else {} for side in (mine, theirs))
+            yield from differing(*inner, f"{prefix}{key}.")
+            mine, theirs = (_MISSING if side is None or isinstance(side, Mapping) else side for side in (mine, theirs))
+        if mine != theirs:
+            yield ValueDifference(f"{prefix}{key}", _shown(mine), _shown(theirs))
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; the elements of a list of mappings have their position in the key."""
-    for key, value in values.items():
-        if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
-            value = {str(position): part for position, part in enumerate(value)}
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+def _by_position(value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+        return {str(position): part for position, part in enumerate(value)}
+    return value
 
 
 def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return NOT_SET
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -312,7 +329,11 @@ def _origin(one: Evaluation, results: Results) -> dict[str, Any]:
         "data": data,
         **{name: manifest.provenance[name] for name in ORIGIN if name in manifest.provenance},
         "chosen_on_val": {name: choice.get("chosen") for name, choice in results.chosen_on_val.items()},
-        "metrics": dict(results.settings),
+        "metrics": {
+            name: {key: value for key, value in how.items() if key not in OF_THE_DATA}
+            for name, how in results.settings.items()
+            if isinstance(how, Mapping)
+        },
     }
 
 
@@ -337,11 +358,11 @@ def _only_one_has(
 ) -> Iterator[str]:
     """Yield a sentence for each kind of thing that only one of the two has."""
     kinds = {
-        "method": ([key[0] for key in scores], [key[0] for key in others]),
-        "decoding preset": ([key[1] for key in scores], [key[1] for key in others]),
-        "metric": (sorted(metrics), sorted(other_metrics)),
+        "method": tuple([key[0] for key in side] for side in (scores, others)),
+        "decoding preset": tuple([key[1] for key in side if key[1] != NO_TEXTS] for side in (scores, others)),
+        "metric": tuple([one.name for one in known_metrics(sorted(side))] for side in (metrics, other_metrics)),
     }
     for what, sides in kinds.items():
-        for letter, mine, theirs in (("A", *sides), ("B", *reversed(sides))):
+        for letter, mine, theirs in (("A", *sides), ("B", *sides[::-1])):
             if alone := [name for name in dict.fromkeys(mine) if name not in theirs]:
                 yield f"Only {letter} has the {what}{'s' if len(alone) > 1 else ''} {', '.join(alone)}."

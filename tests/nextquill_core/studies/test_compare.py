@@ -132,6 +132,15 @@ def test_without_a_common_example_there_are_means_and_no_test(tmp_path: Path) ->
     assert "there is no test" in str(found.overlap)
 
 
+@pytest.mark.parametrize("other", ["tiny", "another"])
+def test_likelihoods_of_other_examples_are_subtracted_only_under_the_same_model(tmp_path: Path, other: str) -> None:
+    scores = {("qwen", "sane"): {LIKELIHOOD: likelihoods([-4, -8], [4, 4])}}
+    a = commit_evaluation(tmp_path, scores, IDS[:2], provenance={"model": "tiny"})
+    b = commit_evaluation(tmp_path, scores, IDS[2:], provenance={"model": other})
+    (row,) = compared(tmp_path, a, b).rows
+    assert (row["value_a"], row["difference"]) == (-1.5, 0.0 if other == "tiny" else None)
+
+
 def test_each_category_and_their_union_are_compared(tmp_path: Path) -> None:
     ids = ["Books:u:1", "Books:v:1", "Films:u:1", "Films:v:1"]
     a = commit_evaluation(tmp_path, {("qwen", "sane"): {"rouge1": [0.0, 0.0, 0.0, 0.0]}}, ids)
@@ -179,11 +188,15 @@ def test_settings_differ_by_dotted_key_operational_ones_apart() -> None:
     other["train"] = {**other["train"], "alpha": 0.5}
     other["ingest"] = {**other["ingest"], "inputs": [{"category": "C"}]}
     other["old_key"] = None
+    config["weights"] = {**config["weights"], "options": None}
+    other["weights"] = {**other["weights"], "options": {"one": [1, 2]}}
     settings, operational = setting_differences(config, other)
     shown = {one.key: (one.a, one.b) for one in settings}
     assert shown["seed"] == ("42", "7")
     assert shown["train.alpha"] == (str(config["train"]["alpha"]), "0.5")
     assert shown["ingest.inputs.0.category"][1] == "C"
+    assert [key for key in shown if key.startswith("weights")] == ["weights.options.one"]
+    assert shown["weights.options.one"] == ("not set", "[1, 2]")
     assert shown["old_key"] == ("not set", "null")
     assert {one.key: (one.a, one.b) for one in operational} == {"store": ("./artifacts", "elsewhere")}
 
