@@ -293,9 +293,11 @@ def resampled_values(
         for key, result in taken.items()
         for metric in result.keys
     }
+    found: dict[Key, dict[str, Values]] = {key: {} for key in scores}
+    if not sums:
+        return found
     ends = np.cumsum([part.shape[1] for part in sums.values()])[:-1]
     resampled = np.split(resample(np.hstack(list(sums.values())), samples=samples, seed=seed), ends, axis=1)
-    found: dict[Key, dict[str, Values]] = {key: {} for key in scores}
     for ((key, metric), part), drawn in zip(sums.items(), resampled, strict=True):
         found[key][metric] = values_of(part, drawn, METRICS[metric].statistic)
     return found

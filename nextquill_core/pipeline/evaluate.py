@@ -24,7 +24,7 @@ from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, SLICES, Example, column_by_example
 from nextquill_core.tokens import token_texts
 from storage import Artifact, Staging, UserError, write_json, write_text
-from storage.stored_json import read_checked
+from storage.stored_json import expect_form, read_checked
 from storage.tables import read_table
 
 if TYPE_CHECKING:
@@ -344,7 +344,8 @@ def read_scores(evaluation: Artifact) -> tuple[list[str], dict[Key, ExampleScore
         raise UserError(
             "an earlier version made this evaluation, without the scores of examples", evaluation.location, remedy
         )
-    return scores_of_statistics(read_table(files[0]))
+    with expect_form(evaluation.location, "evaluate again"):
+        return scores_of_statistics(read_table(files[0]))
 
 
 def result_tables(

@@ -36,6 +36,8 @@ EVALUATE = "evaluate"
 HOW_TO_NAME = "name a store, the fingerprint of an evaluate artifact (`nextquill status --all` lists them) or a config"
 FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")
 """A fingerprint, or its first digits."""
+MOST_SAMPLES = 100_000
+"""Largest number of resamples, whatever a manifest says."""
 NOT_SET = "not set"
 _MISSING = object()
 OF_THE_DATA = ("ignored_letters", "unspaced_letters")
@@ -71,7 +73,7 @@ class Evaluation:
         """The number of resamples that its intervals are made of."""
         settings = self.artifact.manifest.identity.get(EVALUATE)
         found = settings.get("bootstrap_samples") if isinstance(settings, Mapping) else None
-        return found if isinstance(found, int) and found > 0 else SAMPLES
+        return min(found, MOST_SAMPLES) if isinstance(found, int) and found > 0 else SAMPLES
 
 
 def find_evaluations(a: str, b: str, store: str | None, open_run: OpenRun) -> tuple[Evaluation, Evaluation]:
@@ -132,17 +134,18 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         of_tokens = {key for key in shown if key in METRICS and not METRICS[key].judges_text}
         unlike = _unlike(*results) | (of_tokens if models[0] != models[1] else set())
         rows = unpaired_rows(mine, theirs, unlike=unlike)
-    settings, operational = setting_differences(a.artifact.manifest.config, b.artifact.manifest.config)
-    return Comparison(
-        a=_described(a, len(ids_a)),
-        b=_described(b, len(ids_b)),
-        settings=settings,
-        operational=operational,
-        origin=list(differing(_origin(a, results[0]), _origin(b, results[1]))),
-        overlap=overlap,
-        rows=rows,
-        notes=[*_same(a, b), *notes, *_only_one_has(scores_a, scores_b, *map(_measured, results))],
-    )
+    with expect_form(f"{a.artifact.location} or {b.artifact.location}", "evaluate again"):
+        settings, operational = setting_differences(a.artifact.manifest.config, b.artifact.manifest.config)
+        return Comparison(
+            a=_described(a, len(ids_a)),
+            b=_described(b, len(ids_b)),
+            settings=settings,
+            operational=operational,
+            origin=list(differing(_origin(a, results[0]), _origin(b, results[1]))),
+            overlap=overlap,
+            rows=rows,
+            notes=[*_same(a, b), *notes, *_only_one_has(scores_a, scores_b, *map(_measured, results))],
+        )
 
 
 def setting_differences(

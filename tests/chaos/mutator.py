@@ -60,9 +60,11 @@ def targets(store: Path, config: Path, sweep: str) -> Iterator[Target]:
             ("path", "accepted"),
         )
     )  # fmt: skip
+    compare = (("compare", str(store), str(config)),)
     results = (("run", *with_config), ("sweep", sweep, *with_config)) if sweep else (("run", *with_config),)
     for manifest in sorted(store.glob("*/*/manifest.json")):
-        yield Target(manifest, None, looks)  # `run` and `sweep` would start to make the damaged artifact
+        more = compare if manifest.parent.parent.name == "evaluate" else ()
+        yield Target(manifest, None, (*looks, *more))  # `run` and `sweep` would start to make the damaged artifact
     for path in sorted(store.glob("*/*/*.json*")):
         if path.name != "manifest.json":
             needed = results if path.parent.parent.name in ("sweep", "evaluate") else looks[:1]

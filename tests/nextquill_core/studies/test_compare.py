@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 
-from nextquill_core.analysis.comparison_page import Comparison
+from nextquill_core.analysis.comparison_page import Comparison, comparison_html
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.between_runs import OTHER_SETTINGS, OTHER_TOKENS, UNDIRECTED
@@ -17,6 +21,7 @@ from nextquill_core.evaluation.tables import ALL, NO_TEXTS
 from nextquill_core.pipeline.run import Run
 from nextquill_core.studies.compare import Evaluation, compare, find_evaluations, setting_differences
 from storage import Artifact, Basis, Store
+from tests.chaos.hostile import documents
 from tests.evaluations import commit_evaluation, commit_ingest, likelihoods
 
 IDS = [f"C:u{number}:0" for number in range(4)]
@@ -190,8 +195,8 @@ def test_settings_differ_by_dotted_key_operational_ones_apart() -> None:
     other["old_key"] = None
     config["weights"] = {**config["weights"], "options": None}
     other["weights"] = {**other["weights"], "options": {"one": [1, 2]}}
-    settings, operational = setting_differences(config, other)
-    shown = {one.key: (one.a, one.b) for one in settings}
+    deciding, operational = setting_differences(config, other)
+    shown = {one.key: (one.a, one.b) for one in deciding}
     assert shown["seed"] == ("42", "7")
     assert shown["train.alpha"] == (str(config["train"]["alpha"]), "0.5")
     assert shown["ingest.inputs.0.category"][1] == "C"
@@ -246,3 +251,28 @@ def test_names_that_mean_no_evaluation_are_explained(tmp_path: Path) -> None:
     (tmp_path / "evaluate" / known / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="the manifest is damaged"):
         find_evaluations(known, known, str(tmp_path), no_config)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json"])
+def test_changed_documents_end_in_an_answer_or_one_line(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    root = tmp_path_factory.mktemp("changed")
+    config = Config().model_dump(mode="json")
+    evaluation = commit_evaluation(root, A, IDS, config=config, settings={BERTSCORE: {"encoder": "small"}})
+    file, manifest = evaluation.home / name, evaluation.home / "manifest.json"
+    other = commit_evaluation(root / "other", B, IDS, config=config)
+    signed = json.loads(manifest.read_text())
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @given(documents(json.loads(file.read_text())))
+    def try_it(data: bytes) -> None:
+        file.write_bytes(data)
+        if file != manifest:
+            (shard,) = (one for one in signed["shards"] if one["path"] == name)
+            shard |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest.write_text(json.dumps(signed))
+        with suppress(UserError):
+            one, _ = find_evaluations(str(root), str(root), None, no_config)
+            found = compare(one, Evaluation("B", Store(root / "other"), other))
+            assert comparison_html(found).startswith("<!doctype html>")
+
+    try_it()
