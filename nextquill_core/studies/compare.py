@@ -178,8 +178,8 @@ def differing(values: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
     for key in dict.fromkeys((*values, *other)):
         mine, theirs = (_by_position(side.get(key, _MISSING)) for side in (values, other))
         if isinstance(mine, Mapping) or isinstance(theirs, Mapping):
-            inner = (side if isinstance(side, Mapping) else {} for side in (mine, theirs))
-            yield from differing(*inner, f"{prefix}{key}.")
+            first, second = (side if isinstance(side, Mapping) else {} for side in (mine, theirs))
+            yield from differing(first, second, f"{prefix}{key}.")
             mine, theirs = (_MISSING if side is None or isinstance(side, Mapping) else side for side in (mine, theirs))
         if mine != theirs:
             yield ValueDifference(f"{prefix}{key}", _shown(mine), _shown(theirs))
