@@ -207,13 +207,8 @@ def choose(gains: Mapping[tuple[str, str], float]) -> dict[str, tuple[str, str]]
 
 def example_html(explained: Sequence[ExplainedExample]) -> str:
     """Return the page of one person, with the examples in their order."""
-    return page(
-        "example.html.j2",
-        user=explained[0].example.user_id,
-        examples=explained,
-        scale=scale(),
-        **script("token_keys.js"),
-    )
+    values: dict[str, Any] = {"user": explained[0].example.user_id, "examples": explained, "scale": scale()}
+    return page("example.html.j2", **(values | script("token_keys.js")))
 
 
 def example_terminal(explained: Sequence[ExplainedExample]) -> Group:
