@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from flows.cli.options import Panel, StoreOption, console
 from storage.files import user_path
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from nextquill_core.analysis.comparison_page import Comparison, ResultLine, ValueDifference
 
+MARKS = {1: "▲", -1: "▼", 0: ""}
 NAMES = "a store, the fingerprint of an evaluate artifact, or a configuration"
 
 
@@ -67,25 +68,27 @@ def comparison_lines(found: Comparison, *, width: int) -> Iterator[Table | Text]
     from nextquill_core.analysis.comparison_page import comparison_tables
 
     for letter, run in (("A", found.a), ("B", found.b)):
-        yield _plain(f"{letter}  {run.name}  {run.fingerprint}  {run.made}  {run.split}, {run.examples:,} examples")
+        yield _line(f"{letter}  {run.name}  {run.fingerprint}  {run.made}  {run.split}, {run.examples:,} examples")
     for title, differences in found.setting_groups:
-        yield Text(f"\n{title}", "italic")
+        yield _line("")
+        yield _line(title, "italic")
         yield _settings_table(differences)
+    yield _line("")
     if not found.setting_groups:
-        yield Text("\nNo setting differs.")
-    yield Text("")
-    yield _plain(str(found.overlap))
+        yield _line("No setting differs.")
+    yield _line(str(found.overlap))
     for note in found.notes:
-        yield _plain(f"Note: {note}")
+        yield _line(f"Note: {note}")
     headings = ("metric", "method", "A", "B", "B - A", "95 % interval", "test", "B higher")
     for table in comparison_tables(found.rows):
         lines = [_cells(line) for line in table.lines]
-        yield Text("")
+        yield _line("")
         yield from fitting_tables(_printable(table.title), headings, lines, width, repeated=2)
     if found.overlap.examples and found.rows:
-        yield Text(
-            "\np: paired bootstrap over users, Holm's correction over the comparisons of a table. Bold: p < 0.05. "
-            "B higher: users for whom B scores higher."
+        yield _line("")
+        yield _line(
+            "▲ B better, ▼ B worse: p < 0.05 in a paired bootstrap over users, after Holm's correction over the "
+            "comparisons of a table. B higher: users for whom B scores higher; a tie counts one half."
         )
 
 
@@ -96,18 +99,21 @@ def _settings_table(differences: Sequence[ValueDifference]) -> Table:
     for heading in ("key", "A", "B"):
         table.add_column(heading, overflow="fold")
     for one in differences:
-        table.add_row(*map(_plain, (one.key, one.a, one.b)))
+        table.add_row(*map(_line, (one.key, one.a, one.b)))
     return table
 
 
 def _cells(line: ResultLine) -> list[Text]:
     style = "bold" if line.verdict else ""
-    texts = (line.metric.name, line.method, line.a, line.b, line.difference, line.interval, line.test, line.wins)
-    return [Text(_printable(text), style) for text in texts]
+    test = f"{line.test} {MARKS[line.verdict]}".rstrip()
+    texts = (line.metric.name, line.method, line.a, line.b, line.difference, line.interval, test, line.wins)
+    return [_line(text, style) for text in texts]
 
 
-def _plain(text: str) -> Text:
-    return Text(_printable(text))
+def _line(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(_printable(text), style)
 
 
 def _printable(text: str) -> str:

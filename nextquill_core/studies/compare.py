@@ -204,6 +204,8 @@ def _named(name: str, store: str | None, open_run: OpenRun) -> Evaluation | None
     path = Path(name).expanduser()
     try:
         is_folder, exists = path.is_dir(), path.exists()
+    except PermissionError:
+        raise
     except (OSError, ValueError):  # the name is too long, or has a NUL character
         is_folder, exists = False, False
     if is_folder and (path / MANIFEST_NAME).is_file():

@@ -116,7 +116,7 @@ def test_no_value_is_cut_and_no_control_character_reaches_the_terminal(width: in
     difference = ValueDifference("a.long.dotted.key", evil, "a value of many words " * 9)
     row: dict[str, Any] = {"method": evil, "category": evil, "decoding": evil, "metric": "rouge1", "untested": ""}
     row |= {"value_a": 0.1, "value_b": 0.2, "difference": 0.1, "ci_low": -0.1, "ci_high": 0.3, "win_rate": 0.5}
-    row |= {"n_a": 3, "n_b": 3, "p_value": 0.5, "p_adjusted": 0.5}
+    row |= {"n_a": 3, "n_b": 3, "p_value": 0.01, "p_adjusted": 0.02}
     found = Comparison(run, run, [difference], [], [], Overlap(3, 3, 0, 0), [row], [evil])
     output = io.StringIO()
     terminal = Console(file=output, width=width)
@@ -127,5 +127,5 @@ def test_no_value_is_cut_and_no_control_character_reaches_the_terminal(width: in
     assert "\x07" not in text
     assert "[bold]x" in text
     assert "[−0.1000, +0.3000]" in text
-    assert "p = 0.500" in text
+    assert "p = 0.020 ▲" in text
     assert "…" not in text
