@@ -50,7 +50,10 @@ def test_the_commands_with_a_configuration_are_known() -> None:
 
 @pytest.mark.parametrize("command", WITH_CONFIG)
 def test_every_command_reads_a_file_without_the_option(monkeypatch: Any, capsys: Any, command: str) -> None:
-    more = {"path": ["score"], "sweep": ["train.alpha=1,2"], "export": ["--to", "out"], "sources": ["--check"]}
+    more = {
+        "explain": ["--user", "U"], "export": ["--to", "out"], "path": ["score"], "sources": ["--check"],
+        "sweep": ["train.alpha=1,2"],
+    }  # fmt: skip
     assert nextquill(monkeypatch, command, *more.get(command, []), "nowhere.yaml") == 2
     assert capsys.readouterr().err.startswith("nextquill: nowhere.yaml: cannot read the config")
 
