@@ -270,25 +270,23 @@ def _blocks(users: Sequence[Sequence[ExplainedExample]], methods: Sequence[str])
     """Return the users as deflated blocks, with as much detail as fits; the first block tells the size of all."""
     parts = [users[first : first + BLOCK_USERS] for first in range(0, len(users), BLOCK_USERS)]
     details: list[tuple[int, Sequence[str] | None]] = [(PAST_CHARS, None), (0, None), (0, methods[:2])]
-    for past_chars, shown in details:
-
-        def block(part: Sequence[Sequence[ExplainedExample]]) -> str:
-            return _deflated([[_compact(one, past_chars, shown) for one in examples] for examples in part])  # noqa: B023 - called here
-
-        first = block(parts[0])
+    for detail in details:
+        first = _block(parts[0], *detail)
         if len(first) * len(users) / len(parts[0]) <= LARGEST_PICKER:
             break
-    return [first, *map(block, parts[1:])]
+    return [first, *(_block(part, *detail) for part in parts[1:])]
+
+
+def _block(users: Sequence[Sequence[ExplainedExample]], past_chars: int, methods: Sequence[str] | None) -> str:
+    """Return users as deflated JSON in base64; the other arguments are those of `_compact`."""
+    value = [[_compact(one, past_chars, methods) for one in examples] for examples in users]
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(printable(text).encode(), 9)).decode("ascii")
 
 
 def scale() -> list[Unit]:
     """Return the legend of the colours."""
     return [Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)]
-
-
-def _deflated(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(zlib.compress(printable(text).encode(), 9)).decode("ascii")
 
 
 def _compact(one: ExplainedExample, past_chars: int, methods: Sequence[str] | None) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def verdict(found: Sequence[Difference], method: str, users: int, evaluated: Seq
         return (f"There is nothing to compare {method} with: no other method was evaluated on the same reviews.",)
     if users < LEAST_USERS:
         return _too_few(shown, method, users)
-    headlines = [one for one in shown if one.metric.key in _headlines(shown)]
+    keys = _headlines(shown)
+    headlines = [one for one in shown if one.metric.key in keys]
     return tuple(
         sentence
         for sentence in (

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nextquill_core.analysis.example_view import ExplainedExample, TargetToken, boilerplate
 from nextquill_core.analysis.token_colours import units_of
 from nextquill_core.causal.summary import ScoredAnswer
@@ -17,9 +19,10 @@ from nextquill_core.pipeline.step import Step
 from nextquill_core.schemas import EFFECTS, Example, column_by_example
 from nextquill_core.tokens import token_texts
 from storage import UserError
-from storage.tables import read_table
+from storage.tables import read_batches, read_table
 
 NEAR = 3
+USERS = 1024  # users of a batch
 
 
 def find_examples(run: Run, user: str, item: str | None = None) -> list[Example]:
@@ -98,9 +101,11 @@ def item_ids(run: Run) -> dict[str, str]:
     folder = run.artifact(run.plan.ingest).folder
     found: dict[str, str] = {}
     for path in sorted((folder / "sequences").glob("*.parquet")):
-        rows = read_table(path, columns=["user_id", "category", "reviews"]).to_pylist()
+        batches = read_batches(path, USERS, ["user_id", "category", "reviews.list.element.item_id"])  # and no texts
+        rows = [row for batch in batches for row in batch.to_pylist()]
         reviews = {(row["category"], row["user_id"]): row["reviews"] for row in rows}
-        for row in read_table(folder / "examples" / path.name).to_pylist():
+        columns = ["example_id", "user_id", "category", "target"]
+        for row in read_table(folder / "examples" / path.name, columns=columns).to_pylist():
             found[row["example_id"]] = reviews[row["category"], row["user_id"]][row["target"]]["item_id"]
     return found
 
@@ -108,23 +113,10 @@ def item_ids(run: Run) -> dict[str, str]:
 def _tokens(
     answer: ScoredAnswer, delta: float, texts: Sequence[str], weights: Sequence[float]
 ) -> Iterator[TargetToken]:
-    for index, text in enumerate(texts):
-        (unit,) = units_of(_only(answer, index), delta, [text])
-        yield TargetToken(
-            text=text,
-            p_with=math.exp(answer.logp_factual[index]),
-            p_without=math.exp(answer.logp_counterfactual[index]),
-            effect=answer.effect[index],
-            weight=weights[index],
-            preferred=unit.preferred,
-        )
-
-
-def _only(answer: ScoredAnswer, index: int) -> ScoredAnswer:
-    """Return an answer of one of its tokens."""
-    columns = answer.target_ids, answer.logp_factual, answer.logp_counterfactual, answer.effect
-    ids, factual, counterfactual, effect = (column[index : index + 1] for column in columns)
-    return ScoredAnswer(answer.example_id, answer.category, ids, factual, counterfactual, effect)  # type: ignore[arg-type]
+    threshold = float(np.float32(delta))  # as the weights compare it
+    columns = texts, answer.logp_factual, answer.logp_counterfactual, answer.effect, weights
+    for text, factual, counterfactual, effect, weight in zip(*columns, strict=True):
+        yield TargetToken(text, math.exp(factual), math.exp(counterfactual), effect, weight, effect > threshold)
 
 
 def _texts(run: Run) -> dict[str, dict[str, str]]:
