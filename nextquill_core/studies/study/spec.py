@@ -191,11 +191,6 @@ def parse_study(values: Mapping[str, Any], where: str) -> StudyConfig:
         raise UserError(f"`{key}`: {what}" if key else what, where, remedy) from None
 
 
-def study_names() -> list[str]:
-    """Return the names of the packaged studies."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
-
-
 def _lay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
     """Lay nested values over others, in place; a value that is no section replaces the other one whole."""
     for key, value in over.items():
