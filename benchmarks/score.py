@@ -47,7 +47,6 @@ PROMPT, TARGET = 2048, 2048
 """Limits of the published code in tokens; the reference pads to their sum plus one."""
 VOCABULARY = {"proportional": 8192, "full": 151_936}
 PROTOCOL = {"min_item_users": 1, "min_profile_item_users": 1}  # the published one but for these: the slices are small
-# What nextquill_core/environment.py changes, put back.
 TORCHS_OWN = {"THP_MEM_ALLOC_ENABLE": "0", "MKL_CBWR": "AUTO", "GOMP_SPINCOUNT": "300000"}
 """Environment variables that undo what nextquill_core/__init__.py sets."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from prefect.runtime import deployment
 from prefect.runtime import flow_run as current
 
 from nextquill_core.config import Config, known_keys, parse_config
+from nextquill_core.config.packaged import leaves
 from nextquill_core.methods.registry import METHODS
 from tasks.ui import tag_run
 
@@ -136,15 +137,15 @@ def run_tags(flow: str, parameters: Mapping[str, Any]) -> list[str]:
 
 def differences(config: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `config` by dotted key that are different in `usual`, in the order of `config`."""
-    before = dict(_leaves(usual))
-    return {key: value for key, value in _leaves(config) if key not in before or before[key] != value}
+    before = dict(leaves(usual))
+    return {key: value for key, value in leaves(config) if key not in before or before[key] != value}
 
 
 def picked(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Return the values of `config` at and below these dotted keys."""
     return {
         key: value
-        for key, value in _leaves(config)
+        for key, value in leaves(config)
         if any(key == chosen or key.startswith(f"{chosen}.") for chosen in keys)
     }
 
@@ -218,11 +219,3 @@ def _value(value: Any) -> str:
         value = ",".join(map(_value, value))
     text = str(value).rstrip("/").rpartition("/")[2]
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -1,7 +1,9 @@
-"""Free memory of a device, within the limits of containers and batch jobs, and errors that say it ran out."""
+"""Free and used memory of a device, within the limits of containers and batch jobs, and errors that say it ran out."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -27,6 +29,14 @@ def total_memory(device: torch.device) -> int:
         whole: int = psutil.virtual_memory().total
         return min([whole, *(limit for group in _cgroups() if (limit := _limit_of(group)) is not None)])
     return int(torch.accelerator.get_memory_info(device)[1])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has had on a device; on a CPU its largest resident size."""
+    if device.type in ("cpu", "mps"):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(torch.accelerator.max_memory_allocated(device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

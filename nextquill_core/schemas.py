@@ -80,22 +80,9 @@ METRICS = pa.schema(
 SWEEP = pa.schema([pa.field("point", pa.int32()), pa.field("values", pa.string()), *METRICS])
 # Results on parts of a split: buckets of examples by `slice`, or both sides of a control and their difference. Only
 # differences have p-values.
-SLICES = pa.schema(
-    {
-        "slice": pa.string(),
-        "bucket": pa.string(),
-        "method": pa.string(),
-        "category": pa.string(),
-        "decoding": pa.string(),
-        "metric": pa.string(),
-        "value": pa.float64(),
-        "ci_low": pa.float64(),
-        "ci_high": pa.float64(),
-        "n": pa.int64(),
-        "p_value": pa.float64(),
-        "p_adjusted": pa.float64(),
-    }
-)
+_BUCKET = [pa.field("slice", pa.string()), pa.field("bucket", pa.string())]
+_SIGNIFICANCE = [pa.field("p_value", pa.float64()), pa.field("p_adjusted", pa.float64())]
+SLICES = pa.schema([*_BUCKET, *METRICS, *_SIGNIFICANCE])
 
 
 def _on_preference_tokens(suffix: str) -> dict[str, pa.DataType]:
@@ -112,15 +99,8 @@ EXAMPLE_SCORES = pa.schema(
         "example_id": pa.string(),
         "method": pa.string(),
         "decoding": pa.string(),
-        "rouge1": pa.float64(),
-        "rougeL": pa.float64(),
-        "rouge1_unicode": pa.float64(),
-        "rougeL_unicode": pa.float64(),
-        "meteor": pa.float64(),
-        "rouge1_cut": pa.float64(),
-        "rougeL_cut": pa.float64(),
-        "meteor_cut": pa.float64(),
-        "bleu": pa.float64(),
+        **dict.fromkeys(("rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor"), pa.float64()),
+        **dict.fromkeys(("rouge1_cut", "rougeL_cut", "meteor_cut", "bleu"), pa.float64()),
         "bleu_counts": pa.list_(pa.int64()),
         "bertscore": pa.float64(),
         "words": pa.int64(),

@@ -20,7 +20,7 @@ from typer.cli import get_docs_for_click
 from flows.cli.main import app
 from nextquill_core import schemas
 from nextquill_core.config import Config, Section
-from nextquill_core.config.base import MethodNames, section_of
+from nextquill_core.config.base import MethodNames, description_of, section_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -166,7 +166,7 @@ def _row(key: str, field: FieldInfo, operational: bool) -> str:
     mark = " ○" if operational or _operational(field) else ""
     default = field.default
     shown = "[…]" if isinstance(default, tuple) and any(isinstance(part, Section) for part in default) else default
-    return f"| `{key}`{mark} | `{_yaml(shown)}` | {_values(field)} | {field.description or ''} |"
+    return f"| `{key}`{mark} | `{_yaml(shown)}` | {_values(field)} | {description_of(field)} |"
 
 
 def _yaml(value: Any) -> str:

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -242,7 +241,7 @@ def remove(store: Store, doomed: Iterable[StoredItem]) -> Iterator[tuple[StoredI
             yield item, False
             continue
         for folder in (store.folder(item.kind, item.fingerprint), store.staging_folder(item.kind, item.fingerprint)):
-            shutil.rmtree(folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}"), ignore_errors=True)
+            shutil.rmtree(store.aside(folder), ignore_errors=True)
         yield item, True
 
 
@@ -328,9 +327,8 @@ def _names(refs: Iterable[InputRef]) -> frozenset[Name]:
 
 
 def _age(manifest: Manifest, folder: Path) -> float:
-    try:
-        made = datetime.fromisoformat(manifest.provenance["end"]).timestamp()
-    except (KeyError, ValueError, TypeError):
+    made = manifest.ended
+    if made is None:
         try:
             made = folder.stat().st_mtime
         except OSError:

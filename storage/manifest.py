@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,6 +101,14 @@ class Manifest:
         """The time in seconds that it took to make; 0 if the provenance does not say."""
         found = self.provenance.get("seconds")
         return float(found) if isinstance(found, int | float) and 0 <= found < MOST_SECONDS else 0.0
+
+    @property
+    def ended(self) -> float | None:
+        """When it was made by its writer's clock, in seconds since 1970; None if the provenance does not say."""
+        try:
+            return datetime.fromisoformat(self.provenance["end"]).timestamp()
+        except (KeyError, ValueError, TypeError):
+            return None
 
     def to_json(self) -> str:
         """Return indented JSON with one trailing newline."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -174,7 +173,7 @@ class RemoteStore(Store):
             return None
 
         found = [artifact for artifact in _in_parallel(find, self._names(kind)) if artifact]
-        yield from sorted(found, key=lambda artifact: _ended(artifact.manifest), reverse=True)
+        yield from sorted(found, key=lambda artifact: artifact.manifest.ended or 0.0, reverse=True)
 
     def commit(self, kind: str, fingerprint: str) -> Artifact:
         """Upload a sealed staging folder, the manifest last, replacing the artifact that was there at the beginning.
@@ -451,14 +450,6 @@ def _in_parallel(work: Callable[..., T], things: Iterable[object]) -> list[T]:
         return list(pool.map(work, things))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _ended(manifest: Manifest) -> float:
-    """Return when an artifact was made by its writer's clock, in seconds since 1970."""
-    try:
-        return datetime.fromisoformat(manifest.provenance["end"]).timestamp()
-    except (KeyError, ValueError, TypeError):
-        return 0.0
 
 
 def _copy_name(manifest: Manifest) -> str:

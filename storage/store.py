@@ -221,7 +221,7 @@ class Store:
         staging, folder = self.staging_folder(kind, fingerprint), self.folder(kind, fingerprint)
         shutil.rmtree(staging / RECORDS, ignore_errors=True)
         sync(staging)
-        aside = self._aside(staging)
+        aside = self.aside(staging)
         shutil.rmtree(aside, ignore_errors=True)
         replace_folder(staging, folder, aside)
         sync(folder.parent)
@@ -255,7 +255,7 @@ class Store:
 
     def remove_leftovers(self, kind: str, fingerprint: str) -> None:
         """Remove what a writer that was killed after its commit left beside the artifact."""
-        aside = self._aside(self.staging_folder(kind, fingerprint))
+        aside = self.aside(self.staging_folder(kind, fingerprint))
         if not (aside.exists() or self.staging_folder(kind, fingerprint).exists()):
             return
         with suppress(Busy, OSError), self.writer_lock(kind, fingerprint, patience=0):
@@ -294,13 +294,14 @@ class Store:
 
     def set_aside(self, folder: Path) -> Path:
         """Rename a folder for removal in one step, so that it is never an artifact with a part missing."""
-        aside = self._aside(folder)
+        aside = self.aside(folder)
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         return aside
 
-    def _aside(self, folder: Path) -> Path:
+    def aside(self, folder: Path) -> Path:
+        """Return the name that `set_aside` gives a folder."""
         return folder.with_name(f"{ASIDE}{folder.name.lstrip('.')}")
 
     def remove(self, kind: str, fingerprint: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from prefect import State, Task
@@ -18,6 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run as current
 
 from nextquill_core.errors import HubUnreachableError
+from storage.file_systems import error_chain
 
 PAUSES_S = [60.0, 300.0, 900.0]
 
@@ -70,7 +70,7 @@ def worth_another_try(task: Task[..., Any], task_run: TaskRun, state: State[Any]
 
 def passing_fault(error: BaseException) -> BaseException | None:
     """Return the error in a chain that may pass, or None; a hub that could not be reached at all is not retried."""
-    faults = list(chain(error))
+    faults = error_chain(error)
     if any(isinstance(fault, HubUnreachableError) for fault in faults):
         return None
     return next(filter(is_passing, faults), None)
@@ -85,14 +85,6 @@ def is_passing(error: BaseException) -> bool:
     if any(f"{kind.__module__}.{kind.__qualname__}" in PASSING for kind in type(error).__mro__):
         return True
     return getattr(getattr(error, "response", None), "status_code", 0) >= 500
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, its cause, the cause of that, and so on."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
 
 
 RETRIED: dict[str, Any] = {

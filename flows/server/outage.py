@@ -32,9 +32,9 @@ def end_if_cause(error: BaseException) -> None:
     """End the process with one line if a flow's error comes from a server that no longer answers."""
     import httpx
 
-    from tasks.retries import chain
+    from storage.file_systems import error_chain
 
-    if any(isinstance(one, httpx.TransportError) for one in chain(error)) and away():
+    if any(isinstance(one, httpx.TransportError) for one in error_chain(error)) and away():
         _end(server_settings(), "no longer answers")
 
 

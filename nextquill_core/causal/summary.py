@@ -6,6 +6,7 @@ token by token, so they do not depend on shard boundaries.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,7 +112,6 @@ def summarise(
     *,
     delta: float,
     min_count: int | None = None,
-    top: int = TOP_TOKENS,
     answers: int = ANSWERS,
 ) -> EffectsSummary:
     """Read the shards once and return their summary.
@@ -128,7 +128,6 @@ def summarise(
         delta: δ of Eq. 3, in [−1, 1]; compared in single precision, as for the weights.
         min_count: Number of times a token must be scored to be a top token; None for 20, or for one token in 500 in
             small data, but at least 2.
-        top: Number of top tokens.
         answers: Number of shown answers.
 
     Raises:
@@ -149,7 +148,7 @@ def summarise(
             sums.part(name, slice(row, row + 1)) for row, name in enumerate(sums.names) if sums.tokens[row]
         ),
         min_count=min_count,
-        top_tokens=sums.top_tokens(min_count, top),
+        top_tokens=sums.top_tokens(min_count),
         answers=_in_turn(shown.values(), answers),
     )
 
@@ -241,11 +240,11 @@ class _Sums:
             histogram=tuple(self._histogram_CB[rows].sum(axis=0).tolist()),
         )
 
-    def top_tokens(self, min_count: int, top: int) -> tuple[TopToken, ...]:
+    def top_tokens(self, min_count: int) -> tuple[TopToken, ...]:
         """Return the tokens with the highest mean effect, the lowest id first among equals."""
         mean_V = self._effect_V / np.maximum(1, self._count_V)
         ids = np.flatnonzero((self._count_V >= min_count) & (mean_V > 0))
-        best = ids[np.argsort(-mean_V[ids], kind="stable")][:top].tolist()
+        best = ids[np.argsort(-mean_V[ids], kind="stable")][:TOP_TOKENS].tolist()
         return tuple(TopToken(token, int(self._count_V[token]), float(mean_V[token])) for token in best)
 
 
@@ -288,15 +287,15 @@ def user_of(example_id: str) -> str:
 def _in_turn(candidates: Iterable[_Candidates], answers: int) -> tuple[ScoredAnswer, ...]:
     """Return the answers to show, which the categories choose in turn by the rule of `summarise`."""
     left = [{user: list(own) for user, own in category.of_user.items()} for category in candidates]
-    times: dict[str, int] = {}
+    times = Counter[str]()
     chosen: list[ScoredAnswer] = []
     while any(left):
         for users in left:
             if not users or len(chosen) == answers:
                 continue
-            user = min(users, key=lambda user: (times.get(user, 0), users[user][0][0]))
+            user = min(users, key=lambda user: (times[user], users[user][0][0]))
             chosen.append(users[user].pop(0)[1])
-            times[user] = times.get(user, 0) + 1
+            times[user] += 1
             if not users[user]:
                 del users[user]
         if len(chosen) == answers:

@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from nextquill_core.methods.registry import METHODS
 
-OPERATIONAL = {"operational": True}
+OPERATIONAL: Any = Field(json_schema_extra={"operational": True})
 """Marks a field that says how a stage runs, not what it makes."""
 DEFAULTS, CHANGED = "Defaults", "Change"
 """What a form calls the two states of a group of settings."""
@@ -32,6 +32,11 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     """Return the section that a field holds, or None if it holds a value."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def description_of(field: FieldInfo) -> str:
+    """Return the description of a field as one line, or "" if it has none."""
+    return " ".join((field.description or "").split())
 
 
 def variable_name(name: str | None) -> str | None:
@@ -65,7 +70,7 @@ MethodName = Annotated[str, AfterValidator(_method_name), MethodNames()]
 
 
 class Section(BaseModel):
-    """A frozen section of the configuration that refuses unknown keys.
+    """A frozen section of the configuration that refuses unknown keys; the docstring of a field is its description.
 
     Null for a section inside it means that section's defaults. A form shows such a section closed at first.
     """
@@ -76,6 +81,7 @@ class Section(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,
         protected_namespaces=(),
+        use_attribute_docstrings=True,
         model_title_generator=_title,
     )
 
@@ -89,10 +95,12 @@ class Section(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Describe each section inside as null or the section, with null as its default."""
+        """Describe each field in one line, and each section inside as null or the section, with null as its default."""
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema)["properties"]
         for name, field in cls.model_fields.items():
+            if description := description_of(field):
+                properties[name]["description"] = description
             if (section := section_of(field)) and "$ref" in properties[name]:
                 described = dict(properties[name])
                 changed = {"$ref": described.pop("$ref"), "title": CHANGED}

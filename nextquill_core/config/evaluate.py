@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, variable_name
+from nextquill_core.config.base import OPERATIONAL, MethodName, NonNegative, Positive, Section, variable_name
 from nextquill_core.methods.registry import BASE_MODEL, METHODS
 from nextquill_core.plugins import Plugins, suggestion
 
@@ -20,74 +20,60 @@ ADDED_METRICS = Plugins[object]("metric", "nextquill.metrics", "evaluate.metrics
 class RetrievalConfig(Section):
     """The encoders that the method `contriever` and the metric BERTScore use."""
 
-    encoder: Annotated[
-        str,
-        Field(
-            description="encoder of `contriever`: a folder or hub name with safetensors weights; minilm: "
-            "all-MiniLM-L6-v2 from an installed package or the hub; base: the base model's own hidden states, which "
-            "works offline"
-        ),
-    ] = "facebook/contriever"
-    revision: Annotated[str, Field(description="branch, tag or commit of the encoder on the hub")] = "main"
-    bertscore: Annotated[
-        str | None,
-        Field(
-            description="encoder of BERTScore: a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed "
-            "package or the hub; null: BERTScore is not measured"
-        ),
-    ] = None
-    bertscore_revision: Annotated[
-        str, Field(description="branch, tag or commit of the BERTScore encoder on the hub")
-    ] = "main"
+    encoder: str = "facebook/contriever"
+    """encoder of `contriever`: a folder or hub name with safetensors weights; minilm: all-MiniLM-L6-v2 from an
+    installed package or the hub; base: the base model's own hidden states, which works offline"""
+    revision: str = "main"
+    """branch, tag or commit of the encoder on the hub"""
+    bertscore: str | None = None
+    """encoder of BERTScore: a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed package or the hub; null:
+    BERTScore is not measured"""
+    bertscore_revision: str = "main"
+    """branch, tag or commit of the BERTScore encoder on the hub"""
 
 
 class SummariesConfig(Section):
     """How `llm-trsr` summarises a history: block by block, each summary is part of the prompt for the next."""
 
-    newest: Annotated[int, Field(ge=0, description="number of newest reviews that are shown unsummarised")] = 2
-    block: Annotated[int, Field(ge=1, description="number of reviews added to the summary in one step")] = 4
-    max_tokens: Annotated[int, Field(ge=1, description="maximum number of tokens in one summary")] = 256
+    newest: NonNegative = 2
+    """number of newest reviews that are shown unsummarised"""
+    block: Positive = 4
+    """number of reviews added to the summary in one step"""
+    max_tokens: Positive = 256
+    """maximum number of tokens in one summary"""
 
 
 class PersonalConfig(Section):
     """How `oppu` and `cope` train one adapter per user on an adapter of other users (OPPU, arXiv 2402.04401)."""
 
-    folds: Annotated[
-        int, Field(ge=2, description="number of parts of the users; one shared adapter is trained without each part")
-    ] = 2
-    r: Annotated[Positive, Field(description="LoRA rank of a user's adapter")] = 8
-    alpha: Annotated[Positive, Field(description="LoRA alpha; a user's adapter is scaled by alpha / r")] = 8
-    learning_rate: Annotated[float, Field(gt=0, description="learning rate of AdamW for the users' adapters")] = 1e-4
-    epochs: Annotated[Positive, Field(description="number of passes over a user's history")] = 2
+    folds: Annotated[int, Field(ge=2)] = 2
+    """number of parts of the users; one shared adapter is trained without each part"""
+    r: Positive = 8
+    """LoRA rank of a user's adapter"""
+    alpha: Positive = 8
+    """LoRA alpha; a user's adapter is scaled by alpha / r"""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """learning rate of AdamW for the users' adapters"""
+    epochs: Positive = 2
+    """number of passes over a user's history"""
 
 
 class ServerConfig(Section):
     """A server with an OpenAI-compatible API (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
 
-    url: Annotated[
-        str, Field(description="address of the server, up to and including /v1", json_schema_extra=OPERATIONAL)
-    ] = "http://127.0.0.1:8000/v1"
-    models: Annotated[
-        dict[str, str],
-        Field(
-            description="the server's model name for each method, and under `base` for all methods that do not train "
-            "(vLLM serves each adapter under a name); a changed name generates the texts of its method again"
-        ),
-    ] = {}
-    api_key_env: Annotated[
-        str | None,
-        Field(description="name of the environment variable that holds the API key", json_schema_extra=OPERATIONAL),
-    ] = None
-    concurrency: Annotated[
-        int, Field(ge=1, description="number of requests in flight at a time", json_schema_extra=OPERATIONAL)
-    ] = 16
-    timeout_s: Annotated[
-        float,
-        Field(gt=0, description="seconds without any data after which a request fails", json_schema_extra=OPERATIONAL),
-    ] = 600.0
-    retries: Annotated[
-        int, Field(ge=0, description="number of times a failed request is repeated", json_schema_extra=OPERATIONAL)
-    ] = 6
+    url: Annotated[str, OPERATIONAL] = "http://127.0.0.1:8000/v1"
+    """address of the server, up to and including /v1"""
+    models: dict[str, str] = {}
+    """the server's model name for each method, and under `base` for all methods that do not train (vLLM serves each
+    adapter under a name); a changed name generates the texts of its method again"""
+    api_key_env: Annotated[str | None, OPERATIONAL] = None
+    """name of the environment variable that holds the API key"""
+    concurrency: Annotated[Positive, OPERATIONAL] = 16
+    """number of requests in flight at a time"""
+    timeout_s: Annotated[float, Field(gt=0), OPERATIONAL] = 600.0
+    """seconds without any data after which a request fails"""
+    retries: Annotated[NonNegative, OPERATIONAL] = 6
+    """number of times a failed request is repeated"""
 
     _names_a_variable = field_validator("api_key_env")(variable_name)
 
@@ -104,77 +90,45 @@ class ServerConfig(Section):
 class EvaluateConfig(Section):
     """Methods, decoding presets and metrics."""
 
-    split: Annotated[Literal["test", "val"], Field(description="split that is generated for and measured on")] = "test"
-    methods: Annotated[
-        tuple[MethodName, ...],
-        Field(min_length=1, description="methods to compare, the rows of the tables; see `nextquill methods`"),
-    ] = ("qwen", "latestk", "contextsft", "nextquill")
-    decoding: Annotated[
-        tuple[DecodingName, ...],
-        Field(
-            description="decoding presets: paper: as published; sane: no repetition penalty, greedy or sampled, "
-            "whichever is better on val; an empty list: no texts are generated, and only likelihoods are measured",
-        ),
-    ] = ("paper", "sane")
-    engine: Annotated[
-        Literal["transformers", "openai"],
-        Field(description="what generates the texts: transformers: this process; openai: the server evaluate.server"),
-    ] = "transformers"
+    split: Literal["test", "val"] = "test"
+    """split that is generated for and measured on"""
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("qwen", "latestk", "contextsft", "nextquill")
+    """methods to compare, the rows of the tables; see `nextquill methods`"""
+    decoding: tuple[DecodingName, ...] = ("paper", "sane")
+    """decoding presets: paper: as published; sane: no repetition penalty, greedy or sampled, whichever is better on
+    val; an empty list: no texts are generated, and only likelihoods are measured"""
+    engine: Literal["transformers", "openai"] = "transformers"
+    """what generates the texts: transformers: this process; openai: the server evaluate.server"""
     server: ServerConfig = ServerConfig()
-    max_new_tokens: Annotated[int, Field(ge=1, description="maximum number of tokens generated under `sane`")] = 512
-    paper_max_new_tokens: Annotated[
-        int, Field(ge=1, description="maximum number of tokens generated under `paper`")
-    ] = 2048
-    metrics: Annotated[
-        tuple[str, ...],
-        Field(description="metrics of other packages to measure beside the built-in ones; see `nextquill metrics`"),
-    ] = ()
-    choose_by: Annotated[
-        Literal["rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"],
-        Field(
-            description="metric on val that chooses how `sane` decodes and how strongly a method steers; rouge1 and "
-            "rougeL are replaced by their Unicode forms where they ignore more than 5 % of the letters of the reviews"
-        ),
-    ] = "rouge1"
-    control: Annotated[
-        Literal["stranger", "likelihood", "none"],
-        Field(
-            description="stranger: methods that show the newest reviews are also measured with another user's history, "
-            "which the personal gain needs; likelihood: the same without generating texts, by the likelihoods alone; "
-            "none: no such control"
-        ),
-    ] = "stranger"
-    preference_tokens: Annotated[
-        tuple[Literal["initial", "crossfit", "exact"], ...],
-        Field(
-            min_length=1,
-            description="sets of preference tokens to measure on: initial: those with an effect above weights.delta in "
-            "the score stage, which weights the training; crossfit: the same under adapters that were trained without "
-            "the user (score.folds); exact: words that a synthetic category drew by the user's taste",
-        ),
-    ] = ("initial",)
-    repeated_targets: Annotated[
-        Literal["keep", "leave_out"],
-        Field(
-            description="target reviews whose text occurs in an earlier review of the same user: keep: measure them, "
-            "as published; leave_out: exclude them from the metrics (texts are generated in any case)"
-        ),
-    ] = "keep"
+    max_new_tokens: Positive = 512
+    """maximum number of tokens generated under `sane`"""
+    paper_max_new_tokens: Positive = 2048
+    """maximum number of tokens generated under `paper`"""
+    metrics: tuple[str, ...] = ()
+    """metrics of other packages to measure beside the built-in ones; see `nextquill metrics`"""
+    choose_by: Literal["rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"] = "rouge1"
+    """metric on val that chooses how `sane` decodes and how strongly a method steers; rouge1 and rougeL are replaced by
+    their Unicode forms where they ignore more than 5 % of the letters of the reviews"""
+    control: Literal["stranger", "likelihood", "none"] = "stranger"
+    """stranger: methods that show the newest reviews are also measured with another user's history, which the personal
+    gain needs; likelihood: the same without generating texts, by the likelihoods alone; none: no such control"""
+    preference_tokens: Annotated[tuple[Literal["initial", "crossfit", "exact"], ...], Field(min_length=1)] = (
+        "initial",
+    )
+    """sets of preference tokens to measure on: initial: those with an effect above weights.delta in the score stage,
+    which weights the training; crossfit: the same under adapters that were trained without the user (score.folds);
+    exact: words that a synthetic category drew by the user's taste"""
+    repeated_targets: Literal["keep", "leave_out"] = "keep"
+    """target reviews whose text occurs in an earlier review of the same user: keep: measure them, as published;
+    leave_out: exclude them from the metrics (texts are generated in any case)"""
     retrieval: RetrievalConfig = RetrievalConfig()
     summaries: SummariesConfig = SummariesConfig()
     personal: PersonalConfig = PersonalConfig()
-    batch_tokens: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="maximum number of token positions in a generation batch, prompts and padding included; null: "
-            "as many as fit into half of the free memory, at most 262,144",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = None
-    bootstrap_samples: Annotated[
-        int, Field(ge=100, description="number of bootstrap resamples of users for intervals and p-values")
-    ] = 10000
+    batch_tokens: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    """maximum number of token positions in a generation batch, prompts and padding included; null: as many as fit into
+    half of the free memory, at most 262,144"""
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 10000
+    """number of bootstrap resamples of users for intervals and p-values"""
 
     @field_validator("metrics")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from nextquill_core.config.base import OPERATIONAL, Section, section_of
+from nextquill_core.config.base import OPERATIONAL, NonNegative, Section, section_of
 from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.messages import SEE, explained, first_error
@@ -36,16 +36,10 @@ from storage.redaction import register_secret
 class Config(Section):
     """The settings of a whole run."""
 
-    store: Annotated[
-        str,
-        Field(
-            min_length=1,
-            pattern=r"\S",
-            description="Artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = "./artifacts"
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of all random draws")] = 42
+    store: Annotated[str, Field(min_length=1, pattern=r"\S"), OPERATIONAL] = "./artifacts"
+    """Artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix"""
+    seed: Annotated[NonNegative, Field(le=LARGEST_SEED)] = 42
+    """Seed of all random draws"""
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -54,7 +48,7 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    slurm: Annotated[SlurmJobs, Field(json_schema_extra=OPERATIONAL)] = SlurmJobs()
+    slurm: Annotated[SlurmJobs, OPERATIONAL] = SlurmJobs()
     _overridden: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")

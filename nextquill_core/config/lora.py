@@ -48,17 +48,15 @@ def checked_targets(targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
 class LoraSettings(Section):
     """LoRA; the paper states neither rank nor targets, so these are common values."""
 
-    r: Annotated[Positive, Field(description="rank of the adapter's matrices")] = 16
-    alpha: Annotated[Positive, Field(description="scale of the update, which is multiplied by alpha / r")] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the adapter's input during training")] = 0.05
-    targets: Annotated[
-        str | tuple[str, ...],
-        Field(
-            description="linear layers that get an adapter, as in PEFT's target_modules: all-linear; a list of names "
-            "such as [q_proj, v_proj]; or a regular expression that matches whole module paths, such as "
-            r".*self_attn\.[qv]_proj"
-        ),
-    ] = ALL_LINEAR
+    r: Positive = 16
+    """rank of the adapter's matrices"""
+    alpha: Positive = 32
+    """scale of the update, which is multiplied by alpha / r"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """dropout on the adapter's input during training"""
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    r"""linear layers that get an adapter, as in PEFT's target_modules: all-linear; a list of names such as [q_proj,
+    v_proj]; or a regular expression that matches whole module paths, such as .*self_attn\.[qv]_proj"""
 
     _targets_are_valid = field_validator("targets")(checked_targets)
 

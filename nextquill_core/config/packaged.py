@@ -31,12 +31,7 @@ def config_path(name: str) -> Path:
 
 def config_names() -> list[str]:
     """Return the names of the packaged configurations."""
-    return _names(FOLDER)
-
-
-def preset_names() -> list[str]:
-    """Return the names of the packaged presets."""
-    return _names(PRESETS)
+    return packaged_names(FOLDER)
 
 
 def preset_path(name: str) -> Path:
@@ -63,7 +58,7 @@ def named_file(name: str, folder: Path, what: str, option: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix in ENDINGS or len(path.parts) > 1 or path.exists():
         return path
-    names = _names(folder)
+    names = packaged_names(folder)
     if name in names:
         return folder / f"{name}.yaml"
     near = difflib.get_close_matches(name, names, n=1)
@@ -71,7 +66,8 @@ def named_file(name: str, folder: Path, what: str, option: str) -> Path:
     raise UserError(f"no {what} {name!r}", option, f"did you mean {near[0]!r}?" if near else known)
 
 
-def _names(folder: Path) -> list[str]:
+def packaged_names(folder: Path) -> list[str]:
+    """Return the names of the packaged files of one kind, which are in `folder`."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -93,13 +89,14 @@ def preset_overrides(name: str) -> list[str]:
     path = preset_path(name)
     load_config(path)  # an error then names the preset and not the config
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return [f"{key}={_flow(value)}" for key, value in _leaves(values)]
+    return [f"{key}={_flow(value)}" for key, value in leaves(values)]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested sections by dotted key; an empty section is a value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

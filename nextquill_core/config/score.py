@@ -6,56 +6,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from nextquill_core.config.base import OPERATIONAL, Section
+from nextquill_core.config.base import OPERATIONAL, Positive, Section
 
 
 class ScoreConfig(Section):
     """Causal effects of every ground-truth token, under θ0 or under adapters that were trained without the user."""
 
-    effect_source: Annotated[
-        Literal["initial", "adapter"],
-        Field(
-            description="model that scores: initial: θ0; adapter: θ0 with an adapter that was trained as "
-            "`contextsft` on the users of the other folds (cross-fitting); see "
-            "docs/explanation/scoring.md"
-        ),
-    ] = "initial"
+    effect_source: Literal["initial", "adapter"] = "initial"
+    """model that scores: initial: θ0; adapter: θ0 with an adapter that was trained as `contextsft` on the users of the
+    other folds (cross-fitting); see docs/explanation/scoring.md"""
     # All trainings together pass over the data folds - 1 times, so two folds cost as much as training one method.
-    folds: Annotated[
-        int,
-        Field(
-            ge=2,
-            description="number of folds of the users, with one adapter each, under effect_source adapter and for "
-            "crossfit in evaluate.preference_tokens",
-        ),
-    ] = 2
-    batch_tokens: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="token budget of one forward pass, also for the likelihoods and text vectors of evaluate",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = 16384
-    launcher: Annotated[
-        Literal["local", "ray"],
-        Field(
-            description="where workers run: local: processes of this machine; ray: Prefect tasks on Ray",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = "local"
-    workers: Annotated[
-        int | Literal["auto"],
-        Field(
-            description="number of scoring workers; auto: one per accelerator, or one", json_schema_extra=OPERATIONAL
-        ),
-    ] = "auto"
-    ray_address: Annotated[
-        str | None,
-        Field(
-            description="address of a running Ray, ray://HOST:PORT; null: start one here", json_schema_extra=OPERATIONAL
-        ),
-    ] = None
+    folds: Annotated[int, Field(ge=2)] = 2
+    """number of folds of the users, with one adapter each, under effect_source adapter and for crossfit in
+    evaluate.preference_tokens"""
+    batch_tokens: Annotated[Positive, OPERATIONAL] = 16384
+    """token budget of one forward pass, also for the likelihoods and text vectors of evaluate"""
+    launcher: Annotated[Literal["local", "ray"], OPERATIONAL] = "local"
+    """where workers run: local: processes of this machine; ray: Prefect tasks on Ray"""
+    workers: Annotated[int | Literal["auto"], OPERATIONAL] = "auto"
+    """number of scoring workers; auto: one per accelerator, or one"""
+    ray_address: Annotated[str | None, OPERATIONAL] = None
+    """address of a running Ray, ray://HOST:PORT; null: start one here"""
 
     @field_validator("workers")
     @classmethod
@@ -75,23 +46,16 @@ class ScoreConfig(Section):
 class WeightsConfig(Section):
     """Eq. 3: ω = high where the effect exceeds delta, else low; or another policy, see docs/how-to/extend.md."""
 
-    policy: Annotated[
-        str,
-        Field(
-            description="weight policy: threshold: Eq. 3; soft: Eq. 3 with a smooth step; perce: clipped log-ratio; "
-            "random: those of threshold at random places within each example; grounded: high where the token's word "
-            "occurs in the shown history; or the name of one that another package adds"
-        ),
-    ] = "threshold"
-    options: Annotated[
-        dict[str, float],
-        Field(
-            description="settings of the policy besides delta, high and low: soft: temperature; perce: floor, "
-            "ceiling; random: seed; grounded: function_words"
-        ),
-    ] = {}
-    delta: Annotated[
-        float, Field(ge=-1, le=1, description="threshold δ of the effect, a difference of probabilities")
-    ] = 0.05
-    high: Annotated[float, Field(ge=0, description="weight λ of preference tokens")] = 0.9
-    low: Annotated[float, Field(ge=0, description="weight ε of the other tokens")] = 0.1
+    policy: str = "threshold"
+    """weight policy: threshold: Eq. 3; soft: Eq. 3 with a smooth step; perce: clipped log-ratio; random: those of
+    threshold at random places within each example; grounded: high where the token's word occurs in the shown history;
+    or the name of one that another package adds"""
+    options: dict[str, float] = {}
+    """settings of the policy besides delta, high and low: soft: temperature; perce: floor, ceiling; random: seed;
+    grounded: function_words"""
+    delta: Annotated[float, Field(ge=-1, le=1)] = 0.05
+    """threshold δ of the effect, a difference of probabilities"""
+    high: Annotated[float, Field(ge=0)] = 0.9
+    """weight λ of preference tokens"""
+    low: Annotated[float, Field(ge=0)] = 0.1
+    """weight ε of the other tokens"""

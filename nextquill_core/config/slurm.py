@@ -18,29 +18,22 @@ RESERVED_SHORT = ("-J", "-o", "-e", "-a", "-W", "-M")
 class SlurmJob(Section):
     """The resources of a job. Null means the value of `slurm.common`, and null there means the cluster's default."""
 
-    partition: Annotated[str | None, Field(description="Partition, or several separated by commas (--partition)")] = (
-        None
-    )
-    account: Annotated[str | None, Field(description="Account that is charged (--account)")] = None
-    qos: Annotated[str | None, Field(description="Quality of service (--qos)")] = None
-    gpus: Annotated[
-        int | str | None, Field(description="GPUs of each node: a number, or TYPE:NUMBER (--gres=gpu:…)")
-    ] = None
-    cpus: Annotated[int | None, Field(ge=1, description="CPU cores of each node (--cpus-per-task)")] = None
-    memory: Annotated[
-        str | None,
-        Field(
-            pattern=r"^(0|[1-9]\d*[KMGT])$", description="Memory of each node, such as 64G; '0' for all it has (--mem)"
-        ),
-    ] = None
-    time: Annotated[
-        str | None,
-        Field(description="Time limit in quotes, as sbatch takes it: '12:00:00', or '2-0' for two days (--time)"),
-    ] = None
-    arguments: Annotated[
-        tuple[str, ...],
-        Field(description="More options of sbatch, such as --constraint=a100; they follow those of slurm.common"),
-    ] = ()
+    partition: str | None = None
+    """Partition, or several separated by commas (--partition)"""
+    account: str | None = None
+    """Account that is charged (--account)"""
+    qos: str | None = None
+    """Quality of service (--qos)"""
+    gpus: int | str | None = None
+    """GPUs of each node: a number, or TYPE:NUMBER (--gres=gpu:…)"""
+    cpus: Annotated[int | None, Field(ge=1)] = None
+    """CPU cores of each node (--cpus-per-task)"""
+    memory: Annotated[str | None, Field(pattern=r"^(0|[1-9]\d*[KMGT])$")] = None
+    """Memory of each node, such as 64G; '0' for all it has (--mem)"""
+    time: str | None = None
+    """Time limit in quotes, as sbatch takes it: '12:00:00', or '2-0' for two days (--time)"""
+    arguments: tuple[str, ...] = ()
+    """More options of sbatch, such as --constraint=a100; they follow those of slurm.common"""
 
     @field_validator("time", "memory", mode="before")
     @classmethod
@@ -80,21 +73,19 @@ class SlurmJobs(Section):
     score: SlurmJob | None = None
     train: SlurmJob | None = None
     evaluate: SlurmJob | None = None
-    resubmit: Annotated[
-        NonNegative, Field(description="Number of times that a job which Slurm ended is submitted again; it resumes")
-    ] = 3
-    resubmit_after: Annotated[
-        tuple[Literal["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT"], ...],
-        Field(description="States of an ended job after which it is submitted again, unless Slurm has requeued it"),
-    ] = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
-    poll_s: Annotated[float, Field(gt=0, description="Seconds between two queries to Slurm about a job")] = 10.0
-    folder: Annotated[
-        str | None,
-        Field(
-            description="Folder for scripts and logs of jobs, visible to all nodes; null: .slurm in the store, or in "
-            "the current folder if the store is remote"
-        ),
-    ] = None
+    resubmit: NonNegative = 3
+    """Number of times that a job which Slurm ended is submitted again; it resumes"""
+    resubmit_after: tuple[Literal["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT"], ...] = (
+        "PREEMPTED",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+    )
+    """States of an ended job after which it is submitted again, unless Slurm has requeued it"""
+    poll_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between two queries to Slurm about a job"""
+    folder: str | None = None
+    """Folder for scripts and logs of jobs, visible to all nodes; null: .slurm in the store, or in the current folder if
+    the store is remote"""
 
     def job(self, stage: StageName) -> SlurmJob | None:
         """Return the resources of a stage's job, completed by `common`; None if the stage is not run as a job."""

@@ -16,28 +16,13 @@ Normalization = Literal["sequence", "weight", "sample_weight"]
 class DeepSpeedConfig(Section):
     """Settings of DeepSpeed."""
 
-    zero_stage: Annotated[
-        Literal[0, 1, 2, 3],
-        Field(
-            description="what is sharded over the ranks: 0: nothing; 1: AdamW's state; 2: also gradients; 3: also θ0",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = 2
-    offload: Annotated[
-        Literal["none", "optimizer", "parameters"],
-        Field(
-            description="what is kept in the host's memory: optimizer: AdamW's state (ZeRO 1 to 3); parameters: also "
-            "θ0 (ZeRO 3)",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = "none"
-    config: Annotated[
-        str | None,
-        Field(
-            description="path of a DeepSpeed JSON file, over which the settings of train are laid; a changed key "
-            "that can change the adapter, such as loss scaling, makes it stale"
-        ),
-    ] = None
+    zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 2
+    """what is sharded over the ranks: 0: nothing; 1: AdamW's state; 2: also gradients; 3: also θ0"""
+    offload: Annotated[Literal["none", "optimizer", "parameters"], OPERATIONAL] = "none"
+    """what is kept in the host's memory: optimizer: AdamW's state (ZeRO 1 to 3); parameters: also θ0 (ZeRO 3)"""
+    config: str | None = None
+    """path of a DeepSpeed JSON file, over which the settings of train are laid; a changed key that can change the
+    adapter, such as loss scaling, makes it stale"""
 
     @model_validator(mode="after")
     def _offload_fits_the_stage(self) -> DeepSpeedConfig:
@@ -57,14 +42,14 @@ def _auto_or_positive(count: int | str) -> int | str:
 class SlurmConfig(Section):
     """The allocation that srun requests, or the part of the current allocation that is used."""
 
-    nodes: Annotated[Positive, Field(description="number of machines")] = 2
-    ranks_per_node: Annotated[
-        int | Literal["auto"], Field(description="number of ranks on a machine; auto: one per accelerator, or one")
-    ] = "auto"
-    partition: Annotated[str | None, Field(description="Slurm partition; null: the cluster's default")] = None
-    arguments: Annotated[
-        tuple[str, ...], Field(description="further arguments of srun, such as --gpus-per-node=8 or --time=2-0")
-    ] = ()
+    nodes: Positive = 2
+    """number of machines"""
+    ranks_per_node: int | Literal["auto"] = "auto"
+    """number of ranks on a machine; auto: one per accelerator, or one"""
+    partition: str | None = None
+    """Slurm partition; null: the cluster's default"""
+    arguments: tuple[str, ...] = ()
+    """further arguments of srun, such as --gpus-per-node=8 or --time=2-0"""
 
     _at_least_one = field_validator("ranks_per_node")(_auto_or_positive)
 
@@ -72,38 +57,18 @@ class SlurmConfig(Section):
 class LauncherConfig(Section):
     """Where the ranks run; see docs/explanation/training.md."""
 
-    kind: Annotated[
-        Literal["local", "hostfile", "slurm"],
-        Field(
-            description="where the ranks run: local: on this machine; hostfile: on hosts reached by a remote shell; "
-            "slurm: by srun"
-        ),
-    ] = "local"
-    processes: Annotated[
-        int | Literal["auto"], Field(description="number of ranks under local; auto: one per accelerator, one on a CPU")
-    ] = "auto"
-    hostfile: Annotated[
-        str | None, Field(description="path of DeepSpeed's hostfile, with lines `host slots=N`, for hostfile")
-    ] = None
-    remote_shell: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description="command for hostfile that gets a host and a command line as its last two arguments",
-        ),
-    ] = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
-    address: Annotated[
-        str | None,
-        Field(description="address of the first host for the other hosts, under hostfile and slurm; null: its name"),
-    ] = None
-    port: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=65535,
-            description="port at which ranks meet, under hostfile and slurm; null: one that is free here",
-        ),
-    ] = None
+    kind: Literal["local", "hostfile", "slurm"] = "local"
+    """where the ranks run: local: on this machine; hostfile: on hosts reached by a remote shell; slurm: by srun"""
+    processes: int | Literal["auto"] = "auto"
+    """number of ranks under local; auto: one per accelerator, one on a CPU"""
+    hostfile: str | None = None
+    """path of DeepSpeed's hostfile, with lines `host slots=N`, for hostfile"""
+    remote_shell: Annotated[str, Field(min_length=1)] = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
+    """command for hostfile that gets a host and a command line as its last two arguments"""
+    address: str | None = None
+    """address of the first host for the other hosts, under hostfile and slurm; null: its name"""
+    port: Annotated[int | None, Field(ge=1, le=65535)] = None
+    """port at which ranks meet, under hostfile and slurm; null: one that is free here"""
     slurm: SlurmConfig = SlurmConfig()
 
     _at_least_one = field_validator("processes")(_auto_or_positive)
@@ -118,136 +83,77 @@ class LauncherConfig(Section):
 class NormalLossConfig(Section):
     """Variants of the preference-weighted loss L_n; the defaults are the paper's."""
 
-    weighted: Annotated[
-        bool,
-        Field(
-            description="weights in L_n of methods that have L_p too: true: preference weights (Eq. 5); false: 1 for "
-            "each token, as the method mce-dce always has them"
-        ),
-    ] = True
+    weighted: bool = True
+    """weights in L_n of methods that have L_p too: true: preference weights (Eq. 5); false: 1 for each token, as the
+    method mce-dce always has them"""
 
 
 class CausalLossConfig(Section):
     """Variants of the causal preference loss L_p; the defaults are the paper's."""
 
-    counterfactual_grad: Annotated[
-        Literal["through", "stop"],
-        Field(description="whether gradients of L_p flow through the branch without history"),
-    ] = "through"
-    weighted: Annotated[
-        bool,
-        Field(
-            description="weights in L_p: true: preference weights (Eq. 6); false: 1 for each token, as in the "
-            "official code"
-        ),
-    ] = True
-    target: Annotated[
-        Literal["label", "effect"],
-        Field(
-            description="loss behind L_p: label: cross-entropy of the difference of logits with the token (Eq. 6); "
-            "effect: squared distance of the model's effect on the token's probability from the stored "
-            "effect"
-        ),
-    ] = "label"
+    counterfactual_grad: Literal["through", "stop"] = "through"
+    """whether gradients of L_p flow through the branch without history"""
+    weighted: bool = True
+    """weights in L_p: true: preference weights (Eq. 6); false: 1 for each token, as in the official code"""
+    target: Literal["label", "effect"] = "label"
+    """loss behind L_p: label: cross-entropy of the difference of logits with the token (Eq. 6); effect: squared
+    distance of the model's effect on the token's probability from the stored effect"""
 
 
 class TrainConfig(Section):
     """A LoRA adapter on L = L_n + α·L_p (Eqs. 5 to 7)."""
 
-    method: Annotated[
-        MethodName, Field(description="method that is always trained, and that `export` and `promote` use")
-    ] = "nextquill"
-    alpha: Annotated[float, Field(ge=0, description="factor α of the causal preference loss (Eq. 7)")] = 0.05
-    normalization: Annotated[
-        Normalization,
-        Field(
-            description="what the losses of a step are divided by: sequence: the number of samples (paper, Eq. 5); "
-            "weight: the step's Σω, the sum of all weights (MIRROR's code); sample_weight: each sample "
-            "by its own Σω, then the number of samples (the official code); see "
-            "docs/explanation/training.md"
-        ),
-    ] = "sequence"
-    weights_from: Annotated[
-        Literal["stored", "live"],
-        Field(
-            description="where preference weights come from: stored: the score stage, once, before training (the "
-            "paper); live: the model in training, in each step, by the same weight policy (the official "
-            "code, PerCE)"
-        ),
-    ] = "stored"
+    method: MethodName = "nextquill"
+    """method that is always trained, and that `export` and `promote` use"""
+    alpha: Annotated[float, Field(ge=0)] = 0.05
+    """factor α of the causal preference loss (Eq. 7)"""
+    normalization: Normalization = "sequence"
+    """what the losses of a step are divided by: sequence: the number of samples (paper, Eq. 5); weight: the step's Σω,
+    the sum of all weights (MIRROR's code); sample_weight: each sample by its own Σω, then the number of samples (the
+    official code); see docs/explanation/training.md"""
+    weights_from: Literal["stored", "live"] = "stored"
+    """where preference weights come from: stored: the score stage, once, before training (the paper); live: the model
+    in training, in each step, by the same weight policy (the official code, PerCE)"""
     normal_loss: NormalLossConfig = NormalLossConfig()
     causal_loss: CausalLossConfig = CausalLossConfig()
-    epochs: Annotated[Positive, Field(description="number of passes over the train split")] = 5
-    learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of AdamW, after the warm-up")] = 5e-6
-    weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 0.025
-    warmup_ratio: Annotated[Share, Field(description="share of the steps in which the learning rate rises")] = 0.01
-    max_grad_norm: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="norm to which larger gradients are scaled down; under normalization sequence, losses are "
-            "sums over tokens and 1.0 clips nearly every step; see docs/explanation/training.md",
-        ),
-    ] = 1.0
-    global_batch: Annotated[int, Field(ge=1, description="number of examples in an optimizer step, over all ranks")] = (
-        16
-    )
-    batch_tokens: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="maximum number of tokens in one micro-batch, both branches counted; training takes fewer "
-            "where memory requires it",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = 8192
-    gradient_checkpointing: Annotated[
-        bool | Literal["auto"],
-        Field(
-            description="whether activations are computed a second time instead of kept, which saves memory; auto: "
-            "only if the longest example does not fit otherwise",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = "auto"
-    checkpoint_every: Annotated[
-        int, Field(ge=1, description="number of optimizer steps between checkpoints", json_schema_extra=OPERATIONAL)
-    ] = 100
-    checkpoint_minutes: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="maximum minutes between checkpoints; null: no limit",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = 30.0
-    keep_checkpoints: Annotated[
-        int, Field(ge=1, description="number of checkpoints that stay, the newest ones", json_schema_extra=OPERATIONAL)
-    ] = 2
-    max_loss_ratio: Annotated[
-        float | None,
-        Field(
-            gt=1,
-            description="ratio of the averaged loss to its best value above which a run stops; null: never stop",
-            json_schema_extra=OPERATIONAL,
-        ),
-    ] = 3.0
-    val_every: Annotated[
-        int | None,
-        Field(ge=0, description="number of optimizer steps between validations; null: one epoch; 0: no validation"),
-    ] = None
-    val_examples: Annotated[int, Field(ge=1, description="maximum number of val examples, chosen by a seeded hash")] = (
-        200
-    )
-    keep: Annotated[
-        Literal["last", "best"], Field(description="which adapter stays: the last, or the best on the val split")
-    ] = "last"
-    report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
-        Field(description="trackers that also get the curves", json_schema_extra=OPERATIONAL),
-    ] = ()
+    epochs: Positive = 5
+    """number of passes over the train split"""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    """highest learning rate of AdamW, after the warm-up"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.025
+    """weight decay of AdamW"""
+    warmup_ratio: Share = 0.01
+    """share of the steps in which the learning rate rises"""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """norm to which larger gradients are scaled down; under normalization sequence, losses are sums over tokens and 1.0
+    clips nearly every step; see docs/explanation/training.md"""
+    global_batch: Positive = 16
+    """number of examples in an optimizer step, over all ranks"""
+    batch_tokens: Annotated[Positive, OPERATIONAL] = 8192
+    """maximum number of tokens in one micro-batch, both branches counted; training takes fewer where memory requires
+    it"""
+    gradient_checkpointing: Annotated[bool | Literal["auto"], OPERATIONAL] = "auto"
+    """whether activations are computed a second time instead of kept, which saves memory; auto: only if the longest
+    example does not fit otherwise"""
+    checkpoint_every: Annotated[Positive, OPERATIONAL] = 100
+    """number of optimizer steps between checkpoints"""
+    checkpoint_minutes: Annotated[float | None, Field(gt=0), OPERATIONAL] = 30.0
+    """maximum minutes between checkpoints; null: no limit"""
+    keep_checkpoints: Annotated[Positive, OPERATIONAL] = 2
+    """number of checkpoints that stay, the newest ones"""
+    max_loss_ratio: Annotated[float | None, Field(gt=1), OPERATIONAL] = 3.0
+    """ratio of the averaged loss to its best value above which a run stops; null: never stop"""
+    val_every: Annotated[int | None, Field(ge=0)] = None
+    """number of optimizer steps between validations; null: one epoch; 0: no validation"""
+    val_examples: Positive = 200
+    """maximum number of val examples, chosen by a seeded hash"""
+    keep: Literal["last", "best"] = "last"
+    """which adapter stays: the last, or the best on the val split"""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], OPERATIONAL] = ()
+    """trackers that also get the curves"""
     lora: LoraSettings = LoraSettings()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    launcher: Annotated[LauncherConfig, Field(json_schema_extra=OPERATIONAL)] = LauncherConfig()
+    launcher: Annotated[LauncherConfig, OPERATIONAL] = LauncherConfig()
 
     @property
     def checkpoints_activations(self) -> bool:

@@ -6,7 +6,6 @@ In the decoding loop, rows join the batch by prefill and leave it as soon as the
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from collections import deque
@@ -33,7 +32,7 @@ from nextquill_core.generation.engines import (
     no_progress,
     request_seed,
 )
-from nextquill_core.memory import is_out_of_memory
+from nextquill_core.memory import is_out_of_memory, peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class TransformersEngine:
                 self._decode([row for row in rows if len(row.request.branches) == count], finish)
         finally:
             self.usage.seconds += time.perf_counter() - started
-            self.usage.peak_bytes = max(self.usage.peak_bytes, _peak_bytes(self.model.device))
+            self.usage.peak_bytes = max(self.usage.peak_bytes, peak_memory(self.model.device))
         return [answers[index] for index in range(len(requests))]
 
     def _check(self, requests: Sequence[Request]) -> None:
@@ -246,13 +245,6 @@ def forget_adapter_names(model: Any) -> None:
         for key in left:
             del hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type != "cpu":
-        return int(torch.accelerator.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 SHARE = 16  # finished rows leave once they are a sixteenth: at once in small batches, not at every step in large ones

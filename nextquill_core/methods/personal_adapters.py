@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -278,34 +278,22 @@ def save_adapters(path: Path, adapters: Mapping[str, Adapter], spec: PersonalTra
         )
 
 
-def load_adapters(
-    path: Path, keys: Collection[str] | None = None
-) -> tuple[dict[str, dict[str, Tensor]], PersonalTraining]:
-    """Read a file of `save_adapters`.
-
-    Args:
-        path: The file.
-        keys: Users whose adapters to read; None for all.
-
-    Returns:
-        The adapters by key, and how they were trained.
+def load_adapters(path: Path) -> tuple[dict[str, dict[str, Tensor]], PersonalTraining]:
+    """Return the adapters in a file of `save_adapters` by user, and how they were trained.
 
     Raises:
-        ModelError: The file cannot be read, holds something else, or lacks the adapter of one of `keys`.
+        ModelError: The file cannot be read, or holds something else.
     """
-    found: dict[str, dict[str, Tensor]] = {key: {} for key in keys or ()}
+    found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})[METADATA])
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 key, _, parameter = name.rpartition("/")
-                if keys is None or key in found:
-                    found.setdefault(key, {})[parameter] = file.get_tensor(name)
+                found.setdefault(key, {})[parameter] = file.get_tensor(name)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = f"holds no personal adapters ({first_line(error)})"
         raise ModelError(reason, str(path), "train them again") from error
-    if missing := sorted(key for key, adapter in found.items() if not adapter):
-        raise ModelError(f"it has no adapter of {missing[0]}", str(path), "train them again")
     with expect_form(str(path), "train them again"):
         return found, PersonalTraining(**values)
 

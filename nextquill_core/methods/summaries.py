@@ -50,18 +50,16 @@ def with_summary(example: Example, summary: str, newest: int) -> Example:
     return replace(example, history=example.history[max(0, len(example.history) - newest) :], summary=summary)
 
 
-def build_summary_prompt(summary: str, block: Sequence[Review], template: Template = PLAIN) -> str:
+def build_summary_prompt(summary: str, block: Sequence[Review]) -> str:
     """Return the prompt for the next summary.
 
     Args:
         summary: The previous summary; empty for the first.
         block: The reviews to add, oldest first.
-        template: Opening and closing around the text.
     """
     opening = [LATER, f"{SUMMARY_SO_FAR}\n{summary}"] if summary else [FIRST]
     sections = [*opening, *map(review_section, block), ORDER_LATER if summary else ORDER, ANSWER]
-    text = "\n\n".join(sections)
-    return f"{template.opening}{text}{template.closing}"
+    return "\n\n".join(sections)
 
 
 def summarize(

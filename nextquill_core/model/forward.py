@@ -51,6 +51,12 @@ def decoder_of(model: Any) -> Any:
     return inner.get_decoder()
 
 
+def device_of(model: Any) -> torch.device:
+    """Return the device of a model, which has all of its layers on one."""
+    device: torch.device = next(decoder_of(model).parameters()).device
+    return device
+
+
 def answer_hidden_states(
     model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, packed: bool | None = None
 ) -> Tensor:
@@ -155,7 +161,7 @@ def best_strategy(model: Any) -> Strategy:
 
     For `tree` the model's attention is set to `flex_attention`.
     """
-    device = next(decoder_of(model).parameters()).device
+    device = device_of(model)
     candidates: tuple[Strategy, ...] = ("reuse",) if device.type == "cpu" else ("tree", "packed")
     for strategy in candidates:
         fault = _fault(model, strategy)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import lineage
-from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.run import OpenRun, Run
 from nextquill_core.studies.reproduce import reproduction_step, whole_table
 from nextquill_core.studies.sweep import open_points, sweep_step
 from storage import Artifact, Store
 from storage.garbage import Name, StoredItem
 from storage.pointers import pointer_names, read_pointer
 from storage.stored_json import expect_form
-
-OpenRun = Callable[[Config], Run]
 
 
 def current(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +18,7 @@ import yaml
 from nextquill_core.config import Config, parse_config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Step, freshness, lineage, outdated
-from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.run import OpenRun, Outcome, Run
 from nextquill_core.progress import Progress
 from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import read_checked
@@ -114,7 +114,7 @@ def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Confi
     return found
 
 
-def open_points(config: Config, grid: Grid, open_run: Callable[[Config], Run]) -> list[Point]:
+def open_points(config: Config, grid: Grid, open_run: OpenRun) -> list[Point]:
     """Return the points of a grid with their runs.
 
     Args:

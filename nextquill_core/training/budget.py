@@ -22,7 +22,7 @@ import torch
 
 from nextquill_core.errors import ModelError
 from nextquill_core.memory import is_out_of_memory, total_memory
-from nextquill_core.model.forward import computed_tokens, decoder_of, token_budget_batches
+from nextquill_core.model.forward import computed_tokens, device_of, token_budget_batches
 from nextquill_core.orders import TrainOrder
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.data import TrainExample
@@ -241,7 +241,7 @@ def _changed(order: TrainOrder, **values: Any) -> TrainOrder:
 
 def _usable(model: Any) -> float:
     """Return the bytes that this rank may use: a share of its device, or of the machine divided by its ranks."""
-    device = _device(model)
+    device = device_of(model)
     ranks = _ranks_here() if _on_host(model) else 1
     return USABLE * total_memory(device) / ranks
 
@@ -287,11 +287,6 @@ def _tokens(examples: Sequence[TrainExample]) -> int:
     return sum(example.pair.tokens for example in examples)
 
 
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(decoder_of(model).parameters()).device
-    return device
-
-
 def _on_host(model: Any) -> bool:
     """Return whether the model is in the machine's own memory."""
-    return _device(model).type in ("cpu", "mps")
+    return device_of(model).type in ("cpu", "mps")

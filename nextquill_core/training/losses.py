@@ -21,7 +21,7 @@ these losses on both of its branches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +41,7 @@ from nextquill_core.model.cpu import (
     product,
     recomputing,
 )
-from nextquill_core.model.forward import Strategy, answer_hidden_states, best_strategy, branch_states, decoder_of
+from nextquill_core.model.forward import Strategy, answer_hidden_states, best_strategy, branch_states, device_of
 from nextquill_core.model.head import Head, head_of, target_logprobs
 from nextquill_core.orders import TrainOrder
 from nextquill_core.tokens import TokenPair
@@ -210,36 +210,37 @@ def _plain_cross_entropy(
 ) -> Tensor:
     """Σ_t c_t · CE(f(h_t) − f(h_∅t), y_t) through autograd, for heads where the difference is not linear."""
 
-    def of_chunk(hidden: Tensor, null: Tensor | None, target: Tensor, coefficient: Tensor) -> Tensor:
-        logits = head.logits(hidden) if null is None else head.logits(hidden) - head.logits(null)
-        return (F.cross_entropy(logits, target, reduction="none") * coefficient).sum()
+    def of_chunk(part: slice) -> Tensor:
+        logits = head.logits(hidden_ND[part])
+        if null_ND is not None:
+            logits = logits - head.logits(null_ND[part])
+        return (F.cross_entropy(logits, target_N[part], reduction="none") * coefficient_N[part]).sum()
 
-    total = hidden_ND.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(target_N), rows):
-        part = slice(start, start + rows)
-        null = None if null_ND is None else null_ND[part]
-        arguments = (hidden_ND[part], null, target_N[part], coefficient_N[part])
-        whole = rows >= len(target_N)
-        total = total + (of_chunk(*arguments) if whole else checkpoint(of_chunk, *arguments, use_reentrant=False))
-    return total
+    return _summed(of_chunk, target_N, rows)
 
 
 def _effect_distance(
     head: Head, hidden_ND: Tensor, null_ND: Tensor, target_N: Tensor, coefficient_N: Tensor, effect_N: Tensor, rows: int
 ) -> Tensor:
-    """Σ_t c_t · (p(y_t | h_t) − p(y_t | h_∅t) − effect_t)² through autograd, logits recomputed in the backward pass."""
+    """Σ_t c_t · (p(y_t | h_t) − p(y_t | h_∅t) − effect_t)² through autograd."""
 
-    def of_chunk(hidden: Tensor, null: Tensor, target: Tensor, coefficient: Tensor, effect: Tensor) -> Tensor:
+    def of_chunk(part: slice) -> Tensor:
         p, p_null = (
-            torch.exp(-F.cross_entropy(head.logits(states), target, reduction="none")) for states in (hidden, null)
+            torch.exp(-F.cross_entropy(head.logits(states[part]), target_N[part], reduction="none"))
+            for states in (hidden_ND, null_ND)
         )
-        return ((p - p_null - effect) ** 2 * coefficient).sum()
+        return ((p - p_null - effect_N[part]) ** 2 * coefficient_N[part]).sum()
 
-    total = hidden_ND.new_zeros((), dtype=torch.float32)
+    return _summed(of_chunk, target_N, rows)
+
+
+def _summed(of_chunk: Callable[[slice], Tensor], target_N: Tensor, rows: int) -> Tensor:
+    """Return the sum of a loss over chunks of rows; of several chunks, the backward pass computes each again."""
+    total = target_N.new_zeros((), dtype=torch.float32)
     for start in range(0, len(target_N), rows):
         part = slice(start, start + rows)
-        arguments = (hidden_ND[part], null_ND[part], target_N[part], coefficient_N[part], effect_N[part])
-        total = total + checkpoint(of_chunk, *arguments, use_reentrant=False)
+        whole = rows >= len(target_N)
+        total = total + (of_chunk(part) if whole else checkpoint(of_chunk, part, use_reentrant=False))
     return total
 
 
@@ -281,7 +282,7 @@ class PreferenceLoss(nn.Module):
             base.enable_input_require_grads()
         self._one_by_one = strategy in ("reuse", "plain")
         # A layer that gradient checkpointing computes again does not know the rows that are read.
-        self._lean = self._one_by_one and not order.train.checkpoints_activations and _on_cpu(model)
+        self._lean = self._one_by_one and not order.train.checkpoints_activations and device_of(model).type == "cpu"
         self._feed_forward = _feed_forward_parts(model) if self._lean else []
         self._norms = norms_of(model) if self._lean else []
 
@@ -412,7 +413,7 @@ def training_strategy(model: Any, order: TrainOrder) -> Strategy:
     if order.train.deepspeed.zero_stage == 3:
         return "packed"
     if order.train.checkpoints_activations or not order.both_branches:
-        return "plain" if _on_cpu(model) else "packed"
+        return "plain" if device_of(model).type == "cpu" else "packed"
     with _without_dropout(model):
         return best_strategy(model)
 
@@ -420,10 +421,6 @@ def training_strategy(model: Any, order: TrainOrder) -> Strategy:
 def _feed_forward_parts(model: Any) -> list[nn.Module]:
     with _without_dropout(model):
         return feed_forward_parts(model, gated_forward)
-
-
-def _on_cpu(model: Any) -> bool:
-    return bool(next(decoder_of(model).parameters()).device.type == "cpu")
 
 
 @contextmanager

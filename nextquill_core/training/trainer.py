@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nextquill_core.errors import ModelError
-from nextquill_core.memory import is_out_of_memory
+from nextquill_core.memory import is_out_of_memory, peak_memory
 from nextquill_core.orders import TrainOrder
 from nextquill_core.progress import Progress, silent
 from nextquill_core.training import curves
@@ -164,7 +162,7 @@ class Trainer:
             output = self._backward(micro, whole, step)
             sums += torch.stack([part.detach() * micro.scale for part in output])
             broken[micro.index] = ~(torch.isfinite(output.loss) & self.gradients.finite())
-        memory[self.rank] = _peak_memory_gb()
+        memory[self.rank] = peak_memory(self.engine.device) / 1e9
         if self.ranks > 1:
             torch.distributed.all_reduce(shared)
         if broken.any():
@@ -250,14 +248,6 @@ class Trainer:
         self.engine.backward(self.engine((shortest,), denominators((shortest,), self.order)).loss * 0.0)
         self.engine.step()
         self.gradients.finite()  # drops what was noted
-
-
-def _peak_memory_gb() -> float:
-    """Return the peak memory of this rank in GB: the accelerator's, or the process's on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class GradientWatch:

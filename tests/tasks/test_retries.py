@@ -14,8 +14,9 @@ from filelock import Timeout
 
 from nextquill_core.errors import DataError, UserError
 from storage.errors import Busy
+from storage.file_systems import error_chain
 from tasks.ranks.launch import RanksFailed
-from tasks.retries import PASSING, RETRIED, chain, is_passing
+from tasks.retries import PASSING, RETRIED, is_passing
 
 
 def caused(error: Exception, by: BaseException) -> Exception:
@@ -35,7 +36,7 @@ def answer(status: int) -> httpx.HTTPStatusError:
 
 
 def passes(error: BaseException) -> bool:
-    return any(map(is_passing, chain(error)))
+    return any(map(is_passing, error_chain(error)))
 
 
 @pytest.mark.parametrize(

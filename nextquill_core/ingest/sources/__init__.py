@@ -6,7 +6,6 @@ Another package adds one by an entry point of the group `nextquill.sources`: `NA
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint
 from typing import Any
 
 from nextquill_core.errors import DataError
@@ -30,7 +29,6 @@ __all__ = [
     "RawFiles",
     "Source",
     "Table",
-    "added",
     "local_files",
     "source",
 ]
@@ -38,7 +36,14 @@ __all__ = [
 BUILT_IN: dict[str, type[Source]] = {
     source.name: source for source in (Amazon2023, Amazon2018, Amazon2014, Table, Lamp)
 }
-SOURCES = Plugins[type[Source]]("source", "nextquill.sources", "ingest.source", BUILT_IN, DataError)
+
+
+def _fault(_name: str, found: Any) -> str:
+    is_source = isinstance(found, type) and issubclass(found, Source)
+    return "" if is_source else "is not a subclass of Source"
+
+
+SOURCES = Plugins[type[Source]]("source", "nextquill.sources", "ingest.source", BUILT_IN, DataError, _fault)
 
 
 def source(name: str, options: Mapping[str, Any] | None = None) -> Source:
@@ -48,21 +53,4 @@ def source(name: str, options: Mapping[str, Any] | None = None) -> Source:
         DataError: There is none (the nearest name is suggested), its package cannot be loaded, or an option does not
             fit.
     """
-    return load(name)(options or {})
-
-
-def added() -> dict[str, EntryPoint]:
-    """Return the entry points of the sources of other packages, by name; none is imported yet."""
-    return SOURCES.added()
-
-
-def load(name: str) -> type[Source]:
-    """Return the class of the source called `name`.
-
-    Raises:
-        DataError: There is none, or its package cannot be loaded.
-    """
-    found = SOURCES.load(name)
-    if not (isinstance(found, type) and issubclass(found, Source)):
-        raise DataError(f"source `{name}` is not a Source", added()[name].value, "name a subclass of Source")
-    return found
+    return SOURCES[name](options or {})

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from nextquill_core.config import Section
 from nextquill_core.ingest.batches import BATCH_ROWS, RAW_CHARS, BadRow, Batch, Part
@@ -72,16 +72,12 @@ _DATE = re.compile(r"[0-9]{4}(-[0-9]{1,2}(-[0-9]{1,2})?)?")
 class LampOptions(Section):
     """What `lamp` takes."""
 
-    task: Annotated[str, Field(description="task of the files: lamp-1 … lamp-7, longlamp-…")]
-    dates: Annotated[
-        bool,
-        Field(
-            description="whether `date` is the time of a profile entry; otherwise its place in the profile orders it"
-        ),
-    ] = False
-    own: Annotated[
-        bool, Field(description="whether the output of a row of longlamp-product-review is the user's newest review")
-    ] = True
+    task: str
+    """task of the files: lamp-1 … lamp-7, longlamp-…"""
+    dates: bool = False
+    """whether `date` is the time of a profile entry; otherwise its place in the profile orders it"""
+    own: bool = True
+    """whether the output of a row of longlamp-product-review is the user's newest review"""
 
     @field_validator("task")
     @classmethod

@@ -47,12 +47,10 @@ class ReviewColumns(Section):
     title: Name | None = None
     text: Name
     timestamp: Name
-    item_title: Annotated[
-        Name | None, Field(description="column of the item's title, where there is no file of items")
-    ] = None
-    item_description: Annotated[
-        Name | None, Field(description="column of the item's description, where there is no file of items")
-    ] = None
+    item_title: Name | None = None
+    """column of the item's title, where there is no file of items"""
+    item_description: Name | None = None
+    """column of the item's description, where there is no file of items"""
 
 
 class ItemColumns(Section):
@@ -68,29 +66,19 @@ class ItemColumns(Section):
 class FileOptions(Section):
     """How the files of a part are written."""
 
-    encoding: Annotated[
-        str | None,
-        Field(description="encoding of text files, such as cp1252, gb18030, cp932 or utf-16; UTF-8 by default"),
-    ] = None
-    delimiter: Annotated[
-        str | None,
-        Field(description="character between the fields of CSV; by default a comma, in .tsv a tab, or the character by "
-              "which the header has all mapped columns"),
-    ] = None  # fmt: skip
-    quote: Annotated[
-        str | None,
-        Field(description="character around fields of CSV that hold delimiters, or `none`; a double quote by default"),
-    ] = None  # fmt: skip
-    escape: Annotated[
-        str | None,
-        Field(description="character before a quote, a delimiter or a line end that belongs to a field of CSV, such as "
-              "the backslash of Spark, Athena and MySQL; by default there is none, and quotes are doubled"),
-    ] = None  # fmt: skip
-    header: Annotated[
-        bool | tuple[Name, ...] | None,
-        Field(description="true (the default) if the first record of CSV names the columns, false to name columns by "
-              "their number from 1, or the list of the columns of a file without a header"),
-    ] = None  # fmt: skip
+    encoding: str | None = None
+    """encoding of text files, such as cp1252, gb18030, cp932 or utf-16; UTF-8 by default"""
+    delimiter: str | None = None
+    """character between the fields of CSV; by default a comma, in .tsv a tab, or the character by which the header has
+    all mapped columns"""
+    quote: str | None = None
+    """character around fields of CSV that hold delimiters, or `none`; a double quote by default"""
+    escape: str | None = None
+    """character before a quote, a delimiter or a line end that belongs to a field of CSV, such as the backslash of
+    Spark, Athena and MySQL; by default there is none, and quotes are doubled"""
+    header: bool | tuple[Name, ...] | None = None
+    """true (the default) if the first record of CSV names the columns, false to name columns by their number from 1, or
+    the list of the columns of a file without a header"""
 
     @field_validator("encoding")
     @classmethod
@@ -144,21 +132,16 @@ class TableOptions(FileOptions):
 
     reviews: ReviewColumns
     items: ItemColumns | None = None
-    timestamp: Annotated[
-        str,
-        Field(description="unit of timestamps since 1970 (s, ms, us, ns), iso, or a strftime pattern; times without a "
-              "zone are UTC"),
-    ] = "ms"  # fmt: skip
-    ratings: Annotated[tuple[float, float], Field(description="lowest and highest rating")] = (1.0, 5.0)
-    rating_words: Annotated[
-        dict[str, float], Field(description="ratings that are words, such as {poor: 1, excellent: 5}")
-    ] = {}
-    null_values: Annotated[
-        tuple[str, ...], Field(description="further texts that mean a missing value, in every column")
-    ] = ()
-    files: Annotated[Files, Field(description="encoding, delimiter, quote, escape and header of one part only")] = (
-        Files()
-    )
+    timestamp: str = "ms"
+    """unit of timestamps since 1970 (s, ms, us, ns), iso, or a strftime pattern; times without a zone are UTC"""
+    ratings: tuple[float, float] = (1.0, 5.0)
+    """lowest and highest rating"""
+    rating_words: dict[str, float] = {}
+    """ratings that are words, such as {poor: 1, excellent: 5}"""
+    null_values: tuple[str, ...] = ()
+    """further texts that mean a missing value, in every column"""
+    files: Files = Files()
+    """encoding, delimiter, quote, escape and header of one part only"""
 
     @field_validator("timestamp")
     @classmethod

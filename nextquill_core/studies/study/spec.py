@@ -27,23 +27,16 @@ Overrides = dict[str, Any]
 class Choice(Section):
     """Candidates that are measured on val, and what the best of them is."""
 
-    candidates: Annotated[
-        dict[str, Overrides],
-        Field(description="values by dotted key, by the candidate's name; `base` without any is always a candidate"),
-    ] = {}
-    methods: Annotated[
-        tuple[str, ...], Field(description="methods that choose, each for itself; empty: the study's `method`")
-    ] = ()
-    seeds: Annotated[Positive, Field(description="number of seeds, the first ones, with which candidates run")] = 1
-    by: Annotated[
-        str, Field(description="metric whose difference to the reference method under the same candidate is highest")
-    ] = "personal_gain"
-    not_below: Annotated[
-        tuple[str, ...],
-        Field(
-            description="metrics in which the candidate may not be below the reference method, as long as any is not"
-        ),
-    ] = ("log_likelihood",)
+    candidates: dict[str, Overrides] = {}
+    """values by dotted key, by the candidate's name; `base` without any is always a candidate"""
+    methods: tuple[str, ...] = ()
+    """methods that choose, each for itself; empty: the study's `method`"""
+    seeds: Positive = 1
+    """number of seeds, the first ones, with which candidates run"""
+    by: str = "personal_gain"
+    """metric whose difference to the reference method under the same candidate is highest"""
+    not_below: tuple[str, ...] = ("log_likelihood",)
+    """metrics in which the candidate may not be below the reference method, as long as any is not"""
 
     @property
     def all_candidates(self) -> dict[str, Overrides]:
@@ -54,39 +47,39 @@ class Choice(Section):
 class StudyConfig(Section):
     """A study of one data set and one model."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", description="name of the study in files and tables")]
-    title: Annotated[str, Field(min_length=1, description="data and model in a few words, the heading of its results")]
-    base: Annotated[str, Field(min_length=1, description="base configuration: a path, or the name of a packaged one")]
-    settings: Annotated[dict[str, Any], Field(description="sections laid over the base configuration")] = {}
-    store: Annotated[
-        str | None, Field(description="artifact store; null: the base configuration's", json_schema_extra=OPERATIONAL)
-    ] = None
-    seeds: Annotated[tuple[int, ...], Field(min_length=1, description="seeds of the test rows")] = (1,)
-    first_seed_only: Annotated[
-        tuple[str, ...],
-        Field(description="rows that are measured under the first seed alone; they are compared under that seed"),
-    ] = ()
-    method: Annotated[str, Field(description="the method under study")] = "nextquill"
-    reference: Annotated[str, Field(description="the method that all others are compared with")] = "contextsft"
-    methods: Annotated[tuple[str, ...], Field(description="rows of question 2, beside the two above")] = ()
-    effects: Annotated[
-        dict[str, Overrides],
-        Field(
-            description="models whose effects question 1 compares with the exact ones, beside the base's: values by "
-            "dotted key, by name; `ingest` may differ too"
-        ),
-    ] = {}
-    parts: Annotated[Choice, Field(description="α and λ of each method of question 2")] = Choice()
-    decoding_methods: Annotated[
-        tuple[str, ...], Field(description="rows of question 4: methods that decode with an adapter of question 2")
-    ] = ()
-    decoding: Annotated[
-        tuple[str, ...], Field(description="decoding presets of the test rows; empty: no texts are generated")
-    ] = ("sane",)
-    variants: Annotated[
-        Choice, Field(description="what question 5 varies; the best becomes the recommended setting")
-    ] = Choice()
-    bootstrap_samples: Annotated[int, Field(ge=100, description="least number of resamples of users and seeds")] = 10000
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    """name of the study in files and tables"""
+    title: Annotated[str, Field(min_length=1)]
+    """data and model in a few words, the heading of its results"""
+    base: Annotated[str, Field(min_length=1)]
+    """base configuration: a path, or the name of a packaged one"""
+    settings: dict[str, Any] = {}
+    """sections laid over the base configuration"""
+    store: Annotated[str | None, OPERATIONAL] = None
+    """artifact store; null: the base configuration's"""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    """seeds of the test rows"""
+    first_seed_only: tuple[str, ...] = ()
+    """rows that are measured under the first seed alone; they are compared under that seed"""
+    method: str = "nextquill"
+    """the method under study"""
+    reference: str = "contextsft"
+    """the method that all others are compared with"""
+    methods: tuple[str, ...] = ()
+    """rows of question 2, beside the two above"""
+    effects: dict[str, Overrides] = {}
+    """models whose effects question 1 compares with the exact ones, beside the base's: values by dotted key, by name;
+    `ingest` may differ too"""
+    parts: Choice = Choice()
+    """α and λ of each method of question 2"""
+    decoding_methods: tuple[str, ...] = ()
+    """rows of question 4: methods that decode with an adapter of question 2"""
+    decoding: tuple[str, ...] = ("sane",)
+    """decoding presets of the test rows; empty: no texts are generated"""
+    variants: Choice = Choice()
+    """what question 5 varies; the best becomes the recommended setting"""
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 10000
+    """least number of resamples of users and seeds"""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> StudyConfig:
@@ -196,11 +189,6 @@ def parse_study(values: Mapping[str, Any], where: str) -> StudyConfig:
         what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         remedy = "see docs/how-to/study.md"
         raise UserError(f"`{key}`: {what}" if key else what, where, remedy) from None
-
-
-def study_names() -> list[str]:
-    """Return the names of the packaged studies."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
 def _lay(values: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nextquill_core.config import Config, load_config
-from nextquill_core.config.packaged import FOLDER, PRESETS, config_path, preset_names, preset_overrides
+from nextquill_core.config.packaged import FOLDER, PRESETS, config_path, packaged_names, preset_overrides
 from storage import UserError
 
 
@@ -38,7 +38,7 @@ def config_file(tmp_path: Path, text: str = "") -> Path:
 
 
 def test_both_presets_are_there_and_say_the_same_keys() -> None:
-    assert preset_names() == ["paper", "tuned"]
+    assert packaged_names(PRESETS) == ["paper", "tuned"]
     assert keys("paper").keys() == keys("tuned").keys()
 
 

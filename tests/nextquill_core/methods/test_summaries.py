@@ -11,7 +11,6 @@ import pytest
 from nextquill_core.errors import ModelError
 from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, Usage, no_progress
 from nextquill_core.methods.summaries import blocks, build_summary_prompt, summarize, with_summary
-from nextquill_core.prompts import Template
 from nextquill_core.schemas import Example, Item, Review
 from tests.conftest import review
 
@@ -62,14 +61,14 @@ def test_the_first_prompt_word_for_word() -> None:
 
 
 def test_a_later_prompt_word_for_word() -> None:
-    assert build_summary_prompt("Weeps.", (JANE,), Template("chat", "<user>", "<model>")) == (
-        "<user>Below are a summary of what one user's reviews are like, and newer reviews by the same user, oldest "
+    assert build_summary_prompt("Weeps.", (JANE,)) == (
+        "Below are a summary of what one user's reviews are like, and newer reviews by the same user, oldest "
         "first.\n\n"
         "Summary so far:\nWeeps.\n\n"
         "Item: Jane\nRating: 2.5\nTitle: No\nReview:\nCold \U0001f600 ومملة\n\n"
         "Bring the summary up to date. In a few sentences, say what this user likes, what this user dislikes, and how "
         "the user writes.\n\n"
-        "Summary:\n<model>"
+        "Summary:\n"
     )
 
 

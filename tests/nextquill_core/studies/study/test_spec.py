@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nextquill_core.studies.study.spec import BASE, load_study, parse_study, study_names
+from nextquill_core.config.packaged import packaged_names
+from nextquill_core.studies.study.spec import BASE, STUDIES, load_study, parse_study
 from storage import UserError
 
 SMALL: dict[str, Any] = {"name": "small", "title": "A small study", "base": "demo", "seeds": [3, 4]}
@@ -71,7 +72,7 @@ def test_a_candidate_with_an_unknown_key_or_value_names_it(tmp_path: Path) -> No
             study.config(overrides, methods=["contextsft"], split="val", seed=1, decoding=[])
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", packaged_names(STUDIES))
 def test_the_packaged_studies_fit_their_base(name: str) -> None:
     study = load_study(name)
     assert study.name == name
