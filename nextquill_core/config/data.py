@@ -18,6 +18,13 @@ class SyntheticInput(Section):
     ]
     users: Annotated[Positive, Field(description="Number of regular users")] = 60
     seed: Annotated[int, Field(ge=0, description="Seed of the category")] = 42
+    world: Annotated[
+        Literal["plain", "mixed"],
+        Field(
+            description="How the users write. plain: each user in one style; mixed: in a main and a second style that "
+            "other users share, with more common words and some reviews without any style"
+        ),
+    ] = "plain"
 
 
 class RawInput(Section):

@@ -51,7 +51,8 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     """
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
-    from nextquill_core.pipeline.report import Measured, against_truth, figures_of, report_of, verdict_of
+    from nextquill_core.pipeline.against_truth import TRUTH_FILE, against_truth
+    from nextquill_core.pipeline.report import Measured, figures_of, report_of, verdict_of
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
     texts = {key: _adopted(run, one.step, PREDICTED, staging) for key, one in plan.predictions.items()}
@@ -108,6 +109,9 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
         _write_picture(staging, name, picture)
     for name, picture in truth.pictures.items() if truth else ():
         _write_picture(staging, name, picture, log=True)  # the ground truth is no input of the step
+    if truth:
+        write_json(staging.path(TRUTH_FILE), list(truth.rows))
+        staging.finish(TRUTH_FILE, log=True)
     page = report_of(run, measured, pictures, truth, sentences=sentences)
     write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
