@@ -21,6 +21,7 @@ from nextquill_core.analysis.html import page, script
 from nextquill_core.analysis.published import published_tables
 from nextquill_core.analysis.result_tables import (
     SIGNIFICANT,
+    Histories,
     bucket_tables,
     control_tables,
     likelihood_blocks,
@@ -130,16 +131,6 @@ class TokenEffect:
     token: str
     effect: float
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Histories:
-    """Log-likelihoods of the true reviews under one method with three histories, nats a token; None if not measured."""
-
-    method: str
-    own: float
-    none: float | None
-    stranger: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,10 @@ from nextquill_core.evaluation.tables import Row
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.truths import Pairs, effect_pairs, truths_of, words_of
 from nextquill_core.schemas import Example, Review, column_by_example
 from nextquill_core.synthetic.reader import ReadReview, read_words
-from nextquill_core.synthetic.truth import TrueWord, Truth, exact_effects, truth_file
+from nextquill_core.synthetic.truth import Truth
 from nextquill_core.synthetic.world import WORLDS
 from nextquill_core.tokens import token_texts
 
@@ -49,10 +50,6 @@ USERS = "the users"
 """The row of the true reviews."""
 OWN, STRANGERS = "with what the method shows", "with a stranger's"
 """The histories of generated texts in the figure of styles."""
-TRUTH_FILE = "truth.json"
-"""The rows in the artifact of an evaluation, see `AgainstTruth.rows`."""
-Pairs = list[tuple[float, float]]
-"""The estimated and the exact effect of each word."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
         truths = truths_of(run)
         by_word, _ = effect_pairs(run, examples, truths)
         by_method = dict(_method_pairs(run, examples, truths))
-        styles = [next((word.style for word in _words(truths, one)), "") for one in examples]
+        styles = [next((word.style for word in words_of(truths, one)), "") for one in examples]
     except DataError:
         return None
     if not by_word:
@@ -149,7 +146,7 @@ def _word_pairs(
     tokenizer = load_tokenizer(run.model)
     for example in examples:
         name = example.example_id
-        yield from word_effects(_words(truths, example), token_texts(tokenizer, ids[name]), own[name], without[name])
+        yield from word_effects(words_of(truths, example), token_texts(tokenizer, ids[name]), own[name], without[name])
 
 
 def _reader_pairs(run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]) -> Iterator[tuple[float, float]]:
@@ -165,10 +162,6 @@ def _reader_pairs(run: Run, examples: Sequence[Example], truths: Mapping[str, Tr
 
 def _read(truth: Truth, review: Review) -> ReadReview:
     return ReadReview(truth.words(review.text, review.timestamp_ms), round(review.rating or 0))
-
-
-def _words(truths: Mapping[str, Truth], example: Example) -> tuple[TrueWord, ...]:
-    return truths[example.category].words(example.target.text, example.target.timestamp_ms)
 
 
 def _style_shares(run: Run, measured: Measured, styles: Sequence[str]) -> Iterator[Row]:
@@ -204,38 +197,3 @@ def _style_picture(shares: Sequence[Row]) -> Picture | None:
         f"know the person has {CHANCE:.0%}. Lines are 95 % intervals over users.",
         [*rows, {**users[0], "history": ""}],
     )  # fmt: skip
-
-
-def truths_of(run: Run) -> dict[str, Truth]:
-    """Return the ground truth of each category of a synthetic world.
-
-    Raises:
-        DataError: There is none, or it cannot be read.
-    """
-    return {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
-
-
-def effect_pairs(run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]) -> tuple[Pairs, Pairs]:
-    """Return the estimated and the exact effect of each word that taste drew, and of each token.
-
-    Args:
-        run: The run; its effects are in the store.
-        examples: The examples whose true reviews are compared.
-        truths: As `truths_of` returns them.
-
-    Raises:
-        DataError: The ground truth is not that of these reviews.
-    """
-    folder = run.artifact(run.plan.effects).folder / "effects"
-    names = ("target_ids", "effect", "logp_factual", "logp_counterfactual")
-    ids, effects, factual, counterfactual = (column_by_example(folder, name) for name in names)
-    tokenizer = load_tokenizer(run.model)
-    by_word: Pairs = []
-    by_token: Pairs = []
-    for example in examples:
-        name, text = example.example_id, example.target.text
-        words = _words(truths, example)
-        tokens = token_texts(tokenizer, ids[name])
-        by_token += zip(effects[name], exact_effects(words, text, tokens), strict=True)
-        by_word += word_effects(words, tokens, factual[name], counterfactual[name])
-    return by_word, by_token

@@ -22,7 +22,6 @@ from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
     Cohort,
     Download,
-    Histories,
     Picture,
     Report,
     RowCount,
@@ -31,7 +30,7 @@ from nextquill_core.analysis.report import (
     Training,
     draw,
 )
-from nextquill_core.analysis.result_tables import TITLES, preset_order, widest
+from nextquill_core.analysis.result_tables import TITLES, histories, preset_order, widest
 from nextquill_core.analysis.verdict import (
     Difference,
     differences,
@@ -40,7 +39,7 @@ from nextquill_core.analysis.verdict import (
     verdict,
 )
 from nextquill_core.config import EvaluateConfig
-from nextquill_core.evaluation.metrics import HISTORY_GAIN, LIKELIHOOD, METRICS, PERSONAL_GAIN
+from nextquill_core.evaluation.metrics import HISTORY_GAIN, METRICS, PERSONAL_GAIN
 from nextquill_core.evaluation.slices import BUCKETS
 from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
@@ -256,7 +255,7 @@ def report_of(
         ],
         forests=[picture for name, picture in pictures.items() if name.startswith("differences-")],
         downloads=_downloads(measured, config.train.method),
-        histories=list(_histories(rows)),
+        histories=list(histories(rows)),
         history_figures=[picture for name, picture in pictures.items() if name.startswith("history")],
         truth_figures=list(truth.pictures.values()) if truth else [],
         truth_facts=truth.facts if truth else [],
@@ -307,23 +306,6 @@ def _command(command: str) -> str:
     """Return a command without the folder of its program."""
     program, *arguments = command.split(" ", 1)
     return " ".join([PurePath(program).name, *arguments])
-
-
-def _histories(rows: Sequence[Row]) -> Iterator[Histories]:
-    """Yield the log-likelihood of each method with own, no and another user's history, of the widest category.
-
-    The gains are differences of these log-likelihoods, so that those are the own one minus the gain.
-    """
-    category = widest(rows)
-    found = {(row["method"], row["metric"]): row["value"] for row in rows if row["category"] == category}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = found.get((method, LIKELIHOOD))
-        if own is not None:
-            none, stranger = (
-                None if (gain := found.get((method, key))) is None else own - gain
-                for key in (HISTORY_GAIN, PERSONAL_GAIN)
-            )
-            yield Histories(method, own, none, stranger)
 
 
 def _downloads(measured: Measured, method: str) -> list[Download]:
