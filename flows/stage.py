@@ -43,7 +43,13 @@ class Narrator(Protocol):
         """Say something before a step is made or reused."""
 
     def after(self, run: Run, step: Step, outcome: Outcome) -> None:
-        """Say something after it."""
+        """Say something after it.
+
+        Args:
+            run: The run.
+            step: The step.
+            outcome: Whether it was made, and its artifact.
+        """
 
 
 narrators: list[Narrator] = []

@@ -505,7 +505,7 @@ def _show_results(settings: Any) -> None:
 
 
 def _show_next_commands(settings: Any, given: Sequence[str]) -> None:
-    """Print three commands for what people do next: one person, another setting, data of their own."""
+    """Print three commands for what people do next: one person, another setting, other reviews."""
     from flows.runs import open_run
     from nextquill_core.analysis.token_colours import terminal_safe
     from nextquill_core.pipeline.truths import shown_user

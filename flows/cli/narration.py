@@ -36,7 +36,13 @@ class TasteNarrator:
         _print(exact_view(example, words, run.config.weights.delta))
 
     def after(self, run: Run, step: Step, outcome: Outcome) -> None:
-        """Show the estimated effects once the reviews are scored."""
+        """Show the estimated effects once the reviews are scored.
+
+        Args:
+            run: The run.
+            step: The step that was made or reused.
+            outcome: Its outcome; nothing is shown where it was reused.
+        """
         if step.name != run.plan.score.name or outcome.reused:
             return
         from nextquill_core.analysis.exact_effects import agreement

@@ -92,7 +92,14 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def typed_options(
     config: Path | list[Path], overrides: list[str] | None, preset: str | None, store: str | None
 ) -> list[str]:
-    """Return the words of a command line that select a configuration; the arguments are those of `read_settings`."""
+    """Return the words of a command line that select a configuration.
+
+    Args:
+        config: The option --config, one file or several.
+        overrides: `KEY=VALUE` texts.
+        preset: The option --preset.
+        store: The option --store.
+    """
     words = [word for file in (config if isinstance(config, list) else [config]) for word in ("--config", str(file))]
     words += ["--preset", preset] if preset else []
     words += [word for override in overrides or [] for word in ("--set", override)]
