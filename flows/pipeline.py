@@ -14,6 +14,7 @@ from flows.stage import nextquill_flow
 from flows.train import train
 from nextquill_core.config import Config
 from nextquill_core.pipeline.train import check_layers
+from tasks.numbering import numbered
 from tasks.ui import publish_pipeline
 
 PipelineSettings = Annotated[Config, Form(brief=("ingest", "train", "evaluate"))]
@@ -30,9 +31,10 @@ def pipeline(config: PipelineSettings = SETTINGS, force: bool = False) -> list[d
     Returns:
         A reference to each stage's artifact, in order.
     """
-    results: list[dict[str, Any]] = [stage(config, force=force) for stage in (ingest, model)]
-    check_layers(open_run(config))  # training would refuse them, but only after hours of scoring
-    results += [stage(config, force=force) for stage in (score, train, evaluate)]
+    with numbered(list(open_run(config).plan.stages)):
+        results: list[dict[str, Any]] = [stage(config, force=force) for stage in (ingest, model)]
+        check_layers(open_run(config))  # training would refuse them, but only after hours of scoring
+        results += [stage(config, force=force) for stage in (score, train, evaluate)]
     references = [reference for reference in results if reference]
     publish_pipeline(open_run(config), references)
     return references

@@ -25,6 +25,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.pipeline.run import Outcome
 from storage.redaction import redact
 from tasks.definition import INTERRUPTED_MESSAGE, interrupted
+from tasks.numbering import ROW, row_number
 from tasks.ui import tag_run
 
 P = ParamSpec("P")
@@ -141,7 +142,7 @@ def announce(name: str, outcome: Outcome) -> str:
     else:
         seconds = outcome.artifact.manifest.seconds
         message = f"{name}: made in {seconds:,.1f} s ({outcome.why}) at {location}"
-    get_run_logger().info(message)
+    get_run_logger().info(message, extra={ROW: row_number(outcome.artifact.manifest.fingerprint) or None})
     return message
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from prefect import Flow, State, flow
 from prefect.client.orchestration import get_client
@@ -27,12 +27,32 @@ from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Outcome, Run
 from storage.masked_output import mask_errors, mask_output
 from storage.redaction import redact_values
+from tasks.numbering import begin_row
 from tasks.reasons import publish_reasons
 from tasks.steps import make_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
 HOUR_S = 3600.0
+
+
+class Narrator(Protocol):
+    """Says more about a run than its log does; a command that shows a run in a terminal adds one to `narrators`."""
+
+    def before(self, run: Run, step: Step) -> None:
+        """Say something before a step is made or reused."""
+
+    def after(self, run: Run, step: Step, outcome: Outcome) -> None:
+        """Say something after it.
+
+        Args:
+            run: The run.
+            step: The step.
+            outcome: Whether it was made, and its artifact.
+        """
+
+
+narrators: list[Narrator] = []
 
 mask_output()  # a Prefect worker starts flows by its own command, which imports this module
 
@@ -116,8 +136,13 @@ def make_stage(
         prepare(run)
     outcomes = []
     announced_later = {step.address for step in results or steps[-1:]}
-    for step in steps:
+    for place, step in enumerate(steps):
+        begin_row(steps[place:])
+        for narrator in narrators:
+            narrator.before(run, step)
         outcome = make_step(run, step, force)
+        for narrator in narrators:
+            narrator.after(run, step, outcome)
         if not outcome.reused and step.address not in announced_later:
             announce(run.plan.title(step), outcome)
         outcomes.append(outcome)

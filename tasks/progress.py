@@ -14,6 +14,8 @@ from prefect.logging import get_run_logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tasks.numbering import with_number
+
 SHOW_AFTER_S = 1.0
 ARTIFACT_EVERY_S = 5.0  # an update costs 14 ms here, and more in the server, on cores that have other work
 LOG_EVERY_S = 15.0
@@ -90,7 +92,7 @@ class ShownProgress:
         done, total, note = self._last
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -100,10 +102,9 @@ class ShownProgress:
                 transient=True,
             )
             self._bar.start()
-            self._bar.add_task(self._heading, total=total or None, note=note)
-        self._bar.update(
-            self._bar.task_ids[0], description=self._heading, completed=done, total=total or None, note=note
-        )
+            self._bar.add_task(with_number(self._heading), total=total or None, note=note)
+        shown = with_number(self._heading)
+        self._bar.update(self._bar.task_ids[0], description=shown, completed=done, total=total or None, note=note)
 
     def _show_artifact(self) -> None:
         done, total, _ = self._last

@@ -23,13 +23,17 @@ from tests.conftest import REPO
 
 GOLDEN = Path(__file__).with_suffix(".json")
 ALL_METHODS = f"evaluate.methods=[{', '.join(METHODS)}]"
+DEMO = "evaluate.preference_tokens=[initial]"  # the two fixed lines have no ground truth
 PLANS = {
-    "demo": ("demo", []),
+    "demo": ("demo", [DEMO]),
     "small": ("small", []),
     "books": ("books", []),
-    "every-method": ("demo", [ALL_METHODS]),
+    "every-method": ("demo", [DEMO, ALL_METHODS]),
     "paper-preset": ("books", ["evaluate.engine=openai", "evaluate.server.models={base: theta}"]),
-    "cross-fitted": ("demo", ["score.effect_source=adapter", "weights.policy=threshold", "train.weights_from=live"]),
+    "cross-fitted": (
+        "demo",
+        [DEMO, "score.effect_source=adapter", "weights.policy=threshold", "train.weights_from=live"],
+    ),
 }
 """By name: the configuration and what is laid over it."""
 

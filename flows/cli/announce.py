@@ -6,10 +6,11 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 from nextquill_core import hub
-from nextquill_core.config import StageName
+from nextquill_core.config import Config, StageName
 from nextquill_core.model.identity import REMEDY
 from nextquill_core.model.packaged import hub_remedy
 from nextquill_core.pipeline import Freshness
@@ -65,6 +66,21 @@ def require_sources(run: Run, stages: Sequence[StageName], *, force: bool) -> No
             hub.require_model(base.name_or_path, base.revision, hub_remedy(run.config.model.name_or_path, REMEDY))
 
 
+def unwritten_lines(command: str, settings: Config) -> Iterator[str]:
+    """Yield lines for a run whose synthetic data are written first: no plan can be made for as long as that takes.
+
+    Args:
+        command: Name of the command.
+        settings: The configuration.
+    """
+    asked = [raw.synthetic for raw in settings.ingest.inputs if raw.synthetic]
+    for one in asked:
+        if not (Path(one.folder).expanduser() / "reviews.jsonl").is_file():
+            users = f"{one.users:,} users of a synthetic world"
+            yield f"nextquill {command}: first writes reviews of {users} to {one.folder},"
+            yield f"  then runs {', '.join(STAGES[:-1])} and {STAGES[-1]}; the plan follows in seconds"
+
+
 def plan_lines(
     command: str, where: str, run: Run, stages: Sequence[StageName], *, force: bool = False
 ) -> Iterator[str]:
@@ -82,14 +98,15 @@ def plan_lines(
         yield f"  {run.template}"
     steps = [step for stage in stages for step in run.plan.made_by(stage)]
     width = max((len(step.name) for step in steps), default=0)
+    places = [f"[{place}/{len(steps)}] " if command == "run" else "" for place in range(1, len(steps) + 1)]
     remade: set[str] = set()
-    for step in steps:
+    for place, step in zip(places, steps, strict=True):
         standing = run.freshness(step)
         changing = [origin.name for origin in run.plan.needed_by([step]) if origin.fingerprint in remade]
         text = _todo(standing, force=force, inputs=changing)
         if force or standing.state != "fresh":
             remade.add(step.fingerprint)
-        yield f"  {step.name:<{width}}  {text}"
+        yield f"  {place}{step.name:<{width}}  {text}"
 
 
 def _todo(standing: Freshness, *, force: bool, inputs: Sequence[str]) -> str:

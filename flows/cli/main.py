@@ -6,7 +6,9 @@ Libraries that take long to import are imported by the command that needs them, 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 CATEGORIES_OF_THE_PAPER = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
+OWN_REVIEWS = "ingest.inputs=[{category: Mine, reviews: reviews.jsonl, items: items.jsonl}]"
 PACKAGED_STUDIES = [Path("synthetic"), Path("real")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make the artifacts again even if they are up to date.")]
 
@@ -96,16 +99,20 @@ def nextquill(
 
 @app.command("run", rich_help_panel=Panel.pipeline)
 @with_settings
-def _run(config: ConfigOption, settings: Any, force: ForceOption = False) -> None:
+def _run(config: ConfigOption, settings: Any, given: Any = (), force: ForceOption = False) -> None:
     """Run the whole pipeline; artifacts that are up to date are reused."""
     from flows.cli import announce
+    from flows.cli.narration import TasteNarrator
 
+    for line in announce.unwritten_lines("run", settings):
+        print(line, file=sys.stderr, flush=True)
     current = _opened(settings)
     if force or not _all_fresh(current):
         announce.require_sources(current, announce.STAGES, force=force)
         about = announce.plan_lines("run", str(config), current, announce.STAGES, force=force)
-        run_flow("pipeline", settings, about=about, force=force)
+        run_flow("pipeline", settings, about=about, narrator=TasteNarrator(), force=force)
     _show_results(settings)
+    _show_next_commands(settings, given)
 
 
 def _stage_command(name: StageName, help_text: str) -> None:
@@ -371,12 +378,13 @@ def _sample(
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
     users: Annotated[int, typer.Option(min=1, help="Number of regular users.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")] = 42,
+    world: Annotated[str, typer.Option(help="How users write: plain, or mixed, where tastes overlap.")] = "plain",
 ) -> None:
     """Write a synthetic category in the Amazon 2023 layout, with its ground truth."""
     from nextquill_core.synthetic.sample import write_sample
 
     with user_path(folder, "name a folder that you can write to"):
-        done = write_sample(folder, users=users, seed=seed)
+        done = write_sample(folder, users=users, seed=seed, world=world)
     print(
         f"{done.folder}: {done.review_rows:,} review rows of {done.users:,} regular and {done.cold_users:,} cold "
         f"users, {done.item_rows:,} item rows; {done.folder / 'truth'} says which words follow from which user's taste"
@@ -486,7 +494,33 @@ def _show_results(settings: Any) -> None:
     terminal = console()
     for table in results_table(evaluation, width=terminal.width):
         terminal.print(table)
-    print(f"report: {evaluation.folder / 'report.html'}")
+        terminal.print()
+    if settings.model.name_or_path == "tiny":
+        print("The base model is small and was trained here: these numbers say nothing about large models.")
+    report = evaluation.folder / "report.html"
+    # A terminal that knows links opens the report on a click; the path is never folded.
+    terminal.print(
+        f"report: {report}", style=f"link {report.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False
+    )
+
+
+def _show_next_commands(settings: Any, given: Sequence[str]) -> None:
+    """Print three commands for what people do next: one person, another setting, other reviews."""
+    from flows.runs import open_run
+    from nextquill_core.analysis.token_colours import terminal_safe
+    from nextquill_core.pipeline.truths import shown_user
+
+    user = terminal_safe(shown_user(open_run(settings, fetch=False)))
+    print("\nNext:")
+    synthetic = any(raw.synthetic for raw in settings.ingest.inputs)
+    for what, words in (
+        ("one person, token by token", ["explain", *given, "--user", user]),
+        ("what another setting would make again", ["status", *given, "--set", "weights.delta=0.1"]),
+        ("the same with your own reviews", ["run", "--config", "small", "--set", OWN_REVIEWS])
+        if synthetic
+        else ("accept this adapter, if it is good enough", ["promote", *given]),
+    ):
+        print(f"  # {what}\n  nextquill {shlex.join(words)}")
 
 
 def _list_plugins(rows: dict[str, str], broken: list[str]) -> None:

@@ -64,8 +64,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options --config, --set, --preset and --store.
 
     The command's parameter `settings` gets the configuration that the options select. Its parameter `config` is the
-    option --config, one file or a list of files; for a list, `settings` is a list, too.
+    option --config, one file or a list of files; for a list, `settings` is a list, too. A parameter `given`, if it has
+    one, gets these options as they were typed, for a command line that selects the same configuration.
     """
+    parameters = inspect.signature(command, eval_str=True).parameters
 
     @functools.wraps(command)
     def configured(
@@ -75,15 +77,33 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             return read_settings(file, overrides, store, preset)
 
         settings = list(map(read, config)) if isinstance(config, list) else read(config)
+        if "given" in parameters:
+            other["given"] = typed_options(config, overrides, preset, store)
         command(config=config, settings=settings, **other)
 
-    own = dict(inspect.signature(command, eval_str=True).parameters)
-    del own["settings"]
+    own = {name: parameter for name, parameter in parameters.items() if name not in ("settings", "given")}
     for name, option in (("overrides", SetOption), ("preset", PresetOption), ("store", StoreOption)):
         own[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option)
     keyword_only = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own.values()]
     vars(configured)["__signature__"] = inspect.Signature(keyword_only)
     return configured
+
+
+def typed_options(
+    config: Path | list[Path], overrides: list[str] | None, preset: str | None, store: str | None
+) -> list[str]:
+    """Return the words of a command line that select a configuration.
+
+    Args:
+        config: The option --config, one file or several.
+        overrides: `KEY=VALUE` texts.
+        preset: The option --preset.
+        store: The option --store.
+    """
+    words = [word for file in (config if isinstance(config, list) else [config]) for word in ("--config", str(file))]
+    words += ["--preset", preset] if preset else []
+    words += [word for override in overrides or [] for word in ("--set", override)]
+    return words + (["--store", store] if store else [])
 
 
 def console() -> Any:

@@ -27,13 +27,14 @@ MODEL_LIBRARIES = ("nextquill_core.model.tiny", "nextquill_core.evaluation.metri
 """Modules that take long to import, and that stages with a model need."""
 
 
-def run_flow(name: str, settings: Any, *, about: Iterable[str] = (), **options: Any) -> Any:
+def run_flow(name: str, settings: Any, *, about: Iterable[str] = (), narrator: Any = None, **options: Any) -> Any:
     """Run the flow in `flows.NAME` in this process, and return its result.
 
     Args:
         name: Name of the flow and of its module.
         settings: Configuration of the flow, or its configurations.
         about: Lines that are printed first, before anything that takes seconds to load.
+        narrator: A `flows.stage.Narrator` that shows more of the run.
         options: Further parameters of the flow.
 
     Raises:
@@ -54,6 +55,8 @@ def run_flow(name: str, settings: Any, *, about: Iterable[str] = (), **options: 
         print(f"nextquill: {error}; the same command resumes", file=sys.stderr)
         raise typer.Exit(1) from None
     print_run_lines()
+    if narrator:
+        importlib.import_module("flows.stage").narrators.append(narrator)
     outage.watch()
     with no_heartbeats():
         try:
@@ -148,13 +151,26 @@ def no_heartbeats() -> AbstractContextManager[Any]:
     return temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
+class _RunLines(logging.Formatter):
+    """Formats a line as time, number of the row of the plan and message: `13:05:20  [3/6] score: made in 12.1 s …`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of the overridden method
+        """Return the line without a traceback."""
+        from tasks.numbering import ROW, with_number
+
+        return f"{record.asctime}  {with_number(record.message, getattr(record, ROW, None))}"
+
+
 def print_run_lines() -> None:
     """Print the log lines of our flows and tasks; the engine's lines are shown in the UI only."""
     import prefect
 
     engine = str(Path(prefect.__file__).parent)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_RunLines())
     handler.addFilter(lambda record: not record.pathname.startswith(engine))
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addHandler(handler)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from humanize import naturalsize
 from rich.table import Table
@@ -17,6 +17,9 @@ from nextquill_core.pipeline import FreshnessCache
 from storage import Artifact
 from storage.stored_json import expect_form
 
+if TYPE_CHECKING:
+    from nextquill_core.analysis.result_tables import Histories
+
 COLOURS = {
     "fresh": "green",
     "stale": "yellow",
@@ -28,6 +31,9 @@ COLOURS = {
 UNFINISHED = ("running", "failed", "interrupted")
 WITH_INTERVALS = 110
 """Width of a terminal in columns from which intervals are shown beside the values."""
+HISTORIES_TITLE = "Log-likelihood of the true reviews by the history that is shown, nats a token"
+TRUTH_TITLE = "Against the exact effects, by word; the aim of slope is 1, of own style what the users have"
+HISTORY_DECIMALS = 4
 GAP = 2
 """Blanks between two columns of a table."""
 MIN_WHY = 24
@@ -122,21 +128,65 @@ def account_table(sequences: Artifact) -> Table:
 
 
 def results_table(evaluation: Artifact, *, width: int) -> Iterator[Table | str]:
-    """Yield the verdict, a table of methods by metrics for each preset and category, and notes on how to read them.
+    """Yield what an evaluation found, what matters most first.
+
+    The verdict; the most important metrics with intervals; own against a stranger's history; the comparison with exact
+    effects, where there is one; all tables, or what the report has more; notes on how to read them.
 
     Args:
         evaluation: Artifact of the evaluation.
-        width: Width of the terminal in columns. Intervals are shown if it is wide enough; columns that do not fit are
-            printed in further tables.
+        width: Width of the terminal in columns. Columns that do not fit are printed in further tables. All tables are
+            printed where there is room for their intervals.
     """
-    from nextquill_core.pipeline.evaluate import read_results, result_tables
+    from nextquill_core.analysis.result_tables import headline_table, histories
+    from nextquill_core.pipeline.evaluate import read_results, read_truth, result_tables, table_cells
 
     results = read_results(evaluation)
     if results.verdict:
         yield "\n".join(results.verdict)
-    for title, cells in result_tables(results.rows, intervals=width >= WITH_INTERVALS):
-        yield from _cells_tables(title, cells, width)
+    title, headlines = headline_table(results.rows)
+    yield from _cells_tables(title, table_cells(headlines), width)
+    yield from _cells_tables(HISTORIES_TITLE, list(_history_cells(histories(results.rows))), width)
+    yield from _cells_tables(TRUTH_TITLE, list(_truth_cells(read_truth(evaluation))), width)
+    tables = list(result_tables(results.rows))
+    if width >= WITH_INTERVALS:
+        for title, cells in tables:
+            yield from _cells_tables(title, cells, width)
+    else:
+        yield "The report has all tables:\n" + "\n".join(f"  {title}" for title, _ in tables)
     yield from (f"Note: {caution}" for caution in results.cautions)
+
+
+def _history_cells(found: Iterable[Histories]) -> Iterator[dict[str, str]]:
+    """Yield a row for each method that was measured with a stranger's history too."""
+    from nextquill_core.analysis.result_tables import NOTHING, signed
+
+    for one in found:
+        if one.stranger is not None:
+            yield {
+                "method": one.method,
+                "own": signed(one.own, HISTORY_DECIMALS),
+                "a stranger's": signed(one.stranger, HISTORY_DECIMALS),
+                "none": NOTHING if one.none is None else signed(one.none, HISTORY_DECIMALS),
+                "own minus a stranger's": signed(one.own - one.stranger, HISTORY_DECIMALS),
+            }
+
+
+def _truth_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+    """Yield a row for each method that was compared with exact effects, for the perfect reader and for the users."""
+    from nextquill_core.analysis.result_tables import NOTHING
+
+    columns = {
+        "r": "pearson",
+        "AUC": "auc",
+        "slope": "slope",
+        "own style": "own_style",
+        "with a stranger's history": "stranger_style",
+    }
+    for row in rows:
+        cells = {name: NOTHING if row[key] is None else f"{row[key]:.2f}" for name, key in columns.items()}
+        if set(cells.values()) != {NOTHING}:
+            yield {"method": row["method"], **cells}
 
 
 def reproduced_tables(found: Artifact, *, width: int) -> Iterator[Table | str]:
@@ -183,7 +233,8 @@ def sweep_results(swept: Artifact, *, width: int) -> Iterator[Table | str]:
 
 
 def _cells_tables(title: str, cells: list[dict[str, str]], width: int) -> Iterator[Table]:
-    yield from fitting_tables(title, list(cells[0]), [list(map(Text, row.values())) for row in cells], width)
+    if cells:
+        yield from fitting_tables(title, list(cells[0]), [list(map(Text, row.values())) for row in cells], width)
 
 
 def fitting_tables(

@@ -230,9 +230,6 @@ def _print_next_steps(home: Home, project: Project | None) -> None:
     if project is None:
         return
     print("Next:")
-    demo = project.folder / "data" / "demo"
-    if not (demo / "reviews.jsonl").is_file():
-        print(f"  nextquill sample {os.path.relpath(demo)}    # the data that deployments read by default")
     print("  in the UI, Deployments → pipeline → Run → Custom run    # its form; the weekly schedule is beside it")
     print(f"  export PREFECT_API_URL={home.url}/api    # runs of this terminal are then shown there too")
 

@@ -55,6 +55,19 @@ def agreement(pairs: Sequence[tuple[float, float]], delta: float) -> dict[str, A
     return {"words": len(measured), "pearson": pearson, "auc": _auc(measured, exact > delta)}
 
 
+def slope(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of the line through the exact effects over the measured ones, by least squares.
+
+    1: the measured effects have the right size; below 1: they are too large; 0 where they do not vary.
+
+    Args:
+        pairs: (measured, exact).
+    """
+    measured, exact = np.array(pairs, dtype=np.float64).T
+    spread = float(np.mean((measured - measured.mean()) ** 2))
+    return float(np.mean((measured - measured.mean()) * (exact - exact.mean()))) / spread if spread else 0.0
+
+
 def _auc(scores: ArrayLike, positive: ArrayLike) -> float:
     """Return the area under the ROC curve, by the ranks of the scores."""
     _, place, counts = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)

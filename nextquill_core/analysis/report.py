@@ -21,6 +21,7 @@ from nextquill_core.analysis.html import page, script
 from nextquill_core.analysis.published import published_tables
 from nextquill_core.analysis.result_tables import (
     SIGNIFICANT,
+    Histories,
     bucket_tables,
     control_tables,
     likelihood_blocks,
@@ -133,16 +134,6 @@ class TokenEffect:
 
 
 @dataclass(frozen=True, slots=True)
-class Histories:
-    """Log-likelihoods of the true reviews under one method with three histories, nats a token; None if not measured."""
-
-    method: str
-    own: float
-    none: float | None
-    stranger: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Download:
     """A table as a file: its name, what it holds, and its content as CSV."""
 
@@ -167,6 +158,7 @@ class Report:
         history_figures: Figures on what the history adds.
         truth_figures: Figures on estimated and exact effects; empty for data without exact effects.
         truth_facts: Numbers on the same, label and value.
+        truth_rows: The same for each method, as `pipeline.against_truth` describes them.
         person: Single users: three that a rule chooses, and a picker for all.
         config: The most important settings, name and value.
         stages: The artifacts of the run.
@@ -200,6 +192,7 @@ class Report:
     history_figures: Sequence[Picture] = ()
     truth_figures: Sequence[Picture] = ()
     truth_facts: Sequence[tuple[str, str]] = ()
+    truth_rows: Sequence[Mapping[str, Any]] = ()
     person: People | None = None
     config: Sequence[tuple[str, str]] = ()
     stages: Sequence[Stage] = ()

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nextquill_core.evaluation.metrics import GAIN, LENGTH, MAIN, METRICS, Metric, known_metrics
+from nextquill_core.evaluation.metrics import (
+    EXACT,
+    GAIN,
+    HISTORY_GAIN,
+    LENGTH,
+    LIKELIHOOD,
+    MAIN,
+    METRICS,
+    PERSONAL_GAIN,
+    UNICODE_FORMS,
+    Metric,
+    known_metrics,
+    preference_key,
+)
 from nextquill_core.evaluation.slices import BUCKETS, CONTROL, DIFFERENCE, GAP, HISTORY_LENGTH, OWN, STRANGER
 from nextquill_core.evaluation.tables import ALL, Row
 
@@ -15,6 +28,10 @@ SIGNIFICANT = 0.05
 MAIN_PRESET = "sane"
 """The preset that is shown first: without a repetition penalty, which changes texts more than most methods do."""
 LISTED_PAIRS = 6  # more pairs, of more than one reference, are shown as a matrix
+HEADLINES = (
+    PERSONAL_GAIN, preference_key(PERSONAL_GAIN, EXACT), LIKELIHOOD, "rouge1", "rouge1_unicode",
+)  # fmt: skip
+"""The metrics that a terminal shows first."""
 _HEADINGS = {
     GAIN: "{category}, gain by history in nats a token, n = {n}",
     MAIN: "{category}, {decoding} decoding, n = {n}",
@@ -141,6 +158,36 @@ class ControlTable:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """Log-likelihoods of the true reviews under one method with three histories, nats a token; None if not measured."""
+
+    method: str
+    own: float
+    none: float | None
+    stranger: float | None
+
+
+def histories(rows: Sequence[Row]) -> Iterator[Histories]:
+    """Yield the log-likelihood of each method with own, no and another user's history, of the widest category.
+
+    The gains are differences of these log-likelihoods, so that those are the own one minus the gain.
+
+    Args:
+        rows: Of the schema `METRICS`.
+    """
+    category = widest(rows)
+    found = {(row["method"], row["metric"]): row["value"] for row in rows if row["category"] == category}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = found.get((method, LIKELIHOOD))
+        if own is not None:
+            none, stranger = (
+                None if (gain := found.get((method, key))) is None else own - gain
+                for key in (HISTORY_GAIN, PERSONAL_GAIN)
+            )
+            yield Histories(method, own, none, stranger)
+
+
 def preset_order(decodings: Iterable[str]) -> list[str]:
     """Return decoding presets, each once, in the order in which they are shown: `sane` first."""
     return sorted(dict.fromkeys(decodings), key=lambda name: name != MAIN_PRESET)
@@ -198,6 +245,22 @@ def shown_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Pivot]]:
         table = pivot(rows, decoding, category, (name,))
         if table.metrics:
             yield _HEADINGS[name].format(decoding=decoding, category=category, n=table.n), table
+
+
+def headline_table(rows: Sequence[Row]) -> tuple[str, Pivot]:
+    """Return the most important metrics of the first preset and the widest category, with the title of the table.
+
+    Args:
+        rows: Of the schema `METRICS`.
+    """
+    decoding, category = preset_order(row["decoding"] for row in rows)[0], widest(rows)
+    table = pivot(rows, decoding, category, (GAIN, MAIN))
+    measured = {metric.key for metric in table.metrics}
+    wanted = [key for key in HEADLINES if key in measured and UNICODE_FORMS.get(key) not in measured]
+    places = [place for place, metric in enumerate(table.metrics) if metric.key in wanted]
+    lines = tuple((method, tuple(cells[place] for place in places)) for method, cells in table.lines)
+    title = f"{category}, {decoding} decoding, n = {table.n}, with 95 % intervals over users"
+    return title, Pivot(tuple(table.metrics[place] for place in places), lines, table.n)
 
 
 def result_blocks(rows: Sequence[Row], comparisons: Sequence[Row], table: str = MAIN) -> list[tuple[str, list[Block]]]:

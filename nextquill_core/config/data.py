@@ -19,6 +19,9 @@ class SyntheticInput(Section):
     """Number of regular users"""
     seed: NonNegative = 42
     """Seed of the category"""
+    world: Literal["plain", "mixed"] = "plain"
+    """How the users write. plain: each user in one style; mixed: in a main and a second style that other users share,
+    with more common words and some reviews without any style"""
 
 
 class RawInput(Section):

@@ -31,6 +31,17 @@ class EvaluationDocument(TypedDict):
     verdict: NotRequired[list[str]]
 
 
+class TruthRow(TypedDict):
+    """How the effects and texts of one method compare with a synthetic world's truth; None for what does not exist."""
+
+    method: str
+    pearson: float | None
+    auc: float | None
+    slope: float | None
+    own_style: float | None
+    stranger_style: float | None
+
+
 class SweepRow(MetricRow):
     """The same at one point of a sweep."""
 

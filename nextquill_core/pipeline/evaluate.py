@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nextquill_core.evaluation.forms import EvaluationDocument
+from nextquill_core.evaluation.forms import EvaluationDocument, TruthRow
 from nextquill_core.methods.registry import METHODS as KNOWN_METHODS
 from nextquill_core.pipeline.evaluation_plan import SANE, Key, steering_choice
 from nextquill_core.pipeline.methods import measured_examples
@@ -29,12 +29,13 @@ from storage.tables import read_table
 
 if TYPE_CHECKING:
     from nextquill_core.analysis.report import Picture
+    from nextquill_core.analysis.result_tables import Pivot
     from nextquill_core.evaluation.metrics import ExampleScores
     from nextquill_core.evaluation.significance import Floats
     from nextquill_core.evaluation.tables import Row
     from nextquill_core.evaluation.text_metrics import Letters
 
-METRICS_FILE, STATISTICS_FILE = "metrics.json", "statistics.parquet"
+METRICS_FILE, STATISTICS_FILE, TRUTH_FILE = "metrics.json", "statistics.parquet", "truth.json"
 
 Texts = Mapping[Key, Mapping[str, str] | None]
 """Generated texts, by method and preset and then by example; None for a method that only has likelihoods."""
@@ -51,7 +52,8 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     """
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
-    from nextquill_core.pipeline.report import Measured, against_truth, figures_of, report_of, verdict_of
+    from nextquill_core.pipeline.against_truth import against_truth
+    from nextquill_core.pipeline.report import Measured, figures_of, report_of, verdict_of
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
     texts = {key: _adopted(run, one.step, PREDICTED, staging) for key, one in plan.predictions.items()}
@@ -108,6 +110,9 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
         _write_picture(staging, name, picture)
     for name, picture in truth.pictures.items() if truth else ():
         _write_picture(staging, name, picture, log=True)  # the ground truth is no input of the step
+    if truth:
+        write_json(staging.path(TRUTH_FILE), list(truth.rows))
+        staging.finish(TRUTH_FILE, log=True)
     page = report_of(run, measured, pictures, truth, sentences=sentences)
     write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
@@ -330,6 +335,19 @@ def read_results(evaluation: Artifact) -> Results:
     )
 
 
+def read_truth(evaluation: Artifact) -> list[dict[str, Any]]:
+    """Return how each method compares with exact effects (`AgainstTruth.rows`); empty where there are none.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = evaluation.folder / TRUTH_FILE
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = read_checked(path, list[TruthRow], "evaluate again")
+    return rows
+
+
 def read_scores(evaluation: Artifact) -> tuple[list[str], dict[Key, ExampleScores]]:
     """Return the ids of the examples of an evaluation, and the scores of each method and decoding preset.
 
@@ -360,15 +378,19 @@ def result_tables(
     from nextquill_core.analysis.result_tables import shown_tables
 
     for title, table in shown_tables(rows):
-        names = [metric.name for metric in table.metrics]
-        cells = [
-            {
-                "method": method,
-                **{name: str(cell) if intervals else cell.value for name, cell in zip(names, line, strict=True)},
-            }
-            for method, line in table.lines
-        ]
-        yield title, cells
+        yield title, table_cells(table, intervals=intervals)
+
+
+def table_cells(table: Pivot, *, intervals: bool = True) -> list[dict[str, str]]:
+    """Return a row for each method of a table, with the text of each cell by the name of its metric."""
+    names = [metric.name for metric in table.metrics]
+    return [
+        {
+            "method": method,
+            **{name: str(cell) if intervals else cell.value for name, cell in zip(names, line, strict=True)},
+        }
+        for method, line in table.lines
+    ]
 
 
 def result_markdown(results: Results, report: str) -> str:

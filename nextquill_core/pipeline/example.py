@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nextquill_core.analysis.example_view import ExplainedExample, TargetToken, boilerplate
-from nextquill_core.analysis.token_colours import units_of
+from nextquill_core.analysis.token_colours import Unit, units_of
 from nextquill_core.causal.summary import ScoredAnswer
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_tokenizer
@@ -64,25 +64,20 @@ def gather(run: Run, examples: Sequence[Example]) -> Iterator[ExplainedExample]:
     Raises:
         UserError: An artifact is missing; the message names the command that makes it.
     """
-    score = run.artifact(run.plan.score).folder
-    wanted = {example.example_id for example in examples}
     split = run.config.evaluate.split
     measured = any(example.split == split for example in examples)
     texts = _texts(run) if measured else {}
     logps = {method: _logps(run, step) for method, step in run.plan.evaluation.likelihoods.items()} if measured else {}
     gains = _gains(run, logps) if measured else {}
-    effects: dict[str, dict[str, Any]] = {}
-    for shard in sorted((score / "effects").glob("*.parquet")):
-        effects |= {row["example_id"]: row for row in read_table(shard).to_pylist() if row["example_id"] in wanted}
-    weights = column_by_example(score / "weights", "weight")
+    answers = _answers(run, examples)
+    weights = column_by_example(run.artifact(run.plan.score).folder / "weights", "weight")
     ids = item_ids(run)
     common = boilerplate([one.target.text for one in read_examples(run.artifact(run.plan.ingest).folder, [split])])
     tokenizer, delta, shown = load_tokenizer(run.model), run.config.weights.delta, run.config.prompt.max_history
     for example in examples:
-        key, row = example.example_id, effects[example.example_id]
-        answer = ScoredAnswer(key, example.category, *(tuple(row[name]) for name in EFFECTS.names[1:]))
+        key, answer = example.example_id, answers[example.example_id]
         pieces = token_texts(tokenizer, answer.target_ids)
-        mean_gain = sum(row["logp_factual"]) - sum(row["logp_counterfactual"])
+        mean_gain = sum(answer.logp_factual) - sum(answer.logp_counterfactual)
         yield ExplainedExample(
             example=example,
             item_id=ids[key],
@@ -94,6 +89,25 @@ def gather(run: Run, examples: Sequence[Example]) -> Iterator[ExplainedExample]:
             gain=gains.get(key, mean_gain / max(1, len(answer.effect))),
             boilerplate=common,
         )
+
+
+def scored_units(run: Run, example: Example) -> tuple[Unit, ...]:
+    """Return the true review of an example as it is coloured by effect; the stage score is in the run's store."""
+    answer = _answers(run, [example])[example.example_id]
+    pieces = token_texts(load_tokenizer(run.model), answer.target_ids)
+    return tuple(units_of(answer, run.config.weights.delta, pieces))
+
+
+def _answers(run: Run, examples: Sequence[Example]) -> dict[str, ScoredAnswer]:
+    """Return the scored answers of examples, by example."""
+    categories = {example.example_id: example.category for example in examples}
+    found: dict[str, ScoredAnswer] = {}
+    for shard in sorted((run.artifact(run.plan.score).folder / "effects").glob("*.parquet")):
+        for row in read_table(shard).to_pylist():
+            if (key := row["example_id"]) in categories:
+                values = (tuple(row[name]) for name in EFFECTS.names[1:])
+                found[key] = ScoredAnswer(key, categories[key], *values)
+    return found
 
 
 def item_ids(run: Run) -> dict[str, str]:

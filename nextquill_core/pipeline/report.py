@@ -16,14 +16,12 @@ from matplotlib.figure import Figure
 
 from nextquill_core.analysis import figures, report_figures
 from nextquill_core.analysis.effects_page import parts_of
-from nextquill_core.analysis.exact_effects import CHANCE, agreement, calibration, own_style_share, word_effects
 from nextquill_core.analysis.example_view import people_of
 from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
     Cohort,
     Download,
-    Histories,
     Picture,
     Report,
     RowCount,
@@ -32,7 +30,7 @@ from nextquill_core.analysis.report import (
     Training,
     draw,
 )
-from nextquill_core.analysis.result_tables import TITLES, preset_order, widest
+from nextquill_core.analysis.result_tables import TITLES, histories, preset_order, widest
 from nextquill_core.analysis.verdict import (
     Difference,
     differences,
@@ -41,21 +39,19 @@ from nextquill_core.analysis.verdict import (
     verdict,
 )
 from nextquill_core.config import EvaluateConfig
-from nextquill_core.errors import DataError
-from nextquill_core.evaluation.metrics import HISTORY_GAIN, LIKELIHOOD, METRICS, PERSONAL_GAIN
+from nextquill_core.evaluation.metrics import HISTORY_GAIN, METRICS, PERSONAL_GAIN
 from nextquill_core.evaluation.slices import BUCKETS
 from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.pipeline.against_truth import AgainstTruth
 from nextquill_core.pipeline.example import gather
 from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.pipeline.step import Step
-from nextquill_core.schemas import Example, column_by_example
-from nextquill_core.synthetic.truth import Truth, exact_effects, truth_file
-from nextquill_core.tokens import token_texts
+from nextquill_core.schemas import Example
 from nextquill_core.training import curves
 from storage import Artifact, UserError, provenance
 from storage.stored_json import expect_form, read_lines
@@ -213,123 +209,6 @@ def _history_figures(measured: Measured, category: str, method: str) -> Iterator
         yield "history-groups", (figure, title, alt, "Lines are 95 % intervals over the users of a group.", data)
 
 
-@dataclass(frozen=True)
-class AgainstTruth:
-    """What a synthetic world's exact effects say about the estimated ones and about the generated texts."""
-
-    pictures: Mapping[str, Picture]
-    facts: Sequence[tuple[str, str]]
-
-
-def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
-    """Compare with the exact effects of a synthetic world, and draw it; None for data without exact effects.
-
-    Args:
-        run: The run; everything but the evaluation is in its store.
-        measured: What was measured.
-    """
-    examples = measured.examples
-    try:
-        truths = truths_of(run)
-        by_word, _ = effect_pairs(run, examples, truths)
-        words = [truths[one.category].words(one.target.text, one.target.timestamp_ms) for one in examples]
-    except DataError:
-        return None
-    if not by_word:
-        return None
-    found = agreement(by_word, run.config.weights.delta)
-    bins = calibration(by_word)
-    facts = [
-        ("words that taste drew", f"{found['words']:,}"),
-        ("correlation r of estimated and exact effects", f"{found['pearson']:.2f}"),
-        (f"AUC for an exact effect above {run.config.weights.delta:g}", f"{found['auc']:.2f}"),
-    ]
-    pictures = {
-        "exact-effects": draw(
-            "exact-effects", report_figures.calibration_plot(bins), "Estimated against exact effects",
-            "Mean exact effect by mean estimated effect of groups of words, beside the line on which both are equal",
-            "Words in ten groups of equal number by their estimated effect, under the model that weights the training. "
-            "Points below the line: the estimate is too high.",
-            [{"estimated": one, "exact": other, "words": count} for one, other, count in bins],
-        )
-    }  # fmt: skip
-    if styles := [next((word.style for word in drawn), "") for drawn in words]:
-        pictures |= _style_figure(run, measured, styles)
-    return AgainstTruth(pictures, facts)
-
-
-def _style_figure(run: Run, measured: Measured, styles: Sequence[str]) -> dict[str, Picture]:
-    """Draw the share of taste words in the person's own style; empty where no text has a taste word."""
-    resampling: dict[str, Any] = {"samples": run.config.evaluate.bootstrap_samples, "seed": run.config.seed}
-
-    def share(texts: Sequence[str]) -> dict[str, Any] | None:
-        return own_style_share(texts, styles, measured.users, **resampling)
-
-    ceiling = share([example.target.text for example in measured.examples])
-    presets = preset_order(run.config.evaluate.decoding)
-    if ceiling is None or not presets:
-        return {}
-    rows = [
-        {"method": method, "history": history, "decoding": decoding, **found}
-        for history, sets in (
-            ("with what the method shows", measured.texts),
-            ("with a stranger's", measured.control_texts),
-        )
-        for (method, decoding), texts in sets.items()
-        if decoding == presets[0] and (found := share([texts[one.example_id] for one in measured.examples]))
-    ]
-    if not rows:
-        return {}
-    truth = {"method": "the users", "history": "", "decoding": "", **ceiling}
-    return {
-        "own-style": draw(
-            "own-style", report_figures.share_plot(rows, ceiling["value"], CHANCE), "Words in the person's own style",
-            "Share of the taste words in generated texts that are of the person's own style, for each method",
-            f"Of the words of taste in generated texts ({presets[0]} decoding), the share in the style of the person. "
-            f"The ceiling is what the users themselves have, and more than it is too uniform; a writer who does not "
-            f"know the person has {CHANCE:.0%}. Lines are 95 % intervals over users.",
-            [*rows, truth],
-        )
-    }  # fmt: skip
-
-
-def truths_of(run: Run) -> dict[str, Truth]:
-    """Return the ground truth of each category of a synthetic world.
-
-    Raises:
-        DataError: There is none, or it cannot be read.
-    """
-    return {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
-
-
-def effect_pairs(
-    run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return the estimated and the exact effect of each word that taste drew, and of each token.
-
-    Args:
-        run: The run; its effects are in the store.
-        examples: The examples whose true reviews are compared.
-        truths: As `truths_of` returns them.
-
-    Raises:
-        DataError: The ground truth is not that of these reviews.
-    """
-    folder = run.artifact(run.plan.effects).folder / "effects"
-    names = ("target_ids", "effect", "logp_factual", "logp_counterfactual")
-    ids, effects, factual, counterfactual = (column_by_example(folder, name) for name in names)
-    tokenizer = load_tokenizer(run.model)
-    by_word: list[tuple[float, float]] = []
-    by_token: list[tuple[float, float]] = []
-    for example in examples:
-        name, text = example.example_id, example.target.text
-        words = truths[example.category].words(text, example.target.timestamp_ms)
-        tokens = token_texts(tokenizer, ids[name])
-        by_token += zip(effects[name], exact_effects(words, text, tokens), strict=True)
-        by_word += word_effects(words, tokens, factual[name], counterfactual[name])
-    return by_word, by_token
-
-
 def report_of(
     run: Run,
     measured: Measured,
@@ -376,10 +255,11 @@ def report_of(
         ],
         forests=[picture for name, picture in pictures.items() if name.startswith("differences-")],
         downloads=_downloads(measured, config.train.method),
-        histories=list(_histories(rows)),
+        histories=list(histories(rows)),
         history_figures=[picture for name, picture in pictures.items() if name.startswith("history")],
         truth_figures=list(truth.pictures.values()) if truth else [],
         truth_facts=truth.facts if truth else [],
+        truth_rows=truth.rows if truth else [],
         config=_settings(run),
         stages=[_stage(run.artifact(step), step.name) for step in run.plan.stages if step.kind != "evaluate"],
         counts=counts,
@@ -426,23 +306,6 @@ def _command(command: str) -> str:
     """Return a command without the folder of its program."""
     program, *arguments = command.split(" ", 1)
     return " ".join([PurePath(program).name, *arguments])
-
-
-def _histories(rows: Sequence[Row]) -> Iterator[Histories]:
-    """Yield the log-likelihood of each method with own, no and another user's history, of the widest category.
-
-    The gains are differences of these log-likelihoods, so that those are the own one minus the gain.
-    """
-    category = widest(rows)
-    found = {(row["method"], row["metric"]): row["value"] for row in rows if row["category"] == category}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = found.get((method, LIKELIHOOD))
-        if own is not None:
-            none, stranger = (
-                None if (gain := found.get((method, key))) is None else own - gain
-                for key in (HISTORY_GAIN, PERSONAL_GAIN)
-            )
-            yield Histories(method, own, none, stranger)
 
 
 def _downloads(measured: Measured, method: str) -> list[Download]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nextquill_core.synthetic.catalog import CatalogItem, unique_codes
-from nextquill_core.synthetic.world import ReviewText, World, compose_review, compose_title
+from nextquill_core.synthetic.world import ReviewText, World, compose_review, compose_title, tastes
 
 DAY_MS = 86_400_000
 FIRST_REVIEW_MS = 1_451_606_400_000  # 2016-01-01 UTC
@@ -23,13 +23,13 @@ class Reviewer:
 
     Attributes:
         kind: `regular` users write enough reviews for the default protocol, `cold` ones do not.
-        style: Index of the style that the reviewer holds in all reviews.
+        taste: Index of the taste that the reviewer holds in all reviews.
         leniency: Added to an item's quality when the reviewer rates it, in stars.
     """
 
     user_id: str
     kind: Literal["regular", "cold"]
-    style: int
+    taste: int
     leniency: float
 
 
@@ -63,7 +63,7 @@ class WrittenReview:
 def make_reviewers(world: World, regular: int, cold: int, rng: np.random.Generator) -> list[Reviewer]:
     """Draw the reviewers, regular ones first.
 
-    Each group's styles follow π as closely as whole numbers can, so that a small sample represents the population over
+    Each group's tastes follow π as closely as whole numbers can, so that a small sample represents the population over
     which the exact effects are computed.
 
     Args:
@@ -72,11 +72,11 @@ def make_reviewers(world: World, regular: int, cold: int, rng: np.random.Generat
         cold: Number of cold reviewers.
         rng: Source of randomness.
     """
-    styles = [*_stratified_styles(world, regular, rng), *_stratified_styles(world, cold, rng)]
+    held = [*_stratified_tastes(world, regular, rng), *_stratified_tastes(world, cold, rng)]
     codes = unique_codes(regular + cold, "AE", 26, rng)
     return [
-        Reviewer(code, "regular" if i < regular else "cold", style, float(rng.normal(0, 0.5)))
-        for i, (code, style) in enumerate(zip(codes, styles, strict=True))
+        Reviewer(code, "regular" if i < regular else "cold", taste, float(rng.normal(0, 0.5)))
+        for i, (code, taste) in enumerate(zip(codes, held, strict=True))
     ]
 
 
@@ -116,13 +116,13 @@ def write_review(
         rng: Source of randomness.
     """
     rating = int(np.clip(round(item.quality + reviewer.leniency + float(rng.normal(0, 1.0))), 1, 5))
-    body = compose_review(world, reviewer.style, item.words, rating, rng)
+    body = compose_review(world, reviewer.taste, item.words, rating, rng)
     return WrittenReview(reviewer, item, rating, compose_title(item.words, rating, rng), body, timestamp_ms)
 
 
-def _stratified_styles(world: World, count: int, rng: np.random.Generator) -> list[int]:
-    """Return one style a reviewer, in shuffled order, at the population's shares."""
-    edges = np.cumsum(world.shares)
+def _stratified_tastes(world: World, count: int, rng: np.random.Generator) -> list[int]:
+    """Return one taste a reviewer, in shuffled order, at the population's shares."""
+    shares = [taste.share for taste in tastes(world)]
     places = (np.arange(count) + 0.5) / max(count, 1)
-    styles = np.minimum(np.searchsorted(edges, places), len(world.shares) - 1)
-    return [int(style) for style in rng.permutation(styles)]
+    held = np.minimum(np.searchsorted(np.cumsum(shares), places), len(shares) - 1)
+    return [int(taste) for taste in rng.permutation(held)]

@@ -21,8 +21,8 @@ from nextquill_core.synthetic.reviewers import (
     make_reviewers,
     write_reviews,
 )
-from nextquill_core.synthetic.truth import TOKEN_TRUTH
-from nextquill_core.synthetic.world import World
+from nextquill_core.synthetic.truth import PLAIN, TOKEN_TRUTH, WORLD
+from nextquill_core.synthetic.world import WORLDS, World, tastes
 from storage.files import atomic_path, write_json
 
 # On average: enough for 8 reviewers of an item in all, and for 5 among the older reviews.
@@ -60,13 +60,13 @@ class SampleSummary:
     dirt: dict[str, int]
 
 
-def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary:
+def write_sample(folder: Path, users: int = 60, seed: int = 42, world: str = PLAIN) -> SampleSummary:
     """Write a category of `users` regular users; the same arguments give the same bytes.
 
     From 20 users on, nearly all regular users pass the default protocol; with fewer, items have too few reviewers.
 
     - `reviews.jsonl`, `items.jsonl`: the raw files.
-    - `truth/users.jsonl`: each user's style for every aspect.
+    - `truth/users.jsonl`: each user's main style and, where there is one, the second style.
     - `truth/tokens.jsonl`: a line a review (user_id, parent_asin, timestamp). `spans` are the words that taste drives,
       with characters [start, end) of the cleaned text and the exact effect; `controls` are the words that item or
       rating drive, whose effect is 0.
@@ -76,15 +76,18 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
         folder: Where the files go.
         users: Number of regular users, at least 1.
         seed: Of the random numbers, at least 0.
+        world: A name in `world.WORLDS`.
 
     Raises:
-        UserError: `users` is below 1, or `seed` below 0.
+        UserError: `users` is below 1, `seed` below 0, or there is no such world.
     """
     if users < 1:
         raise UserError(f"a sample needs at least 1 user, got {users}", remedy="try --users 60")
     if seed < 0:
         raise UserError(f"a seed is 0 or more, got {seed}", remedy="try --seed 42")
-    world = World()
+    if world not in WORLDS:
+        raise UserError(f"there is no world {world!r}", remedy=f"use one of {', '.join(WORLDS)}")
+    model = WORLDS[world]
     # One stream a subject: drawing more for one never changes another.
     items_rng, reviewers_rng, reviews_rng, dirt_rng = np.random.default_rng(seed).spawn(4)
     counts: Counter[str] = Counter()
@@ -92,13 +95,13 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     usable = _item_count(users)
     catalog = make_catalog(usable + max(5, round(UNUSABLE_PER_ITEM * usable)), items_rng)
     catalog, unusable = catalog[:usable], catalog[usable:]
-    reviewers = make_reviewers(world, users, round(COLD_PER_REGULAR * users), reviewers_rng)
+    reviewers = make_reviewers(model, users, round(COLD_PER_REGULAR * users), reviewers_rng)
     popularity = reviews_rng.lognormal(0, 0.2, size=usable)
     popularity /= popularity.sum()
     written = [
-        review for reviewer in reviewers for review in write_reviews(world, reviewer, catalog, popularity, reviews_rng)
+        review for reviewer in reviewers for review in write_reviews(model, reviewer, catalog, popularity, reviews_rng)
     ]
-    repeated = list(dirt.second_reviews(world, written, dirt_rng))
+    repeated = list(dirt.second_reviews(model, written, dirt_rng))
     counts["second_review"] = len(repeated)
     written += repeated
 
@@ -107,7 +110,7 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     reviews_of = Counter(row["parent_asin"] for row in reviews)
     for reason, row in (
         *dirt.exact_copies(reviews, dirt_rng),
-        *dirt.dirty_reviews(world, written, reviewers, unusable, dirt_rng),
+        *dirt.dirty_reviews(model, written, reviewers, unusable, dirt_rng),
     ):
         reviews.append(row)
         counts[reason] += 1
@@ -121,10 +124,10 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42) -> SampleSummary
     _write_shuffled(folder / "reviews.jsonl", review_lines + malformed, dirt_rng)
     _write_shuffled(folder / "items.jsonl", [orjson.dumps(row) for row in items], dirt_rng)
     _write_lines(
-        folder / "truth" / "users.jsonl", (orjson.dumps(_user_truth(world, reviewer)) for reviewer in reviewers)
+        folder / "truth" / "users.jsonl", (orjson.dumps(_user_truth(model, reviewer)) for reviewer in reviewers)
     )
-    _write_lines(folder / TOKEN_TRUTH, (orjson.dumps(_review_truth(review)) for review in written))
-    write_json(folder / "truth" / "world.json", _world_truth(world, users, seed))
+    _write_lines(folder / TOKEN_TRUTH, (orjson.dumps(_review_truth(model, review)) for review in written))
+    write_json(folder / WORLD, _world_truth(world, users, seed))
     return SampleSummary(
         folder=folder,
         users=users,
@@ -154,29 +157,36 @@ def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _user_truth(world: World, reviewer: Reviewer) -> dict[str, Any]:
-    """Return a user's kind, and the style that the user holds in all reviews."""
-    style = world.aspects[0].styles[reviewer.style].name
-    return {"user_id": reviewer.user_id, "kind": reviewer.kind, "style": style}
+    """Return a user's kind, and the styles that the user holds in all reviews."""
+    main, second, _ = tastes(world)[reviewer.taste]
+    names = [style.name for style in world.aspects[0].styles]
+    truth = {"user_id": reviewer.user_id, "kind": reviewer.kind, "style": names[main]}
+    return truth if second is None else truth | {"second": names[second]}
 
 
-def _review_truth(review: WrittenReview) -> dict[str, Any]:
+def _review_truth(world: World, review: WrittenReview) -> dict[str, Any]:
     """Return the drawn words of one review: those of taste with their exact effects, and those of item and rating."""
     spans = [asdict(span) | {"aspect": span.source, "effect": span.effect} for span in review.body.spans]
-    return {
+    truth = {
         "user_id": review.reviewer.user_id,
         "parent_asin": review.item.asin,
         "timestamp": review.timestamp_ms,
         "spans": [{name: span[name] for name in TASTE_WORD} for span in spans if span["driver"] == "taste"],
         "controls": [{name: span[name] for name in CONTROL_WORD} for span in spans if span["driver"] != "taste"],
     }
+    return truth | {"off": review.body.off} if world.p_off else truth
 
 
-def _world_truth(world: World, users: int, seed: int) -> dict[str, Any]:
+def _world_truth(name: str, users: int, seed: int) -> dict[str, Any]:
     """Return the parameters from which the category was made."""
+    world = asdict(WORLDS[name])
+    if name == PLAIN:
+        del world["p_second"], world["p_off"]
     return {
         "seed": seed,
         "users": users,
-        **asdict(world),
+        **({} if name == PLAIN else {"world": name}),
+        **world,
         "item_words": lexicon.ITEM_WORDS,
         "rating_words": lexicon.RATING_WORDS,
         "effect": "P(word | style, x, words before) - P(word | x, words before)",

@@ -14,6 +14,12 @@ from nextquill_core.errors import DataError
 
 TOKEN_TRUTH = Path("truth", "tokens.jsonl")
 """The file of drawn words, beside `reviews.jsonl`."""
+WORLD = Path("truth", "world.json")
+"""The file of the parameters of the world, beside `reviews.jsonl`."""
+PLAIN = "plain"
+"""The world that is written by default; its files do not name what only other worlds have."""
+REQUIRED, ADDED = ("start", "end", "word", "effect"), ("style", "aspect")
+"""Columns that every such file has, and those that old ones may lack."""
 REMEDY = "write the category again with `nextquill sample`, or leave exact out of evaluate.preference_tokens"
 
 
@@ -26,7 +32,8 @@ class TrueWord:
         end: The character behind its last one.
         word: The word.
         effect: P(word | style, x, words before) − P(word | x, words before), see `world`.
-        style: The style of the writer; "" where the file does not say it.
+        style: The main style of the writer; "" where the file does not say it.
+        aspect: What the sentence is about; "" where the file does not say it.
     """
 
     start: int
@@ -34,6 +41,25 @@ class TrueWord:
     word: str
     effect: float
     style: str = ""
+    aspect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCategory:
+    """What a synthetic category was written from: the number of regular users, the seed and the name of the world."""
+
+    users: int
+    seed: int
+    world: str
+
+
+def written_category(folder: Path) -> WrittenCategory | None:
+    """Return what the synthetic category in a folder was written from; None where the folder does not say it."""
+    try:
+        found: dict[str, Any] = orjson.loads((folder / WORLD).read_bytes())
+        return WrittenCategory(found["users"], found["seed"], found.get("world", PLAIN))
+    except (OSError, KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
+        return None
 
 
 class Truth:
@@ -56,12 +82,24 @@ class Truth:
             for line in path.read_bytes().splitlines():
                 row: dict[str, Any] = orjson.loads(line)
                 words = (
-                    TrueWord(span["start"], span["end"], span["word"], span["effect"], span.get("style", ""))
+                    TrueWord(**{name: span[name] for name in REQUIRED} | {name: span.get(name, "") for name in ADDED})
                     for span in row["spans"]
                 )
                 self._reviews.setdefault(row["timestamp"], []).append(tuple(words))
         except (OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
             raise DataError(f"the ground truth cannot be read ({error})", str(path), REMEDY) from None
+
+    @property
+    def world(self) -> str:
+        """The name of the world.
+
+        Raises:
+            DataError: The file beside this one that says it is missing or damaged.
+        """
+        written = written_category(self.path.parent.parent)
+        if written is None:
+            raise DataError("the parameters of the world cannot be read", str(self.path.with_name(WORLD.name)), REMEDY)
+        return written.world
 
     def words(self, text: str, timestamp_ms: int) -> tuple[TrueWord, ...]:
         """Return the words that taste drew for a review.

@@ -1,30 +1,38 @@
 """The generative model of synthetic reviews, and the exact causal effect of the writer's tastes on each word.
 
-Every user holds one style k in all reviews, drawn from the population shares π. The style influences neither which
-items a user reviews, nor the rating r, nor the review title, nor which aspects a review mentions: the query x says
-nothing about it. A sentence on an aspect draws its word w in three steps:
+Every user holds one taste k in all reviews, drawn from the population. A taste is a main style and, in a world where
+tastes overlap, a second one. The taste influences neither which items a user reviews, nor the rating r, nor the review
+title, nor which aspects a review mentions: the query x says nothing about it. A share p_off of the reviews is off-style
+(o = 1): it has common words only. A sentence on an aspect draws its word w in three steps:
 
-    s ~ P(s | r)                           polarity: praise or complaint
-    own ~ Bernoulli(p)                     p = p_style
-    w ~ uniform over L(k, s) if own, else over L(s) = the words of all styles with that polarity
+    s ~ P(s | r)                                    polarity: praise or complaint
+    from ~ main, second or common                   with p_style, p_second and the rest; always common if o = 1
+    w ~ uniform over L(main, s) or L(second, s), or over L(s) = the words of all styles with that polarity
 
 so that, for a reader who knows the words before in the same review,
 
-    P(w | k, x, y_<t) = P(w | k, r)
-                      = Σ_s P(s | r) · [ p · 1{w ∈ L(k, s)} / |L(k, s)| + (1 − p) · 1{w ∈ L(s)} / |L(s)| ]  (A)
-    P(w | x, y_<t)    = Σ_k P(k | y_<t) · P(w | k, r),  P(k | y_<t) ∝ π_k · Π_{w' in y_<t} P(w' | k, r)       (B)
-    effect(w)         = P(w | k, x, y_<t) − P(w | x, y_<t)                                                  (C)
+    P(w | k, o = 0, r) = Σ_s P(s | r) · [ p_style · 1{w ∈ L(main, s)} / |L(main, s)| + p_second · (the same of second)
+                                          + (1 − p_style − p_second) · 1{w ∈ L(s)} / |L(s)| ]                     (A)
+    P(w | k, o = 1, r) = Σ_s P(s | r) · 1{w ∈ L(s)} / |L(s)|
+    P(w | k, x, y_<t)  = Σ_o P(o | k, y_<t) · P(w | k, o, r)
+    P(w | x, y_<t)     = Σ_k Σ_o P(k, o | y_<t) · P(w | k, o, r),
+                         P(k, o | y_<t) ∝ π_k · P(o) · Π_{w' in y_<t} P(w' | k, o, r)                             (B)
+    effect(w)          = P(w | k, x, y_<t) − P(w | x, y_<t)                                                       (C)
 
-The first taste word of a review has the largest effects; for later ones the history adds less. Words drawn from the
-item or from the rating have effect 0 for every writer.
+In the world `plain`, tastes have no second style and no review is off-style. The first taste word of a review says so
+much that later ones gain little from the history. In the world `mixed`, one word says less, so later words gain too,
+and a few past reviews leave a doubt about the taste. Words drawn from the item or from the rating have effect 0 for
+every writer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,16 +40,20 @@ from nextquill_core.synthetic import lexicon
 from nextquill_core.synthetic.lexicon import Aspect
 
 T = TypeVar("T")
+Seen = tuple[Aspect, str, int]
+"""A taste word with its aspect and the rating of its review."""
 _BLANK = re.compile(r"\{(\w+)\}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, because it is the key of caches
 class World:
     """The parameters of the generative model.
 
     Attributes:
-        shares: π, the share of the population that holds each style.
-        p_style: p, the probability that a taste word comes from the writer's own style.
+        shares: The share of the population that has each style as its main one.
+        p_style: The probability that a taste word comes from the writer's main style.
+        p_second: The probability that it comes from the writer's second style; 0 in a world without second styles.
+        p_off: The share of the reviews that are off-style.
         p_praise: P(praise | r) for ratings 1 to 5.
         p_item: Probability that an item word is the item's and not any word of its kind.
         aspects_per_review: Number of aspects that a review mentions, each once.
@@ -51,10 +63,39 @@ class World:
     aspects: tuple[Aspect, ...] = lexicon.ASPECTS
     shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     p_style: float = 0.85
+    p_second: float = 0.0
+    p_off: float = 0.0
     p_praise: tuple[float, ...] = (0.05, 0.2, 0.5, 0.85, 0.95)
     p_item: float = 0.9
     aspects_per_review: int = 5
     min_chars: int = 200
+
+
+WORLDS: Mapping[str, World] = MappingProxyType(
+    {"plain": World(), "mixed": World(p_style=0.6, p_second=0.2, p_off=0.15)}
+)
+"""The worlds by name."""
+
+
+class Taste(NamedTuple):
+    """A taste: the indices of its main and its second style (None for no second one), and its share π_k."""
+
+    main: int
+    second: int | None
+    share: float
+
+
+@lru_cache
+def tastes(world: World) -> tuple[Taste, ...]:
+    """Return the tastes of a world; k is an index into them. The second style is any other, by the styles' shares."""
+    if not world.p_second:
+        return tuple(Taste(main, None, share) for main, share in enumerate(world.shares))
+    return tuple(
+        Taste(main, second, share * other / (sum(world.shares) - share))
+        for main, share in enumerate(world.shares)
+        for second, other in enumerate(world.shares)
+        if second != main
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +104,7 @@ class Span:
 
     Attributes:
         source: The aspect, or the kind of item or rating word.
-        style: The writer's style; None for a word that no taste drives.
+        style: The writer's main style; None for a word that no taste drives.
         p_factual: P(word | k, x, y_<t), Eq. A.
         p_counterfactual: P(word | x, y_<t), Eq. B.
     """
@@ -85,10 +126,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ReviewText:
-    """A review and its drawn words, in the order of the text."""
+    """A review, its drawn words in the order of the text, and whether it is off-style."""
 
     text: str
     spans: tuple[Span, ...]
+    off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,39 +158,56 @@ class _Draft:
         self.sentences.append(sentence + frame[used:])
 
 
-def word_probability(world: World, aspect: Aspect, word: str, style: int, rating: int) -> float:
-    """Return P(w | k, r), Eq. A.
+def word_probability(world: World, aspect: Aspect, word: str, taste: int, rating: int, *, off: bool = False) -> float:
+    """Return P(w | k, o, r), Eq. A.
 
     Args:
         world: The generative model.
         aspect: What the sentence is about.
         word: w.
-        style: k, the index of the writer's style.
+        taste: k, the index of the writer's taste.
         rating: r, from 1 to 5.
+        off: o, whether the review is off-style.
     """
-    praise = world.p_praise[rating - 1]
-    own = aspect.styles[style]
+    main, second, _ = tastes(world)[taste]
+    p_main, p_second = (0.0, 0.0) if off else (world.p_style, world.p_second)
+    p_praise = world.p_praise[rating - 1]
     total = 0.0
-    for share, mine, pool in (
-        (praise, own.praise, polarity_words(aspect, praise=True)),
-        (1 - praise, own.complaint, polarity_words(aspect, praise=False)),
-    ):
-        total += share * (
-            world.p_style * mine.count(word) / len(mine) + (1 - world.p_style) * pool.count(word) / len(pool)
-        )
+    for praise, share in ((True, p_praise), (False, 1 - p_praise)):
+        own, pool = _words(aspect, main, praise=praise), polarity_words(aspect, praise=praise)
+        drawn = p_main * own.count(word) / len(own)
+        if second is not None:
+            other = _words(aspect, second, praise=praise)
+            drawn += p_second * other.count(word) / len(other)
+        total += share * (drawn + (1 - p_main - p_second) * pool.count(word) / len(pool))
     return total
 
 
-def style_posterior(world: World, seen: Sequence[tuple[Aspect, str, int]]) -> tuple[float, ...]:
-    """Return P(k | seen) ∝ π_k · Π_i P(w_i | k, r_i), given (aspect, word, rating) triples of the writer."""
-    weights = np.array(world.shares, dtype=np.float64)
-    for aspect, word, rating in seen:
-        weights *= [word_probability(world, aspect, word, k, rating) for k in range(len(world.shares))]
-    return tuple(float(weight) for weight in weights / weights.sum())
+def known_probability(
+    world: World, taste: int, aspect: Aspect, word: str, rating: int, seen: Sequence[Seen] = ()
+) -> float:
+    """Return P(w | k, x, y_<t): for a writer whose taste is known.
+
+    Args:
+        world: The generative model.
+        taste: k, the index of the writer's taste.
+        aspect: What the sentence is about.
+        word: w.
+        rating: r, from 1 to 5.
+        seen: The taste words before in the same review.
+    """
+    known = [float(k == taste) for k in range(len(tastes(world)))]
+    return marginal_probability(world, aspect, word, rating, seen, prior=known)
 
 
 def marginal_probability(
-    world: World, aspect: Aspect, word: str, rating: int, seen: Sequence[tuple[Aspect, str, int]] = ()
+    world: World,
+    aspect: Aspect,
+    word: str,
+    rating: int,
+    seen: Sequence[Seen] = (),
+    *,
+    prior: Sequence[float] | None = None,
 ) -> float:
     """Return P(w | x, y_<t), Eq. B: for a writer of whom only the taste words in `seen` are known.
 
@@ -157,10 +216,43 @@ def marginal_probability(
         aspect: What the sentence is about.
         word: w.
         rating: r, from 1 to 5.
-        seen: (aspect, word, rating) triples.
+        seen: The taste words before in the same review.
+        prior: P(k) before this review, for a reader who knows more of the writer, such as `taste_posterior` of past
+            reviews; π by default.
     """
-    posterior = style_posterior(world, seen)
-    return sum(share * word_probability(world, aspect, word, k, rating) for k, share in enumerate(posterior))
+    states = _state_posterior(world, seen, prior)
+    return sum(float(share * p) for share, p in zip(states.flat, _table(world, aspect, word, rating).flat, strict=True))
+
+
+def taste_posterior(world: World, reviews: Sequence[Sequence[Seen]]) -> tuple[float, ...]:
+    """Return P(k | reviews of the writer), given the taste words of each review."""
+    belief: Sequence[float] | None = None
+    for seen in reviews:
+        belief = [float(share) for share in _state_posterior(world, seen, belief).sum(axis=1)]
+    return tuple(belief if belief is not None else (taste.share for taste in tastes(world)))
+
+
+def _state_posterior(world: World, seen: Sequence[Seen], prior: Sequence[float] | None) -> np.ndarray:
+    """Return P(k, o | seen in one review), shape (tastes, 1), or (tastes, 2) where reviews can be off-style."""
+    belief = np.array([taste.share for taste in tastes(world)] if prior is None else prior, dtype=np.float64)
+    moods = np.array([1 - world.p_off, world.p_off] if world.p_off else [1.0])
+    weights = belief[:, None] * moods
+    for aspect, word, rating in seen:
+        weights = weights * _table(world, aspect, word, rating)
+    normalised: np.ndarray = weights / weights.sum()
+    return normalised
+
+
+@lru_cache(maxsize=4096)
+def _table(world: World, aspect: Aspect, word: str, rating: int) -> np.ndarray:
+    """Return P(w | k, o, r) of every state, in the shape of `_state_posterior`."""
+    moods = (False, True) if world.p_off else (False,)
+    return np.array(
+        [
+            [word_probability(world, aspect, word, k, rating, off=off) for off in moods]
+            for k in range(len(tastes(world)))
+        ]
+    )
 
 
 def polarity_words(aspect: Aspect, *, praise: bool) -> tuple[str, ...]:
@@ -168,44 +260,57 @@ def polarity_words(aspect: Aspect, *, praise: bool) -> tuple[str, ...]:
     return tuple(word for style in aspect.styles for word in (style.praise if praise else style.complaint))
 
 
-def draw_taste_word(world: World, aspect: Aspect, style: int, rating: int, rng: np.random.Generator) -> str:
+def _words(aspect: Aspect, style: int, *, praise: bool) -> tuple[str, ...]:
+    """Return L(style, s)."""
+    return aspect.styles[style].praise if praise else aspect.styles[style].complaint
+
+
+def draw_taste_word(
+    world: World, aspect: Aspect, taste: int, rating: int, rng: np.random.Generator, *, off: bool = False
+) -> str:
     """Draw a word from Eq. A.
 
     Args:
         world: The generative model.
         aspect: What the sentence is about.
-        style: The index of the writer's style.
+        taste: The index of the writer's taste.
         rating: From 1 to 5.
         rng: Source of randomness.
+        off: Whether the review is off-style.
     """
+    main, second, _ = tastes(world)[taste]
     praise = bool(rng.random() < world.p_praise[rating - 1])
-    if rng.random() < world.p_style:
-        own = aspect.styles[style]
-        return pick(own.praise if praise else own.complaint, rng)
+    chance = 1.0 if off else rng.random()
+    if chance < world.p_style:
+        return pick(_words(aspect, main, praise=praise), rng)
+    if second is not None and chance < world.p_style + world.p_second:
+        return pick(_words(aspect, second, praise=praise), rng)
     return pick(polarity_words(aspect, praise=praise), rng)
 
 
 def compose_review(
-    world: World, style: int, item_words: dict[str, str], rating: int, rng: np.random.Generator
+    world: World, taste: int, item_words: dict[str, str], rating: int, rng: np.random.Generator
 ) -> ReviewText:
     """Write one review: an opening, sentences on aspects and on the item in any order, a closing, padding if short.
 
     Args:
         world: The generative model.
-        style: The index of the writer's style.
+        taste: The index of the writer's taste.
         item_words: The item's word of every kind in `lexicon.ITEM_WORDS`.
         rating: Whole stars, 1 to 5.
         rng: Source of randomness.
     """
-    seen: list[tuple[Aspect, str, int]] = []
+    seen: list[Seen] = []
+    off = bool(world.p_off) and bool(rng.random() < world.p_off)
 
-    def taste(_: str) -> Span:
+    def drawn(_: str) -> Span:
         aspect = world.aspects[index]
-        word = draw_taste_word(world, aspect, style, rating, rng)
-        factual = word_probability(world, aspect, word, style, rating)
+        word = draw_taste_word(world, aspect, taste, rating, rng, off=off)
+        factual = known_probability(world, taste, aspect, word, rating, seen)
         counterfactual = marginal_probability(world, aspect, word, rating, seen)
         seen.append((aspect, word, rating))
-        return Span(0, 0, word, "taste", aspect.name, aspect.styles[style].name, factual, counterfactual)
+        style = aspect.styles[tastes(world)[taste].main].name
+        return Span(0, 0, word, "taste", aspect.name, style, factual, counterfactual)
 
     def control(kind: str) -> Span:
         return _control_word(world, kind, item_words, rating, rng)
@@ -215,7 +320,7 @@ def compose_review(
     draft = _Draft()
     draft.add(pick(lexicon.OPENINGS, rng), control)
     for position, index in enumerate(int(a) for a in aspects):
-        draft.add(pick(world.aspects[index].frames, rng), taste)
+        draft.add(pick(world.aspects[index].frames, rng), drawn)
         if position == remark_after:
             draft.add(pick(lexicon.REMARKS, rng), control)
     draft.add(pick(lexicon.CLOSINGS, rng), control)
@@ -224,7 +329,7 @@ def compose_review(
         # The length is checked after the last drawn word only: a condition on it would change (A).
         padding.append(padding[0])
         draft.add(padding.pop(0), control)
-    return ReviewText(" ".join(draft.sentences), tuple(draft.spans))
+    return ReviewText(" ".join(draft.sentences), tuple(draft.spans), off)
 
 
 def compose_title(item_words: dict[str, str], rating: int, rng: np.random.Generator) -> str:

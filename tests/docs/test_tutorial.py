@@ -76,7 +76,7 @@ def test_the_tutorial_says_what_happens(project: Project) -> None:
 
     printed = project.run(run)
     assert "nextquill" in printed
-    assert printed.splitlines()[-1].startswith("report: ")
+    assert "\nreport: " in printed
     assert states(project.run(status)) == dict.fromkeys(STAGES, "fresh")
     assert (Path(project.run(path).strip()) / "weights").is_dir()
     assert Path(project.run(report).strip()).is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -66,7 +67,16 @@ def test_killed_in_training_the_same_command_completes(server: Server, config: P
     assert "train nextquill: made in" in done.stderr
     assert "Small, paper decoding" in done.stdout
     assert done.stdout.index(" users") < done.stdout.index("Small, gain by history"), "the verdict comes first"
-    assert Path(done.stdout.splitlines()[-1].removeprefix("report: ")).is_file()
+    *_, report = (line for line in done.stdout.splitlines() if line.startswith("report: "))
+    assert Path(report.removeprefix("report: ")).is_file()
+    commands = done.stdout[done.stdout.index("Next:") :].splitlines()[2::2]
+    assert [line.split()[:2] for line in commands] == [["nextquill", name] for name in ("explain", "status", "promote")]
+    assert all(f"--config {config}" in line for line in commands)
+    numbers = re.findall(r"  (\[\d/5\]) (\w+(?: nextquill)?): (?:made|reused)", done.stderr)
+    assert dict.fromkeys(numbers) == dict.fromkeys(
+        (f"[{place}/5]", name)
+        for place, name in enumerate(("ingest", "model", "score", "train nextquill", "evaluate"), 1)
+    )
     assert next(store.glob("score/*/manifest.json")).stat().st_mtime_ns == scored
 
 

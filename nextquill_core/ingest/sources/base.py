@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,7 +121,8 @@ class Source:
                 )
             from nextquill_core.synthetic.sample import write_sample
 
-            write_sample(folder, wanted.users, wanted.seed)
+            write_sample(folder, wanted.users, wanted.seed, wanted.world)
+        _require_same(folder, wanted)
         return files
 
     def fetched(self, category: str, part: Part, fetch: bool) -> tuple[Path, ...]:
@@ -238,3 +239,22 @@ def _with_content(paths: Sequence[Path], pattern: str) -> tuple[Path, ...]:
         what = "the file is empty" if len(paths) == 1 else f"all {len(paths):,} files are empty"
         raise DataError(what, str(paths[0]) if len(paths) == 1 else pattern, "fetch it again, or leave it out")
     return tuple(paths)
+
+
+def _require_same(folder: Path, wanted: SyntheticInput) -> None:
+    """Make sure that a synthetic category was written from these settings, where its folder says from which.
+
+    Raises:
+        DataError: It was written from others.
+    """
+    from nextquill_core.synthetic.truth import written_category
+
+    written = written_category(folder)
+    asked = {name: getattr(wanted, name) for name in ("users", "seed", "world")}
+    if written is not None and asdict(written) != asked:
+        was = ", ".join(f"{name} {value}" for name, value in asdict(written).items())
+        raise DataError(
+            f"the synthetic category in this folder was written with other settings ({was})",
+            str(folder),
+            "remove the folder, or name another one in ingest.inputs[].synthetic.folder",
+        )

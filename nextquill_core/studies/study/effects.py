@@ -7,9 +7,9 @@ from typing import Any
 from nextquill_core.analysis.exact_effects import agreement
 from nextquill_core.errors import DataError
 from nextquill_core.pipeline.methods import split_examples
-from nextquill_core.pipeline.report import effect_pairs, truths_of
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
+from nextquill_core.pipeline.truths import effect_pairs, truths_of
 
 
 def effect_rows(run: Run) -> list[dict[str, Any]]:

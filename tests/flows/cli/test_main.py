@@ -17,7 +17,7 @@ import pytest
 from flows.cli import announce
 from flows.cli.main import main
 from flows.cli.options import Panel
-from nextquill_core.config import load_config
+from nextquill_core.config import load_config, parse_config
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
@@ -165,8 +165,9 @@ def test_the_first_lines_are_printed_before_heavy_imports(config: Path) -> None:
     first, template, *stages, server, loaded = done.stderr.splitlines()
     assert first == f"nextquill run: {config}, store {config.parent / 'store'}"
     assert template == "  template: plain, because the offline model is a base model"
-    assert [line.split(None, 1) for line in stages] == [
-        [name, "will be made"] for name in ("ingest", "model", "score", "train", "train:contextsft", "evaluate")
+    names = ("ingest", "model", "score", "train", "train:contextsft", "evaluate")
+    assert [line.split(None, 2) for line in stages] == [
+        [f"[{place}/6]", name, "will be made"] for place, name in enumerate(names, 1)
     ]
     assert server.startswith("Prefect: starts a temporary server for this run")
     assert (loaded, done.stdout) == ("[]", "")
@@ -176,7 +177,8 @@ def test_the_announcement_names_what_is_up_to_date_what_is_made_and_why(small_wo
     def lines(force: bool = False, **changes: Any) -> dict[str, str]:
         run = Run(small_config(small_world, tmp_path / "store", **changes))
         found = list(announce.plan_lines("run", "x.yaml", run, announce.STAGES, force=force))
-        return dict(line.split(None, 1) for line in found[2:])  # after what is run, and the template
+        # After what is run, and the template; the number of a row comes first.
+        return dict(line.split(None, 2)[1:] for line in found[2:])
 
     made = Run(small_config(small_world, tmp_path / "store"))
     make_all(made)
@@ -192,6 +194,18 @@ def test_the_announcement_names_what_is_up_to_date_what_is_made_and_why(small_wo
     staging = made.store.staging_folder("model", made.plan.model.fingerprint)  # type: ignore[union-attr]
     staging.mkdir()
     assert lines()["model"] == "will be resumed; it had been interrupted"
+
+
+def test_a_world_that_is_written_first_is_announced_before(tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    inputs = [{"category": "C", "synthetic": {"folder": str(folder), "users": 1200}}]
+    config = parse_config({"ingest": {"inputs": inputs}}, "the test")
+    first, then = announce.unwritten_lines("run", config)
+    assert first == f"nextquill run: first writes reviews of 1,200 users of a synthetic world to {folder},"
+    assert then == "  then runs ingest, model, score, train and evaluate; the plan follows in seconds"
+    folder.mkdir()
+    (folder / "reviews.jsonl").touch()
+    assert not list(announce.unwritten_lines("run", config))
 
 
 def test_a_line_is_printed_if_reading_is_slow(capsys: Any) -> None:

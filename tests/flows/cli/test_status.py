@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.cli.options import PIPE_WIDTH
-from flows.cli.status import fitting_tables, status_lines
+from flows.cli.status import fitting_tables, results_table, status_lines
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
 from tests.flows.cli.test_main import nextquill
+from tests.nextquill_core.analysis.rows import row
 from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
@@ -101,3 +103,66 @@ def test_no_heading_or_value_of_a_table_is_cut(width: int) -> None:
     assert shown.count("method-0") == len(tables)
     assert max(len(line) for line in shown.splitlines()) <= width
     assert (len(tables) == 1) is (width == PIPE_WIDTH)
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Any:
+    """Stands for the artifact of an evaluation with two presets, a stranger control and a ground truth."""
+    rows = [
+        row(method, metric, value, "Demo", decoding, n=120)
+        for decoding in ("paper", "sane")
+        for method, gain in (("latestk", 0.02), ("nextquill", 0.05))
+        for metric, value in (
+            ("personal_gain", gain), ("history_gain", 2 * gain), ("log_likelihood", -1.5), ("rouge1", 0.4),
+            ("meteor", 0.3), ("rouge1_cut", 0.4),
+        )
+    ]  # fmt: skip
+    empty = dict.fromkeys(("pearson", "auc", "slope", "own_style", "stranger_style"))
+    truth = [
+        {"method": "qwen", **empty},
+        {"method": "nextquill", "pearson": 0.5312, "auc": 0.8, "slope": 0.9, "own_style": 0.71, "stranger_style": 0.2},
+        {"method": "a perfect reader", **empty, "pearson": 0.94, "auc": 0.97, "slope": 1.0},
+    ]
+    verdict = ["For these 120 users, nothing is shown."]
+    document = {"settings": {}, "rows": rows, "comparisons": [], "cautions": ["read with care."], "verdict": verdict}
+    (tmp_path / "metrics.json").write_text(json.dumps(document))
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    return SimpleNamespace(folder=tmp_path)
+
+
+def printed(evaluation: Any, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    for table in results_table(evaluation, width=width):
+        console.print(table)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_results_begin_with_verdict_intervals_histories_and_truth(evaluation: Any) -> None:
+    lines = printed(evaluation, 80)
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "For these 120 users, nothing is shown."
+    assert lines[1] == "Demo, sane decoding, n = 120, with 95 % intervals over users"
+    cells = [line.split() for line in lines]
+    assert cells[4][:4] == ["nextquill", "0.0500", "[0.0400,", "0.0600]"], "the personal gain with its interval"
+    # Own −1.5 and a gain of 0.05 over a stranger's and of 0.1 over none: −1.55 and −1.6.
+    assert ["nextquill", "−1.5000", "−1.5500", "−1.6000", "+0.0500"] in cells
+    assert ["nextquill", "0.53", "0.80", "0.90", "0.71", "0.20"] in cells
+    assert ["a", "perfect", "reader", "0.94", "0.97", "1.00", "–", "–"] in cells
+    assert not any(line.startswith("qwen") for line in lines), "nothing is known of it here"
+    assert "The report has all tables:" in lines
+    assert "  Demo, paper decoding, n = 120" in lines
+    assert lines[-1] == "Note: read with care."
+
+
+def test_where_there_is_room_all_tables_follow(evaluation: Any) -> None:
+    lines = printed(evaluation, PIPE_WIDTH)
+    titles = [
+        "Demo, sane decoding, n = 120, with 95 % intervals over users",
+        "Demo, gain by history in nats a token, n = 120",
+        "Demo, sane decoding, n = 120",
+        "Demo, paper decoding, n = 120",
+    ]
+    places = [lines.index(title) for title in titles]
+    assert places == sorted(places)
+    (evaluation.folder / "truth.json").unlink()
+    assert len(printed(evaluation, PIPE_WIDTH)) < len(lines), "other data have no truth"

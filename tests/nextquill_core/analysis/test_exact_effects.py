@@ -12,6 +12,7 @@ from nextquill_core.analysis.exact_effects import (
     agreement,
     calibration,
     own_style_share,
+    slope,
     word_effects,
 )
 from nextquill_core.synthetic.truth import TrueWord
@@ -42,6 +43,15 @@ def test_agreement_by_hand() -> None:
     assert found["words"] == 4
     assert agreement([(0.5, 0.0), (0.5, 0.3)], 0.05) == {"words": 2, "pearson": 0.0, "auc": 0.5}
     assert agreement([(0.1, 0.2), (0.2, 0.3)], 0.05)["auc"] == 0.5, "nothing to tell apart"
+
+
+def test_the_slope_says_whether_effects_have_the_right_size() -> None:
+    exact = [0.0, 0.1, 0.4]
+    assert slope([(one, one) for one in exact]) == pytest.approx(1)
+    assert slope([(2 * one + 0.3, one) for one in exact]) == pytest.approx(0.5), "twice too large"
+    # Around the means 0.2 and 0.1 the products add up to 0.02, the squares of the estimates to 0.08.
+    assert slope([(0.0, 0.1), (0.2, 0.0), (0.4, 0.2)]) == pytest.approx(0.02 / 0.08)
+    assert slope([(0.3, 0.1), (0.3, 0.2)]) == 0, "estimates that do not vary"
 
 
 def test_groups_of_words_by_estimate() -> None:

@@ -16,7 +16,6 @@ from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
     Cohort,
     Download,
-    Histories,
     Picture,
     Report,
     RowCount,
@@ -26,6 +25,7 @@ from nextquill_core.analysis.report import (
     draw,
     render,
 )
+from nextquill_core.analysis.result_tables import Histories
 from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
 from tests.nextquill_core.analysis.rows import row
 from tests.nextquill_core.analysis.test_example_view import explained

@@ -19,7 +19,7 @@ def test_styles_follow_the_population_in_each_group(regular: int, cold: int) -> 
     assert [reviewer.kind for reviewer in reviewers] == ["regular"] * regular + ["cold"] * cold
     assert len({reviewer.user_id for reviewer in reviewers}) == regular + cold
     for group in (reviewers[:regular], reviewers[regular:]):
-        styles = Counter(reviewer.style for reviewer in group)
+        styles = Counter(reviewer.taste for reviewer in group)
         assert all(abs(styles[style] - share * len(group)) < 1 for style, share in enumerate(world.shares))
 
 

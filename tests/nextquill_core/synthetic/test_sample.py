@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from nextquill_core.config import ProtocolConfig
 from nextquill_core.errors import UserError
 from nextquill_core.synthetic import SampleSummary, write_sample
+from nextquill_core.synthetic.truth import Truth, WrittenCategory, written_category
 
 Row = dict[str, Any]
+PLAIN_BYTES = "b6210c1211dc8db9e2fd93abf13358d62bb86e3de2715e5e576e97a8a43feac5"
 FILES = ("reviews.jsonl", "items.jsonl", "truth/users.jsonl", "truth/tokens.jsonl", "truth/world.json")
 
 
@@ -127,7 +130,28 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() != (tmp_path / "c" / file).read_bytes()
 
 
-@pytest.mark.parametrize(("users", "seed"), [(0, 42), (5, -1)])
-def test_impossible_arguments_are_refused(tmp_path: Path, users: int, seed: int) -> None:
+def test_the_bytes_of_the_plain_world_stay(tmp_path: Path) -> None:
+    """Fingerprints of artifacts, and results that were published, depend on them."""
+    write_sample(tmp_path, users=8, seed=1)
+    digest = hashlib.sha256(b"".join((tmp_path / file).read_bytes() for file in FILES)).hexdigest()
+    assert digest == PLAIN_BYTES
+
+
+def test_the_mixed_world_names_second_styles_and_reviews_that_are_off_style(tmp_path: Path) -> None:
+    write_sample(tmp_path, users=30, seed=1, world="mixed")
+    users = read(tmp_path / "truth/users.jsonl")[0]
+    assert all(user["style"] != user["second"] for user in users)
+    assert len({(user["style"], user["second"]) for user in users}) == 12
+    reviews = read(tmp_path / "truth/tokens.jsonl")[0]
+    assert 0.1 < sum(review["off"] for review in reviews) / len(reviews) < 0.2
+    assert written_category(tmp_path) == WrittenCategory(30, 1, "mixed")
+    assert Truth(tmp_path / "truth/tokens.jsonl").world == "mixed"
+    write_sample(tmp_path / "plain", users=8, seed=2)
+    assert written_category(tmp_path / "plain") == WrittenCategory(8, 2, "plain")
+    assert written_category(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("users", "seed", "world"), [(0, 42, "plain"), (5, -1, "plain"), (5, 1, "other")])
+def test_impossible_arguments_are_refused(tmp_path: Path, users: int, seed: int, world: str) -> None:
     with pytest.raises(UserError):
-        write_sample(tmp_path, users=users, seed=seed)
+        write_sample(tmp_path, users=users, seed=seed, world=world)

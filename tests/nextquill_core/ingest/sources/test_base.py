@@ -136,6 +136,9 @@ def test_a_synthetic_category_is_written_where_it_is_missing_and_never_changed(t
     (tmp_path / "demo" / "reviews.jsonl").write_text("{}\n")
     assert source("amazon-2023").find(raw, fetch=True) == source("amazon-2023").find(raw, fetch=False)
     assert found.reviews[0].read_text() == "{}\n"
+    other = RawInput(category="Demo", synthetic=SyntheticInput(folder=str(tmp_path / "demo"), users=20, seed=2))
+    with pytest.raises(DataError, match=r"written with other settings \(users 20, seed 1, world plain\); remove the"):
+        source("amazon-2023").find(other, fetch=True)
     with pytest.raises(DataError, match=r"another layout; set ingest.source to amazon.2023"):
         source("amazon-2014").find(raw, fetch=True)
     with pytest.raises(ValueError, match="leave one of them out"):

@@ -1,0 +1,78 @@
+"""Show one review of a synthetic world beside the log of a run: first its true taste words, then estimated effects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from nextquill_core.pipeline import Step
+    from nextquill_core.pipeline.run import Outcome, Run
+
+NARROW = 80
+"""Columns of a narration that is no terminal."""
+
+
+class TasteNarrator:
+    """A `flows.stage.Narrator` for runs on a synthetic world; it says nothing about other data.
+
+    Before the base model is trained, it shows a review with its true words of taste. After scoring, it shows the same
+    review by estimated effect.
+    """
+
+    def before(self, run: Run, step: Step) -> None:
+        """Show the true words of taste while the base model trains."""
+        if step.kind != "model" or run.freshness(step).state == "fresh":
+            return
+        from nextquill_core.analysis.taste_view import exact_view
+        from nextquill_core.pipeline.truths import clearest_example, truths_of, words_of
+
+        try:
+            example = clearest_example(run)
+            words = words_of(truths_of(run), example)
+        except UserError:  # no synthetic world
+            return
+        _print(exact_view(example, words, run.config.weights.delta))
+
+    def after(self, run: Run, step: Step, outcome: Outcome) -> None:
+        """Show the estimated effects once the reviews are scored.
+
+        Args:
+            run: The run.
+            step: The step that was made or reused.
+            outcome: Its outcome; nothing is shown where it was reused.
+        """
+        if step.name != run.plan.score.name or outcome.reused:
+            return
+        from nextquill_core.analysis.exact_effects import agreement
+        from nextquill_core.analysis.taste_view import estimated_view
+        from nextquill_core.pipeline.example import scored_units
+        from nextquill_core.pipeline.methods import measured_examples
+        from nextquill_core.pipeline.truths import clearest_example, effect_pairs, truths_of, words_of
+
+        try:
+            truths = truths_of(run)
+            example = clearest_example(run)
+            (mine, _), (pairs, _) = (
+                effect_pairs(run, examples, truths) for examples in ([example], measured_examples(run)[0])
+            )
+        except UserError:
+            return
+        if not pairs:
+            return
+        words, delta = words_of(truths, example)[: len(mine)], run.config.weights.delta
+        estimates = [estimate for estimate, _ in mine]
+        _print(estimated_view(example, words, scored_units(run, example), estimates, agreement(pairs, delta), delta))
+
+
+def _print(shown: Any) -> None:
+    """Print on the standard error, between two blank lines; in colour on a terminal only."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, highlight=False, width=NARROW)
+    console.print()
+    console.print(shown)
+    console.print()
