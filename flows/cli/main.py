@@ -178,7 +178,8 @@ def _sweep(
     from flows.cli import announce
     from flows.cli.status import sweep_results
     from flows.runs import open_run
-    from nextquill_core.studies.sweep import fresh_sweep, missing, open_points, parse_grid
+    from nextquill_core.pipeline.sweep_points import open_points
+    from nextquill_core.studies.sweep import fresh_sweep, missing, parse_grid
 
     values = parse_grid(grid)
     with announce.notice_if_slow():

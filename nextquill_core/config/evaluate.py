@@ -172,6 +172,13 @@ class EvaluateConfig(Section):
             json_schema_extra=OPERATIONAL,
         ),
     ] = None
+    pictured_tokens: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="maximum number of preference tokens whose hidden states the report shows in clusters; 0: none",
+        ),
+    ] = 2000
     bootstrap_samples: Annotated[
         int, Field(ge=100, description="number of bootstrap resamples of users for intervals and p-values")
     ] = 10000

@@ -13,19 +13,9 @@ import pytest
 from nextquill_core.config import Config
 from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.sweep_points import Point, grid_configs, label_of, open_points
 from nextquill_core.schemas import SWEEP
-from nextquill_core.studies.sweep import (
-    Point,
-    collect,
-    fresh_sweep,
-    grid_configs,
-    label_of,
-    missing,
-    open_points,
-    parse_grid,
-    read_sweep,
-    sweep_cells,
-)
+from nextquill_core.studies.sweep import collect, fresh_sweep, missing, parse_grid, read_sweep, sweep_cells
 from storage import Basis, UserError, write_json
 from tests.world import small_config
 
