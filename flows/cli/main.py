@@ -327,11 +327,19 @@ def _path(
 
 @app.command("report", rich_help_panel=Panel.look)
 @with_settings
-def _report(config: ConfigOption, settings: Any) -> None:
+def _report(
+    config: ConfigOption,
+    settings: Any,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Measure and draw again first, from stored texts; shows a later sweep.")
+    ] = False,
+) -> None:
     """Print the path of the report."""
     from flows.runs import open_run
 
-    current = open_run(settings, fetch=False)
+    current = open_run(settings, fetch=redraw)
+    if redraw:
+        current.make(current.plan.evaluate, force=True)
     print(current.artifact(current.plan.evaluate).folder / "report.html")
 
 

@@ -40,7 +40,7 @@ from nextquill_core.evaluation.metrics import METRICS
 MARKED = (("o", BLUE), ("s", VERMILION), ("^", GREEN), ("D", PURPLE), ("v", ORANGE), ("P", SKY))
 """Marker and colour of series and clusters."""
 LONGEST_WORD = 24
-CLOUD_HEIGHT = 2.6  # inches
+CLOUD_HEIGHT = 2.9  # inches
 FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 """The font of the PNG. It is wider than the fonts of browsers, so that words that fit with it do not overlap in one."""
 
@@ -105,7 +105,7 @@ def difference_plot(panels: Mapping[str, Sequence[HistoryDifferences]], edges: S
         panels: By the panel's title.
         edges: Edges of the B bins, in nats; the outermost bins have everything beyond them too.
     """
-    figure = new_figure(WIDTH, 0.3 + 2.2 * max(1, len(panels)))
+    figure = new_figure(WIDTH, 0.2 + 2.5 * max(1, len(panels)))
     for number, (title, found) in enumerate(panels.items()):
         axes = figure.add_subplot(len(panels), 1, number + 1)
         axes.axvline(0, color=QUIET, linewidth=0.9)
@@ -114,7 +114,7 @@ def difference_plot(panels: Mapping[str, Sequence[HistoryDifferences]], edges: S
             axes.stairs(one.share_B, edges, color=colour, linewidth=1.5, linestyle=DASHES[series % len(DASHES)])
             interval = f"{signed(one.mean, 3)} [{signed(one.low, 3)}, {signed(one.high, 3)}]"
             axes.plot(
-                [one.mean], [1 - 0.09 * series], marker, color=colour, markersize=5, clip_on=False,
+                [one.mean], [0.94 - 0.09 * series], marker, color=colour, markersize=5, clip_on=False,
                 linestyle="none", transform=axes.get_xaxis_transform(), label=f"{plain(one.method)}: mean {interval}",
             )  # fmt: skip
         axes.set_yscale("log")
@@ -123,9 +123,9 @@ def difference_plot(panels: Mapping[str, Sequence[HistoryDifferences]], edges: S
         axes.xaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{nats:g}".replace("-", "\N{MINUS SIGN}")))
         axes.minorticks_off()
         dress(axes, title, base="bottom")
-        axes.legend(
-            loc="lower center", bbox_to_anchor=(0.5, -0.52), frameon=False, fontsize=8, labelcolor=INK, borderpad=0
-        )
+        axes.title.set_fontsize(9.5)
+        axes.set_title(axes.get_title(loc="left"), loc="left", pad=12 + 12 * len(found))
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, fontsize=8, labelcolor=INK, borderpad=0)
         axes.set_ylabel("share of tokens", fontsize=8.5, color=INK)
         axes.set_xlabel("log p with history − log p without, nats", fontsize=8.5, color=INK)
     return figure
@@ -146,8 +146,9 @@ def cluster_map(
         for of in words
     ]
     below = ROW * sum(map(len, texts)) + 0.1 * len(texts)
-    figure = new_figure(WIDTH, 2.9 + below)
     height = 2.9 + below
+    figure = new_figure(WIDTH, height)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0.04, (below + 0.1) / height, 0.92, 2.7 / height))
     for label in range(len(words)):
         marker, colour = MARKED[label % len(MARKED)]
@@ -168,11 +169,8 @@ def cluster_map(
         marker, colour = MARKED[label % len(MARKED)]
         middle = (top - ROW / 2) / height
         figure.add_artist(Line2D([0.06], [middle], marker=marker, color=colour, markersize=5, linestyle="none"))
-        for number, (x, text) in enumerate(((0.1, str(label + 1)), (0.15, f"{int((labels_N == label).sum()):,}"))):
-            weight = "bold" if number == 0 else "normal"
-            figure.text(
-                x, middle, text, fontsize=8.5, va="center", color=INK if number == 0 else QUIET, fontweight=weight
-            )
+        figure.text(0.1, middle, str(label + 1), fontsize=8.5, va="center", color=INK, fontweight="bold")
+        figure.text(0.15, middle, f"{int((labels_N == label).sum()):,}", fontsize=8.5, va="center", color=QUIET)
         for line in lines:
             figure.text(0.25, (top - ROW / 2) / height, plain(line), fontsize=8.5, va="center", color=INK)
             top -= ROW
@@ -193,10 +191,11 @@ def word_cloud(counts: Sequence[WordCount], *, seed: int) -> Figure:
     width, height = round(72 * WIDTH), round(72 * CLOUD_HEIGHT)
     cloud = WordCloud(
         font_path=str(FONT), width=width, height=height, margin=3, prefer_horizontal=1, min_font_size=8,
-        max_font_size=44, relative_scaling=0.5, random_state=seed, max_words=len(counts),
+        max_font_size=34, relative_scaling=0.5, random_state=seed, max_words=len(counts),
     )  # fmt: skip
     cloud.generate_from_frequencies({_clipped(one.word): one.preferred for one in counts})
     figure = new_figure(WIDTH, CLOUD_HEIGHT)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, width)

@@ -160,7 +160,7 @@ class PictureGroup:
         title: Its title.
         pictures: The pictures by file name without suffix.
         absent: One line on what is missing and how to get it; "" where nothing is.
-        input: Whether the pictures follow from the inputs of the evaluation alone, so that they are part of its content.
+        input: Whether they follow from the inputs of the evaluation alone, so that they are part of its content.
     """
 
     name: str

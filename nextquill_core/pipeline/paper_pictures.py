@@ -164,7 +164,7 @@ def difference_edges(values: Sequence[NDArray[np.float64]]) -> list[float]:
     end = max(float(np.quantile(size, SHOWN)), 1e-3)
     step = 10.0 ** math.floor(math.log10(end)) / 2
     end = step * math.ceil(end / step - 1e-9)
-    return [float(edge) for edge in np.linspace(-end, end, BINS + 1)]
+    return [round(float(edge), 12) for edge in np.linspace(-end, end, BINS + 1)]
 
 
 def history_differences(
@@ -269,7 +269,8 @@ def _word_pictures(
         f"word-cloud-{number}",
         draw(
             f"word-cloud-{number}", paper_figures.word_cloud(counts[:CLOUD_WORDS], seed=run.config.seed),
-            f"Preference words, {category}", f"Words of {category} in sizes that grow with their number; the bars below have the numbers",
+            f"Preference words, {category}",
+            f"Words of {category} in sizes that grow with their number; the bars below have the numbers",
             f"The larger a word, the more often history makes it likelier. {what} Place and order mean nothing; words "
             "that found no room are left out.",
             list(_word_rows(counts[:CLOUD_WORDS])),
@@ -279,7 +280,8 @@ def _word_pictures(
         f"words-{number}",
         draw(
             f"words-{number}", paper_figures.word_bars(counts[:BAR_WORDS]),
-            f"Most frequent preference words, {category}", f"Bars of the {BAR_WORDS} most frequent preference words of {category}",
+            f"Most frequent preference words, {category}",
+            f"Bars of the {BAR_WORDS} most frequent preference words of {category}",
             f"At how many places history makes the word likelier, of all its places. {what} A frequent word can lead "
             "the list with a small share: then history matters at few of its places. The counts cannot show in which "
             "direction a user's taste goes.",

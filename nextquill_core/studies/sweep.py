@@ -96,7 +96,7 @@ def collect(points: Sequence[Point], *, force: bool = False) -> Outcome:
 def build_sweep(
     run: Run, step: Step, staging: Staging, progress: Progress, *, points: Sequence[Point]
 ) -> dict[str, Any]:
-    """Write metrics.json, metrics.parquet and sweep.html.
+    """Write metrics.json, metrics.parquet, the pictures and sweep.html.
 
     Args:
         run: The run of the first point.
@@ -108,15 +108,25 @@ def build_sweep(
     import pyarrow as pa
 
     from nextquill_core.analysis.html import page
+    from nextquill_core.analysis.report import number
+    from nextquill_core.analysis.sweep_series import sweep_series
+    from nextquill_core.pipeline.evaluate import write_picture
+    from nextquill_core.pipeline.paper_pictures import sweep_picture
     from nextquill_core.schemas import SWEEP
 
     document = _document(points)
     write_json(staging.path(DOCUMENT), document)
     rows = [{**row, "values": json.dumps(points[row["point"]].values)} for row in document["rows"]]
     staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=SWEEP))
+    series = {key: sweep_series(document, key) for key in points[0].values}
+    drawn = {f"sweep-{place}": found for place, found in enumerate(series.values(), 1) if found}
+    figures = {name: sweep_picture(found, name) for name, found in drawn.items()}
+    for name, picture in figures.items():
+        write_picture(staging, name, picture)
     title = f"Sweep over {', '.join(points[0].values)}"
     shown = {"title": title, "tables": list(_tables(document)), "split": SPLIT, "cautions": document["cautions"]}
-    write_text(staging.path("sweep.html"), page("sweep.html.j2", **shown))
+    text = page("sweep.html.j2", {"number": number}, figures=list(figures.values()), **shown)
+    write_text(staging.path("sweep.html"), text)
     return {"points": len(points), "split": SPLIT}
 
 

@@ -168,7 +168,7 @@ def test_the_table_names_each_method_once_for_what_decides_it(small_world: Path,
     ]  # fmt: skip
     assert json.loads(rows["values"][3].as_py()) == {"train.alpha": 0.2}
     page = (artifact.folder / "sweep.html").read_text()
-    assert '<td class="best">0.4000<small>[0.3900, 0.4100]</small></td>' in page
+    assert '<td class="num best">0.4000<small>[0.3900, 0.4100]</small></td>' in page
     assert "val split" in page
     assert "http" not in page.replace("http-equiv", "")
     assert collect(points).reused
