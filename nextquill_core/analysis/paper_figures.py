@@ -122,9 +122,9 @@ def difference_plot(panels: Mapping[str, Sequence[HistoryDifferences]], edges: S
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{nats:g}".replace("-", "\N{MINUS SIGN}")))
         axes.minorticks_off()
-        dress(axes, title, base="bottom")
-        axes.title.set_fontsize(9.5)
-        axes.set_title(axes.get_title(loc="left"), loc="left", pad=12 + 12 * len(found))
+        dress(axes, "", base="bottom")
+        above = 12 + 12 * len(found)  # points, for the legend
+        axes.set_title(title, fontsize=10, fontweight="bold", color=INK, loc="left", pad=above)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, fontsize=8, labelcolor=INK, borderpad=0)
         axes.set_ylabel("share of tokens", fontsize=8.5, color=INK)
         axes.set_xlabel("log p with history − log p without, nats", fontsize=8.5, color=INK)
@@ -191,7 +191,7 @@ def word_cloud(counts: Sequence[WordCount], *, seed: int) -> Figure:
     width, height = round(72 * WIDTH), round(72 * CLOUD_HEIGHT)
     cloud = WordCloud(
         font_path=str(FONT), width=width, height=height, margin=3, prefer_horizontal=1, min_font_size=8,
-        max_font_size=34, relative_scaling=0.5, random_state=seed, max_words=len(counts),
+        max_font_size=34, relative_scaling=0.35, random_state=seed, max_words=len(counts),
     )  # fmt: skip
     cloud.generate_from_frequencies({_clipped(one.word): one.preferred for one in counts})
     figure = new_figure(WIDTH, CLOUD_HEIGHT)
