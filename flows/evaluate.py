@@ -21,6 +21,8 @@ def evaluate(config: Annotated[Config, Form("evaluate")] = SETTINGS, force: bool
         force: Generate and measure again, even where it is up to date.
     """
     run = open_run(config)
-    *_, outcome = make_stage(run, "evaluate", [*run.plan.evaluation.steps, run.plan.evaluate], force=force)
+    plan = run.plan.evaluation
+    pictured = [plan.clusters] if plan.clusters else []
+    *_, outcome = make_stage(run, "evaluate", [*plan.steps, *pictured, run.plan.evaluate], force=force)
     publish_results(run, outcome)
     return finished("evaluate", outcome)

@@ -20,7 +20,8 @@ from flows.server import outage
 from flows.stage import nextquill_flow
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
-from nextquill_core.studies.sweep import LabelledRun, missing, open_points, sweep_step
+from nextquill_core.pipeline.sweep_points import open_points, sweep_step
+from nextquill_core.studies.sweep import LabelledRun, missing
 from tasks.gpu_lock import gpu_lock
 from tasks.sweep import collect_points, run_processes, shared_missing, slots
 

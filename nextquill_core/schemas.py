@@ -64,6 +64,17 @@ PREDICTIONS = pa.schema(
 )
 # Log-probability of each token of the true review under a method's model, in nats.
 LIKELIHOODS = pa.schema({"example_id": pa.string(), "logp": pa.list_(pa.float32())})
+# Preference tokens by their position in the answer, with the cluster and the place on the map of their hidden states.
+CLUSTERS = pa.schema(
+    {
+        "example_id": pa.string(),
+        "position": pa.int32(),
+        "effect": pa.float32(),
+        "cluster": pa.int32(),
+        "x": pa.float64(),
+        "y": pa.float64(),
+    }
+)
 METRICS = pa.schema(
     {
         "method": pa.string(),

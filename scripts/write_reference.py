@@ -59,6 +59,13 @@ TABLES = (
         schemas.LIKELIHOODS,
         "Log-probability of each token of the true review under a method's model, in nats.",
     ),
+    (
+        "clusters",
+        "clusters.parquet",
+        schemas.CLUSTERS,
+        "One row per preference token of the sample: its position in the answer, the cluster of the hidden state that "
+        "predicts it (0 is the largest), and the state's place on the first two principal components.",
+    ),
     ("evaluate", "metrics.parquet", schemas.METRICS, "One row per method, category, decoding preset and metric."),
     (
         "evaluate",

@@ -16,9 +16,10 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from nextquill_core.config import LauncherConfig
 from nextquill_core.pipeline.run import Outcome
+from nextquill_core.pipeline.sweep_points import SPLIT, Point
 from nextquill_core.studies.study import collect as study
 from nextquill_core.studies.study.cells import Study
-from nextquill_core.studies.sweep import SPLIT, LabelledRun, Point, collect, missing, sweep_cells
+from nextquill_core.studies.sweep import LabelledRun, collect, missing, sweep_cells
 from tasks.definition import our_task
 from tasks.ranks.logs import limit_size
 from tasks.ranks.processes import (

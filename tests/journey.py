@@ -27,8 +27,8 @@ REPO = Path(__file__).resolve().parent.parent
 ROOMS = ("ingest", "model", "causal", "training", "generation", "methods", "evaluation", "pipeline")
 ROOT_FILES = ("prompts.py", "tokens.py", "folds.py")
 APART = (
-    "model/cpu/", "model/tiny.py", "pipeline/example.py", "pipeline/model_card.py", "training/budget.py",
-    "training/model_card.py",
+    "model/cpu/", "model/tiny.py", "pipeline/example.py", "pipeline/model_card.py", "pipeline/paper_pictures.py",
+    "pipeline/sweep_points.py", "training/budget.py", "training/model_card.py",
 )  # fmt: skip
 PLANNING = tuple(f"pipeline/{name}.py" for name in ("plan", "evaluation_plan", "freshness", "step", "run"))
 STAGES = {"scan": "ingest", "effects": "score", "predictions": "evaluate", "likelihood": "evaluate"}

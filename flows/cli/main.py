@@ -185,7 +185,8 @@ def _sweep(
     from flows.cli import announce
     from flows.cli.status import sweep_results
     from flows.runs import open_run
-    from nextquill_core.studies.sweep import fresh_sweep, missing, open_points, parse_grid
+    from nextquill_core.pipeline.sweep_points import open_points
+    from nextquill_core.studies.sweep import fresh_sweep, missing, parse_grid
 
     values = parse_grid(grid)
     with announce.notice_if_slow():
@@ -333,11 +334,19 @@ def _path(
 
 @app.command("report", rich_help_panel=Panel.look)
 @with_settings
-def _report(config: ConfigOption, settings: Any) -> None:
+def _report(
+    config: ConfigOption,
+    settings: Any,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Measure and draw again first, from stored texts; shows a later sweep.")
+    ] = False,
+) -> None:
     """Print the path of the report."""
     from flows.runs import open_run
 
-    current = open_run(settings, fetch=False)
+    current = open_run(settings, fetch=redraw)
+    if redraw:
+        current.make(current.plan.evaluate, force=True)
     print(current.artifact(current.plan.evaluate).folder / "report.html")
 
 

@@ -141,7 +141,7 @@ def preference_words(units: Sequence[Unit]) -> frozenset[str]:
     return frozenset(
         found[0].casefold()
         for found in WORD.finditer(text)
-        if any(preferred[found.start() : found.end()]) and _has_content(found[0].casefold(), frozenset())
+        if any(preferred[found.start() : found.end()]) and has_content(found[0].casefold())
     )
 
 
@@ -159,7 +159,7 @@ def marks(text: str, reference: str, preferred: frozenset[str], common: frozense
     """
     places, wanted = list(WORD.finditer(text)), _words(reference)
     words = [place[0].casefold() for place in places]
-    content = [_has_content(word, common) for word in words]
+    content = [has_content(word, common) for word in words]
     starts: dict[str, list[int]] = {}
     for index, word in enumerate(wanted):
         starts.setdefault(word, []).append(index)
@@ -351,7 +351,8 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in WORD.findall(text)]
 
 
-def _has_content(word: str, common: frozenset[str]) -> bool:
+def has_content(word: str, common: frozenset[str] = frozenset()) -> bool:
+    """Return whether a folded word is neither a letter, a stop word nor one of the common words."""
     return len(word) > 1 and word.replace("’", "'") not in STOP_WORDS and word not in common
 
 

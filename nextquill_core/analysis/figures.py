@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 INK, QUIET, RULE, PALE = "#1F2328", "#59636E", "#D1D9E0", "#AEB9C4"
 DPI = 150
+# Words of users can be of any script. The page shows them in the reader's fonts, and only the PNG has boxes for them.
+warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 
 
 def metric_bars(

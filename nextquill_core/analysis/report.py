@@ -143,6 +143,25 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureGroup:
+    """The pictures of one subject.
+
+    Attributes:
+        name: Its id on the page.
+        title: Its title.
+        pictures: The pictures by file name without suffix.
+        absent: One line on what is missing and how to get it; "" where nothing is.
+        input: Whether they follow from the inputs of the evaluation alone, so that they are part of its content.
+    """
+
+    name: str
+    title: str
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    absent: str = ""
+    input: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything the page shows. A section whose values are empty is left out.
 
@@ -177,6 +196,7 @@ class Report:
         tokens: Tokens with the highest mean effect, in that order.
         training: Summaries of the trainings.
         training_figures: Figures of the trainings.
+        paper: The pictures that the paper shows, by subject.
         notes: What a reader must know to judge the numbers.
         commands: Commands that reproduce the page.
     """
@@ -211,6 +231,7 @@ class Report:
     tokens: Sequence[TokenEffect] = ()
     training: Sequence[Training] = ()
     training_figures: Sequence[Picture] = ()
+    paper: Sequence[PictureGroup] = ()
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
 

@@ -127,6 +127,8 @@ class EvaluateConfig(Section):
     batch_tokens: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
     """maximum number of token positions in a generation batch, prompts and padding included; null: as many as fit into
     half of the free memory, at most 262,144"""
+    pictured_tokens: NonNegative = 2000
+    """maximum number of preference tokens whose hidden states the report shows in clusters; 0: none"""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 10000
     """number of bootstrap resamples of users for intervals and p-values"""
 

@@ -53,6 +53,8 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
     from nextquill_core.pipeline.against_truth import against_truth
+    from nextquill_core.pipeline.example import gather
+    from nextquill_core.pipeline.paper_pictures import paper_pictures
     from nextquill_core.pipeline.report import Measured, figures_of, report_of, verdict_of
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
@@ -105,15 +107,20 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     staging.write_table("examples.parquet", tables.example_table(scores, ids))
     staging.write_table(STATISTICS_FILE, tables.statistics_table(scores, ids))
     progress(0, 0, phase="drawing the report")
+    explained = list(gather(run, examples))
     pictures, truth = figures_of(run, measured), against_truth(run, measured)
+    paper = paper_pictures(run, explained, users=users)
     for name, picture in pictures.items():
-        _write_picture(staging, name, picture)
+        write_picture(staging, name, picture)
     for name, picture in truth.pictures.items() if truth else ():
-        _write_picture(staging, name, picture, log=True)  # the ground truth is no input of the step
+        write_picture(staging, name, picture, log=True)  # the ground truth is no input of the step
     if truth:
         write_json(staging.path(TRUTH_FILE), list(truth.rows))
         staging.finish(TRUTH_FILE, log=True)
-    page = report_of(run, measured, pictures, truth, sentences=sentences)
+    for group in paper:
+        for name, picture in group.pictures.items():
+            write_picture(staging, name, picture, log=not group.input)
+    page = report_of(run, measured, pictures, explained, truth, sentences=sentences, paper=paper)
     write_json(staging.path("costs.json"), list(page.costs))
     write_text(staging.path("report.html"), render(page))
     for log in ("costs.json", "report.html"):
@@ -121,7 +128,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     return {"examples": len(examples), "methods": list(settings.methods), "decoding": list(settings.decoding)}
 
 
-def _write_picture(staging: Staging, name: str, picture: Picture, *, log: bool = False) -> None:
+def write_picture(staging: Staging, name: str, picture: Picture, *, log: bool = False) -> None:
     """Write a figure as PNG, and its numbers as Parquet beside it.
 
     Args:

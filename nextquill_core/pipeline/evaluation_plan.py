@@ -87,6 +87,8 @@ class EvaluationPlan:
         bare_likelihoods: The same without history, of the methods that show one.
         crossfit: The effects of the measured split by adapters that were trained without the user; None where they are
             not asked for, or those of the score stage already.
+        clusters: Clusters of hidden states; None where they are not asked for. No number depends on them, so they are
+            no input of `evaluate`.
     """
 
     relevance: Step | None = None
@@ -101,6 +103,7 @@ class EvaluationPlan:
     control_likelihoods: Mapping[str, Step] = field(default_factory=dict)
     bare_likelihoods: Mapping[str, Step] = field(default_factory=dict)
     crossfit: Step | None = None
+    clusters: Step | None = None
 
     def prediction_set(self, step: Step) -> PredictionSet:
         """Return the set of predictions that a step makes."""
@@ -153,10 +156,11 @@ class EvaluationPlanner:
         self.summaries = self._summaries() if "summary" in shown else None
         self.personal = self._personal() if any(method.personal for method in methods) else None
 
-    def plan(self, crossfit: Step | None = None) -> EvaluationPlan:
+    def plan(self, effects: Step, crossfit: Step | None = None) -> EvaluationPlan:
         """Return the steps before `evaluate`.
 
         Args:
+            effects: The causal effects of history.
             crossfit: The step that scores the measured split by cross-fitted adapters, if there is one.
         """
         settings = self.settings
@@ -193,6 +197,7 @@ class EvaluationPlanner:
             {name: self._likelihood(name, STRANGER) for name in controlled},
             {name: self._bare_likelihood(name) for name in settings.methods if METHODS[name].history},
             crossfit,
+            self._clusters(effects),
         )  # fmt: skip
 
     def _relevance(self) -> Step:
@@ -216,6 +221,17 @@ class EvaluationPlanner:
         settings = {"personal": self.settings.personal.fingerprint_fields(), "split": self.settings.split}
         identity = {**self.common, **settings, "seed": self.config.seed}
         return Step("personal", "personal", identity, (*self.base, *self.tasks.values()))
+
+    def _clusters(self, effects: Step) -> Step | None:
+        """Plan the clusters of hidden states of `train.method`, whose inputs are the newest history or none."""
+        count = self.settings.pictured_tokens
+        if not count:
+            return None
+        method = METHODS[self.config.train.method]
+        settings = {"method": method.name, **self._shown(method), "split": self.settings.split}
+        settings |= {"evaluate": {"pictured_tokens": count}, "weights": {"delta": self.config.weights.delta}}
+        identity = {**self.common, **settings, "seed": self.config.seed}
+        return Step("clusters", "clusters", identity, (*self._inputs(method), effects))
 
     def _choose(self, name: str, candidates: Mapping[str, PredictionSet]) -> None:
         settings = {"by": self.settings.choose_by, "candidates": list(candidates)}

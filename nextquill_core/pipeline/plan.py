@@ -223,7 +223,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
             train[name] = _train(config, name, common, base, score=weights.get(training.policy or "", score))
     personal = any(METHODS[name].personal for name in needed)
     tasks = _left_out(config, TASK_METHOD, "task", config.evaluate.personal.folds, common, base) if personal else {}
-    evaluation = EvaluationPlanner(config, common, base, train, tasks, digests).plan(crossfit)
+    evaluation = EvaluationPlanner(config, common, base, train, tasks, digests).plan(effects, crossfit)
     inputs = (ingest, score, *train.values(), *evaluation.steps)
     measuring = {
         "evaluate": config.evaluate.measuring() | {"bertscore": _bertscore(config, digests)},

@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 
 from nextquill_core.analysis import figures, report_figures
 from nextquill_core.analysis.effects_page import parts_of
-from nextquill_core.analysis.example_view import people_of
+from nextquill_core.analysis.example_view import ExplainedExample, people_of
 from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
 from nextquill_core.analysis.report import (
     Cohort,
     Download,
     Picture,
+    PictureGroup,
     Report,
     RowCount,
     Stage,
@@ -46,7 +47,6 @@ from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.against_truth import AgainstTruth
-from nextquill_core.pipeline.example import gather
 from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
@@ -213,9 +213,11 @@ def report_of(
     run: Run,
     measured: Measured,
     pictures: Mapping[str, Picture],
+    explained: Sequence[ExplainedExample],
     truth: AgainstTruth | None = None,
     *,
     sentences: Sequence[str] = (),
+    paper: Sequence[PictureGroup] = (),
 ) -> Report:
     """Return the content of the report of a run.
 
@@ -223,7 +225,9 @@ def report_of(
         run: The run; everything but the evaluation is in its store.
         measured: What was measured.
         pictures: Figures by file name, as `figures_of` returns them.
+        explained: The measured examples with all that is known about them.
         truth: As `against_truth` returns it.
+        paper: The paper's pictures, as `paper_pictures` returns them.
         sentences: The verdict, as `verdict_of` returns it.
     """
     config, rows, examples = run.config, measured.rows, measured.examples
@@ -277,7 +281,8 @@ def report_of(
         tokens=_strongest_tokens(run),
         training=[_training(run.artifact(step), name) for name, step in run.plan.train.items()],
         training_figures=[pictures["training"]] if "training" in pictures else [],
-        person=people_of(gather(run, examples), (config.train.method, *reference_order(config.evaluate.methods))),
+        person=people_of(explained, (config.train.method, *reference_order(config.evaluate.methods))),
+        paper=paper,
         notes=[*_notes(run), *measured.cautions, *measured.chosen],
         commands=[_command(record["command"])],
     )

@@ -65,6 +65,7 @@ class Run:
     def __init__(self, config: Config, *, fetch: bool = True, secret: str | None = None) -> None:
         self.config = config
         self.store = open_store(config.store)
+        self._secret = secret
         self.privacy: Privacy = privacy(config.privacy, secret)
         self.plan: Plan = make_plan(
             config, self.store.raw_digests(save=fetch), fetch=fetch, privacy=self.privacy.identity
@@ -89,6 +90,10 @@ class Run:
                 f"run `nextquill {self.plan.command(step)}` with the same config first",
             )
         return artifact
+
+    def reader(self, config: Config) -> Run:
+        """Return a run of another configuration that is only read, with the same key of the pseudonyms."""
+        return Run(config, fetch=False, secret=self._secret)
 
     def require_inputs(self, steps: Sequence[Step]) -> None:
         """Make sure that the artifacts exist which other stages make for these steps.

@@ -54,6 +54,7 @@ KINDS: Mapping[str, StepKind] = {
     "predictions": StepKind(3, "evaluate", "nextquill_core.pipeline.predict:build_predictions"),
     "choice": StepKind(2, "evaluate", "nextquill_core.pipeline.predict:build_choice"),
     "likelihood": StepKind(2, "evaluate", "nextquill_core.pipeline.predict:build_likelihoods"),
+    "clusters": StepKind(1, "evaluate", "nextquill_core.pipeline.clusters:build_clusters"),
     "evaluate": StepKind(5, "evaluate", "nextquill_core.pipeline.evaluate:build_evaluation"),
     "sweep": StepKind(2, "sweep", "nextquill_core.studies.sweep:build_sweep"),
     "reproduction": StepKind(2, "reproduce", "nextquill_core.studies.reproduce:build_reproduction"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import OpenRun, Run
+from nextquill_core.pipeline.sweep_points import stored_sweeps
 from nextquill_core.studies.reproduce import reproduction_step, whole_table
-from nextquill_core.studies.sweep import open_points, sweep_step
 from storage import Artifact, Store
 from storage.garbage import Name, StoredItem
 from storage.pointers import pointer_names, read_pointer
@@ -31,8 +30,9 @@ def current(runs: Sequence[Run], open_run: OpenRun) -> set[Name]:
     """
     wanted: set[Name] = set()
     for run in runs:
-        wanted |= {step.address for step in lineage(*run.plan.stages, run.plan.evaluate)}
-        wanted |= {("sweep", name) for name in _sweeps(run, open_run)}
+        pictured = [run.plan.evaluation.clusters] if run.plan.evaluation.clusters else []
+        wanted |= {step.address for step in lineage(*run.plan.stages, run.plan.evaluate, *pictured)}
+        wanted |= {("sweep", one.manifest.fingerprint) for one in stored_sweeps(run, open_run)}
         wanted |= _studies(run)
         judged = run.config.evaluate.model_copy(
             update={"split": "val", "methods": tuple(run.plan.train), "control": "none"}
@@ -112,20 +112,3 @@ def _origins(store: Store, artifact: Artifact) -> set[Name]:
             known = store.find(*name)
             waiting += known.manifest.inputs if known else ()
     return found
-
-
-def _sweeps(run: Run, open_run: OpenRun) -> Iterator[str]:
-    """Yield the stored sweeps that are over this configuration: with their grid it gives the same fingerprint."""
-    for artifact in run.store.newest_first("sweep"):
-        grid: dict[str, list[Any]] = {}
-        try:
-            with expect_form(artifact.location, "delete it"):
-                for point in artifact.manifest.identity["points"]:
-                    for key, value in point.items():
-                        if value not in (values := grid.setdefault(key, [])):
-                            values.append(value)
-            same = sweep_step(open_points(run.config, grid, open_run)).fingerprint
-        except UserError:
-            continue  # its keys do not fit this configuration, so it is a sweep over another one
-        if same == artifact.manifest.fingerprint:
-            yield same

@@ -1,38 +1,35 @@
-"""Sweeps: a grid of settings, each point of it a configuration, and one table of the results of all points on val.
-
-The results of a sweep are for choosing, and what was chosen by the test split can no longer be measured on it. So every
-point is measured on the val split, whatever the configuration says.
-"""
+"""Sweeps: one table and the pictures of the results of all points of a grid on val."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from nextquill_core.config import Config, parse_config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Step, freshness, lineage, outdated
-from nextquill_core.pipeline.run import OpenRun, Outcome, Run
+from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.sweep_points import (
+    DOCUMENT,
+    SPLIT,
+    Point,
+    measured_steps,
+    shown_value,
+    sweep_document,
+    sweep_step,
+)
 from nextquill_core.progress import Progress
 from storage import Artifact, Staging, write_json, write_text
-from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
     from nextquill_core.analysis.result_tables import Cell
     from nextquill_core.evaluation.tables import Row
 
-SPLIT = "val"
-DOCUMENT = "metrics.json"
 ANY = "any"
 """The value of a key that does not change a method's texts."""
-Grid = Mapping[str, Sequence[Any]]
-"""Values by dotted key."""
 
 
 class LabelledRun(Protocol):
@@ -45,29 +42,6 @@ class LabelledRun(Protocol):
     @property
     def run(self) -> Run:
         """The run."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the grid.
-
-    Attributes:
-        values: Its values by dotted key.
-        run: The run of its configuration.
-    """
-
-    values: Mapping[str, Any]
-    run: Run
-
-    @property
-    def label(self) -> str:
-        """The point's values as text, such as `train.alpha=0.05 weights.high=0.9`."""
-        return label_of(self.values)
-
-
-def label_of(values: Mapping[str, Any]) -> str:
-    """Return the values of a point as text, such as `train.alpha=0.05 weights.high=0.9`."""
-    return " ".join(f"{key}={_shown(value)}" for key, value in values.items())
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -91,56 +65,6 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Config]]:
-    """Return the values and the configuration of each point, which measures on val; the last key changes fastest.
-
-    Raises:
-        UserError: The grid is empty or sets the split, a key is unknown, or a value does not fit.
-    """
-    if not grid:
-        raise UserError("a sweep needs a key and its values", remedy="for example train.alpha=0.01,0.1")
-    if "evaluate.split" in grid:
-        raise UserError("a sweep always looks at val", "evaluate.split", "choose on val, then `run` what you chose")
-    found = []
-    for chosen in itertools.product(*grid.values()):
-        values = {key: _plain(value) for key, value in zip(grid, chosen, strict=True)}
-        settings = config.model_dump(mode="json")
-        for key, value in values.items():
-            set_key(settings, key, value)
-        if isinstance(settings["evaluate"], dict):
-            settings["evaluate"]["split"] = SPLIT
-        point = parse_config(settings, where=f"sweep {label_of(values)}")
-        found.append((values, point.with_overridden(values)))
-    return found
-
-
-def open_points(config: Config, grid: Grid, open_run: OpenRun) -> list[Point]:
-    """Return the points of a grid with their runs.
-
-    Args:
-        config: The settings that all points share.
-        grid: Values by dotted key; the points are all their combinations.
-        open_run: Opens a configuration.
-
-    Raises:
-        UserError: The grid does not fit, or two points would generate the same texts; or what `open_run` raises.
-    """
-    points: list[Point] = []
-    seen: dict[frozenset[str], Point] = {}
-    for values, settings in grid_configs(config, grid):
-        point = Point(values, open_run(settings))
-        texts = frozenset(_measured(point.run).values())
-        if texts in seen:
-            raise UserError(
-                f"{seen[texts].label} and {point.label} make the same predictions",
-                "sweep",
-                "leave one out; a key counts only where a method of evaluate.methods depends on it",
-            )
-        seen[texts] = point
-        points.append(point)
-    return points
-
-
 def missing(run: Run) -> set[tuple[str, str]]:
     """Return kind and fingerprint of every artifact of a run's evaluation that is missing or stale."""
     return {
@@ -148,12 +72,6 @@ def missing(run: Run) -> set[tuple[str, str]]:
         for step in lineage(run.plan.evaluate)
         if (artifact := run.store.find(step.kind, step.fingerprint)) is None or outdated(run.store, step, artifact)
     }
-
-
-def sweep_step(points: Sequence[Point]) -> Step:
-    """Return the step of a sweep, whose inputs are the evaluations of all points."""
-    inputs = tuple(replace(point.run.plan.evaluate, name=f"point {number}") for number, point in enumerate(points))
-    return Step("sweep", "sweep", {"points": [dict(point.values) for point in points]}, inputs)
 
 
 def fresh_sweep(points: Sequence[Point]) -> Artifact | None:
@@ -178,7 +96,7 @@ def collect(points: Sequence[Point], *, force: bool = False) -> Outcome:
 def build_sweep(
     run: Run, step: Step, staging: Staging, progress: Progress, *, points: Sequence[Point]
 ) -> dict[str, Any]:
-    """Write metrics.json, metrics.parquet and sweep.html.
+    """Write metrics.json, metrics.parquet, the pictures and sweep.html.
 
     Args:
         run: The run of the first point.
@@ -190,25 +108,26 @@ def build_sweep(
     import pyarrow as pa
 
     from nextquill_core.analysis.html import page
+    from nextquill_core.analysis.report import number
+    from nextquill_core.analysis.sweep_series import sweep_series
+    from nextquill_core.pipeline.evaluate import write_picture
+    from nextquill_core.pipeline.paper_pictures import sweep_picture
     from nextquill_core.schemas import SWEEP
 
     document = _document(points)
     write_json(staging.path(DOCUMENT), document)
     rows = [{**row, "values": json.dumps(points[row["point"]].values)} for row in document["rows"]]
     staging.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=SWEEP))
+    series = {key: sweep_series(document, key) for key in points[0].values}
+    drawn = {f"sweep-{place}": found for place, found in enumerate(series.values(), 1) if found}
+    figures = {name: sweep_picture(found, name) for name, found in drawn.items()}
+    for name, picture in figures.items():
+        write_picture(staging, name, picture)
     title = f"Sweep over {', '.join(points[0].values)}"
     shown = {"title": title, "tables": list(_tables(document)), "split": SPLIT, "cautions": document["cautions"]}
-    write_text(staging.path("sweep.html"), page("sweep.html.j2", **shown))
+    text = page("sweep.html.j2", {"number": number}, figures=list(figures.values()), **shown)
+    write_text(staging.path("sweep.html"), text)
     return {"points": len(points), "split": SPLIT}
-
-
-def _measured(run: Run) -> dict[str, str]:
-    """Return the fingerprints of what is measured, by `METHOD/DECODING`: predictions, or likelihoods without texts."""
-    from nextquill_core.evaluation.tables import NO_TEXTS
-
-    plan = run.plan.evaluation
-    texts = {"/".join(key): one.step.fingerprint for key, one in plan.predictions.items()}
-    return texts or {f"{name}/{NO_TEXTS}": step.fingerprint for name, step in plan.likelihoods.items()}
 
 
 def _document(points: Sequence[Point]) -> dict[str, Any]:
@@ -229,7 +148,7 @@ def _document(points: Sequence[Point]) -> dict[str, Any]:
                 "point": number,
                 "values": dict(point.values),
                 "evaluate": evaluation.manifest.fingerprint,
-                "predictions": _measured(point.run),
+                "predictions": measured_steps(point.run),
             }
         )
     return {"split": SPLIT, "settings": settings, "cautions": list(cautions), "points": described, "rows": rows}
@@ -258,12 +177,7 @@ def read_sweep(artifact: Artifact) -> tuple[list[SweepTable], list[str]]:
     Raises:
         UserError: The file is damaged, or its points do not all have values of the same keys.
     """
-    from nextquill_core.evaluation.forms import SweepDocument
-
-    path, remedy = artifact.folder / DOCUMENT, "run `nextquill sweep --force`"
-    document: Any = read_checked(path, SweepDocument, remedy)
-    if len({frozenset(point["values"]) for point in document["points"]}) != 1:
-        raise UserError("its points do not have the same keys", str(path), remedy)
+    document = sweep_document(artifact)
     return list(_tables(document)), document.get("cautions", [])
 
 
@@ -318,34 +232,7 @@ def _sharing(points: Sequence[Mapping[str, Any]], prediction: str) -> list[list[
 
 def _values(key: str, members: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> str:
     """Return the values of a key in a group of points, or `any` where all values of the grid are in the group."""
-    mine, all_values = (dict.fromkeys(_shown(point["values"][key]) for point in group) for group in (members, points))
+    mine, all_values = (
+        dict.fromkeys(shown_value(point["values"][key]) for point in group) for group in (members, points)
+    )
     return ANY if len(mine) > 1 and mine == all_values else ", ".join(mine)
-
-
-def set_key(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set one value of a configuration given as plain values.
-
-    Args:
-        settings: The plain values; they are changed.
-        key: The dotted key.
-        value: The value.
-
-    Raises:
-        UserError: A part of the key before the last is a value and no section.
-    """
-    *parents, last = key.split(".")
-    section: Any = settings
-    for name in parents:
-        section = section.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise UserError(f"{name} is a value, not a section", key, "see docs/reference/configuration.md")
-    section[last] = value
-
-
-def _plain(value: Any) -> Any:
-    """Return a YAML value as a JSON value."""
-    return value.isoformat() if isinstance(value, date) else value
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -11,7 +11,8 @@ import pytest
 
 from nextquill_core.config import LauncherConfig
 from nextquill_core.pipeline.run import Run
-from nextquill_core.studies.sweep import Point, open_points, parse_grid
+from nextquill_core.pipeline.sweep_points import Point, open_points
+from nextquill_core.studies.sweep import parse_grid
 from tasks.ranks.node import launcher_command
 from tasks.sweep import shared_missing, slot_environment, slots, startable
 from tests.world import small_config

@@ -15,7 +15,7 @@ from nextquill_core.config.packaged import FOLDER, named_file
 from nextquill_core.config.yaml_text import InvalidYaml, parse_yaml
 from nextquill_core.errors import UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.studies.sweep import set_key
+from nextquill_core.pipeline.sweep_points import set_key
 
 STUDIES = FOLDER / "studies"
 BASE = "base"

@@ -31,13 +31,15 @@ PREDICTIONS = {"evaluate", *SANE, *ON_VAL, *(f"{name}-paper" for name in METHODS
 BARE = {"likelihood:contextsft-none", "likelihood:nextquill-none"}
 LIKELIHOODS = {*(f"likelihood:{name}" for name in METHODS), *BARE}
 OURS = {
-    *("train", "evaluate", "nextquill-paper", "nextquill-sane", "likelihood:nextquill", "likelihood:nextquill-none")
+    *("train", "evaluate", "nextquill-paper", "nextquill-sane", "likelihood:nextquill", "likelihood:nextquill-none"),
+    "clusters",
 }
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
     yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.folds.values())
     yield from (plan.effects, plan.score, *plan.train.values(), *plan.evaluation.steps, plan.evaluate)
+    yield from [plan.evaluation.clusters] if plan.evaluation.clusters else []
 
 
 def fingerprints(config: Config) -> dict[str, str]:
@@ -70,6 +72,7 @@ def states(run: Run) -> dict[str, str]:
         ({"evaluate": {"engine": "openai"}}, {*PREDICTIONS}),
         ({"evaluate": {"server": {"url": "http://elsewhere/v1", "models": {"nextquill": "a"}}}}, set()),
         ({"evaluate": {"bootstrap_samples": 300}}, {"evaluate"}),
+        ({"evaluate": {"pictured_tokens": 9}}, {"clusters"}),
         ({"score": {"batch_tokens": 7}}, set()),
         ({"train": {"batch_tokens": 7, "launcher": {"processes": 1}, "checkpoint_every": 1}}, set()),
     ],
@@ -379,7 +382,7 @@ def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_p
     )  # fmt: skip
     run = Run(full)
     steps: dict[str, Step] = {}
-    waiting = [run.plan.evaluate]
+    waiting = [run.plan.evaluate, *([run.plan.evaluation.clusters] if run.plan.evaluation.clusters else [])]
     while waiting:
         step = waiting.pop()
         steps[step.fingerprint] = step
@@ -437,11 +440,11 @@ def test_adapters_that_score_are_steps_of_their_own_before_scoring(small_world: 
 @pytest.mark.parametrize(
     ("change", "moved"),
     [
-        ({"train": {"alpha": 0.1}}, {"train"}),  # the folds train without L_p
-        ({"weights": {"delta": 0.1}}, {"score", "train"}),
+        ({"train": {"alpha": 0.1}}, {"train", "clusters"}),  # the folds train without L_p
+        ({"weights": {"delta": 0.1}}, {"score", "train", "clusters"}),
         (
             {"train": {"epochs": 2}},
-            {"train:fold-0", "train:fold-1", "effects", "score", "train", "train:contextsft"},
+            {"train:fold-0", "train:fold-1", "effects", "score", "train", "train:contextsft", "clusters"},
         ),
     ],
 )

@@ -19,6 +19,7 @@ from nextquill_core.errors import ModelError, UserError
 from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.sweep_points import open_points, sweep_step
 from nextquill_core.registry.garbage import accepted as pointed
 from nextquill_core.registry.garbage import current, what
 from nextquill_core.registry.promote import (
@@ -31,7 +32,6 @@ from nextquill_core.registry.promote import (
     val_run,
 )
 from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS
-from nextquill_core.studies.sweep import open_points, sweep_step
 from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
 from storage.garbage import inventory, needed, removable, remove

@@ -13,19 +13,9 @@ import pytest
 from nextquill_core.config import Config
 from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.sweep_points import Point, grid_configs, label_of, open_points
 from nextquill_core.schemas import SWEEP
-from nextquill_core.studies.sweep import (
-    Point,
-    collect,
-    fresh_sweep,
-    grid_configs,
-    label_of,
-    missing,
-    open_points,
-    parse_grid,
-    read_sweep,
-    sweep_cells,
-)
+from nextquill_core.studies.sweep import collect, fresh_sweep, missing, parse_grid, read_sweep, sweep_cells
 from storage import Basis, UserError, write_json
 from tests.world import small_config
 
@@ -178,7 +168,7 @@ def test_the_table_names_each_method_once_for_what_decides_it(small_world: Path,
     ]  # fmt: skip
     assert json.loads(rows["values"][3].as_py()) == {"train.alpha": 0.2}
     page = (artifact.folder / "sweep.html").read_text()
-    assert '<td class="best">0.4000<small>[0.3900, 0.4100]</small></td>' in page
+    assert '<td class="num best">0.4000<small>[0.3900, 0.4100]</small></td>' in page
     assert "val split" in page
     assert "http" not in page.replace("http-equiv", "")
     assert collect(points).reused
