@@ -113,12 +113,16 @@ class Page:
         self._until(lambda: self._clicked(SAYING, selector, text), f"{text!r} in {selector} to click")
 
     def rows(self, within: str) -> dict[str, list[str]]:
-        """Return the rows of the tables in an element: further cells by the first cell."""
+        """Return the rows of the tables in an element: further cells by the first cell.
+
+        It waits for them, because the UI draws an artifact, takes it away for a moment and draws it again.
+        """
         script = (
             "return [...document.querySelectorAll(arguments[0] + ' tr')]"
             ".map((row) => [...row.children].map((cell) => cell.innerText.trim()))"
         )
-        return {name: cells for name, *cells in self.driver.execute_script(script, within)}
+        rows = self._until(lambda: self.driver.execute_script(script, within), f"a table in {within}")
+        return {name: cells for name, *cells in rows}
 
     def insist(self, act: Callable[[], None], done: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         """Repeat an action until it has an effect; a server whose database is busy refuses, and pages do not retry.
@@ -247,6 +251,7 @@ def browser(url: str, pictures: Path, profile: Path) -> Iterator[Page]:
     for option in (*OPTIONS, f"--user-data-dir={profile}"):
         options.add_argument(option)
     driver = Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(PATIENCE_S)
     try:
         frame = driver.execute_script("return window.outerHeight - window.innerHeight")
         driver.set_window_size(WIDTH, HEIGHT + frame)
