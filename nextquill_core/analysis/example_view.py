@@ -85,6 +85,7 @@ class ExplainedExample:
         log_likelihoods: Mean log-probability of the true review in nats a token, by method.
         gain: What the user's history is worth for this review, in nats a token.
         boilerplate: Words so common in this run's reviews that a match means nothing.
+        decoding: The preset under which the texts were generated; empty without texts.
     """
 
     example: Example
@@ -96,6 +97,7 @@ class ExplainedExample:
     log_likelihoods: Mapping[str, float]
     gain: float
     boilerplate: frozenset[str] = frozenset()
+    decoding: str = ""
 
     @property
     def user(self) -> tuple[str, str]:
@@ -109,13 +111,15 @@ class ExplainedExample:
 
     @property
     def facts(self) -> str:
-        """One line about the example: category, split, rating, title, preference tokens and gain."""
+        """One line about the example: category, split, rating, title, preference tokens, gain and decoding preset."""
         target, preferred = self.example.target, sum(token.preferred for token in self.tokens)
         parts = [self.example.category, f"{self.example.split} split"]
         parts += [f"{target.rating:g} of 5"] if target.rating is not None else []
         parts += [target.title] if target.title else []
         parts += [f"{preferred} of {len(self.tokens):,} are preference tokens"]
-        return " · ".join([*parts, f"gain by history {self.gain:+.3f} nats a token"])
+        parts += [f"gain by history {self.gain:+.3f} nats a token"]
+        parts += [f"texts by {self.decoding} decoding"] if self.decoding else []
+        return " · ".join(parts)
 
     def marked(self) -> list[tuple[str, list[Segment]]]:
         """Return each method's text with its matches, in the order of the methods."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from nextquill_core.analysis import figures, report_figures
 from nextquill_core.analysis.effects_page import parts_of
-from nextquill_core.analysis.exact_effects import CHANCE, agreement, calibration, own_style_share, word_effects
+from nextquill_core.analysis.exact_effects import CHANCE, agreement, calibration, own_style_share
 from nextquill_core.analysis.example_view import people_of
 from nextquill_core.analysis.paper_differences import setting_differences
 from nextquill_core.analysis.published import beside_published
@@ -53,9 +53,8 @@ from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.pipeline.step import Step
-from nextquill_core.schemas import Example, column_by_example
-from nextquill_core.synthetic.truth import Truth, exact_effects, truth_file
-from nextquill_core.tokens import token_texts
+from nextquill_core.pipeline.stored_effects import Effects, exact_word_effects, true_words, truths_of
+from nextquill_core.schemas import Example
 from nextquill_core.training import curves
 from storage import Artifact, UserError, provenance
 from storage.stored_json import expect_form, read_lines
@@ -72,6 +71,7 @@ class Measured:
         slices: Rows of the schema `SLICES`.
         settings: How the metrics are computed.
         examples: The measured examples.
+        effects: Their stored effects.
         texts: Generated texts, by method and preset and then by example.
         control_texts: The same with another user's history.
         cautions: What else a reader must know.
@@ -83,6 +83,7 @@ class Measured:
     slices: Sequence[Row]
     settings: Mapping[str, Any]
     examples: Sequence[Example]
+    effects: Effects
     texts: Mapping[tuple[str, str], Mapping[str, str]]
     control_texts: Mapping[tuple[str, str], Mapping[str, str]]
     cautions: Sequence[str] = ()
@@ -231,8 +232,8 @@ def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
     examples = measured.examples
     try:
         truths = truths_of(run)
-        by_word, _ = effect_pairs(run, examples, truths)
-        words = [truths[one.category].words(one.target.text, one.target.timestamp_ms) for one in examples]
+        by_word = exact_word_effects(run, examples, measured.effects, truths)
+        words = [true_words(truths, one) for one in examples]
     except DataError:
         return None
     if not by_word:
@@ -291,43 +292,6 @@ def _style_figure(run: Run, measured: Measured, styles: Sequence[str]) -> dict[s
             [*rows, truth],
         )
     }  # fmt: skip
-
-
-def truths_of(run: Run) -> dict[str, Truth]:
-    """Return the ground truth of each category of a synthetic world.
-
-    Raises:
-        DataError: There is none, or it cannot be read.
-    """
-    return {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
-
-
-def effect_pairs(
-    run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return the estimated and the exact effect of each word that taste drew, and of each token.
-
-    Args:
-        run: The run; its effects are in the store.
-        examples: The examples whose true reviews are compared.
-        truths: As `truths_of` returns them.
-
-    Raises:
-        DataError: The ground truth is not that of these reviews.
-    """
-    folder = run.artifact(run.plan.effects).folder / "effects"
-    names = ("target_ids", "effect", "logp_factual", "logp_counterfactual")
-    ids, effects, factual, counterfactual = (column_by_example(folder, name) for name in names)
-    tokenizer = load_tokenizer(run.model)
-    by_word: list[tuple[float, float]] = []
-    by_token: list[tuple[float, float]] = []
-    for example in examples:
-        name, text = example.example_id, example.target.text
-        words = truths[example.category].words(text, example.target.timestamp_ms)
-        tokens = token_texts(tokenizer, ids[name])
-        by_token += zip(effects[name], exact_effects(words, text, tokens), strict=True)
-        by_word += word_effects(words, tokens, factual[name], counterfactual[name])
-    return by_word, by_token
 
 
 def report_of(
@@ -397,7 +361,9 @@ def report_of(
         tokens=_strongest_tokens(run),
         training=[_training(run.artifact(step), name) for name, step in run.plan.train.items()],
         training_figures=[pictures["training"]] if "training" in pictures else [],
-        person=people_of(gather(run, examples), (config.train.method, *reference_order(config.evaluate.methods))),
+        person=people_of(
+            gather(run, examples, measured.effects), (config.train.method, *reference_order(config.evaluate.methods))
+        ),
         notes=[*_notes(run), *measured.cautions, *measured.chosen],
         commands=[_command(record["command"])],
     )
