@@ -1,4 +1,4 @@
-"""Driver of Prefect's UI in a real, headless browser; elements are found by their visible text."""
+"""A real, headless browser, and a driver of Prefect's UI; elements are found by their visible text."""
 
 from __future__ import annotations
 
@@ -234,12 +234,26 @@ class Page:
 
 @contextmanager
 def browser(url: str, pictures: Path, profile: Path) -> Iterator[Page]:
-    """Start a headless Chromium with an empty profile for the duration of a block.
+    """Start a browser for the pages of a server for the duration of a block.
 
     Args:
         url: URL of the server.
         pictures: Folder for screenshots.
         profile: Folder for the browser's profile.
+    """
+    with chromium(profile) as driver:
+        frame = driver.execute_script("return window.outerHeight - window.innerHeight")
+        driver.set_window_size(WIDTH, HEIGHT + frame)
+        yield Page(driver, url, pictures)
+
+
+@contextmanager
+def chromium(profile: Path, *, logs: bool = False) -> Iterator[Chrome]:
+    """Start a headless Chromium with an empty profile for the duration of a block.
+
+    Args:
+        profile: Folder for the browser's profile.
+        logs: Whether it keeps what pages write to the console (log `browser`) and request (log `performance`).
     """
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service
@@ -250,11 +264,11 @@ def browser(url: str, pictures: Path, profile: Path) -> Iterator[Page]:
     options.binary_location = BROWSER
     for option in (*OPTIONS, f"--user-data-dir={profile}"):
         options.add_argument(option)
+    if logs:
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = Chrome(options=options, service=Service(DRIVER))
     driver.set_script_timeout(PATIENCE_S)
     try:
-        frame = driver.execute_script("return window.outerHeight - window.innerHeight")
-        driver.set_window_size(WIDTH, HEIGHT + frame)
-        yield Page(driver, url, pictures)
+        yield driver
     finally:
         driver.quit()
