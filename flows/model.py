@@ -9,6 +9,7 @@ from flows.results import finished, nothing_to_make
 from flows.runs import open_run
 from flows.stage import make_stage, nextquill_flow
 from nextquill_core.config import Config
+from tasks.ui import publish_model
 
 
 @nextquill_flow("model")
@@ -23,4 +24,5 @@ def model(config: Annotated[Config, Form("model")] = SETTINGS, force: bool = Fal
     if run.plan.model is None:
         return nothing_to_make("model", f"{config.model.name_or_path} is used as it is")
     (outcome,) = make_stage(run, "model", [run.plan.model], force=force)
+    publish_model(run, outcome)
     return finished("model", outcome)

@@ -10,6 +10,7 @@ from flows.runs import open_run
 from flows.server.events import watch_quality
 from flows.stage import make_stage, nextquill_flow
 from nextquill_core.config import Config, MethodName
+from tasks.ui import publish_training
 
 
 @nextquill_flow("train")
@@ -28,6 +29,7 @@ def train(
     names = [method] if method else everything
     steps = [run.plan.adapter(name) for name in names]
     outcomes = make_stage(run, "train", steps, force=force, results=steps, method=method)
+    publish_training(run, dict(zip(names, outcomes, strict=True)))
     states = [
         finished(run.plan.title(step), outcome, whole=names == everything and step is steps[-1])
         for step, outcome in zip(steps, outcomes, strict=True)

@@ -27,11 +27,14 @@ from nextquill_core.pipeline.run import Outcome, Run
 from nextquill_core.registry.promote import Verdict, decide
 from nextquill_core.studies import reproduce
 from storage import Artifact
+from storage.stored_json import expect_form
 from tasks.definition import our_task
 from tasks.progress import artifact_key
 
 LONGEST = 60
 MOST_FIGURES_BYTES = 1_000_000
+PAGES = {"ingest": "ingest-account", "model": "model", "score": "effects", "train": "training", "evaluate": "report"}
+"""By stage, the name of the artifact that shows what came out of it."""
 OPEN_REPORT = (
     "This page cannot open the report. Copy its path into the address bar of a browser on the machine that has the "
     "file, or print the path with `nextquill report --config FILE`."
@@ -89,10 +92,119 @@ def publish_account(run: Run, outcome: Outcome) -> None:
         if row["example"] and row["share"] is not None:
             logger.info(f"{row['category']}: {row['rows']:,} {row['what']} {row['outcome']}, first {row['example']}")
     create_table_artifact(
-        key=data_key("ingest-account", run.config),
+        key=data_key(PAGES["ingest"], run.config),
         table=rows,
-        description=f"What became of every row read ({outcome.artifact.manifest.fingerprint})",
+        description=f"{cohort_summary(stats)} What became of every row read ({outcome.artifact.manifest.fingerprint}):",
     )
+
+
+def cohort_summary(stats: Mapping[str, Any]) -> str:
+    """Return a sentence for each category: its users, and how many of the reviews and items that were read are kept.
+
+    Args:
+        stats: The stats of an ingest artifact.
+    """
+    return " ".join(
+        f"{name}: {part['users']:,} users, {part['reviews']['kept']:,} of {part['reviews']['read']:,} reviews and "
+        f"{part['items']['kept']:,} of {part['items']['read']:,} items kept."
+        for name, part in stats["per_category"].items()
+    )
+
+
+@our_task()
+def publish_model(run: Run, outcome: Outcome) -> None:
+    """Show in the UI what the base model is that was trained or converted here."""
+    create_markdown_artifact(
+        key=data_key(PAGES["model"], run.config),
+        markdown=model_markdown(run, outcome.artifact),
+        description="The base model",
+    )
+
+
+def model_markdown(run: Run, artifact: Artifact) -> str:
+    """Return the facts about a base model that was made here, with a link to why it was made or reused.
+
+    Args:
+        run: The run.
+        artifact: The base model.
+    """
+    facts = [(name.replace("_", " "), value) for name, value in artifact.manifest.stats.items()]
+    lines = [f"| {name} | {_shown(value)} |" for name, value in facts if isinstance(value, str | int | float)]
+    table = "\n".join(["| | |", "| --- | --- |", *lines, f"| folder | `{artifact.location}` |"])
+    return "\n\n".join(["# Base model", table, why_link(run, "model")]) + "\n"
+
+
+@our_task()
+def publish_training(run: Run, outcomes: Mapping[str, Outcome]) -> None:
+    """Show in the UI how the training of each adapter ended, with its curves.
+
+    Args:
+        run: The run.
+        outcomes: By name of the adapter.
+    """
+    create_markdown_artifact(
+        key=data_key(PAGES["train"], run.config),
+        markdown=training_markdown(run, {name: outcome.artifact for name, outcome in outcomes.items()}),
+        description="Losses and curves of the trained adapters",
+    )
+
+
+def training_markdown(run: Run, adapters: Mapping[str, Artifact]) -> str:
+    """Return how the training of each adapter ended, their curves as a picture, and where the adapters are.
+
+    Args:
+        run: The run.
+        adapters: The adapters by name.
+
+    Raises:
+        UserError: A curve or a manifest is damaged.
+    """
+    from nextquill_core.analysis import figures
+    from nextquill_core.training import curves
+
+    lines = [
+        "| adapter | steps | loss | normal | causal | loss on val | folder |",
+        "| --- |" + " ---: |" * 5 + " --- |",
+    ]
+    for name, artifact in adapters.items():
+        with expect_form(artifact.location, "run `nextquill train --force`"):
+            stats = artifact.manifest.stats
+            losses = [stats["final"][key] for key in ("loss", "normal", "causal")]
+            losses.append(stats.get("validation", {}).get("loss"))
+            shown = " | ".join("–" if loss is None else f"{loss:.3f}" for loss in losses)
+            lines.append(f"| {name} | {stats['steps']:,} | {shown} | `{artifact.location}` |")
+    drawn = figures.training_curves(
+        {name: curves.read(artifact.folder / curves.METRICS) for name, artifact in adapters.items()}
+    )
+    explained = "Losses in nats at the last step. *Normal* and *causal* are the two parts of the loss."
+    parts = ["# Training", "\n".join(lines), explained, inline_picture("training", figures.png(drawn))]
+    return "\n\n".join([*parts, why_link(run, "train")]) + "\n"
+
+
+def why_link(run: Run, stage: str) -> str:
+    """Return a link to the page that says why the artifacts of a stage were made or reused.
+
+    It is relative to an artifact's page, so that it works in both versions of the UI, through a tunnel and a proxy.
+
+    Args:
+        run: The run.
+        stage: Name of the stage.
+    """
+    return f"[Why it was made or reused](../key/{data_key(f'why-{stage}', run.config)})"
+
+
+def inline_picture(name: str, png: bytes) -> str:
+    """Return a picture for Markdown; it is inlined, because a server's page cannot show files.
+
+    Args:
+        name: What it shows.
+        png: The picture.
+    """
+    return f"![{name}](data:image/png;base64,{b64encode(png).decode()})"
+
+
+def _shown(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 @our_task()
@@ -105,8 +217,9 @@ def publish_effects(run: Run, outcome: Outcome) -> None:
     )
     folder = outcome.artifact.folder
     create_markdown_artifact(
-        key=data_key("effects", run.config),
-        markdown=f"In colours: `{folder / score.PAGE}`.\n\n{(folder / score.MARKDOWN).read_text(encoding='utf-8')}",
+        key=data_key(PAGES["score"], run.config),
+        markdown=f"In colours: `{folder / score.PAGE}`. {why_link(run, 'score')}.\n\n"
+        + (folder / score.MARKDOWN).read_text(encoding="utf-8"),
         description="Histogram, strongest tokens and ten answers",
     )
 
@@ -123,7 +236,9 @@ def publish_results(run: Run, outcome: Outcome) -> None:
         description=" ".join([shown, *results.cautions]),
     )
     create_markdown_artifact(
-        key=data_key("report", run.config), markdown=report_markdown(artifact), description="Report"
+        key=data_key(PAGES["evaluate"], run.config),
+        markdown=f"{report_markdown(artifact)}\n{why_link(run, 'evaluate')}\n",
+        description=" ".join(results.verdict) or "Report",
     )
 
 
@@ -137,18 +252,25 @@ def publish_pipeline(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     report = report_markdown(run.artifact(run.plan.evaluate))
     create_markdown_artifact(
         key=data_key("pipeline", run.config),
-        markdown=f"{stages_markdown(results)}\n{report}",
-        description="Stages and results",
+        markdown=f"{stages_markdown(run, results)}\n{report}",
+        description=" ".join(read_results(run.artifact(run.plan.evaluate)).verdict) or "Stages and results",
     )
 
 
-def stages_markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of stages: a link to each one's run, whether it was made or reused, and its folder."""
-    lines = ["# Stages", "", "| stage | | artifact |", "| --- | --- | --- |"]
+def stages_markdown(run: Run, results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of stages: a link to each one's run and to what it shows, and whether it was made or reused.
+
+    Args:
+        run: The run.
+        results: The references that the stages returned, in order.
+    """
+    lines = ["# Stages", "", "| stage | shows | | artifact |", "| --- | --- | --- | --- |"]
     for found in results:
         # Relative to the artifact's page, so that it works in both versions of the UI, through a tunnel and a proxy.
         stage = f"[{found['stage']}](../../runs/flow-run/{found['flow_run']})"
-        lines.append(f"| {stage} | {'reused' if found['reused'] else 'made'} | `{found['path']}` |")
+        page = PAGES[found["stage"].split()[0]]
+        shows = f"[{page}](../key/{data_key(page, run.config)})"
+        lines.append(f"| {stage} | {shows} | {'reused' if found['reused'] else 'made'} | `{found['path']}` |")
     return "\n".join(lines) + "\n"
 
 
@@ -164,11 +286,7 @@ def report_markdown(artifact: Artifact) -> str:
     )
     sizes = itertools.accumulate(shard.bytes for shard in shards)
     figures = [shard for shard, size in zip(shards, sizes, strict=True) if size <= MOST_FIGURES_BYTES]
-    pictures = [
-        f"![{Path(shard.path).stem}](data:image/png;base64,"
-        f"{b64encode((artifact.folder / shard.path).read_bytes()).decode()})"
-        for shard in figures
-    ]
+    pictures = [inline_picture(Path(shard.path).stem, (artifact.folder / shard.path).read_bytes()) for shard in figures]
     report = str(artifact.folder / "report.html")
     parts = [result_markdown(read_results(artifact), report).rstrip(), OPEN_REPORT, *pictures]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""Driver of Prefect's UI in a real, headless browser; elements are found by their visible text."""
+"""A real, headless browser, and a driver of Prefect's UI; elements are found by their visible text."""
 
 from __future__ import annotations
 
@@ -113,12 +113,16 @@ class Page:
         self._until(lambda: self._clicked(SAYING, selector, text), f"{text!r} in {selector} to click")
 
     def rows(self, within: str) -> dict[str, list[str]]:
-        """Return the rows of the tables in an element: further cells by the first cell."""
+        """Return the rows of the tables in an element: further cells by the first cell.
+
+        It waits for them, because the UI draws an artifact, takes it away for a moment and draws it again.
+        """
         script = (
             "return [...document.querySelectorAll(arguments[0] + ' tr')]"
             ".map((row) => [...row.children].map((cell) => cell.innerText.trim()))"
         )
-        return {name: cells for name, *cells in self.driver.execute_script(script, within)}
+        rows = self._until(lambda: self.driver.execute_script(script, within), f"a table in {within}")
+        return {name: cells for name, *cells in rows}
 
     def insist(self, act: Callable[[], None], done: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         """Repeat an action until it has an effect; a server whose database is busy refuses, and pages do not retry.
@@ -230,12 +234,26 @@ class Page:
 
 @contextmanager
 def browser(url: str, pictures: Path, profile: Path) -> Iterator[Page]:
-    """Start a headless Chromium with an empty profile for the duration of a block.
+    """Start a browser for the pages of a server for the duration of a block.
 
     Args:
         url: URL of the server.
         pictures: Folder for screenshots.
         profile: Folder for the browser's profile.
+    """
+    with chromium(profile) as driver:
+        frame = driver.execute_script("return window.outerHeight - window.innerHeight")
+        driver.set_window_size(WIDTH, HEIGHT + frame)
+        yield Page(driver, url, pictures)
+
+
+@contextmanager
+def chromium(profile: Path, *, logs: bool = False) -> Iterator[Chrome]:
+    """Start a headless Chromium with an empty profile for the duration of a block.
+
+    Args:
+        profile: Folder for the browser's profile.
+        logs: Whether it keeps what pages write to the console (log `browser`) and request (log `performance`).
     """
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service
@@ -246,10 +264,11 @@ def browser(url: str, pictures: Path, profile: Path) -> Iterator[Page]:
     options.binary_location = BROWSER
     for option in (*OPTIONS, f"--user-data-dir={profile}"):
         options.add_argument(option)
+    if logs:
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(PATIENCE_S)
     try:
-        frame = driver.execute_script("return window.outerHeight - window.innerHeight")
-        driver.set_window_size(WIDTH, HEIGHT + frame)
-        yield Page(driver, url, pictures)
+        yield driver
     finally:
         driver.quit()

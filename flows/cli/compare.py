@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.options import Panel, StoreOption, console
-from storage.files import user_path
+from flows.cli.pages import write_page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,11 +50,7 @@ def _compare(
     if html is None and not show:
         return
     file = html or Path(tempfile.mkdtemp(prefix="nextquill-"), "comparison.html")
-    with user_path(file, "name a file that you can write to"):
-        file.write_text(comparison_html(found), encoding="utf-8")
-    print(f"page: {file.resolve()}")
-    if show:
-        typer.launch(file.resolve().as_uri())
+    write_page(file, comparison_html(found), show=show)
 
 
 def comparison_lines(found: Comparison, *, width: int) -> Iterator[Table | Text]:

@@ -27,9 +27,10 @@ from flows.cli.options import (
     read_settings,
     with_settings,
 )
+from flows.cli.pages import write_page
 from flows.cli.runner import run_flow
 from storage.errors import UserError
-from storage.files import atomic_path, user_path
+from storage.files import user_path
 from storage.masked_output import mask_output
 
 if TYPE_CHECKING:
@@ -369,12 +370,8 @@ def _explain(
 
     current = open_run(settings, fetch=False)
     explained = list(gather(current, find_examples(current, user, item)))
-    with user_path(output, "name a file that you can write to"), atomic_path(output) as temporary:
-        temporary.write_text(example_html(explained), encoding="utf-8")
     console().print(example_terminal(explained))
-    print(f"page: {output.resolve()}")
-    if show:
-        typer.launch(output.resolve().as_uri())
+    write_page(output, example_html(explained), show=show)
 
 
 compare.register(app)

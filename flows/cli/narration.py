@@ -49,14 +49,15 @@ class TasteNarrator:
         from nextquill_core.analysis.taste_view import estimated_view
         from nextquill_core.pipeline.example import scored_units
         from nextquill_core.pipeline.methods import measured_examples
-        from nextquill_core.pipeline.truths import clearest_example, effect_pairs, truths_of, words_of
+        from nextquill_core.pipeline.stored_effects import read_effects
+        from nextquill_core.pipeline.truths import clearest_example, exact_word_effects, truths_of, words_of
 
         try:
             truths = truths_of(run)
             example = clearest_example(run)
-            (mine, _), (pairs, _) = (
-                effect_pairs(run, examples, truths) for examples in ([example], measured_examples(run)[0])
-            )
+            examples, _ = measured_examples(run)
+            effects = read_effects(run.artifact(run.plan.score).folder, examples)
+            mine, pairs = (exact_word_effects(run, some, effects, truths) for some in ([example], examples))
         except UserError:
             return
         if not pairs:

@@ -85,6 +85,7 @@ class ExplainedExample:
         log_likelihoods: Mean log-probability of the true review in nats a token, by method.
         gain: What the user's history is worth for this review, in nats a token.
         boilerplate: Words so common in this run's reviews that a match means nothing.
+        decoding: The preset under which the texts were generated; empty without texts.
     """
 
     example: Example
@@ -96,6 +97,7 @@ class ExplainedExample:
     log_likelihoods: Mapping[str, float]
     gain: float
     boilerplate: frozenset[str] = frozenset()
+    decoding: str = ""
 
     @property
     def user(self) -> tuple[str, str]:
@@ -109,13 +111,15 @@ class ExplainedExample:
 
     @property
     def facts(self) -> str:
-        """One line about the example: category, split, rating, title, preference tokens and gain."""
+        """One line about the example: category, split, rating, title, preference tokens, gain and decoding preset."""
         target, preferred = self.example.target, sum(token.preferred for token in self.tokens)
         parts = [self.example.category, f"{self.example.split} split"]
         parts += [f"{target.rating:g} of 5"] if target.rating is not None else []
         parts += [target.title] if target.title else []
         parts += [f"{preferred} of {len(self.tokens):,} are preference tokens"]
-        return " · ".join([*parts, f"gain by history {self.gain:+.3f} nats a token"])
+        parts += [f"gain by history {self.gain:+.3f} nats a token"]
+        parts += [f"texts by {self.decoding} decoding"] if self.decoding else []
+        return " · ".join(parts)
 
     def marked(self) -> list[tuple[str, list[Segment]]]:
         """Return each method's text with its matches, in the order of the methods."""
@@ -222,10 +226,11 @@ class People:
 
     Attributes:
         chosen: `best`, `median` and `worst`, each with the mean gain of its user and the examples.
-        users: The names of all users, in the order of the blocks.
+        users: The names of the users in the picker, in the order of the blocks.
         blocks: Deflated JSON of `BLOCK_USERS` users each, in base64.
         settings: What the script needs to draw tokens as pages draw them.
         scale: The legend of the colours.
+        left_out: What the picker leaves out to keep the page small, as a sentence; empty where it has everything.
     """
 
     chosen: Sequence[tuple[str, float, Sequence[ExplainedExample]]]
@@ -233,13 +238,14 @@ class People:
     blocks: Sequence[str]
     settings: Mapping[str, Any]
     scale: Sequence[Unit]
+    left_out: str = ""
 
 
 def people_of(explained: Iterable[ExplainedExample], methods: Sequence[str] = ()) -> People | None:
     """Return three users to show at once, and all of them for the picker; None without examples.
 
-    Where all users do not fit into `LARGEST_PICKER`, the picker leaves out past reviews, and then all methods but the
-    first ones.
+    Where all users do not fit into `LARGEST_PICKER`, the picker leaves out past reviews, then all methods but the first
+    two, and then the last users.
 
     Args:
         explained: The measured examples; all are kept in memory.
@@ -253,28 +259,49 @@ def people_of(explained: Iterable[ExplainedExample], methods: Sequence[str] = ()
     means = {user: sum(one.gain for one in examples) / len(examples) for user, examples in kept.items()}
     users = sorted(kept)
     several = len({category for category, _ in users}) > 1
+    blocks, left_out = _fitting_blocks([kept[user] for user in users], methods)
+    listed = users[: len(blocks) * BLOCK_USERS]
     settings = {
         "block": BLOCK_USERS, "scale": SCALE, "growth": token_colours.GROWTH, "strongest": token_colours.STRONGEST,
         "faintest": token_colours.FAINTEST, "green": token_colours.GREEN, "red": token_colours.RED,
     }  # fmt: skip
+    if len(listed) < len(users):
+        left_out = f"{left_out}, and {len(users) - len(listed):,} of {len(users):,} users"
     return People(
         chosen=[(name, means[user], kept[user]) for name, user in choose(means).items()],
-        users=[f"{category} · {user}" if several else user for category, user in users],
-        blocks=_blocks([kept[user] for user in users], methods),
+        users=[f"{category} · {user}" if several else user for category, user in listed],
+        blocks=blocks,
         settings=settings,
         scale=scale(),
+        left_out=f"To keep this page small, the list leaves out {left_out}." if left_out else "",
     )
 
 
-def _blocks(users: Sequence[Sequence[ExplainedExample]], methods: Sequence[str]) -> list[str]:
-    """Return the users as deflated blocks, with as much detail as fits; the first block tells the size of all."""
+def _fitting_blocks(users: Sequence[Sequence[ExplainedExample]], methods: Sequence[str]) -> tuple[list[str], str]:
+    """Return the users as deflated blocks with as much detail as fits, and what was left out.
+
+    If they do not fit with the least detail either, only the first blocks are returned, at least one.
+    """
+    kept = methods[:2]
+    others = f" but {' and '.join(kept)}" if kept else ""
+    details: list[tuple[int, Sequence[str] | None, str]] = [
+        (PAST_CHARS, None, ""),
+        (0, None, "past reviews"),
+        (0, kept, f"past reviews, the texts of all methods{others}"),
+    ]
     parts = [users[first : first + BLOCK_USERS] for first in range(0, len(users), BLOCK_USERS)]
-    details: list[tuple[int, Sequence[str] | None]] = [(PAST_CHARS, None), (0, None), (0, methods[:2])]
-    for detail in details:
-        first = _block(parts[0], *detail)
-        if len(first) * len(users) / len(parts[0]) <= LARGEST_PICKER:
-            break
-    return [first, *(_block(part, *detail) for part in parts[1:])]
+    blocks: list[str] = []
+    left_out = ""
+    for past_chars, shown, left_out in details:
+        blocks, size = [], 0
+        for part in parts:
+            blocks.append(_block(part, past_chars, shown))
+            size += len(blocks[-1])
+            if size > LARGEST_PICKER:
+                break
+        else:
+            return blocks, left_out
+    return blocks[:-1] or blocks, left_out
 
 
 def _block(users: Sequence[Sequence[ExplainedExample]], past_chars: int, methods: Sequence[str] | None) -> str:
@@ -294,13 +321,13 @@ def _compact(one: ExplainedExample, past_chars: int, methods: Sequence[str] | No
 
     Args:
         one: The example.
-        past_chars: Characters of a past review; 0 leaves them out.
+        past_chars: Characters of a past review; 0 leaves them out, which is None in the JSON.
         methods: The methods whose texts are kept; None keeps all.
     """
     return {
         "t": one.title,
         "f": one.facts,
-        "p": [[_past_title(past), _shortened(past.text, past_chars)] for past in one.history if past_chars],
+        "p": [[_past_title(past), _shortened(past.text, past_chars)] for past in one.history] if past_chars else None,
         "k": [  # by column, which deflates better
             [token.text for token in one.tokens],
             [round(SCALE * token.p_with) for token in one.tokens],

@@ -223,7 +223,8 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
 def png(figure: Figure) -> bytes:
     """Return the figure as a PNG file; the same figure gives the same bytes (no date, no version inside)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # `savefig` would draw it twice
     return buffer.getvalue()
 
 

@@ -36,9 +36,12 @@
   };
   const example = (data) => {
     const one = make('article', '', 'example');
-    const past = make('details'), columns = data.k;
-    past.append(make('summary', 'Past reviews shown in the prompt (' + data.p.length + ')'));
-    for (const [title, text] of data.p) past.append(make('h4', title), told(text));
+    const past = [], columns = data.k;
+    if (data.p) {
+      past.push(make('details'));
+      past[0].append(make('summary', 'Past reviews shown in the prompt (' + data.p.length + ')'));
+      for (const [title, text] of data.p) past[0].append(make('h4', title), told(text));
+    }
     const review = make('div', '', 'told tokens-of-review');
     review.dir = 'auto';
     review.tabIndex = 0;
@@ -54,7 +57,7 @@
       section.append(make('h4', method), text);
       texts.append(section);
     }
-    one.append(make('h3', data.t), make('p', data.f, 'example-facts'), past,
+    one.append(make('h3', data.t), make('p', data.f, 'example-facts'), ...past,
       make('h4', 'The true review, coloured by the effect of history'), review, facts, texts);
     tokenKeys(review);
     return one;

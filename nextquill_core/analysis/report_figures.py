@@ -96,6 +96,7 @@ def _lines(members: Sequence[Difference]) -> int:
 
 def _forest_panel(axes: Axes, title: str, members: Sequence[Difference]) -> None:
     line, labels = 0, []
+    drawn: dict[str, list[tuple[int, float, float, float]]] = {}  # line, value, low and high by outcome
     axes.axvline(0, color=QUIET, linewidth=0.9)
     for key in dict.fromkeys(one.metric.key for one in members):
         of_metric = [one for one in members if one.metric.key == key]
@@ -108,11 +109,8 @@ def _forest_panel(axes: Axes, title: str, members: Sequence[Difference]) -> None
         )  # fmt: skip
         line += 1
         for one in of_metric:
-            marker, colour = MARKS[one.outcome]
             value, low, high = (number / scale for number in (one.value, one.low, one.high))
-            axes.plot([low, high], [line, line], color=colour, linewidth=1.4, solid_capstyle="butt")
-            face = "#ffffff" if one.outcome == UNCLEAR else colour
-            axes.plot([value], [line], marker, color=colour, markerfacecolor=face, markersize=5)
+            drawn.setdefault(one.outcome, []).append((line, value, low, high))
             axes.annotate(
                 f"{signed(value, 3)} [{signed(low, 3)}, {signed(high, 3)}]", (1, line),
                 xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points", va="center",
@@ -120,6 +118,12 @@ def _forest_panel(axes: Axes, title: str, members: Sequence[Difference]) -> None
             )  # fmt: skip
             labels.append((line, f"− {plain(one.reference)}"))
             line += 1
+    for outcome, points in drawn.items():  # one artist for all lines and one for all points: each artist takes its time
+        marker, colour = MARKS[outcome]
+        places, values, lows, highs = zip(*points, strict=True)
+        axes.hlines(places, lows, highs, color=colour, linewidth=1.4, capstyle="butt", zorder=2)
+        face = "#ffffff" if outcome == UNCLEAR else colour
+        axes.plot(values, places, marker, color=colour, markerfacecolor=face, markersize=5)
     axes.set_yticks([place for place, _ in labels], [label for _, label in labels])
     axes.set_ylim(line - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -13,6 +13,7 @@ import threading
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from nextquill_core.analysis import figures
@@ -51,7 +52,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     """
     buffer = io.StringIO()
     with _DRAWING, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # the settings are global
-        figure.savefig(buffer, format="svg", metadata=_METADATA)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=_METADATA)  # `savefig` would draw it twice
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<style.*?</style>", "", drawn, count=1, flags=re.DOTALL)  # it would hold for the whole page

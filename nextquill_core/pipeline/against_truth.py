@@ -34,7 +34,7 @@ from nextquill_core.evaluation.tables import Row
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.truths import Pairs, effect_pairs, truths_of, words_of
+from nextquill_core.pipeline.truths import Pairs, exact_word_effects, truths_of, words_of
 from nextquill_core.schemas import Example, Review, column_by_example
 from nextquill_core.synthetic.reader import ReadReview, read_words
 from nextquill_core.synthetic.truth import Truth
@@ -79,8 +79,8 @@ def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
     examples, delta = measured.examples, run.config.weights.delta
     try:
         truths = truths_of(run)
-        by_word, _ = effect_pairs(run, examples, truths)
-        by_method = dict(_method_pairs(run, examples, truths))
+        by_word = exact_word_effects(run, examples, measured.effects, truths)
+        by_method = dict(_method_pairs(run, measured, truths))
         styles = [next((word.style for word in words_of(truths, one)), "") for one in examples]
     except DataError:
         return None
@@ -123,30 +123,30 @@ def _rows(run: Run, by_method: Mapping[str, Pairs], shares: Sequence[Row], delta
         }
 
 
-def _method_pairs(run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]) -> Iterator[tuple[str, Pairs]]:
+def _method_pairs(run: Run, measured: Measured, truths: Mapping[str, Truth]) -> Iterator[tuple[str, Pairs]]:
     """Yield the estimated and exact effects under each method that shows a history, and those of the perfect reader."""
     plan = run.plan.evaluation
     for method, step in plan.likelihoods.items():
         if bare := plan.bare_likelihoods.get(method):
             own, without = (column_by_example(run.artifact(one).folder / "likelihoods", "logp") for one in (step, bare))
-            yield method, list(_word_pairs(run, examples, truths, own, without))
+            yield method, list(_word_pairs(run, measured, truths, own, without))
     if any(METHODS[method].shown == "newest" for method in plan.likelihoods):
-        yield READER, list(_reader_pairs(run, examples, truths))
+        yield READER, list(_reader_pairs(run, measured.examples, truths))
 
 
 def _word_pairs(
     run: Run,
-    examples: Sequence[Example],
+    measured: Measured,
     truths: Mapping[str, Truth],
     own: Mapping[str, Sequence[float]],
     without: Mapping[str, Sequence[float]],
 ) -> Iterator[tuple[float, float]]:
     """Yield the estimated and the exact effect of each word, from log-probabilities of the tokens by example."""
-    ids = column_by_example(run.artifact(run.plan.effects).folder / "effects", "target_ids")
     tokenizer = load_tokenizer(run.model)
-    for example in examples:
+    for example in measured.examples:
         name = example.example_id
-        yield from word_effects(words_of(truths, example), token_texts(tokenizer, ids[name]), own[name], without[name])
+        tokens = token_texts(tokenizer, measured.effects[name].target_ids)
+        yield from word_effects(words_of(truths, example), tokens, own[name], without[name])
 
 
 def _reader_pairs(run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]) -> Iterator[tuple[float, float]]:

@@ -22,7 +22,6 @@ from nextquill_core.pipeline.score import effects_source
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress
 from nextquill_core.schemas import METRICS, SLICES, Example, column_by_example
-from nextquill_core.tokens import token_texts
 from storage import Artifact, Staging, UserError, write_json, write_text
 from storage.stored_json import expect_form, read_checked
 from storage.tables import read_table
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from nextquill_core.evaluation.significance import Floats
     from nextquill_core.evaluation.tables import Row
     from nextquill_core.evaluation.text_metrics import Letters
+    from nextquill_core.pipeline.stored_effects import Effects
 
 METRICS_FILE, STATISTICS_FILE, TRUTH_FILE = "metrics.json", "statistics.parquet", "truth.json"
 
@@ -56,12 +56,14 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     from nextquill_core.pipeline.example import gather
     from nextquill_core.pipeline.paper_pictures import paper_pictures
     from nextquill_core.pipeline.report import Measured, figures_of, report_of, verdict_of
+    from nextquill_core.pipeline.stored_effects import read_effects
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
     texts = {key: _adopted(run, one.step, PREDICTED, staging) for key, one in plan.predictions.items()}
     control_texts = {key: _adopted(run, one.step, CONTROLS, staging) for key, one in plan.controls.items()}
     examples, repeated = measured_examples(run)
-    scorer = _Scorer(run, examples, progress, len(texts) + len(control_texts))
+    effects = read_effects(run.artifact(run.plan.score).folder, examples)
+    scorer = _Scorer(run, examples, effects, progress, len(texts) + len(control_texts))
     last = settings.decoding[-1] if settings.decoding else tables.NO_TEXTS
     others = {metrics.PERSONAL_GAIN: plan.control_likelihoods, metrics.HISTORY_GAIN: plan.bare_likelihoods}
     scores = scorer(texts or _without_texts(plan.likelihoods, last), plan.likelihoods, others)
@@ -95,9 +97,8 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     how["repeated_targets"] = {"examples": repeated, "counted": settings.repeated_targets == "keep"}
     choices = {name: chosen(run, name) for name in plan.choices}
     cautions = list(_cautions(how))
-    measured = Measured(
-        rows, comparisons, sliced, how, examples, texts, control_texts, cautions, list(chosen_notes(choices))
-    )
+    notes = list(chosen_notes(choices))
+    measured = Measured(rows, comparisons, sliced, how, examples, effects, texts, control_texts, cautions, notes)
     sentences = verdict_of(run, measured)
     document = {"settings": how, "rows": rows, "comparisons": comparisons, "chosen_on_val": choices}
     write_json(staging.path(METRICS_FILE), document | {"cautions": cautions, "verdict": list(sentences)})
@@ -107,7 +108,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     staging.write_table("examples.parquet", tables.example_table(scores, ids))
     staging.write_table(STATISTICS_FILE, tables.statistics_table(scores, ids))
     progress(0, 0, phase="drawing the report")
-    explained = list(gather(run, examples))
+    explained = list(gather(run, examples, effects))
     pictures, truth = figures_of(run, measured), against_truth(run, measured)
     paper = paper_pictures(run, explained, users=users)
     for name, picture in pictures.items():
@@ -157,7 +158,7 @@ def _adopted(run: Run, step: Step, folder: str, staging: Staging) -> dict[str, s
 class _Scorer:
     """Scores sets of texts against the true reviews of the same examples, and reports its progress."""
 
-    def __init__(self, run: Run, examples: Sequence[Example], progress: Progress, sets: int) -> None:
+    def __init__(self, run: Run, examples: Sequence[Example], effects: Effects, progress: Progress, sets: int) -> None:
         self.run = run
         self.examples = examples
         self.progress = progress
@@ -167,7 +168,7 @@ class _Scorer:
         self.bertscore: dict[str, Any] | None = None
         delta = float(np.float32(run.config.weights.delta))  # as the weights compare it
         self.preferred = {
-            tokens: [[effect > delta for effect in effects] for effects in _effects(run, tokens, examples)]
+            tokens: [[effect > delta for effect in found] for found in _choosing(run, tokens, examples, effects)]
             for tokens in run.config.evaluate.preference_tokens
         }
         self._encoder: Any = None
@@ -245,34 +246,26 @@ def _crossfit(run: Run, tokens: str) -> Step | None:
     return run.plan.evaluation.crossfit if tokens == "crossfit" else None
 
 
-def _effects(run: Run, tokens: str, examples: Sequence[Example]) -> list[Sequence[float]]:
+def _choosing(run: Run, tokens: str, examples: Sequence[Example], effects: Effects) -> Sequence[Sequence[float]]:
     """Return the effect of each token of the true reviews that decides whether it is a preference token.
 
     Args:
         run: The run; the effects are in its store.
         tokens: A set of preference tokens, from `evaluate.preference_tokens`.
         examples: The measured examples.
+        effects: Their effects from the score stage.
 
     Raises:
         DataError: There is no ground truth for `exact`, or it is not that of these reviews.
     """
-    folder = run.artifact(_crossfit(run, tokens) or run.plan.score).folder / "effects"
-    if tokens != "exact":
-        found = column_by_example(folder, "effect")
-        return [found[example.example_id] for example in examples]
-    from nextquill_core.model.loading import load_tokenizer
-    from nextquill_core.synthetic.truth import Truth, exact_effects, truth_file
+    from nextquill_core.pipeline.stored_effects import read_effects
+    from nextquill_core.pipeline.truths import exact_token_effects, truths_of
 
-    truths = {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
-    tokenizer, ids = load_tokenizer(run.model), column_by_example(folder, "target_ids")
-    return [
-        exact_effects(
-            truths[example.category].words(example.target.text, example.target.timestamp_ms),
-            example.target.text,
-            token_texts(tokenizer, ids[example.example_id]),
-        )
-        for example in examples
-    ]
+    if tokens == "exact":
+        return exact_token_effects(run, examples, effects, truths_of(run))
+    if crossfit := _crossfit(run, tokens):
+        effects = read_effects(run.artifact(crossfit).folder, examples)
+    return [effects[example.example_id].effect for example in examples]
 
 
 def _letters(examples: Sequence[Example]) -> dict[str, Letters]:

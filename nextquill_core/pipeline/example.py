@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from nextquill_core.analysis.example_view import ExplainedExample, TargetToken, boilerplate
+from nextquill_core.analysis.result_tables import preset_order
 from nextquill_core.analysis.token_colours import Unit, units_of
 from nextquill_core.causal.summary import ScoredAnswer
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
-from nextquill_core.schemas import EFFECTS, Example, column_by_example
+from nextquill_core.pipeline.stored_effects import Effects, read_effects
+from nextquill_core.schemas import Example, column_by_example
 from nextquill_core.tokens import token_texts
 from storage import UserError
 from storage.tables import read_batches, read_table
@@ -54,28 +56,31 @@ def find_examples(run: Run, user: str, item: str | None = None) -> list[Example]
     return named
 
 
-def gather(run: Run, examples: Sequence[Example]) -> Iterator[ExplainedExample]:
+def gather(run: Run, examples: Sequence[Example], effects: Effects | None = None) -> Iterator[ExplainedExample]:
     """Yield what the artifacts of a run say about examples.
 
     Args:
         run: The run; the stage score is in its store and, for examples of the measured split, the predictions.
         examples: The examples.
+        effects: Their stored effects, where the caller has read them.
 
     Raises:
         UserError: An artifact is missing; the message names the command that makes it.
     """
+    score = run.artifact(run.plan.score).folder
+    effects = read_effects(score, examples) if effects is None else effects
     split = run.config.evaluate.split
     measured = any(example.split == split for example in examples)
-    texts = _texts(run) if measured else {}
+    decoding = next(iter(preset_order(run.config.evaluate.decoding)), "") if measured else ""
+    texts = _texts(run, decoding) if decoding else {}
     logps = {method: _logps(run, step) for method, step in run.plan.evaluation.likelihoods.items()} if measured else {}
     gains = _gains(run, logps) if measured else {}
-    answers = _answers(run, examples)
-    weights = column_by_example(run.artifact(run.plan.score).folder / "weights", "weight")
+    weights = column_by_example(score / "weights", "weight")
     ids = item_ids(run)
     common = boilerplate([one.target.text for one in read_examples(run.artifact(run.plan.ingest).folder, [split])])
     tokenizer, delta, shown = load_tokenizer(run.model), run.config.weights.delta, run.config.prompt.max_history
     for example in examples:
-        key, answer = example.example_id, answers[example.example_id]
+        key, answer = example.example_id, effects[example.example_id]
         pieces = token_texts(tokenizer, answer.target_ids)
         mean_gain = sum(answer.logp_factual) - sum(answer.logp_counterfactual)
         yield ExplainedExample(
@@ -88,26 +93,15 @@ def gather(run: Run, examples: Sequence[Example]) -> Iterator[ExplainedExample]:
             log_likelihoods={m: sum(found[key]) / len(found[key]) for m, found in logps.items() if key in found},
             gain=gains.get(key, mean_gain / max(1, len(answer.effect))),
             boilerplate=common,
+            decoding=decoding,
         )
 
 
 def scored_units(run: Run, example: Example) -> tuple[Unit, ...]:
     """Return the true review of an example as it is coloured by effect; the stage score is in the run's store."""
-    answer = _answers(run, [example])[example.example_id]
+    answer = read_effects(run.artifact(run.plan.score).folder, [example])[example.example_id]
     pieces = token_texts(load_tokenizer(run.model), answer.target_ids)
     return tuple(units_of(answer, run.config.weights.delta, pieces))
-
-
-def _answers(run: Run, examples: Sequence[Example]) -> dict[str, ScoredAnswer]:
-    """Return the scored answers of examples, by example."""
-    categories = {example.example_id: example.category for example in examples}
-    found: dict[str, ScoredAnswer] = {}
-    for shard in sorted((run.artifact(run.plan.score).folder / "effects").glob("*.parquet")):
-        for row in read_table(shard).to_pylist():
-            if (key := row["example_id"]) in categories:
-                values = (tuple(row[name]) for name in EFFECTS.names[1:])
-                found[key] = ScoredAnswer(key, categories[key], *values)
-    return found
 
 
 def item_ids(run: Run) -> dict[str, str]:
@@ -133,16 +127,12 @@ def _tokens(
         yield TargetToken(text, math.exp(factual), math.exp(counterfactual), effect, weight, effect > threshold)
 
 
-def _texts(run: Run) -> dict[str, dict[str, str]]:
-    """Return the generated texts under the last decoding preset, by method and then by example."""
-    if not run.config.evaluate.decoding:
-        return {}
-    last = run.config.evaluate.decoding[-1]
-    sets = run.plan.evaluation.predictions
+def _texts(run: Run, decoding: str) -> dict[str, dict[str, str]]:
+    """Return the generated texts under a decoding preset, by method and then by example."""
     return {
         method: column_by_example(run.artifact(one.step).folder / "predictions", "text")
-        for (method, decoding), one in sets.items()
-        if decoding == last
+        for (method, preset), one in run.plan.evaluation.predictions.items()
+        if preset == decoding
     }
 
 

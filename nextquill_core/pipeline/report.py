@@ -51,6 +51,7 @@ from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import stored_summary
 from nextquill_core.pipeline.step import Step
+from nextquill_core.pipeline.stored_effects import Effects
 from nextquill_core.schemas import Example
 from nextquill_core.training import curves
 from storage import Artifact, UserError, provenance
@@ -68,6 +69,7 @@ class Measured:
         slices: Rows of the schema `SLICES`.
         settings: How the metrics are computed.
         examples: The measured examples.
+        effects: Their stored effects.
         texts: Generated texts, by method and preset and then by example.
         control_texts: The same with another user's history.
         cautions: What else a reader must know.
@@ -79,6 +81,7 @@ class Measured:
     slices: Sequence[Row]
     settings: Mapping[str, Any]
     examples: Sequence[Example]
+    effects: Effects
     texts: Mapping[tuple[str, str], Mapping[str, str]]
     control_texts: Mapping[tuple[str, str], Mapping[str, str]]
     cautions: Sequence[str] = ()

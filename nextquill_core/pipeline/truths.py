@@ -9,7 +9,8 @@ from nextquill_core.errors import DataError
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.methods import measured_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.schemas import Example, column_by_example
+from nextquill_core.pipeline.stored_effects import Effects
+from nextquill_core.schemas import Example
 from nextquill_core.synthetic.truth import TrueWord, Truth, exact_effects, truth_file
 from nextquill_core.tokens import token_texts
 
@@ -26,32 +27,6 @@ def truths_of(run: Run) -> dict[str, Truth]:
     return {raw.category: Truth(truth_file(raw.category, raw.reviews)) for raw in run.plan.files}
 
 
-def effect_pairs(run: Run, examples: Sequence[Example], truths: Mapping[str, Truth]) -> tuple[Pairs, Pairs]:
-    """Return the estimated and the exact effect of each word that taste drew, and of each token.
-
-    Args:
-        run: The run; its effects are in the store.
-        examples: The examples whose true reviews are compared.
-        truths: As `truths_of` returns them.
-
-    Raises:
-        DataError: The ground truth is not that of these reviews.
-    """
-    folder = run.artifact(run.plan.effects).folder / "effects"
-    names = ("target_ids", "effect", "logp_factual", "logp_counterfactual")
-    ids, effects, factual, counterfactual = (column_by_example(folder, name) for name in names)
-    tokenizer = load_tokenizer(run.model)
-    by_word: Pairs = []
-    by_token: Pairs = []
-    for example in examples:
-        name, text = example.example_id, example.target.text
-        words = words_of(truths, example)
-        tokens = token_texts(tokenizer, ids[name])
-        by_token += zip(effects[name], exact_effects(words, text, tokens), strict=True)
-        by_word += word_effects(words, tokens, factual[name], counterfactual[name])
-    return by_word, by_token
-
-
 def words_of(truths: Mapping[str, Truth], example: Example) -> tuple[TrueWord, ...]:
     """Return the words that taste drew for the true review of an example.
 
@@ -59,6 +34,52 @@ def words_of(truths: Mapping[str, Truth], example: Example) -> tuple[TrueWord, .
         DataError: The ground truth is not that of this review.
     """
     return truths[example.category].words(example.target.text, example.target.timestamp_ms)
+
+
+def exact_token_effects(
+    run: Run, examples: Sequence[Example], effects: Effects, truths: Mapping[str, Truth]
+) -> list[list[float]]:
+    """Return the exact effect of each token of the true reviews.
+
+    Args:
+        run: The run; the base model's tokenizer is in its store.
+        examples: The examples.
+        effects: As `read_effects` returns them.
+        truths: As `truths_of` returns them.
+
+    Raises:
+        DataError: The ground truth is not that of these reviews.
+    """
+    tokenizer = load_tokenizer(run.model)
+    return [
+        exact_effects(
+            words_of(truths, example),
+            example.target.text,
+            token_texts(tokenizer, effects[example.example_id].target_ids),
+        )
+        for example in examples
+    ]
+
+
+def exact_word_effects(run: Run, examples: Sequence[Example], effects: Effects, truths: Mapping[str, Truth]) -> Pairs:
+    """Return the estimated and the exact effect of each word that taste drew.
+
+    Args:
+        run: As for `exact_token_effects`, as are the others.
+        examples: The examples.
+        effects: The stored effects.
+        truths: The ground truth.
+
+    Raises:
+        DataError: The ground truth is not that of these reviews.
+    """
+    tokenizer = load_tokenizer(run.model)
+    found: Pairs = []
+    for example in examples:
+        answer = effects[example.example_id]
+        tokens = token_texts(tokenizer, answer.target_ids)
+        found += word_effects(words_of(truths, example), tokens, answer.logp_factual, answer.logp_counterfactual)
+    return found
 
 
 def clearest_example(run: Run) -> Example:

@@ -171,6 +171,14 @@ def test_a_walk(walk: Walk) -> None:
     assert "sane decoding" not in said
     assert [name for name in page.rows(ARTIFACT) if name in METHODS] == list(METHODS)
     page.shot("ui-report")
+    page.click_in(f"{ARTIFACT} a", "training")
+    page.click_in("a[href*='/artifacts/artifact/']", "")
+    page.wait_for("loss on val", within=ARTIFACT)
+    assert list(page.rows(ARTIFACT)) == ["adapter", "nextquill"]
+    drawn = "const one = document.querySelector(arguments[0]); return one && one.naturalWidth"
+    wait_until("the curves", lambda: page.driver.execute_script(drawn, f"{ARTIFACT} img"))
+    page.shot("ui-training")
+    walk.open_artifact(run, "pipeline-small")
     page.click_in(f"{ARTIFACT} a", "evaluate")
     page.wait_for("evaluate Small", "stage:evaluate", "made", within=HEADING)
 

@@ -9,7 +9,8 @@ from nextquill_core.errors import DataError
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
-from nextquill_core.pipeline.truths import effect_pairs, truths_of
+from nextquill_core.pipeline.stored_effects import read_effects
+from nextquill_core.pipeline.truths import exact_token_effects, exact_word_effects, truths_of
 
 
 def effect_rows(run: Run) -> list[dict[str, Any]]:
@@ -28,7 +29,14 @@ def effect_rows(run: Run) -> list[dict[str, Any]]:
         truths = truths_of(run)
     except DataError:
         return []
-    by_word, by_token = effect_pairs(run, split_examples(run, run.config.evaluate.split), truths)
+    examples = split_examples(run, run.config.evaluate.split)
+    effects = read_effects(run.artifact(run.plan.effects).folder, examples)
+    by_word = exact_word_effects(run, examples, effects, truths)
+    by_token = [
+        pair
+        for example, exact in zip(examples, exact_token_effects(run, examples, effects, truths), strict=True)
+        for pair in zip(effects[example.example_id].effect, exact, strict=True)
+    ]
     model, delta = effects_source(run.plan.effects), run.config.weights.delta
     notes = {"words that taste drew": by_word, "every token; the exact effect of the others is 0": by_token}
     return [{"model": model, "note": note, **agreement(pairs, delta)} for note, pairs in notes.items() if pairs]

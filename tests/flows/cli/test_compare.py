@@ -104,8 +104,9 @@ def test_invalid_names_are_one_line(
 
 
 def test_a_page_that_cannot_be_written_is_one_line(monkeypatch: Any, capsys: Any, config: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    assert nextquill(monkeypatch, "compare", store, store, "--html", tmp_path / "none" / "page.html") == 2
+    store, file = tmp_path / "store", tmp_path / "file"
+    file.touch()
+    assert nextquill(monkeypatch, "compare", store, store, "--html", file / "page.html") == 2
     assert "name a file that you can write to" in capsys.readouterr().err
 
 

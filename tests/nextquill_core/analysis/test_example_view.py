@@ -124,17 +124,29 @@ def test_the_picker_has_every_user() -> None:
     ]
 
 
-def test_a_picker_that_is_too_large_leaves_out_past_reviews_and_then_methods(monkeypatch: Any) -> None:
-    def shown(largest: int) -> tuple[int, list[str]]:
+def test_a_picker_that_is_too_large_leaves_out_past_reviews_then_methods_and_says_so(monkeypatch: Any) -> None:
+    def shown(largest: int) -> tuple[int | None, list[str], str]:
         monkeypatch.setattr(example_view, "LARGEST_PICKER", largest)
         people = people_of([replace(one, texts=dict.fromkeys("abc", EVIL))], ("c", "a", "b"))
         assert people
         ((found,),) = opened(people.blocks)[0]
-        return len(found["p"]), [method for method, _ in found["m"]]
+        past = None if found["p"] is None else len(found["p"])
+        return past, [method for method, _ in found["m"]], people.left_out
 
     one = explained("u", 0.1)
-    assert shown(10**6) == (1, ["a", "b", "c"])
+    assert shown(10**6) == (1, ["a", "b", "c"], "")
     whole = people_of([one])
     assert whole
-    assert shown(len(whole.blocks[0])) == (0, ["a", "b", "c"])
-    assert shown(0) == (0, ["a", "c"])
+    less = "To keep this page small, the list leaves out past reviews"
+    assert shown(len(whole.blocks[0])) == (None, ["a", "b", "c"], f"{less}.")
+    assert shown(0) == (None, ["a", "c"], f"{less}, the texts of all methods but c and a.")
+
+
+def test_a_picker_that_is_still_too_large_has_the_first_users_and_says_so(monkeypatch: Any) -> None:
+    monkeypatch.setattr(example_view, "LARGEST_PICKER", 0)
+    people = people_of([explained(f"u{index:03}", index / 10) for index in range(103)], ("qwen", "b"))
+    assert people
+    assert [len(block) for block in opened(people.blocks)] == [100]
+    assert people.users == [f"u{index:03}" for index in range(100)]
+    assert people.left_out.endswith("the texts of all methods but qwen and b, and 3 of 103 users.")
+    assert [examples[0].example.user_id for _, _, examples in people.chosen] == ["u102", "u051", "u000"]

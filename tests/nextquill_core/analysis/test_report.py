@@ -109,8 +109,13 @@ def picture(title: str = "Scores", label: str = "a label") -> Picture:
     return draw(f"figure-{title}", figure, title, f"bars of {title}; the table has the numbers", "Over users.")
 
 
-@pytest.fixture(scope="module")
-def report() -> Report:
+@pytest.fixture(scope="module", name="report")
+def _report() -> Report:
+    return small_report()
+
+
+def small_report() -> Report:
+    """Return a report with numbers made by hand in every section."""
     return Report(
         title="NextQuill on Books",
         lead="Two methods.",
@@ -342,8 +347,9 @@ def test_the_data_section_says_in_how_many_rows_html_was_cleaned() -> None:
     assert "HTMLinthetitlecleaned,whethertherowwaskeptornot440.0%" in shown
 
 
-def test_hostile_text_stays_text(report: Report) -> None:
-    hostile = Report(
+def hostile_report() -> Report:
+    """Return a report in which every text is an attack."""
+    return Report(
         title=EVIL,
         lead=EVIL,
         facts=[(EVIL, EVIL)],
@@ -373,7 +379,10 @@ def test_hostile_text_stays_text(report: Report) -> None:
         notes=[EVIL],
         commands=[EVIL],
     )
-    html = render(hostile)
+
+
+def test_hostile_text_stays_text() -> None:
+    html = render(hostile_report())
     page = Page(html)
     scripts = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
     assert sorted(map(str, scripts)) == ["None", "application/json", "application/json", "text/plain"], "the page's own"

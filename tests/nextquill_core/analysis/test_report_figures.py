@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nextquill_core.analysis.report_figures import (
     bucket_plot,
     calibration_plot,
@@ -31,11 +33,11 @@ def test_a_forest_has_a_line_for_each_metric_and_reference_with_its_numbers() ->
     ]
     gains, likelihoods, texts = forest_plot(found).axes
     assert [label.get_text() for label in texts.get_yticklabels()] == ["− contextsft", "− qwen", "− contextsft"]
-    points = [line for line in texts.lines if line.get_marker() != "None"]
-    assert [(float(line.get_xdata()[0]), line.get_marker()) for line in points] == [
-        (0.005, "D"),
-        (0.02, "o"),
-        (0.02, "o"),
+    points = {line.get_marker(): line.get_xydata().tolist() for line in texts.lines if line.get_marker() != "None"}
+    assert points == {"D": [[0.005, 1]], "o": [[0.02, 2], [0.02, 4]]}, "by outcome; the names of metrics take a line"
+    assert [segment.tolist() for group in texts.collections for segment in group.get_segments()] == [
+        [[pytest.approx(value - 0.01 * scale), line], [pytest.approx(value + 0.01 * scale), line]]
+        for value, scale, line in ((0.005, 1, 1), (0.02, 1, 2), (0.02, 0.01, 4))
     ]
     assert "+0.020 [+0.010, +0.030]" in [text.get_text() for text in gains.texts]
     assert [line.get_marker() for line in likelihoods.lines][-1] == "s"
