@@ -52,7 +52,7 @@ from storage.staging import Staging
 
 USERS_PER_SHARD = 1000
 ROWS_PER_SHARD = 100_000  # of items and of quarantined rows
-USERS_PER_GROUP, ITEMS_PER_GROUP = 50, 1000  # of a Parquet row group, which the lookup of a user or an item reads whole
+USERS_PER_GROUP, ITEMS_PER_GROUP = 25, 500  # of a Parquet row group, which the lookup of a user or an item reads whole
 GATHER_PARTS = 16  # of a scan, whose texts are in memory at a time: 400 MB if all users stay
 ROW_GROUP = 20_000  # small enough that a shard skips most rows of other shards
 # Runs of one plain blank stay as they are, so that the expression matches only where there is work to do.

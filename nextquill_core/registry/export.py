@@ -13,12 +13,14 @@ from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline import outdated
 from nextquill_core.pipeline.model_card import adapter_card
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.writing import describe_adapter
+from nextquill_core.writing import exported
 from storage import Artifact, write_text
 from storage.files import user_path
 
 
 def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
-    """Write an adapter with the tokenizer and a model card to `folder`.
+    """Write an adapter with the tokenizer, a model card and `nextquill.json` to `folder`.
 
     Args:
         run: The run; the adapter is in its store.
@@ -43,6 +45,8 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
             shutil.copytree(artifact.folder / "adapter", unfinished, dirs_exist_ok=True)
         load_tokenizer(run.model).save_pretrained(str(unfinished))
         write_text(unfinished / "README.md", adapter_card(run, name, artifact.manifest.stats, merged=merge))
+        about = describe_adapter(run, name, merged=merge)
+        write_text(unfinished / exported.NAME, about.model_dump_json(indent=2) + "\n")
 
 
 def trained(run: Run, name: str) -> Artifact:

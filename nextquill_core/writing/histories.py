@@ -16,6 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nextquill_core.errors import DataError
@@ -187,9 +189,7 @@ class _SortedFiles:
                 places.setdefault((number, group), set()).add(key)
         for (number, group), wanted in sorted(places.items()):
             table = self._read(number, group)
-            for row, key in enumerate(table[self._key].to_pylist()):
-                if key in wanted:
-                    yield table.slice(row, 1).to_pylist()[0]
+            yield from table.filter(pc.is_in(table[self._key], pa.array(sorted(wanted), pa.string()))).to_pylist()
 
     def neighbours(self, key: str) -> list[str]:
         """Return the keys of the row group in which a key would stand."""

@@ -20,7 +20,13 @@ from storage.tables import write_table
 
 def row(user: str, category: str, items: list[int]) -> dict[str, Any]:
     reviews = [
-        {"item_id": f"i{item:03d}", "rating": 4.0, "title": f"t{place}", "text": f"{user} {place}", "timestamp_ms": place}
+        {
+            "item_id": f"i{item:03d}",
+            "rating": 4.0,
+            "title": f"t{place}",
+            "text": f"{user} {place}",
+            "timestamp_ms": place,
+        }
         for place, item in enumerate(items)
     ]
     return {"user_id": user, "category": category, "reviews": reviews}
