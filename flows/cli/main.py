@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import compare, interruption, server
+from flows.cli import compare, interruption, server, write
 from flows.cli import store as store_commands
 from flows.cli.arguments import Commands
 from flows.cli.options import (
@@ -362,6 +362,7 @@ def _explain(
 
 
 compare.register(app)
+write.register(app)
 store_commands.register(app)
 server.register(app)
 

@@ -195,7 +195,7 @@ class Writer:
         Raises:
             UserError: As for `write`.
         """
-        preset = self._preset(decoding)
+        preset = self.preset(decoding)
         waiting = iter(requests)
         while part := list(islice(waiting, EXAMPLES_PER_SHARD)):
             forms = [one if isinstance(one, WriteRequest) else checked(WriteRequest, one, "write") for one in part]
@@ -255,6 +255,12 @@ class Writer:
             if unknown := named - found:
                 raise self._unknown_item(min(unknown))
 
+    @property
+    def model(self) -> Any:
+        """The model, which is loaded when it is first asked for."""
+        with self._lock:
+            return self._model()
+
     def scored(self, examples: Sequence[Example]) -> list[tuple[ScoredToken, ...]]:
         """Return the tokens of the examples' target texts with their probabilities with and without the history.
 
@@ -262,9 +268,14 @@ class Writer:
             examples: The examples; the token that ends an answer is counted where the text fits into the limits.
         """
         with self._lock:
-            return score_pairs(self._model(), self.encoder, self.encoder.encode(examples), self._score_tokens)
+            return score_pairs(self.model, self.encoder, self.encoder.encode(examples), self._score_tokens)
 
-    def _preset(self, name: str) -> Preset:
+    def preset(self, name: str) -> Preset:
+        """Return a decoding preset.
+
+        Raises:
+            UserError: There is no such preset.
+        """
         if name not in self.presets:
             raise UserError(f"unknown decoding `{name}`", "decoding", suggestion(name, self.presets))
         return self.presets[name]

@@ -135,7 +135,7 @@ def test_an_example_is_found_by_its_id_as_a_whole_read_finds_it(tmp_path: Path) 
         assert (sequence.category, sequence.user_id) == (example.category, example.user_id)
         assert found.reviews(sequence, target) == example.history
         assert found.reviews(sequence, target + 1)[-1] == example.target
-    for absent in ("Books:B001:7", "Books:nobody-known:3", "B001", "Toys:B001:3", ""):
+    for absent in ("Books:B001:7", "Books:unknown:3", "B001", "Toys:B001:3", ""):
         with pytest.raises(UserError, match="there is no example"):
             found.example(absent)
 
