@@ -86,9 +86,7 @@ def _export(
     ] = False,
     weights: Annotated[
         bool,
-        typer.Option(
-            "--weights", help="Write train examples as token ids and weights instead, for other trainers."
-        ),
+        typer.Option("--weights", help="Write train examples as token ids and weights instead, for other trainers."),
     ] = False,
 ) -> None:
     """Write a trained adapter, or the merged model, with tokenizer and model card to a folder.

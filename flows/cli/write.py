@@ -38,9 +38,7 @@ def _write(
         ),
     ] = None,
     item: Annotated[str | None, typer.Option("--item", help="Id of an item of the store.")] = None,
-    item_title: Annotated[
-        str | None, typer.Option("--item-title", help="Title of an item not in the store.")
-    ] = None,
+    item_title: Annotated[str | None, typer.Option("--item-title", help="Title of an item not in the store.")] = None,
     item_description: Annotated[
         str, typer.Option("--item-description", help="Description of an item not in the store.")
     ] = "",
@@ -51,9 +49,7 @@ def _write(
     ] = None,
     before: Annotated[
         int | None,
-        typer.Option(
-            "--before", metavar="MS", help="Show only the user's reviews before this time, UTC milliseconds."
-        ),
+        typer.Option("--before", metavar="MS", help="Show only the user's reviews before this time, UTC milliseconds."),
     ] = None,
     example: Annotated[
         str | None,

@@ -76,6 +76,8 @@ def write_drafts(
     """
     if not requests:
         raise UserError("there is no request", "--requests", "write one JSON object on each line")
+    if out.is_dir():
+        raise UserError("is a folder", str(out), "name another file with --out")
     preset = writer.preset(decoding)
     writer.check(requests)
     basis = [asdict(writer.identity), decoding, asdict(preset), explain]
