@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextquill_core.causal.weights import Answers, TokenEffects, token_effects, token_weights, weight_settings
 from nextquill_core.config.data import PromptConfig
+from nextquill_core.config.messages import SEE
 from nextquill_core.config.model import ModelConfig
 from nextquill_core.config.score import WeightsConfig
 from nextquill_core.errors import UserError
@@ -104,7 +105,7 @@ def score(
     encoder = model.encoder if isinstance(model, Writer) else _encoder(model, tokenizer, prompt)
     past = tuple(_review(one, f"history, review {place}") for place, one in enumerate(history, 1))
     example = Example(EXAMPLE, "", "", "", _review(review, "review"), past)
-    settings = weights if isinstance(weights, WeightsConfig) else checked(WeightsConfig, weights or {}, "weights")
+    settings = weights if isinstance(weights, WeightsConfig) else checked(WeightsConfig, weights or {}, "weights", SEE)
     policy = weight_settings(**settings.fingerprint_fields())
     (pair,) = encoder.encode([example])
 
@@ -123,7 +124,7 @@ def _encoder(model: Any, tokenizer: Any, prompt: PromptConfig | Mapping[str, Any
     from nextquill_core.model.loading import encoder_for, load_tokenizer
 
     config = ModelConfig(name_or_path=model.config.name_or_path)
-    settings = prompt if isinstance(prompt, PromptConfig) else checked(PromptConfig, prompt or {}, "prompt")
+    settings = prompt if isinstance(prompt, PromptConfig) else checked(PromptConfig, prompt or {}, "prompt", SEE)
     template = choose_template(settings.template, config.name_or_path).name
     settings = settings.model_copy(update={"template": template})
     return encoder_for(config, settings, tokenizer if tokenizer is not None else load_tokenizer(config))

@@ -106,13 +106,14 @@ class WriteRequest(Section):
         return self
 
 
-def checked(form: type[Form], values: Any, where: str) -> Form:
+def checked(form: type[Form], values: Any, where: str, remedy: str = FORM) -> Form:
     """Return plain values as a form.
 
     Args:
         form: A class of forms.
         values: The values.
         where: Where they come from, for the message.
+        remedy: What to do about a wrong field.
 
     Raises:
         UserError: A field is unknown, missing or invalid.
@@ -123,7 +124,7 @@ def checked(form: type[Form], values: Any, where: str) -> Form:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"] if part not in ("str", ItemFields.__name__))
         what = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"`{field}`: {what}" if field else what, where, FORM) from None
+        raise UserError(f"`{field}`: {what}" if field else what, where, remedy) from None
 
 
 def read_forms(path: Path, form: type[Form]) -> list[Form]:

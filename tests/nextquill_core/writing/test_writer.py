@@ -187,9 +187,8 @@ def test_a_steered_draft_is_contrasted_with_the_prompt_without_history(
 @pytest.mark.pipeline
 def test_drafts_are_the_texts_of_the_evaluation(whole: Run) -> None:
     for name in ("nextquill", "qwen"):
-        method = whole.plan.evaluation.predictions[name, "sane"]
         writer = run_writer(whole, name)
-        examples = shown_examples(whole, _method(name), method.split, "own")
+        examples = shown_examples(whole, _method(name), "test", "own")
         answers = method_encoder(whole, _method(name)).shown_answers(examples)
         for decoding in ("paper", "sane"):
             step = whole.plan.evaluation.predictions[name, decoding].step
