@@ -30,7 +30,7 @@ def tiny_writer(
     """Return a writer that shows up to three past reviews and writes six tokens."""
     from nextquill_core.generation.local_engine import TransformersEngine
 
-    encoder = PairEncoder(tokenizer, max_history=history, max_prompt_tokens=400, max_target_tokens=64)
+    encoder = PairEncoder(tokenizer, max_history=history, max_prompt_tokens=1000, max_target_tokens=64)
 
     def local(preset: Preset) -> Engine:
         return TransformersEngine(

@@ -15,7 +15,7 @@ from tests.writers import tiny_writer
 
 REVIEW = nq.Review(nq.Item("Book 1", "the plot"), 4.0, "title", "i loved this quiet book")
 HISTORY = [nq.Review(nq.Item("Book 2", "rivers"), 5.0, "fine", "never dull, always bright")]
-PROMPT = {"max_prompt_tokens": 200, "max_target_tokens": 60}
+PROMPT = {"max_prompt_tokens": 1000, "max_target_tokens": 64}
 
 
 def test_tokens_have_the_probabilities_of_plain_passes(tiny_model: Any, tiny_tokenizer: Any) -> None:

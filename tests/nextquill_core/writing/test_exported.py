@@ -27,11 +27,11 @@ REQUEST: dict[str, Any] = {
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_exported_adapter_writes_what_the_run_writes(whole: Run, tmp_path: Path, merge: bool) -> None:
-    export(whole, "nextquill", tmp_path / "out", merge=merge)
-    base = None if merge else whole.model.name_or_path
+def test_an_exported_adapter_writes_what_the_run_writes(predicted: Run, tmp_path: Path, merge: bool) -> None:
+    export(predicted, "nextquill", tmp_path / "out", merge=merge)
+    base = None if merge else predicted.model.name_or_path
     exported = Writer.from_adapter(tmp_path / "out", base=base)
-    ours = run_writer(whole, "nextquill")
+    ours = run_writer(predicted, "nextquill")
     for decoding in ("paper", "sane", "sampled"):
         expected = ours.write(**REQUEST, decoding=decoding)
         found = exported.write(**REQUEST, decoding=decoding)
@@ -42,8 +42,8 @@ def test_an_exported_adapter_writes_what_the_run_writes(whole: Run, tmp_path: Pa
 
 
 @pytest.mark.pipeline
-def test_another_base_model_is_refused(whole: Run, tmp_path: Path, tiny_folder: Path) -> None:
-    export(whole, "contextsft", tmp_path / "out")
+def test_another_base_model_is_refused(predicted: Run, tmp_path: Path, tiny_folder: Path) -> None:
+    export(predicted, "nextquill", tmp_path / "out")
     with pytest.raises(UserError, match="nextquill-tiny is not on the hub"):
         Writer.from_adapter(tmp_path / "out")
     with pytest.raises(UserError, match="is not that of the adapter's base model"):
@@ -51,14 +51,14 @@ def test_another_base_model_is_refused(whole: Run, tmp_path: Path, tiny_folder: 
 
 
 @pytest.mark.pipeline
-def test_training_data_are_the_stored_weights_and_the_prompts_of_the_training(whole: Run, tmp_path: Path) -> None:
+def test_training_data_are_the_stored_weights_and_the_prompts_of_the_training(predicted: Run, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    export_weights(whole, "nextquill", tmp_path / "out")
+    export_weights(predicted, "nextquill", tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / TRAIN).to_pylist()
-    weights = column_by_example(whole.artifact(whole.plan.score).folder / "weights", "weight")
-    targets = column_by_example(whole.artifact(whole.plan.score).folder / "effects", "target_ids")
-    splits = column_by_example(whole.artifact(whole.plan.ingest).folder / "examples", "split")
+    weights = column_by_example(predicted.artifact(predicted.plan.score).folder / "weights", "weight")
+    targets = column_by_example(predicted.artifact(predicted.plan.score).folder / "effects", "target_ids")
+    splits = column_by_example(predicted.artifact(predicted.plan.ingest).folder / "examples", "split")
     assert [row["example_id"] for row in rows] == [key for key, split in splits.items() if split == "train"]
     for row in rows:
         assert row["weights"] == weights[row["example_id"]]
@@ -67,7 +67,7 @@ def test_training_data_are_the_stored_weights_and_the_prompts_of_the_training(wh
     assert "Past reviews by the same user" in tokenizer.decode(rows[0]["prompt_ids"])
     assert "Past reviews" not in tokenizer.decode(rows[0]["counterfactual_ids"])
     with pytest.raises(UserError, match="`qwen` trains no adapter"):
-        export_weights(whole, "qwen", tmp_path / "other")
+        export_weights(predicted, "qwen", tmp_path / "other")
 
 
 def test_a_folder_without_a_description_is_one_line(tmp_path: Path) -> None:

@@ -185,14 +185,14 @@ def test_a_steered_draft_is_contrasted_with_the_prompt_without_history(
 
 
 @pytest.mark.pipeline
-def test_drafts_are_the_texts_of_the_evaluation(whole: Run) -> None:
+def test_drafts_are_the_texts_of_the_evaluation(predicted: Run) -> None:
     for name in ("nextquill", "qwen"):
-        writer = run_writer(whole, name)
-        examples = shown_examples(whole, _method(name), "test", "own")
-        answers = method_encoder(whole, _method(name)).shown_answers(examples)
+        writer = run_writer(predicted, name)
+        examples = shown_examples(predicted, _method(name), "test", "own")
+        answers = method_encoder(predicted, _method(name)).shown_answers(examples)
         for decoding in ("paper", "sane"):
-            step = whole.plan.evaluation.predictions[name, decoding].step
-            expected = column_by_example(whole.artifact(step).folder / "predictions", "text")
+            step = predicted.plan.evaluation.predictions[name, decoding].step
+            expected = column_by_example(predicted.artifact(step).folder / "predictions", "text")
             drafts = list(writer.write_many([{"example": key} for key in expected], decoding=decoding))
             assert [draft.text for draft in drafts] == list(expected.values())
             assert [draft.history_shown for draft in drafts] == [answer.history for answer in answers]
@@ -200,14 +200,14 @@ def test_drafts_are_the_texts_of_the_evaluation(whole: Run) -> None:
 
 
 @pytest.mark.pipeline
-def test_the_history_of_an_example_s_user_and_item_is_that_of_the_evaluation(whole: Run) -> None:
+def test_the_history_of_an_example_s_user_and_item_is_that_of_the_evaluation(predicted: Run) -> None:
     from nextquill_core.pipeline.example import item_ids
 
-    writer, items = run_writer(whole, "nextquill"), item_ids(whole)
-    examples = list(read_examples(whole.artifact(whole.plan.ingest).folder, ["test"]))
-    answers = method_encoder(whole, _method("nextquill")).shown_answers(examples)
+    writer, items = run_writer(predicted, "nextquill"), item_ids(predicted)
+    examples = list(read_examples(predicted.artifact(predicted.plan.ingest).folder, ["test"]))
+    answers = method_encoder(predicted, _method("nextquill")).shown_answers(examples)
     expected = column_by_example(
-        whole.artifact(whole.plan.evaluation.predictions["nextquill", "paper"].step).folder / "predictions", "text"
+        predicted.artifact(predicted.plan.evaluation.predictions["nextquill", "paper"].step).folder / "predictions", "text"
     )
     for example, answer in list(zip(examples, answers, strict=True))[:4]:
         draft = writer.write(
@@ -219,11 +219,11 @@ def test_the_history_of_an_example_s_user_and_item_is_that_of_the_evaluation(who
         )
         assert draft.history_shown == answer.history
         assert draft.text == expected[example.example_id]
-        assert draft.adapter == whole.plan.train["nextquill"].fingerprint
+        assert draft.adapter == predicted.plan.train["nextquill"].fingerprint
 
 
 @pytest.mark.pipeline
-def test_what_cannot_write_for_anybody_is_refused(whole: Run) -> None:
+def test_what_cannot_write_for_anybody_is_refused(predicted: Run) -> None:
     for name, words in (
         ("oppu", "made for the measured users alone"),
         ("contriever", "made for the measured users alone"),
@@ -231,8 +231,8 @@ def test_what_cannot_write_for_anybody_is_refused(whole: Run) -> None:
         ("nextquil", "did you mean `nextquill`?"),
     ):
         with pytest.raises(UserError, match=words):
-            run_writer(whole, name)
-    assert [len(run_writer(whole, name).write(item=KETTLE).text) > 0 for name in ("bm25", "latestk")] == [True, True]
+            run_writer(predicted, name)
+    assert [len(run_writer(predicted, name).write(item=KETTLE).text) > 0 for name in ("bm25", "latestk")] == [True, True]
 
 
 def _method(name: str) -> Any:
