@@ -54,12 +54,3 @@ def test_a_writer_scores_with_its_own_prompts(tiny_model: Any, tiny_tokenizer: A
     writer = tiny_writer(tiny_model, tiny_tokenizer)
     ours = nq.score(writer, REVIEW, HISTORY)
     assert ours == nq.score(tiny_model, REVIEW, HISTORY, tokenizer=tiny_tokenizer, prompt=PROMPT)
-
-
-def test_words_that_the_history_made_likelier_are_named_once_largest_first() -> None:
-    texts = ("Qui", "et", " riv", "ers", ", dull", " quiet", "")
-    effects = (0.1, 0.4, 0.06, -0.3, 0.05, 0.9, 0.8)
-    tokens = (nq.ScoredToken(text, 0, 0.0, 0.0, effect) for text, effect in zip(texts, effects, strict=True))
-    scored = nq.ScoredReview(tuple(tokens), ())
-    assert scored.likelier_words() == [("quiet", 0.9), ("Quiet", 0.4), ("rivers", 0.06)]
-    assert scored.likelier_words(0.5) == [("quiet", 0.9)]
