@@ -243,17 +243,23 @@ class Writer:
         example = replace(empty, category=sequence.category, history=self._reviews(sequence, end))
         return self._selected(example), note if example.history else NO_EARLIER
 
-    def check(self, requests: Iterable[WriteRequest]) -> None:
-        """Make sure that the store has the items that requests name, without loading a model.
+    def check(self, requests: Sequence[WriteRequest]) -> None:
+        """Make sure that the store has the items, categories and examples of requests, without loading a model.
 
         Raises:
-            UserError: It does not have one.
+            UserError: It does not have one; the message has the number of the request.
         """
-        named: set[str] = {request.item for request in requests if isinstance(request.item, str)}
-        if named:
-            found = {name for _, name in self._histories("item").items(named)}
-            if unknown := named - found:
-                raise self._unknown_item(min(unknown))
+        named = {request.item for request in requests if isinstance(request.item, str)}
+        known = {name for _, name in self._histories("item").items(named)} if named else set()
+        for number, request in enumerate(requests, 1):
+            try:
+                self._check_category(request.category)
+                if isinstance(request.item, str) and request.item not in known:
+                    raise self._unknown_item(request.item)
+                if request.example is not None:
+                    self._histories("example").example(request.example)
+            except UserError as error:
+                raise UserError(error.what, f"request {number}", error.remedy) from None
 
     @property
     def model(self) -> Any:
@@ -352,17 +358,19 @@ class Writer:
 
     def _sequences(self, request: WriteRequest) -> list[UserSequence]:
         """Return what the store has of the request's user, in the category that the request names or in all."""
-        if request.category is not None and self.people is not None:
-            known = self.people.histories.categories
-            if request.category not in known:
-                raise UserError(
-                    f"no category {request.category!r} in this store", "category", suggestion(request.category, known)
-                )
+        self._check_category(request.category)
         if request.user is None or not self.identity.history:
             return []
         histories = self._histories("user")
         ids = self.people.ids_of(request.user) if self.people else ()
         return histories.sequences(ids, request.category)
+
+    def _check_category(self, category: str | None) -> None:
+        if category is None or self.people is None:
+            return
+        known = self.people.histories.categories
+        if category not in known:
+            raise UserError(f"no category {category!r} in this store", "category", suggestion(category, known))
 
     def _item(self, request: WriteRequest, sequences: Sequence[UserSequence]) -> tuple[Item, str | None]:
         """Return the item of a request, and its category if that is known."""

@@ -111,9 +111,14 @@ def test_invalid_requests_are_found_before_anything_is_generated(
 ) -> None:
     engine = Echo()
     writer = tiny_writer(tiny_model, tiny_tokenizer, people, engine=engine)
-    unknown = [*requests(3), checked(WriteRequest, {"item": "B99"}, "here")]
+    item, example, category = (
+        [*requests(3), checked(WriteRequest, values, "here")]
+        for values in ({"item": "B99"}, {"example": "Books:ann:1"}, {"item": "B7", "category": "Toys"})
+    )
     for asked, options, words in (
-        (unknown, {}, "no item 'B99' in this store"),
+        (item, {}, "request 4: no item 'B99' in this store"),
+        (example, {}, "request 4: there is no example 'Books:ann:1'"),
+        (category, {}, "request 4: no category 'Toys' in this store"),
         ([], {}, "there is no request"),
         (requests(1), {"decoding": "sain"}, "unknown decoding"),
     ):
