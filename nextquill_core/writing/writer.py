@@ -212,8 +212,8 @@ class Writer:
             UserError: The request names an item, example or category that the store does not have.
         """
         if request.example is not None:
-            sequence, target = self._histories("example").example(request.example)
-            *history, review = self._reviews(sequence, target + 1, extra=1)
+            sequence, place = self._histories("example").example(request.example)
+            *history, review = self._reviews(sequence, place + 1, extra=1)
             example = Example(
                 request.example, sequence.user_id, sequence.category, "", replace(review, text=""), tuple(history)
             )

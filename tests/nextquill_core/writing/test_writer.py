@@ -1,4 +1,4 @@
-"""A draft shows this person's history and no other's, and is what evaluation generates for the same example."""
+"""A draft shows this person's history and no other's, whatever the request names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from nextquill_core.causal.scorer import Scorer
 from nextquill_core.generation.decoding import steering
 from nextquill_core.generation.engines import Request
 from nextquill_core.ingest.privacy import Privacy
-from nextquill_core.ingest.reader import read_examples
-from nextquill_core.pipeline.methods import method_encoder, shown_examples
-from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.writing import run_writer
 from nextquill_core.records import Item, Review
-from nextquill_core.schemas import column_by_example
 from nextquill_core.writing import writer as notes
 from nextquill_core.writing.histories import Histories
 from nextquill_core.writing.writer import People, Writer
@@ -181,62 +176,3 @@ def test_a_steered_draft_is_contrasted_with_the_prompt_without_history(
     assert steered.prompt == plain.prompt
     assert steered.counterfactual == steered_alone.prompt == plain_alone.prompt
     assert steered_alone.counterfactual is plain.counterfactual is plain_alone.counterfactual is None
-
-
-@pytest.mark.pipeline
-def test_drafts_are_the_texts_of_the_evaluation(predicted: Run) -> None:
-    for name in ("nextquill", "qwen"):
-        writer = run_writer(predicted, name)
-        examples = shown_examples(predicted, _method(name), "test", "own")
-        answers = method_encoder(predicted, _method(name)).shown_answers(examples)
-        for decoding in ("paper", "sane"):
-            step = predicted.plan.evaluation.predictions[name, decoding].step
-            expected = column_by_example(predicted.artifact(step).folder / "predictions", "text")
-            drafts = list(writer.write_many([{"example": key} for key in expected], decoding=decoding))
-            assert [draft.text for draft in drafts] == list(expected.values())
-            assert [draft.history_shown for draft in drafts] == [answer.history for answer in answers]
-            assert {draft.note for draft in drafts} == {""}
-
-
-@pytest.mark.pipeline
-def test_the_history_of_an_example_s_user_and_item_is_that_of_the_evaluation(predicted: Run) -> None:
-    from nextquill_core.pipeline.example import item_ids
-
-    writer, items = run_writer(predicted, "nextquill"), item_ids(predicted)
-    examples = list(read_examples(predicted.artifact(predicted.plan.ingest).folder, ["test"]))
-    answers = method_encoder(predicted, _method("nextquill")).shown_answers(examples)
-    step = predicted.plan.evaluation.predictions["nextquill", "paper"].step
-    expected = column_by_example(predicted.artifact(step).folder / "predictions", "text")
-    for example, answer in list(zip(examples, answers, strict=True))[:4]:
-        draft = writer.write(
-            user=example.user_id,
-            item=items[example.example_id],
-            rating=example.target.rating,
-            title=example.target.title,
-            decoding="paper",
-        )
-        assert draft.history_shown == answer.history
-        assert draft.text == expected[example.example_id]
-        assert draft.adapter == predicted.plan.train["nextquill"].fingerprint
-
-
-@pytest.mark.pipeline
-def test_what_cannot_write_for_anybody_is_refused(predicted: Run) -> None:
-    for name, words in (
-        ("oppu", "made for the measured users alone"),
-        ("contriever", "made for the measured users alone"),
-        ("sft", "this config trains no `sft`"),
-        ("nextquil", "did you mean `nextquill`?"),
-    ):
-        with pytest.raises(UserError, match=words):
-            run_writer(predicted, name)
-    assert [run_writer(predicted, name).write(item=KETTLE).method for name in ("bm25", "latestk")] == [
-        "bm25",
-        "latestk",
-    ]
-
-
-def _method(name: str) -> Any:
-    from nextquill_core.methods.registry import METHODS
-
-    return METHODS[name]
