@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import nextquill_core as nq
+from nextquill_core.api.opened import _table
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
@@ -18,11 +19,12 @@ from tests.world import small_settings, write_config
 
 
 @pytest.mark.pipeline
-def test_tables_are_the_same_in_every_library(whole: Run) -> None:
-    run = nq.Opened(whole)
+def test_tables_are_the_same_in_every_library(predicted: Run) -> None:
+    run = nq.Opened(predicted)
     tables = run.artifact("ingest")
     assert {"sequences", "items", "examples", "quarantine"} <= set(tables.tables)
-    assert {"metrics", "examples", "predictions"} <= set(run.artifact("evaluate").tables)
+    assert run.artifact("score").tables == ("effects", "weights")
+    assert run.artifact("train").tables == ()
     arrow = tables.arrow("items")
     assert isinstance(arrow, pa.Table)
     assert tables.polars("items").equals(pl.DataFrame(arrow))
@@ -37,11 +39,23 @@ def test_tables_are_the_same_in_every_library(whole: Run) -> None:
         run.artifact("scores")
 
 
+@pytest.mark.parametrize(
+    ("file", "table"),
+    [
+        ("metrics.parquet", "metrics"),
+        ("predictions/nextquill-sane-00000.parquet", "predictions"),
+        ("figures/gains.parquet", "figures/gains"),
+    ],
+)
+def test_a_table_is_a_folder_of_shards_or_one_file(file: str, table: str) -> None:
+    assert _table(Path(file)) == table
+
+
 @pytest.mark.pipeline
-def test_examples_are_joined_with_their_texts(whole: Run) -> None:
-    run = nq.Opened(whole)
+def test_examples_are_joined_with_their_texts(predicted: Run) -> None:
+    run = nq.Opened(predicted)
     frame = run.examples()
-    expected = list(read_examples(whole.artifact(whole.plan.ingest).folder))
+    expected = list(read_examples(predicted.artifact(predicted.plan.ingest).folder))
     assert frame["example_id"].to_list() == [example.example_id for example in expected]
     for row, example in zip(frame.iter_rows(named=True), expected, strict=True):
         target = example.target
@@ -64,8 +78,8 @@ def expected_history(examples: list, example_id: str) -> list[str]:  # type: ign
 
 
 @pytest.mark.pipeline
-def test_a_row_of_examples_is_a_request(whole: Run) -> None:
-    run = nq.Opened(whole)
+def test_a_row_of_examples_is_a_request(predicted: Run) -> None:
+    run = nq.Opened(predicted)
     row = run.examples("test").row(0, named=True)
     writer = run.writer("nextquill")
     item = {"title": row["item_title"], "description": row["item_description"]}
@@ -75,10 +89,10 @@ def test_a_row_of_examples_is_a_request(whole: Run) -> None:
 
 
 @pytest.mark.pipeline
-def test_a_run_is_opened_by_its_file(whole: Run, small_world: Path, tmp_path: Path) -> None:
+def test_a_run_is_opened_by_its_file(predicted: Run, small_world: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml", small_settings(small_world, tmp_path / "elsewhere"))
-    run = nq.open(config, store=whole.config.store, overrides=["train.alpha=0.05"])
-    assert run.artifact("ingest").folder == whole.artifact(whole.plan.ingest).folder
+    run = nq.open(config, store=predicted.config.store, overrides=["train.alpha=0.05"])
+    assert run.artifact("ingest").folder == predicted.artifact(predicted.plan.ingest).folder
     assert "elsewhere" not in repr(run)
     with pytest.raises(nq.UserError, match="unknown config key"):
         nq.open(config, overrides=["train.alfa=1"])
