@@ -110,12 +110,18 @@ class Staging:
         """
         return self._finished(self._record(name)) is not None
 
-    def write_table(self, name: str, table: pa.Table) -> Shard:
-        """Write a table as a Parquet shard at this path in the artifact; equal rows give equal bytes."""
+    def write_table(self, name: str, table: pa.Table, group_rows: int | None = None) -> Shard:
+        """Write a table as a Parquet shard of the artifact; equal rows give equal bytes.
+
+        Args:
+            name: Path of the file in the artifact.
+            table: The rows.
+            group_rows: As for `storage.tables.write_table`.
+        """
         from storage.tables import write_table  # late: a process that only reads manifests needs no Arrow
 
         with atomic_path(self.path(name)) as temporary:
-            write_table(temporary, table)
+            write_table(temporary, table, group_rows)
         return self.finish(name, rows=table.num_rows)
 
     def finish(self, name: str, rows: int | None = None, *, log: bool = False) -> Shard:

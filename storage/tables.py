@@ -12,9 +12,15 @@ import pyarrow.parquet as pq
 from storage.errors import Damaged
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table; equal rows give equal bytes."""
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+def write_table(path: Path, table: pa.Table, group_rows: int | None = None) -> None:
+    """Write a table; equal rows give equal bytes.
+
+    Args:
+        path: The file.
+        table: The rows.
+        group_rows: Rows of a row group, which a reader of few rows reads whole; None for one group of up to a million.
+    """
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=group_rows)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -44,6 +50,32 @@ def read_batches(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.R
     """
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield from file.iter_batches(rows, columns=list(columns))
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """Return what a Parquet file says of its row groups.
+
+    Raises:
+        Damaged: The file is not Parquet.
+    """
+    with _damage(path):
+        return pq.read_metadata(path)
+
+
+def read_row_group(path: Path, group: int, footer: pq.FileMetaData, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one row group of a table.
+
+    Args:
+        path: The file.
+        group: Number of the row group, from 0.
+        footer: What `read_footer` returned for this file.
+        columns: Names of the columns to read; None for all.
+
+    Raises:
+        Damaged: The file is not Parquet, or a page does not match its checksum.
+    """
+    with _damage(path), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
+        return file.read_row_group(group, columns=columns and list(columns), use_threads=False)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,32 @@ def plain(order: Path, log: Path) -> None:
             train(TrainOrder.load(order))
         finally:
             torch.distributed.destroy_process_group()
+
+
+def untrained(order: Path, log: Path) -> None:
+    """Write an adapter with random weights in both of LoRA's matrices, in place of training."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from nextquill_core.model.loading import load_model
+    from nextquill_core.training.checkpoints import write_adapter
+
+    given = TrainOrder.load(order)
+    torch.manual_seed(0)
+    lora = LoraConfig(
+        r=given.train.lora.r, lora_alpha=given.train.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(load_model(given.model, torch.device("cpu")), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    output = given.output
+    write_adapter(model, output / "adapter", given.base)
+    line = {"step": 3, "steps": 3, "loss": 2.5, "normal": 2.25, "causal": 0.25, "seconds": 1.0}
+    (output / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    measured = [{"step": step, "loss": loss, "nll": 4.5, "examples": 20} for step, loss in ((2, 2.0), (3, 2.75))]
+    (output / "val.jsonl").write_text("".join(json.dumps(found) + "\n" for found in measured))
+    log.write_text("")
 
 
 def ranks(count: int) -> Launch:

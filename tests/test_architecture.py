@@ -30,11 +30,13 @@ ROOMS = (
     ("training",),
     ("generation",),
     ("methods",),
+    ("writing",),
     ("evaluation",),
     ("analysis",),
     ("pipeline",),
     ("studies",),
     ("registry",),
+    ("api",),
 )
 """The rooms of nextquill_core: each imports only from its own row and the rows above it.
 

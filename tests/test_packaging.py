@@ -29,7 +29,6 @@ COMES_WITH = {"pydantic-core": "pydantic requires one exact version of it"}
 """Imported distributions that are not declared, and why."""
 NOT_IMPORTED = {
     "fastapi": "Prefect imports it; the pin excludes releases that break Prefect's server",
-    "datasets": "users open artifacts with it, see tests/storage/test_tables.py",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
     "gguf": "transformers imports it for .gguf files",

@@ -53,11 +53,9 @@ def read_settings(config: Path, overrides: list[str] | None, store: str | None, 
     Raises:
         UserError: The file cannot be read, or a key or value is invalid.
     """
-    from nextquill_core.config import load_config
-    from nextquill_core.config.packaged import config_path, preset_overrides
+    from nextquill_core.config.packaged import read_config
 
-    laid = preset_overrides(preset) if preset else []
-    return load_config(config_path(str(config)), [*laid, *(overrides or []), *([f"store={store}"] if store else [])])
+    return read_config(str(config), overrides or [], store, preset)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -84,13 +84,25 @@ def _export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge the adapter into the model and write it whole.")
     ] = False,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="Write train examples as token ids and weights instead, for other trainers."),
+    ] = False,
 ) -> None:
-    """Write a trained adapter, or the merged model, with tokenizer and model card to a folder."""
+    """Write a trained adapter, or the merged model, with tokenizer and model card to a folder.
+
+    With --weights, write the data that a trainer needs, one example a row.
+    """
     from flows.runs import open_run
-    from nextquill_core.registry.export import export
+    from nextquill_core.registry.export import export, export_weights
 
     run = open_run(settings, fetch=False)
-    export(run, method or run.config.train.method, to, merge=merge)
+    if weights and merge:
+        raise UserError("--weights writes no model", "--merge", "leave out one of them")
+    if weights:
+        export_weights(run, method or run.config.train.method, to)
+    else:
+        export(run, method or run.config.train.method, to, merge=merge)
     print(to)
 
 

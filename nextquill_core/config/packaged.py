@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nextquill_core.config.loading import load_config
+from nextquill_core.config.loading import Config, load_config
 from storage.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -27,6 +27,24 @@ def config_path(name: str) -> Path:
         UserError: The name is neither a path of a YAML file nor the name of a packaged one.
     """
     return named_file(name, FOLDER, "configuration", "--config")
+
+
+def read_config(
+    name: str, overrides: Sequence[str] = (), store: str | None = None, preset: str | None = None
+) -> Config:
+    """Return the configuration in a file with a preset and then single keys laid over it.
+
+    Args:
+        name: YAML file, or the name of a packaged configuration.
+        overrides: `KEY=VALUE` texts.
+        store: Artifact store that replaces the file's.
+        preset: YAML file, or the name of a packaged preset.
+
+    Raises:
+        UserError: The file cannot be read, or a key or value is invalid.
+    """
+    laid = preset_overrides(preset) if preset else []
+    return load_config(config_path(name), [*laid, *overrides, *([f"store={store}"] if store else [])])
 
 
 def config_names() -> list[str]:

@@ -67,6 +67,14 @@ class Privacy:
             raise ValueError("no key")
         return hashlib.blake2b(user_id.encode(), key=self.key[:64], digest_size=HEX_DIGITS // 2).hexdigest()
 
+    def stored_ids(self, user_id: str) -> tuple[str, ...]:
+        """Return the ids that a user may have in artifacts; none for a user who is to be forgotten."""
+        if self.key is None:
+            return () if user_id in self.forget else (user_id,)
+        ids = user_id, self.pseudonym(user_id)
+        listed = self.forget | {self.pseudonym(name) for name in self.forget}
+        return () if listed.intersection(ids) else ids
+
     def forgotten(self, user_ids: pl.Series) -> pl.Series:
         """Return which of these ids (raw, or pseudonyms under the same key) belong to users who are to be forgotten."""
         import polars as pl

@@ -52,6 +52,7 @@ from storage.staging import Staging
 
 USERS_PER_SHARD = 1000
 ROWS_PER_SHARD = 100_000  # of items and of quarantined rows
+USERS_PER_GROUP, ITEMS_PER_GROUP = 25, 500  # of a Parquet row group, which the lookup of a user or an item reads whole
 GATHER_PARTS = 16  # of a scan, whose texts are in memory at a time: 400 MB if all users stay
 ROW_GROUP = 20_000  # small enough that a shard skips most rows of other shards
 # Runs of one plain blank stay as they are, so that the expression matches only where there is work to do.
@@ -193,7 +194,7 @@ def write_sequences(
             between = pl.col("user").is_between(some["user"][0], some["user"][-1])
             found = pl.scan_parquet(texts).filter(between).drop("user").collect()
             whole = mine.join(found, on="row", how="left", maintain_order="left")
-            staging.write_table(names[0], _sequences(category, some["user_id"], whole))
+            staging.write_table(names[0], _sequences(category, some["user_id"], whole), USERS_PER_GROUP)
             staging.write_table(names[1], examples)
     return splits
 
@@ -211,7 +212,7 @@ def write_items(staging: Staging, number: int, category: str, items: pl.DataFram
     for shard, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_SHARD)):
         name = f"items/{number:03d}-{shard:05d}.parquet"
         if not staging.has(name):
-            staging.write_table(name, table.slice(start, ROWS_PER_SHARD))
+            staging.write_table(name, table.slice(start, ROWS_PER_SHARD), ITEMS_PER_GROUP)
 
 
 def write_quarantine(staging: Staging, number: int, tables: Iterable[pl.DataFrame]) -> None:

@@ -20,6 +20,7 @@ from nextquill_core.prompts import query_section, review_section
 from nextquill_core.schemas import Example, Review
 
 if TYPE_CHECKING:
+    from nextquill_core.methods.registry import Method
     from nextquill_core.methods.text_encoder import TextEncoder
 
 K1, B = 1.5, 0.75
@@ -119,6 +120,19 @@ def with_best(example: Example, scores: Sequence[float], k: int) -> Example:
         raise ValueError(f"{len(scores)} scores for {len(example.history)} past reviews of {example.example_id}")
     best = sorted(range(len(scores)), key=lambda place: (-scores[place], -place))[:k]
     return replace(example, history=tuple(example.history[place] for place in sorted(best)))
+
+
+def with_selected(method: Method, example: Example, k: int) -> Example:
+    """Return the example with only the `k` past reviews that a method selects by itself: by `select`, or by BM25.
+
+    Args:
+        method: A method with `select`, or one that shows `bm25`.
+        example: An example with its whole history.
+        k: Number of reviews to keep, at least 0.
+    """
+    if method.select:
+        return replace(example, history=tuple(method.select(example, k)))
+    return with_best(example, bm25_scores(example), k)
 
 
 def _words(review: Review) -> list[str]:

@@ -40,8 +40,7 @@ def find_examples(run: Run, user: str, item: str | None = None) -> list[Example]
     """
     found = list(read_examples(run.artifact(run.plan.ingest).folder))
     users = dict.fromkeys(example.user_id for example in found)
-    if user not in users and run.privacy.active:
-        user = run.privacy.pseudonym(user)
+    user = next((known for known in run.privacy.stored_ids(user) if known in users), user)
     if user not in users:
         raise UserError(f"no user {user!r} in this run", "--user", _near(user, users))
     mine = [example for example in found if example.user_id == user]

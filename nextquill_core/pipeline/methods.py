@@ -89,7 +89,7 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
         split: `val` or `test`.
         history: `own` for the user's history, `stranger` for another user's, `none` for an empty one.
     """
-    from nextquill_core.methods.retrieval import bm25_scores, with_best
+    from nextquill_core.methods.retrieval import with_best, with_selected
     from nextquill_core.methods.stranger_control import with_strangers_history
     from nextquill_core.methods.summaries import with_summary
 
@@ -99,10 +99,8 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
     if history == STRANGER:
         examples = with_strangers_history(examples, run.config.seed)
     count = run.config.prompt.max_history
-    if method.select:
-        return [replace(example, history=tuple(method.select(example, count))) for example in examples]
-    if method.shown == "bm25":
-        return [with_best(example, bm25_scores(example), count) for example in examples]
+    if method.select or method.shown == "bm25":
+        return [with_selected(method, example, count) for example in examples]
     if method.shown == "contriever":
         scores = _method_input(run, run.plan.evaluation.relevance, "relevance", "score")
         return [with_best(example, scores[example.example_id], count) for example in examples]

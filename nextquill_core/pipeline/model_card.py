@@ -38,7 +38,7 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
         settings=list(_settings(run, name)),
         training=[("step", str(stats["steps"])), *_flat(stats["final"]), *_clipped(stats)],
         validation=list(_flat(stats.get("validation") or {})),
-        base_files=[] if base.on_hub else sorted(_base_files(run)),
+        base_files=[] if base.on_hub else sorted(base_files(run)),
         merged=merged,
     ).render()
 
@@ -63,7 +63,7 @@ def _clipped(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "steps whose gradient was clipped", f"{stats['clipped_share']:.1%}"
 
 
-def _base_files(run: Run) -> Iterator[tuple[str, str]]:
+def base_files(run: Run) -> Iterator[tuple[str, str]]:
     """Yield name and SHA-256 digest of each file of a base model that is a folder."""
     if run.plan.model:
         for shard in run.artifact(run.plan.model).manifest.shards:

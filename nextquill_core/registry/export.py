@@ -1,24 +1,34 @@
-"""Export of a trained adapter to a folder outside the store, as it is or merged into its base model."""
+"""Export to a folder outside the store: a trained adapter, as it is or merged into its base model, or training data."""
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nextquill_core.errors import ModelError, UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline import outdated
+from nextquill_core.pipeline import method_weights, outdated
 from nextquill_core.pipeline.model_card import adapter_card
 from nextquill_core.pipeline.run import Run
-from storage import Artifact, write_text
+from nextquill_core.pipeline.writing import describe_adapter
+from nextquill_core.writing import exported
+from storage import Artifact, write_json, write_text
 from storage.files import user_path
+
+if TYPE_CHECKING:
+    from nextquill_core.training.data import TrainExample
 
 
 def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
-    """Write an adapter with the tokenizer and a model card to `folder`.
+    """Write an adapter with the tokenizer, a model card and `nextquill.json` to `folder`.
 
     Args:
         run: The run; the adapter is in its store.
@@ -43,6 +53,72 @@ def export(run: Run, name: str, folder: Path, *, merge: bool = False) -> None:
             shutil.copytree(artifact.folder / "adapter", unfinished, dirs_exist_ok=True)
         load_tokenizer(run.model).save_pretrained(str(unfinished))
         write_text(unfinished / "README.md", adapter_card(run, name, artifact.manifest.stats, merged=merge))
+        about = describe_adapter(run, name, merged=merge)
+        write_text(unfinished / exported.NAME, about.model_dump_json(indent=2) + "\n")
+
+
+WEIGHTED = pa.schema(
+    {
+        "example_id": pa.string(),
+        "prompt_ids": pa.list_(pa.int32()),
+        "counterfactual_ids": pa.list_(pa.int32()),
+        "target_ids": pa.list_(pa.int32()),
+        "weights": pa.list_(pa.float32()),
+    }
+)
+"""Columns of exported training data: the prompts with and without history, the answer and ω of its tokens."""
+TRAIN, ABOUT = "train.parquet", "about.json"
+ROWS = 256
+
+
+def export_weights(run: Run, name: str, folder: Path) -> None:
+    """Write the train examples of a method as token ids and weights, with the tokenizer, for other trainers.
+
+    Args:
+        run: The run; sequences, base model and, where the method reads them, weights are in its store.
+        name: Name of the method.
+        folder: The folder to write, which must be empty or not exist. If writing fails, it is left as it was.
+
+    Raises:
+        UserError: The method trains nothing, its weights come from the model in training, or an input is missing.
+    """
+    from nextquill_core.model.loading import encoder_for, load_tokenizer
+    from nextquill_core.pipeline.train import train_order
+    from nextquill_core.training.data import training_examples
+
+    run.plan.adapter(METHODS[name].name)
+    order = train_order(run, name, folder)
+    if order.live_weights is not None:
+        raise UserError(
+            f"the weights of `{name}` come from the model in training", "--method", "name a method with stored weights"
+        )
+    tokenizer = load_tokenizer(run.model)
+    with _new_folder(folder) as unfinished:
+        examples, _ = training_examples(order, tokenizer)
+        with pq.ParquetWriter(unfinished / TRAIN, WEIGHTED, compression="zstd", write_page_checksum=True) as file:
+            for start in range(0, len(examples), ROWS):
+                file.write_table(_weighted(examples[start : start + ROWS]))
+        tokenizer.save_pretrained(str(unfinished))
+        training = METHODS[name].training
+        about = {
+            "method": name,
+            "base": asdict(run.base_name),
+            "weights": method_weights(run.config, training) if training and order.weighted else "every token 1",
+            "examples": len(examples),
+            "stop_id": encoder_for(run.model, run.prompt, tokenizer).stop_id,
+        }
+        write_json(unfinished / ABOUT, about)
+
+
+def _weighted(examples: Sequence[TrainExample]) -> pa.Table:
+    columns = {
+        "example_id": [example.pair.example_id for example in examples],
+        "prompt_ids": [example.pair.factual for example in examples],
+        "counterfactual_ids": [example.pair.counterfactual for example in examples],
+        "target_ids": [example.pair.target for example in examples],
+        "weights": [example.weights for example in examples],
+    }
+    return pa.table(columns, schema=WEIGHTED)
 
 
 def trained(run: Run, name: str) -> Artifact:

@@ -1,4 +1,4 @@
-"""A run of the small configuration with all its artifacts, made once for all tests that need one."""
+"""Runs of the small configuration, made once for all tests that need one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nextquill_core.config import Config
 from nextquill_core.pipeline.run import Run
 from tests.conftest import made_once
-from tests.stages import make
+from tests.stages import make, untrained
 from tests.world import small_config
 
 
@@ -26,3 +27,19 @@ def whole(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.Temp
         made_once(tmp_path_factory, "whole", evaluate), tmp_path_factory.mktemp("whole-copy") / "store"
     )
     return Run(small_config(small_world, store))
+
+
+@pytest.fixture(scope="session")
+def predicted(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run with predictions of two methods, one of them with a random adapter; tests must not change it."""
+
+    def config(store: Path) -> Config:
+        return small_config(small_world, store, evaluate={"methods": ["qwen", "nextquill"]})
+
+    def predict(store: Path) -> None:
+        shutil.copytree(prepared_store, store, dirs_exist_ok=True)
+        run = Run(config(store))
+        run.make(run.plan.train["nextquill"], launch=untrained)
+        make(run, *(planned.step for planned in run.plan.evaluation.predictions.values()))
+
+    return Run(config(made_once(tmp_path_factory, "predicted", predict)))

@@ -57,7 +57,7 @@ class Kept:
     def has(self, name: str) -> bool:
         return name in self.tables
 
-    def write_table(self, name: str, table: pa.Table) -> None:
+    def write_table(self, name: str, table: pa.Table, group_rows: int | None = None) -> None:
         self.tables[name] = table
 
 

@@ -13,40 +13,14 @@ import torch
 import yaml
 
 from nextquill_core.model.identity import BaseName, base_name
-from nextquill_core.orders import TrainOrder
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.export import export
 from storage import UserError
 from tests.models import adapted_model
-from tests.stages import make
+from tests.stages import make, untrained
 from tests.world import small_config
 
 METHOD = "contextsft"
-
-
-def untrained(order: Path, log: Path) -> None:
-    """In the place of the ranks: an adapter with random weights in both of LoRA's matrices."""
-    from peft import LoraConfig, get_peft_model
-
-    from nextquill_core.model.loading import load_model
-    from nextquill_core.training.checkpoints import write_adapter
-
-    given = TrainOrder.load(order)
-    torch.manual_seed(0)
-    lora = LoraConfig(
-        r=given.train.lora.r, lora_alpha=given.train.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(load_model(given.model, torch.device("cpu")), lora)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    output = given.output
-    write_adapter(model, output / "adapter", given.base)
-    line = {"step": 3, "steps": 3, "loss": 2.5, "normal": 2.25, "causal": 0.25, "seconds": 1.0}
-    (output / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    measured = [{"step": step, "loss": loss, "nll": 4.5, "examples": 20} for step, loss in ((2, 2.0), (3, 2.75))]
-    (output / "val.jsonl").write_text("".join(json.dumps(found) + "\n" for found in measured))
-    log.write_text("")
 
 
 def trained(small_world: Path, store: Path) -> Run:

@@ -1,0 +1,104 @@
+"""The command `write`: one draft in the terminal, many in a file, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from nextquill_core.analysis.token_colours import terminal_safe
+from nextquill_core.pipeline.run import Run
+from nextquill_core.schemas import column_by_example
+from tests.flows.cli.test_main import nextquill
+from tests.world import small_settings, write_config
+
+THING = ("--item-title", "A kettle", "--item-description", "of steel", "--rating", "5", "--title", "Good")
+
+
+@pytest.fixture
+def config(small_world: Path, prepared_store: Path, tmp_path: Path) -> Path:
+    """Return settings whose store has all but adapters, so that methods without one can write."""
+    return write_config(tmp_path / "config.yaml", small_settings(small_world, prepared_store))
+
+
+def first_user(config: Path) -> str:
+    from nextquill_core.config import load_config
+
+    run = Run(load_config(config), fetch=False)
+    return str(next(iter(column_by_example(run.artifact(run.plan.ingest).folder / "examples", "user_id").values())))
+
+
+@pytest.mark.pipeline
+def test_a_draft_is_the_output_and_the_rest_is_beside_it(monkeypatch: Any, capsys: Any, config: Path) -> None:
+    arguments = ("write", "--config", config, "--method", "latestk", "--user", first_user(config), *THING)
+    assert nextquill(monkeypatch, *arguments, "--json") == 0
+    draft = json.loads(capsys.readouterr().out)
+    shown = len(draft["history_shown"])
+    assert 0 < shown <= 2
+    assert nextquill(monkeypatch, *arguments) == 0
+    plain = capsys.readouterr()
+    assert plain.out == terminal_safe(draft["text"]) + "\n"
+    assert f"latestk, decoding sane, greedy; {draft['n_tokens']} tokens" in plain.err
+    assert f"; {shown} past review" in plain.err
+    assert nextquill(monkeypatch, *arguments, "--explain") == 0
+    explained = capsys.readouterr()
+    assert explained.out.strip() == terminal_safe(draft["text"]).strip()
+    assert "likelier by the history: " in explained.err
+
+
+@pytest.mark.pipeline
+def test_a_file_of_requests_becomes_a_file_of_drafts(
+    monkeypatch: Any, capsys: Any, config: Path, tmp_path: Path
+) -> None:
+    requests, out, past = tmp_path / "r.jsonl", tmp_path / "drafts.parquet", tmp_path / "past.jsonl"
+    item = {"title": "A kettle", "description": "of steel"}
+    history = [{"item": item, "text": "It boils fast.", "rating": 5}]
+    lines = [
+        {"user": first_user(config), "item": item},
+        {"history": history, "item": item},
+        {"user": "x", "item": item},
+    ]
+    requests.write_text("".join(json.dumps(line | {"item": item}) + "\n" for line in lines))
+    arguments = ("write", "--config", config, "--method", "latestk")
+    assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(out)
+    assert "drafts: 3 of 3" in captured.err
+    rows = pq.read_table(out).to_pylist()
+    assert [bool(row["history_shown"]) for row in rows] == [True, True, False]
+    assert rows[2]["note"] == "the store has no reviews of this user"
+    past.write_text(json.dumps(history[0]) + "\n")
+    single = ("--item-title", "A kettle", "--item-description", "of steel")
+    assert nextquill(monkeypatch, *arguments, "--history", past, *single) == 0
+    assert capsys.readouterr().out == terminal_safe(rows[1]["text"]) + "\n"
+    requests.write_text('{"user": "x"}\n')
+    assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 2
+    assert f"{requests}, line 1: item is missing" in capsys.readouterr().err
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--user", "U"), "item is missing"),
+        (("--user", "U", "--item", "nothing"), "no item 'nothing' in this store"),
+        ((*THING, "--item", "B1"), "--item and --item-title are two items"),
+        ((*THING, "--requests", "r.jsonl"), "--requests and --out belong together"),
+        ((*THING, "--requests", "r.jsonl", "--out", "o"), "leave out the options for one review"),
+        ((*THING, "--history", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
+        ((*THING, "--decoding", "sain"), "unknown decoding `sain`; did you mean `sane`?"),
+        ((*THING, "--method", "oppu"), "made for the measured users alone"),
+        ((*THING, "--method", "nextquill"), "the train artifact is missing"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    monkeypatch: Any, capsys: Any, config: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    method = () if "--method" in arguments else ("--method", "qwen")
+    assert nextquill(monkeypatch, "write", "--config", config, *method, *arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message
+    assert len(message.splitlines()) == 1
