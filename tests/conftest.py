@@ -6,7 +6,6 @@ import gc
 import os
 import shutil
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,9 @@ from nextquill_core.environment import set_torch_variables
 from nextquill_core.schemas import Example, Item, Review
 from tests.effort import trials
 from tests.forked import REPO as REPO
+from tests.longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.longest_first import pytest_runtest_logreport as pytest_runtest_logreport
+from tests.longest_first import pytest_sessionfinish as pytest_sessionfinish
 from tests.prefect_server import server as server
 
 set_torch_variables()  # before torch is imported, so that tests compute as the command line and the workers do
@@ -52,20 +54,6 @@ WORDS = [
 
 settings.register_profile("effort", max_examples=trials(settings.default.max_examples))
 settings.load_profile("effort")
-
-STARTS = ("flow", "ranks", "process", "slurm", "pipeline")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files whose tests take longest, so that no process works on one when the others have ended.
-
-    A test that starts servers or ranks, or runs a whole pipeline, takes as long as about fifty others.
-    """
-    costs: Counter[Path] = Counter()
-    for item in items:
-        costs[item.path] += 50 if any(map(item.get_closest_marker, STARTS)) else 1
-    items.sort(key=lambda item: -costs[item.path])
 
 
 @pytest.hookimpl(trylast=True)

@@ -68,6 +68,15 @@ class Forked:
         """End the command at once."""
         self.send_signal(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """Ask the command to end."""
+        self.send_signal(signal.SIGTERM)
+
+    @property
+    def stdout(self) -> str:
+        """What the command has written to stdout so far."""
+        return _text(self._outputs[0])
+
     @property
     def stderr(self) -> str:
         """What the command has written to stderr so far."""

@@ -22,13 +22,14 @@ def small_settings(folder: Path, store: Path) -> dict[str, Any]:
         "ingest": {
             "inputs": [
                 {"category": "Small", "reviews": str(folder / "reviews.jsonl"), "items": str(folder / "items.jsonl")}
-            ]
+            ],
+            "protocol": {"n_targets": 4},  # two examples to train on for each user, not eight
         },
         "prompt": {"max_history": 2, "max_prompt_tokens": 512, "max_target_tokens": 96},
         "train": {
             "epochs": 1,
             "learning_rate": 1e-3,
-            "global_batch": 40,
+            "global_batch": 10,
             "batch_tokens": 6000,
             "checkpoint_every": 2,
             "lora": {"r": 4, "alpha": 8},

@@ -22,6 +22,7 @@ from flows.server.processes import MARK
 from flows.stage import timeout_variable as variable
 from tasks.gpu_lock import HELD, LEASE_S
 from tests.conftest import REPO
+from tests.forked import Forked
 from tests.prefect_server import Server
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
@@ -49,15 +50,9 @@ class Local:
     def patch(self, path: str, **body: Any) -> None:
         self.server.ask("PATCH", path, json.dumps(body))
 
-    def toy(self, *words: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.flows.toys", *words],
-            env=self.server.environment | environment,
-            cwd=REPO,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def toy(self, *words: str, **environment: str) -> Forked:
+        shows_logs = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
+        return Forked(("tests.flows.toys", *words), self.server.environment | shows_logs | environment)
 
 
 def nextquill(*words: str, cwd: Path = REPO, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -205,23 +200,21 @@ def test_trainings_take_turns(local: Local) -> None:
     second = None
     try:
         wait_until("the first training", lambda: slots(local) == 1)
-        second = local.toy("hold", "1")
-        assert second.stdout
+        second = waiting = local.toy("hold", "1")
         waits = "waits, another training is running (limit training-gpu)"
-        assert any(waits in line for line in second.stdout)  # reads until it says so
-        of_a_sweep = local.toy("hold", "0", **{HELD: "training-gpu"})
-        printed, _ = of_a_sweep.communicate(timeout=60)
-        assert "held" in printed, "a point of a sweep whose process holds the lock does not wait for it"
+        wait_until("the second training", lambda: waits in waiting.stdout + waiting.stderr)
+        of_a_sweep = local.toy("hold", "0", **{HELD: "training-gpu"}).finish(60)
+        assert "held" in of_a_sweep.stdout, "a point of a sweep whose process holds the lock does not wait for it"
         assert second.poll() is None
         assert slots(local) == 1
         ended = time.time()
         first.terminate()
-        printed, _ = second.communicate(timeout=60)
+        printed = second.finish(60).stdout
         assert float(printed.split("held ")[1].split()[0]) > ended
         assert first.wait(timeout=30) != 0
         wait_until("its release", lambda: slots(local) == 0)
-        elsewhere = local.toy("hold", "0", NEXTQUILL_TRAINING_LIMIT="training-gpu-b")
-        assert "held" in elsewhere.communicate(timeout=60)[0], "without a limit nothing waits"
+        elsewhere = local.toy("hold", "0", NEXTQUILL_TRAINING_LIMIT="training-gpu-b").finish(60)
+        assert "held" in elsewhere.stdout, "without a limit nothing waits"
     finally:
         for process in filter(None, (first, second)):
             process.kill()
@@ -235,9 +228,8 @@ def test_a_killed_training_releases_the_gpu_lock(local: Local) -> None:
     wait_until("the training", lambda: slots(local) == 1)
     first.kill()
     first.wait()
-    second = local.toy("hold", "0")
-    printed, _ = second.communicate(timeout=LEASE_S + 40)
-    assert "held" in printed
+    second = local.toy("hold", "0").finish(LEASE_S + 40)
+    assert "held" in second.stdout
 
 
 def test_a_run_beyond_its_time_is_ended_with_its_processes(local: Local) -> None:
@@ -248,9 +240,9 @@ def test_a_run_beyond_its_time_is_ended_with_its_processes(local: Local) -> None
         hours = {variable("train"): "1", variable("pipeline"): "1", variable(limited): limit}
         running[toy, limited] = local.toy(toy, **hours)
     for process in running.values():
-        printed, _ = process.communicate(timeout=120)
-        assert process.returncode != 0
-        child = int(printed.split("child ")[1].split()[0])
+        done = process.finish(120)
+        assert done.returncode != 0
+        child = int(done.stdout.split("child ")[1].split()[0])
         assert not Path("/proc", str(child)).exists(), "the child outlived the run"
     flows = {flow["id"]: flow["name"] for flow in local.get("/flows/filter")}
     runs = local.server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_DESC", "limit": 5}))
@@ -260,12 +252,12 @@ def test_a_run_beyond_its_time_is_ended_with_its_processes(local: Local) -> None
 
 
 def test_only_temporary_errors_are_retried(local: Local) -> None:
-    printed, _ = local.toy("retry").communicate(timeout=90)
-    assert [line for line in printed.splitlines() if line.startswith("tried")] == [
+    done = local.toy("retry").finish(90)
+    assert [line for line in done.stdout.splitlines() if line.startswith("tried")] == [
         "tried network 3 times: Completed",
         "tried input 1 times: Failed",
         "tried network by force 1 times: Failed",
-    ], printed
+    ], done.stderr
 
 
 def test_down_ends_runs_and_leaves_no_process(local: Local, tmp_path: Path) -> None:

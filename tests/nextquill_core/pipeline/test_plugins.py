@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,8 +86,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(packages: Path, small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(small_config(small_world, tmp_path_factory.mktemp("store"), **CHANGES))
+def whole(packages: Path, small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    store = shutil.copytree(prepared_store, tmp_path_factory.mktemp("plugins") / "store")
+    run = Run(small_config(small_world, store, **CHANGES))
     make(run, run.plan.evaluate, launch=ranks(1))
     return run
 

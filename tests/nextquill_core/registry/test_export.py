@@ -55,7 +55,7 @@ def test_the_card_is_part_of_the_artifact_and_tells_of_data_settings_and_trainin
         "| categories | Small |",
         "| users | 20 |",
         "| protocol | dpl |",
-        "| train examples | 160 |",
+        "| train examples | 40 |",
         "| train.learning_rate | 0.001 |",
         "| train.lora.r | 4 |",
         "| weights.policy | every token 1 |",
