@@ -64,12 +64,12 @@ def gather(run: Run, examples: Sequence[Example]) -> Iterator[ExplainedExample]:
     Raises:
         UserError: An artifact is missing; the message names the command that makes it.
     """
+    answers = _answers(run, examples)
     split = run.config.evaluate.split
     measured = any(example.split == split for example in examples)
     texts = _texts(run) if measured else {}
     logps = {method: _logps(run, step) for method, step in run.plan.evaluation.likelihoods.items()} if measured else {}
     gains = _gains(run, logps) if measured else {}
-    answers = _answers(run, examples)
     weights = column_by_example(run.artifact(run.plan.score).folder / "weights", "weight")
     ids = item_ids(run)
     common = boilerplate([one.target.text for one in read_examples(run.artifact(run.plan.ingest).folder, [split])])
