@@ -2,7 +2,7 @@
 
     python -m benchmarks.orchestration --config configs/demo.yaml
 
-Prints three lines of JSON; with the demo's data (`make demo-data`) this takes about twenty minutes on two cores, nearly
+Prints three lines of JSON; with the demo's data this takes about twenty minutes on two cores, nearly
 all of it for the first. With `--store DIR` the first is left out, and a store that the pipeline has filled is used.
 
 - `pipeline`: the whole configuration into an empty store, the sides in turns, each a process from start to end.

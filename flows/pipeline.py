@@ -31,7 +31,7 @@ def pipeline(config: PipelineSettings = SETTINGS, force: bool = False) -> list[d
     Returns:
         A reference to each stage's artifact, in order.
     """
-    with numbered(list(open_run(config).plan.stages)):
+    with numbered(lambda: open_run(config).plan.stages):
         results: list[dict[str, Any]] = [stage(config, force=force) for stage in (ingest, model)]
         check_layers(open_run(config))  # training would refuse them, but only after hours of scoring
         results += [stage(config, force=force) for stage in (score, train, evaluate)]

@@ -6,9 +6,10 @@ scan, belongs to the next row of its stage. A stage that runs alone is not numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 
 from nextquill_core.pipeline import Step
 
@@ -19,17 +20,26 @@ ROW = "row_number"
 class _Rows:
     """The numbers of rows by fingerprint, and the one that is being made."""
 
-    def __init__(self, rows: Sequence[Step]) -> None:
-        self.numbers = {row.fingerprint: f"[{place}/{len(rows)}]" for place, row in enumerate(rows, 1)}
+    def __init__(self, rows: Callable[[], Iterable[Step]]) -> None:
+        self._rows = rows
         self.current = ""
+
+    @cached_property
+    def numbers(self) -> dict[str, str]:
+        rows = list(self._rows())
+        return {row.fingerprint: f"[{place}/{len(rows)}]" for place, row in enumerate(rows, 1)}
 
 
 _rows: ContextVar[_Rows | None] = ContextVar("numbered_rows", default=None)
 
 
 @contextmanager
-def numbered(rows: Sequence[Step]) -> Iterator[None]:
-    """Number these rows within the block."""
+def numbered(rows: Callable[[], Iterable[Step]]) -> Iterator[None]:
+    """Number rows within the block.
+
+    Args:
+        rows: Returns them; it is called when the first step begins, so that errors in the data arise in their stage.
+    """
     token = _rows.set(_Rows(rows))
     try:
         yield

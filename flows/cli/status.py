@@ -31,8 +31,8 @@ COLOURS = {
 UNFINISHED = ("running", "failed", "interrupted")
 WITH_INTERVALS = 110
 """Width of a terminal in columns from which intervals are shown beside the values."""
-HISTORIES_TITLE = "Log-likelihood of the true reviews by the history that is shown, nats a token"
-TRUTH_TITLE = "Against the exact effects, by word; the aim of slope is 1, of own style what the users have"
+HISTORIES_TITLE = "Log-likelihood by the history that is shown, nats a token"
+TRUTH_TITLE = "Against the exact effects (aims: slope 1, own style of the users)"
 HISTORY_DECIMALS = 4
 GAP = 2
 """Blanks between two columns of a table."""

@@ -31,7 +31,7 @@ LISTED_PAIRS = 6  # more pairs, of more than one reference, are shown as a matri
 HEADLINES = (
     PERSONAL_GAIN, preference_key(PERSONAL_GAIN, EXACT), LIKELIHOOD, "rouge1", "rouge1_unicode",
 )  # fmt: skip
-"""The metrics that a terminal shows first."""
+"""The metrics that a terminal shows first, in this order."""
 _HEADINGS = {
     GAIN: "{category}, gain by history in nats a token, n = {n}",
     MAIN: "{category}, {decoding} decoding, n = {n}",
@@ -255,9 +255,8 @@ def headline_table(rows: Sequence[Row]) -> tuple[str, Pivot]:
     """
     decoding, category = preset_order(row["decoding"] for row in rows)[0], widest(rows)
     table = pivot(rows, decoding, category, (GAIN, MAIN))
-    measured = {metric.key for metric in table.metrics}
-    wanted = [key for key in HEADLINES if key in measured and UNICODE_FORMS.get(key) not in measured]
-    places = [place for place, metric in enumerate(table.metrics) if metric.key in wanted]
+    measured = {metric.key: place for place, metric in enumerate(table.metrics)}
+    places = [measured[key] for key in HEADLINES if key in measured and UNICODE_FORMS.get(key) not in measured]
     lines = tuple((method, tuple(cells[place] for place in places)) for method, cells in table.lines)
     title = f"{category}, {decoding} decoding, n = {table.n}, with 95 % intervals over users"
     return title, Pivot(tuple(table.metrics[place] for place in places), lines, table.n)

@@ -6,6 +6,7 @@ without colours and for a pipe.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def estimated_view(
     return Group(
         Text("The same review by the effect that the base model estimates from the writer's past reviews.", "bold"),
         _about(example, words),
-        _indented(terminal_text(units)),
+        _indented(terminal_text(_of_text(units, example.target.text))),
         _indented(_table(("word", "exact effect", "estimated"), rows)),
         Text(
             f"Over all {agreement['words']:,} such words of the measured reviews, the correlation of estimated and "
@@ -92,6 +93,12 @@ def exact_units(text: str, words: Sequence[TrueWord], delta: float) -> Iterator[
         yield Unit(text[done:], 0.0, False, "")
 
 
+def _of_text(units: Sequence[Unit], text: str) -> Iterator[Unit]:
+    """Yield the units that spell a text, and not the stop token behind it."""
+    ends = itertools.accumulate(len(unit.text) for unit in units)
+    yield from (unit for unit, end in zip(units, ends, strict=True) if end <= len(text))
+
+
 def _about(example: Example, words: Sequence[TrueWord]) -> Text:
     target, style = example.target, next((one.style for one in words if one.style), "")
     facts = [example.user_id, target.item.title, f"{target.rating:g} of 5" if target.rating is not None else ""]
@@ -109,4 +116,4 @@ def _table(headings: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> Table:
 
 
 def _indented(shown: Text | Table) -> Padding:
-    return Padding(shown, (0, 0, 0, 2))
+    return Padding(shown, (0, 0, 0, 2), expand=False)

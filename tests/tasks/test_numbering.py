@@ -12,7 +12,7 @@ SCAN, INGEST, MODEL = (Step(name, name, {}) for name in ("scan", "ingest", "mode
 
 
 def test_a_step_without_a_row_counts_to_the_next_row_of_its_stage() -> None:
-    with numbered([INGEST, MODEL]):
+    with numbered(lambda: [INGEST, MODEL]):
         assert row_number() == ""
         begin_row([SCAN, INGEST])
         assert with_number("scan Demo") == "[1/2] scan Demo"
@@ -36,7 +36,7 @@ def test_a_line_of_the_log_has_the_number_of_its_own_row() -> None:
         vars(record).update(attributes)
         return _RunLines().format(record).split(None, 1)[1]
 
-    with numbered([INGEST, MODEL]):
+    with numbered(lambda: [INGEST, MODEL]):
         begin_row([MODEL])
         assert line() == "[2/2] ingest: made"
         assert line(**{ROW: row_number(INGEST.fingerprint)}) == "[1/2] ingest: made"

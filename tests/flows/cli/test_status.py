@@ -134,7 +134,7 @@ def printed(evaluation: Any, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     for table in results_table(evaluation, width=width):
         console.print(table)
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
 def test_results_begin_with_verdict_intervals_histories_and_truth(evaluation: Any) -> None:
