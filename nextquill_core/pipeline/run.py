@@ -215,6 +215,10 @@ class Run:
         return self.plan.template
 
 
+OpenRun = Callable[[Config], Run]
+"""How a configuration is opened; within a flow or command each is opened once."""
+
+
 def _why(known: Freshness) -> str:
     """Return why an artifact had to be made, from the state it was found in."""
     if known.state == "failed":

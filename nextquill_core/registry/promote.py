@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Plan, Step, lineage
 from nextquill_core.pipeline.methods import split_examples
-from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.run import OpenRun, Run
 from nextquill_core.registry.export import trained
 from nextquill_core.schemas import column_by_example
 from storage import Artifact
@@ -85,7 +85,7 @@ class Verdict:
     users: int = 0
 
 
-def val_run(config: Config, method: str, open_run: Callable[[Config], Run]) -> Run:
+def val_run(config: Config, method: str, open_run: OpenRun) -> Run:
     """Open a configuration on val with one method alone; its artifacts are shared with the points of sweeps.
 
     Args:

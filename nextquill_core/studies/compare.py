@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from nextquill_core.evaluation.significance import SAMPLES
 from nextquill_core.evaluation.tables import ALL, NO_TEXTS, Key
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.pipeline.evaluate import Results, read_results, read_scores
-from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.run import OpenRun
 from storage import Artifact, Store
 from storage.manifest import MANIFEST_NAME
 from storage.remote import open_store
@@ -44,8 +44,6 @@ OF_THE_DATA = ("ignored_letters", "unspaced_letters")
 """Fields of the metrics' settings that count the data."""
 ORIGIN = ("model", "template", "code_version", "dirty", "python", "libraries")
 """Fields of a provenance that may explain different numbers; times, hosts and commands do not."""
-OpenRun = Callable[[Config], Run]
-"""Opens a configuration for reading only."""
 
 
 @dataclass(frozen=True)

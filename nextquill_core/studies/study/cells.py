@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Step, lineage
-from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.run import OpenRun, Run
 from nextquill_core.studies.study.choice import Chosen
 from nextquill_core.studies.study.spec import BASE, Choice, Overrides, StudyConfig
 
-OpenRun = Callable[[Config], Run]
 EFFECTS, PARTS, GAIN, DECODING, VARIANTS = QUESTIONS = (1, 2, 3, 4, 5)
 """Numbers of the questions: are the effects right, which part does the work, where is the gain, does decoding use it,
 and what else decides it."""
@@ -209,15 +208,13 @@ def plan_rows(cells: Iterable[Cell]) -> Iterator[PlanRow]:
             if step.address not in counted and cell.run.freshness(step).state != "fresh"
         ]
         counted |= {step.address for step in steps}
-        kinds: dict[str, int] = {}
         seconds: float | None = 0.0
         for step in steps:
-            kinds[step.kind] = kinds.get(step.kind, 0) + 1
             if step.kind not in times:
                 times[step.kind] = _typical_seconds(cell.run, step)
             known = times[step.kind]
             seconds = None if seconds is None or known is None else seconds + known
-        yield PlanRow(cell, kinds, seconds)
+        yield PlanRow(cell, Counter(step.kind for step in steps), seconds)
 
 
 def plan_lines(rows: Sequence[PlanRow]) -> Iterator[str]:
@@ -227,10 +224,9 @@ def plan_lines(rows: Sequence[PlanRow]) -> Iterator[str]:
         rows: As from `plan_rows`.
     """
     yield from (f"  {row.text}" for row in rows)
-    kinds: dict[str, int] = {}
+    kinds = Counter[str]()
     for row in rows:
-        for kind, count in row.missing.items():
-            kinds[kind] = kinds.get(kind, 0) + count
+        kinds.update(row.missing)
     if not kinds:
         yield "  everything is up to date"
         return

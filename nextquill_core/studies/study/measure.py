@@ -17,14 +17,13 @@ from nextquill_core.evaluation.significance import (
     Floats,
     Statistic,
     Values,
-    compare_values,
     interval_of,
     mean_over_seeds,
     resample,
     user_sums,
     values_of,
 )
-from nextquill_core.evaluation.tables import NO_TEXTS, corrected
+from nextquill_core.evaluation.tables import NO_TEXTS, comparison_values, corrected
 from nextquill_core.pipeline.evaluate import read_results, read_scores
 from nextquill_core.schemas import column_by_example
 from nextquill_core.studies.study.cells import Cell
@@ -199,12 +198,5 @@ def _interval(values: Values) -> dict[str, float]:
 def _compared(mine: Sequence[Values], theirs: Sequence[Values], seed: int) -> dict[str, float]:
     """Compare two lines under the seeds that both have, the first ones."""
     seeds = min(len(mine), len(theirs))
-    found = compare_values(*(mean_over_seeds(values[:seeds], seed=seed) for values in (mine, theirs)))
-    return {
-        "difference": found.difference.value,
-        "ci_low": found.difference.low,
-        "ci_high": found.difference.high,
-        "p_value": found.p_value,
-        "win_rate": found.win_rate,
-        "seeds": seeds,
-    }
+    both = (mean_over_seeds(values[:seeds], seed=seed) for values in (mine, theirs))
+    return comparison_values(*both) | {"seeds": seeds}
