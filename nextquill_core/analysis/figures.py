@@ -224,7 +224,8 @@ def png(figure: Figure) -> bytes:
     """Return the figure as a PNG file; the same figure gives the same bytes (no date, no version inside)."""
     buffer = io.BytesIO()
     figure.set_dpi(DPI)
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # `savefig` would draw it twice
+    # Not `savefig`, which would draw it twice.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

@@ -52,7 +52,8 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     """
     buffer = io.StringIO()
     with _DRAWING, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # the settings are global
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=_METADATA)  # `savefig` would draw it twice
+        # Not `savefig`, which would draw it twice.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=_METADATA)  # type: ignore[no-untyped-call]
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<style.*?</style>", "", drawn, count=1, flags=re.DOTALL)  # it would hold for the whole page

@@ -106,6 +106,12 @@ def test_texts_of_users_are_text_in_the_terminal() -> None:
     assert terminal_safe("a\rb") == "a\nb"
 
 
+def test_one_person_says_the_preset_of_the_texts() -> None:
+    one = explained("u", 0.1)
+    assert "decoding" not in one.facts
+    assert replace(one, decoding="sane").facts.endswith("texts by sane decoding")
+
+
 def opened(blocks: Sequence[str]) -> list[Any]:
     return [json.loads(zlib.decompress(base64.b64decode(block))) for block in blocks]
 
@@ -135,10 +141,10 @@ def test_a_picker_that_is_too_large_leaves_out_past_reviews_then_methods_and_say
 
     one = explained("u", 0.1)
     assert shown(10**6) == (1, ["a", "b", "c"], "")
-    whole = people_of([one])
+    whole = people_of([replace(one, texts=dict.fromkeys("abc", EVIL))])
     assert whole
     less = "To keep this page small, the list leaves out past reviews"
-    assert shown(len(whole.blocks[0])) == (None, ["a", "b", "c"], f"{less}.")
+    assert shown(len(whole.blocks[0]) - 1) == (None, ["a", "b", "c"], f"{less}.")
     assert shown(0) == (None, ["a", "c"], f"{less}, the texts of all methods but c and a.")
 
 
