@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,7 @@ def _writer(settings: Any, method: str | None) -> Writer:
     from flows.runs import open_run
     from nextquill_core.pipeline.writing import run_writer
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     return run_writer(open_run(settings, fetch=False), method)
 
 
