@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,14 +80,15 @@ def _write(
     """
     from nextquill_core.writing.requests import PastReview, WriteRequest, checked, read_forms
 
-    one = {
+    described = item_title is not None or item_description != ""
+    one: dict[str, Any] = {
         "user": user, "rating": rating, "title": title, "category": category, "before": before, "example": example,
-        "item": item if item_title is None else {"title": item_title, "description": item_description},
+        "item": {"title": item_title or "", "description": item_description} if described else item,
     }  # fmt: skip
     given = [name for name, value in one.items() if value not in (None, "")] + ["history"] * (history is not None)
     if (requests is None) != (out is None):
         raise UserError("--requests and --out belong together", "nextquill write", "name both files")
-    if item is not None and item_title is not None:
+    if item is not None and described:
         raise UserError("--item and --item-title are two items", "nextquill write", "leave out one of them")
     if requests is not None and out is not None:
         if given or as_json:
@@ -113,6 +115,7 @@ def _writer(settings: Any, method: str | None) -> Writer:
     from flows.runs import open_run
     from nextquill_core.pipeline.writing import run_writer
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     return run_writer(open_run(settings, fetch=False), method)
 
 

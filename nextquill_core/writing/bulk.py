@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from nextquill_core.causal.shard_queue import split_into_shards
 from nextquill_core.errors import UserError
 from nextquill_core.generation.engines import Journal
+from nextquill_core.orders import EXAMPLES_PER_SHARD
 from nextquill_core.progress import Progress, advancing, silent
 from nextquill_core.writing.draft import Draft
 from nextquill_core.writing.requests import ItemFields, WriteRequest
@@ -22,6 +23,8 @@ from storage.files import atomic_path, user_path
 from storage.fingerprint import fingerprint
 from storage.tables import read_table, write_table
 
+PART = EXAMPLES_PER_SHARD
+"""Number of requests whose drafts are kept together."""
 TOKEN = pa.struct(
     {"text": pa.string(), "logp_with": pa.float32(), "logp_without": pa.float32(), "effect": pa.float32()}
 )
@@ -86,7 +89,7 @@ def write_drafts(
     with user_path(out, "name another file with --out"):
         work.mkdir(parents=True, exist_ok=True)
         parts = []
-        for _, some in split_into_shards(requests):
+        for _, some in split_into_shards(requests, PART):
             name = fingerprint([basis, [request.model_dump(mode="json") for request in some]])
             parts.append(work / f"{name}.parquet")
             if parts[-1].is_file():

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core.generation.engines import Engine, Generation
-from nextquill_core.orders import EXAMPLES_PER_SHARD
+from nextquill_core.writing import bulk
 from nextquill_core.writing.bulk import DRAFTS, write_drafts
 from nextquill_core.writing.histories import Histories
 from nextquill_core.writing.requests import WriteRequest, checked
@@ -78,13 +78,14 @@ def test_rows_are_in_the_order_of_the_requests(
 
 
 def test_an_interrupted_run_resumes_and_ends_in_the_same_bytes(
-    tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path
+    tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = EXAMPLES_PER_SHARD + 5
+    monkeypatch.setattr(bulk, "PART", 8)
+    count = 13
     whole, out = Echo(), tmp_path / "drafts.parquet"
     write_drafts(tiny_writer(tiny_model, tiny_tokenizer, people, engine=whole), requests(count), tmp_path / "whole")
     asked = 0
-    for most in (10, EXAMPLES_PER_SHARD - 8, count):
+    for most in (3, 7, count):
         engine = Echo(most)
         try:
             write_drafts(tiny_writer(tiny_model, tiny_tokenizer, people, engine=engine), requests(count), out)
