@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,20 @@ def listening() -> Iterator[str]:
             yield from (str(one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN)
 
 
+@contextmanager
+def stays_up(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the jobs of a block share the Ray that the first one starts, which takes seconds, and end it after them."""
+    import ray
+
+    end = ray.shutdown
+    with patch.context() as inside:
+        inside.setattr(ray, "shutdown", lambda *_: None)
+        try:
+            yield
+        finally:
+            end()
+
+
 @pytest.mark.flow
 @pytest.mark.skipif(not installed, reason="Ray is not installed: pip install 'nextquill[ray]'")
 def test_two_workers_on_ray_make_the_same_bytes_as_one(
@@ -51,8 +65,9 @@ def test_two_workers_on_ray_make_the_same_bytes_as_one(
         shown.append(state)
         listened.update(listening())
 
-    with temporary_settings({PREFECT_API_URL: server.api}):
-        ray_launch(None, 2, {"num_cpus": 2})(order, show)
+    launch = ray_launch(None, 2, {"num_cpus": 2})
+    with temporary_settings({PREFECT_API_URL: server.api}), stays_up(monkeypatch):
+        launch(order, show)
         assert digests(queue) == digests(whole)
         assert len(queue.reports()) > 0
         assert shown[-1][:2] == (24, 24)
