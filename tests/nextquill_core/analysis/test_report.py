@@ -17,6 +17,7 @@ from nextquill_core.analysis.report import (
     Cohort,
     Download,
     Picture,
+    PictureGroup,
     Report,
     RowCount,
     Stage,
@@ -167,6 +168,10 @@ def small_report() -> Report:
         training=[Training("nextquill", 600, 1_204_332, 3800.0, 2.8, 2.4, None)],
         training_figures=[picture("Curves")],
         person=people_of([explained("U1", 0.25, "I could not put it down.")]),
+        paper=[
+            PictureGroup("words", "Words of history", {"words-1": picture("Cloud")}),
+            PictureGroup("clusters", "Clusters of states", absent="Run `nextquill evaluate` & wait."),
+        ],
         notes=["Read with care."],
         commands=["make run", "nextquill report --config demo.yaml"],
     )
@@ -214,6 +219,13 @@ def test_the_verdict_comes_first_and_the_tables_are_folded(report: Report) -> No
 def test_a_table_is_offered_as_csv(report: Report) -> None:
     (link,) = [link for link in Page(render(report)).attributes("a", "href") if link.startswith("data:")]
     assert base64.b64decode(link.split(",")[1]).decode() == "method,value\nnextquill,0.2318\n"
+
+
+def test_a_picture_that_is_missing_says_how_to_get_it(report: Report) -> None:
+    html = render(report)
+    assert "<p>Run <code>nextquill evaluate</code> &amp; wait.</p>" in html
+    assert "Clusters of states" in html
+    assert html.count("(not here yet)") == 1
 
 
 def test_one_person_is_left_out_where_no_example_was_measured(report: Report) -> None:
@@ -376,6 +388,7 @@ def hostile_report() -> Report:
         tokens=[TokenEffect(EVIL, 0.1, 1)],
         training=[Training(EVIL, 1, 1, 1)],
         person=people_of([explained(EVIL, 0.1, EVIL), explained("שלום", 0.2, "ספר נפלא 😀")]),
+        paper=[PictureGroup("evil", EVIL, {EVIL: draw("paper", Figure(), EVIL, EVIL, EVIL)}, EVIL)],
         notes=[EVIL],
         commands=[EVIL],
     )

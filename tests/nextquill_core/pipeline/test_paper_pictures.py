@@ -57,8 +57,10 @@ def test_edges_are_around_zero_and_hold_nearly_everything() -> None:
 def test_an_evaluation_draws_what_is_there_and_says_how_to_get_the_rest(whole: Run) -> None:
     folder = whole.artifact(whole.plan.evaluate).folder
     page = (folder / "report.html").read_text()
-    assert "The store has no sweep over α and λ with all else as here: run `nextquill sweep train.alpha=0.01" in page
-    assert "The clusters have not been computed: run `nextquill evaluate`" in page
+    assert (
+        "The store has no sweep over α and λ with all else as here: run <code>nextquill sweep train.alpha=0.01" in page
+    )
+    assert "The clusters have not been computed: run <code>nextquill evaluate</code>" in page
     rows = pq.read_table(folder / "figures" / "log-probabilities.parquet").to_pylist()
     of_all = {row["method"]: row["mean"] for row in rows if row["tokens"] == "All tokens"}
     measured = read_results(whole.artifact(whole.plan.evaluate)).rows

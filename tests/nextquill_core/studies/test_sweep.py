@@ -13,7 +13,7 @@ import pytest
 from nextquill_core.config import Config
 from nextquill_core.pipeline import lineage
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.sweep_points import Point, grid_configs, label_of, open_points
+from nextquill_core.pipeline.sweep_points import Point, grid_configs, label_of, open_points, stored_sweeps
 from nextquill_core.schemas import SWEEP
 from nextquill_core.studies.sweep import collect, fresh_sweep, missing, parse_grid, read_sweep, sweep_cells
 from storage import Basis, UserError, write_json
@@ -171,8 +171,20 @@ def test_the_table_names_each_method_once_for_what_decides_it(small_world: Path,
     assert '<td class="num best">0.4000<small>[0.3900, 0.4100]</small></td>' in page
     assert "val split" in page
     assert "http" not in page.replace("http-equiv", "")
+    drawn = pq.read_table(artifact.folder / "figures" / "sweep-1.parquet").to_pylist()
+    assert [(row["series"], row["at"], row["value"]) for row in drawn] == [
+        ("nextquill", "0.1", 0.3), ("nextquill", "0.2", 0.4)
+    ]  # fmt: skip
+    assert (artifact.folder / "figures" / "sweep-1.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in page
     assert collect(points).reused
     assert fresh_sweep(points) is not None
+    assert [one.manifest.fingerprint for one in stored_sweeps(points[0].run, Run, {"train.alpha"})] == [
+        artifact.manifest.fingerprint
+    ]
+    assert list(stored_sweeps(points[0].run, Run, {"weights.high"})) == []
+    other = Run(small_config(small_world, tmp_path, seed=7, **changes))
+    assert list(stored_sweeps(other, Run)) == [], "a sweep over another configuration"
 
 
 def test_a_remade_point_makes_the_sweep_stale(small_world: Path, tmp_path: Path) -> None:
