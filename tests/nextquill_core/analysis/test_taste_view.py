@@ -45,10 +45,13 @@ def test_in_a_pipe_numbers_say_what_colours_say_elsewhere() -> None:
         Unit("daring", 0.05, True, ""),
         Unit(TEXT[DARING + 6 :], 0, False, ""),
     ]
+    units.append(Unit("<|endoftext|>", 0.0, False, ""))
     text = shown(estimated_view(EXAMPLE, WORDS, units, [0.05, 0.0], FIT, 0.025))
     assert max(map(len, text.splitlines())) <= 80
     assert ["daring", "+0.081", "+0.050"] in [line.split() for line in text.splitlines()]
     assert "Over all 600 such words" in text
+    assert "My copy came on time." in text
+    assert "endoftext" not in text
     assert "r = 0.53" in text
     assert " ".join(text.split()).endswith("AUC for an exact effect above 0.025: 0.86.")
 
