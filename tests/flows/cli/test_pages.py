@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from flows.cli import pages
 from flows.cli.pages import write_page
 from storage import UserError
 
@@ -16,7 +15,7 @@ def test_missing_folders_are_made_and_the_page_is_opened_on_demand(
     monkeypatch: Any, capsys: Any, tmp_path: Path
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(pages.typer, "launch", opened.append)
+    monkeypatch.setattr("flows.cli.pages.typer.launch", opened.append)
     page = tmp_path / "a" / "b" / "page.html"
     write_page(page, "<p>ü", show=False)
     assert (page.read_text(encoding="utf-8"), opened) == ("<p>ü", [])

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -32,9 +32,6 @@ from tests.nextquill_core.analysis.test_comparison_page import row as compared_r
 from tests.nextquill_core.analysis.test_example_view import EVIL, explained
 from tests.nextquill_core.analysis.test_report import hostile_report, small_report
 from tests.nextquill_core.analysis.test_report_figures import difference
-
-if TYPE_CHECKING:
-    from selenium.webdriver import Chrome
 
 pytestmark = [
     pytest.mark.process,
@@ -98,7 +95,7 @@ return false;
 class Viewer:
     """A browser that opens pages from files, and the folder for them."""
 
-    driver: Chrome
+    driver: Any
     folder: Path
 
     def open(self, name: str, html: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nextquill_core.analysis.report_figures import (
@@ -33,9 +35,10 @@ def test_a_forest_has_a_line_for_each_metric_and_reference_with_its_numbers() ->
     ]
     gains, likelihoods, texts = forest_plot(found).axes
     assert [label.get_text() for label in texts.get_yticklabels()] == ["− contextsft", "− qwen", "− contextsft"]
-    points = {line.get_marker(): line.get_xydata().tolist() for line in texts.lines if line.get_marker() != "None"}
+    drawn: Any = texts
+    points = {line.get_marker(): line.get_xydata().tolist() for line in drawn.lines if line.get_marker() != "None"}
     assert points == {"D": [[0.005, 1]], "o": [[0.02, 2], [0.02, 4]]}, "by outcome; the names of metrics take a line"
-    assert [segment.tolist() for group in texts.collections for segment in group.get_segments()] == [
+    assert [segment.tolist() for group in drawn.collections for segment in group.get_segments()] == [
         [[pytest.approx(value - 0.01 * scale), line], [pytest.approx(value + 0.01 * scale), line]]
         for value, scale, line in ((0.005, 1, 1), (0.02, 1, 2), (0.02, 0.01, 4))
     ]
