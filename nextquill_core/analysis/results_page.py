@@ -6,6 +6,7 @@ page says that none was found.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -177,10 +178,12 @@ def aim(study: Study) -> dict[str, Any]:
     for key in HEADLINES:
         if key not in rows:
             unknown.append(_name(key))
-        elif significant(rows[key]) and _better(rows[key]):
+        elif not significant(rows[key]):
+            fails.append(f"not shown to be better in {_stated(rows[key])}")
+        elif _better(rows[key]):
             holds.append(f"better in {_stated(rows[key])}")
         else:
-            fails.append(f"not shown to be better in {_stated(rows[key])}")
+            fails.append(f"worse in {_stated(rows[key])}")
     texts = [row for key, row in rows.items() if METRICS[key].judges_text]
     worse = [row for row in texts if significant(row) and not _better(row)]
     if not texts:
@@ -233,8 +236,22 @@ def summary(study: Study) -> list[tuple[str, str]]:
         chosen = (
             f"the setting chosen on val, `{what['candidate']}`," if what["candidate"] else "no setting was chosen; it"
         )
-        found.append(("5. What else decides it?", f"{chosen} {state[what['reached']]}"))
+        found.append(("5. What else decides it?", f"{chosen} {state[what['reached']]}{_gain_on_val(study)}"))
     return found
+
+
+def _gain_on_val(study: Study) -> str:
+    """Return which settings raise the personal gain over the reference on val, and what that costs; "" if none does."""
+    rows = study["tables"].get("variants_val", {}).get("comparisons", [])
+    pairs = [row for row in rows if (row["method"], row["reference"]) == (study["method"], study["reference"])]
+    at = {(row["candidate"], row["metric"]): row for row in pairs}
+    gaining = [name for name, key in at if key == GAIN and significant(at[name, key]) and _better(at[name, key])]
+    if not gaining:
+        return ""
+    told = "; ".join(
+        f"`{name}`: {listed(_stated(at[name, key]) for key in HEADLINES if (name, key) in at)}" for name in gaining
+    )
+    return f". On val these settings raise the personal gain over `{study['reference']}`: {told}"
 
 
 def threats(study: Study) -> list[str]:
@@ -352,8 +369,9 @@ def difference_table(comparisons: Sequence[Row], label: str, metrics: Sequence[s
 
 
 def overrides_text(overrides: Mapping[str, Any]) -> str:
-    """Return the values of a candidate as text."""
-    return ", ".join(f"`{key}: {value}`" for key, value in overrides.items()) or "the base configuration as it is"
+    """Return the values of a candidate as text, in YAML."""
+    texts = (f"`{key}: {value if isinstance(value, str) else json.dumps(value)}`" for key, value in overrides.items())
+    return ", ".join(texts) or "the base configuration as it is"
 
 
 def listed(items: Iterable[str]) -> str:

@@ -154,6 +154,8 @@ def test_the_aim_is_reached_only_by_all_its_parts(monkeypatch: pytest.MonkeyPatc
     ) in page(**worse)
     missed = page(**tuned(compared("nextquill", LIKELIHOOD, NONE), compared("nextquill", ROUGE, NONE)))
     assert "`nextquill` is not shown to be better in Log-likelihood (+0.0500" in missed
+    lost = page(**tuned(compared("nextquill", LIKELIHOOD, LOSES), compared("nextquill", ROUGE, NONE)))
+    assert "`nextquill` is worse in Log-likelihood (−0.0500" in lost
     silent = page(**tuned(compared("nextquill", LIKELIHOOD, WINS)))
     assert "This cannot be decided, because not everything was measured: metrics of texts." in silent
 
@@ -162,6 +164,18 @@ def test_without_the_headline_metric_the_page_does_not_claim_the_aim() -> None:
     found = aim(study(**tuned(compared("nextquill", LIKELIHOOD, WINS), compared("nextquill", ROUGE, NONE))))
     assert found["reached"] is None
     assert [name.lower() for name in found["unknown"]] == ["personal gain"]
+
+
+def test_settings_that_raise_the_gain_on_val_are_named_with_their_price() -> None:
+    found = tuned(compared("nextquill", LIKELIHOOD, NONE), compared("nextquill", ROUGE, NONE))
+    pairs = [compared("nextquill", "personal_gain", WINS), compared("nextquill", LIKELIHOOD, LOSES)]
+    found["tables"]["variants_val"] = table("val", [valued("nextquill", LIKELIHOOD, -3.5)], pairs)
+    assert (
+        "On val these settings raise the personal gain over `contextsft`: `base`: Personal gain (+0.0500 [+0.0400, "
+        "+0.0600] nats a token, p = 0.002) and Log-likelihood (−0.0500 [−0.0600, −0.0400] nats a token, p < 0.001) |"
+    ) in page(**found)
+    found["tables"]["variants_val"]["comparisons"] = [compared("nextquill", "personal_gain", NONE), pairs[1]]
+    assert "On val these settings" not in page(**found)
 
 
 def test_threats_follow_from_what_was_measured() -> None:
