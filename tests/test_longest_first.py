@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ def test_recorded_seconds_decide_and_what_tests_start_where_there_are_none(
 
 def test_a_run_that_records_adds_up_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(longest_first, "SECONDS", tmp_path / "seconds.json")
-    monkeypatch.setattr(longest_first, "_took", {"tests/a.py": 7.6, "tests/b.py": 4.9})
+    monkeypatch.setattr(longest_first, "_took", defaultdict(float, {"tests/a.py": 7.6, "tests/b.py": 4.9}))
     whole: Any = SimpleNamespace(config=SimpleNamespace())
     part: Any = SimpleNamespace(config=SimpleNamespace(workerinput={}))
     longest_first.pytest_sessionfinish(whole)

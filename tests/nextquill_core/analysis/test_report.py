@@ -181,7 +181,7 @@ def test_page_is_whole_and_self_contained(report: Report) -> None:
     html = render(report)
     page = Page(html)
     drawn = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawn) == 8
+    assert len(drawn) == 9
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawn)
     assert not {"link", "iframe", "object", "img"} & {tag for tag, _ in page.tags}
     assert not re.search(r"""https?://|url\((?!#)|@import""", html)

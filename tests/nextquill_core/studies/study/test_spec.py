@@ -26,7 +26,7 @@ def test_settings_lie_over_the_base_and_the_command_line_over_both(tmp_path: Pat
     study = load_study(written(tmp_path, settings=settings), ["train.alpha=0.3"], store="elsewhere")
     config = study.config({"weights.low": 0.5}, methods=["latestk", "contextsft"], split="val", seed=4, decoding=[])
     assert (config.train.alpha, config.train.lora.r, config.train.lora.alpha) == (0.3, 8, 32)
-    assert (config.weights.high, config.weights.low, config.weights.delta) == (0.7, 0.5, 0.05)
+    assert (config.weights.high, config.weights.low, config.weights.delta) == (0.7, 0.5, 0.025)
     assert config.model.name_or_path == "tiny", "the base's"
     assert (config.store, config.seed) == ("elsewhere", 4)
     assert (config.evaluate.split, config.evaluate.methods, config.evaluate.decoding) == (
