@@ -26,11 +26,13 @@ class TasteNarrator:
         if step.kind != "model" or run.freshness(step).state == "fresh":
             return
         from nextquill_core.analysis.taste_view import exact_view
-        from nextquill_core.pipeline.truths import clearest_example, truths_of, words_of
+        from nextquill_core.pipeline.methods import measured_examples
+        from nextquill_core.pipeline.truths import clearest, truths_of, words_of
 
         try:
-            example = clearest_example(run)
-            words = words_of(truths_of(run), example)
+            truths = truths_of(run)
+            example = clearest(measured_examples(run)[0], truths)
+            words = words_of(truths, example)
         except UserError:  # no synthetic world
             return
         _print(exact_view(example, words, run.config.weights.delta))
@@ -50,12 +52,12 @@ class TasteNarrator:
         from nextquill_core.pipeline.example import scored_units
         from nextquill_core.pipeline.methods import measured_examples
         from nextquill_core.pipeline.stored_effects import read_effects
-        from nextquill_core.pipeline.truths import clearest_example, exact_word_effects, truths_of, words_of
+        from nextquill_core.pipeline.truths import clearest, exact_word_effects, truths_of, words_of
 
         try:
             truths = truths_of(run)
-            example = clearest_example(run)
             examples, _ = measured_examples(run)
+            example = clearest(examples, truths)
             effects = read_effects(run.artifact(run.plan.score).folder, examples)
             mine, pairs = (exact_word_effects(run, some, effects, truths) for some in ([example], examples))
         except UserError:
@@ -64,7 +66,8 @@ class TasteNarrator:
             return
         words, delta = words_of(truths, example)[: len(mine)], run.config.weights.delta
         estimates = [estimate for estimate, _ in mine]
-        _print(estimated_view(example, words, scored_units(run, example), estimates, agreement(pairs, delta), delta))
+        units = scored_units(run, effects[example.example_id])
+        _print(estimated_view(example, words, units, estimates, agreement(pairs, delta), delta))
 
 
 def _print(shown: Any) -> None:

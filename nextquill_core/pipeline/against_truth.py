@@ -86,7 +86,7 @@ def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
         return None
     if not by_word:
         return None
-    found = agreement(by_word, delta)
+    found, bins = agreement(by_word, delta), calibration(by_word)
     facts = [
         ("words that taste drew", f"{found['words']:,}"),
         ("correlation r of estimated and exact effects", f"{found['pearson']:.2f}"),
@@ -94,11 +94,11 @@ def against_truth(run: Run, measured: Measured) -> AgainstTruth | None:
     ]
     pictures = {
         "exact-effects": draw(
-            "exact-effects", report_figures.calibration_plot(calibration(by_word)), "Estimated against exact effects",
+            "exact-effects", report_figures.calibration_plot(bins), "Estimated against exact effects",
             "Mean exact effect by mean estimated effect of groups of words, beside the line on which both are equal",
             "Words in ten groups of equal number by their estimated effect, under the model that weights the training. "
             "Points below the line: the estimate is too high.",
-            [{"estimated": one, "exact": other, "words": count} for one, other, count in calibration(by_word)],
+            [{"estimated": one, "exact": other, "words": count} for one, other, count in bins],
         )
     }  # fmt: skip
     shares = list(_style_shares(run, measured, styles))

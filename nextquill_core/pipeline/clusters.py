@@ -18,8 +18,9 @@ from nextquill_core.pipeline.evaluation_plan import OWN
 from nextquill_core.pipeline.methods import adapted, base_model, method_encoder, shown_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
+from nextquill_core.pipeline.stored_effects import read_effects
 from nextquill_core.progress import Progress, advancing
-from nextquill_core.schemas import CLUSTERS, column_by_example
+from nextquill_core.schemas import CLUSTERS
 from storage import Staging
 
 FILE = "clusters.parquet"
@@ -45,16 +46,14 @@ def build_clusters(run: Run, step: Step, staging: Staging, progress: Progress) -
 
     method, delta = METHODS[step.settings["method"]], np.float32(run.config.weights.delta)
     examples = {one.example_id: one for one in shown_examples(run, method, run.config.evaluate.split, OWN)}
-    folder = run.artifact(run.plan.effects).folder / "effects"
-    effects = column_by_example(folder, "effect")
+    effects = read_effects(run.artifact(run.plan.effects).folder, list(examples.values()))
     encoder = method_encoder(run, method)
-    ids = column_by_example(folder, "target_ids")
     preferred = {
         name: [
-            at for at, (effect, token) in enumerate(zip(effects[name], ids[name], strict=True))
+            at for at, (effect, token) in enumerate(zip(answer.effect, answer.target_ids, strict=True))
             if effect > delta and token != encoder.stop_id
         ]
-        for name in examples
+        for name, answer in ((name, effects[name]) for name in examples)
     }  # fmt: skip
     sample = draw_tokens(preferred, run.config.evaluate.pictured_tokens, seed=run.config.seed)
     rows: list[dict[str, Any]] = []
@@ -67,7 +66,7 @@ def build_clusters(run: Run, step: Step, staging: Staging, progress: Progress) -
             (pair,) = encoder.encode([examples[name]])
             hidden_TD = answer_hidden_states(model, [pair.factual], [pair.target], packed=False)
             states.append(hidden_TD[places].float().cpu().numpy())
-            rows += [{"example_id": name, "position": at, "effect": effects[name][at]} for at in places]
+            rows += [{"example_id": name, "position": at, "effect": effects[name].effect[at]} for at in places]
             advance(1)
     found = cluster_states(np.concatenate(states), seed=run.config.seed) if states else None
     clusters = list(_clustered(rows, found.labels_N, found.map_N2)) if found else []

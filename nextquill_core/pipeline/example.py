@@ -96,9 +96,8 @@ def gather(run: Run, examples: Sequence[Example], effects: Effects | None = None
         )
 
 
-def scored_units(run: Run, example: Example) -> tuple[Unit, ...]:
-    """Return the true review of an example as it is coloured by effect; the stage score is in the run's store."""
-    answer = read_effects(run.artifact(run.plan.score).folder, [example])[example.example_id]
+def scored_units(run: Run, answer: ScoredAnswer) -> tuple[Unit, ...]:
+    """Return a true review as it is coloured by effect; the base model is in the run's store."""
     pieces = token_texts(load_tokenizer(run.model), answer.target_ids)
     return tuple(units_of(answer, run.config.weights.delta, pieces))
 

@@ -82,8 +82,21 @@ def exact_word_effects(run: Run, examples: Sequence[Example], effects: Effects, 
     return found
 
 
+def clearest(examples: Sequence[Example], truths: Mapping[str, Truth]) -> Example:
+    """Return the example whose true review shows its writer's taste most: that of the largest exact effects.
+
+    Args:
+        examples: The examples, at least one.
+        truths: As `truths_of` returns them.
+
+    Raises:
+        DataError: The ground truth is not that of these reviews.
+    """
+    return max(examples, key=lambda one: (sum(word.effect for word in words_of(truths, one)), one.example_id))
+
+
 def clearest_example(run: Run) -> Example:
-    """Return the measured example whose true review shows its writer's taste most: that of the largest exact effects.
+    """Return the `clearest` of the measured examples.
 
     Args:
         run: The run; the sequences are in its store.
@@ -91,9 +104,7 @@ def clearest_example(run: Run) -> Example:
     Raises:
         DataError: There is no ground truth, or it is not that of these reviews.
     """
-    truths = truths_of(run)
-    examples, _ = measured_examples(run)
-    return max(examples, key=lambda one: (sum(word.effect for word in words_of(truths, one)), one.example_id))
+    return clearest(measured_examples(run)[0], truths_of(run))
 
 
 def shown_user(run: Run) -> str:
