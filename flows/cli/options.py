@@ -41,23 +41,6 @@ class Panel(StrEnum):
     data = "Data and choices"
 
 
-def read_settings(config: Path, overrides: list[str] | None, store: str | None, preset: str | None = None) -> Any:
-    """Return the `Config` in a file with a preset and then single keys laid over it.
-
-    Args:
-        config: YAML file, or the name of a packaged configuration.
-        overrides: `KEY=VALUE` texts.
-        store: Artifact store that replaces the file's.
-        preset: YAML file, or the name of a packaged preset.
-
-    Raises:
-        UserError: The file cannot be read, or a key or value is invalid.
-    """
-    from nextquill_core.config.packaged import read_config
-
-    return read_config(str(config), overrides or [], store, preset)
-
-
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options --config, --set, --preset and --store.
 
@@ -71,8 +54,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def configured(
         config: Path | list[Path], overrides: SetOption, preset: PresetOption, store: StoreOption, **other: Any
     ) -> None:
+        from nextquill_core.config.packaged import read_config
+
         def read(file: Path) -> Any:
-            return read_settings(file, overrides, store, preset)
+            return read_config(str(file), overrides or [], store, preset)
 
         settings = list(map(read, config)) if isinstance(config, list) else read(config)
         if "given" in parameters:

@@ -244,8 +244,8 @@ class People:
 def people_of(explained: Iterable[ExplainedExample], methods: Sequence[str] = ()) -> People | None:
     """Return three users to show at once, and all of them for the picker; None without examples.
 
-    Where all users do not fit into `LARGEST_PICKER`, the picker leaves out past reviews, then all methods but the first
-    two, and then the last users.
+    Where all users do not fit into `LARGEST_PICKER`, the picker leaves out past reviews, then all methods but two, but
+    one, all methods, and then the last users.
 
     Args:
         explained: The measured examples; all are kept in memory.
@@ -282,13 +282,10 @@ def _fitting_blocks(users: Sequence[Sequence[ExplainedExample]], methods: Sequen
 
     If they do not fit with the least detail either, only the first blocks are returned, at least one.
     """
-    kept = methods[:2]
-    others = f" but {' and '.join(kept)}" if kept else ""
-    details: list[tuple[int, Sequence[str] | None, str]] = [
-        (PAST_CHARS, None, ""),
-        (0, None, "past reviews"),
-        (0, kept, f"past reviews, the texts of all methods{others}"),
-    ]
+    details: list[tuple[int, Sequence[str] | None, str]] = [(PAST_CHARS, None, ""), (0, None, "past reviews")]
+    for kept in (methods[:2], methods[:1], ()):
+        others = f" but {' and '.join(kept)}" if kept else ""
+        details.append((0, kept, f"past reviews, the texts of all methods{others}"))
     parts = [users[first : first + BLOCK_USERS] for first in range(0, len(users), BLOCK_USERS)]
     blocks: list[str] = []
     left_out = ""

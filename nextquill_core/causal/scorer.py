@@ -36,7 +36,7 @@ class Scorer:
         model: A Hugging Face causal language model in evaluation mode.
         batch_tokens: Token positions of one forward pass on a GPU; a single example may have more. Halved when memory
             runs out; on a CPU the number of examples side by side is halved instead.
-        on_tokens: Called with the number of token positions after each pass.
+        on_scored: Called after each pass with the number of examples and of token positions in it.
         strategy: How the branches are computed; None for the best strategy that the model supports.
     """
 
@@ -44,7 +44,7 @@ class Scorer:
         self,
         model: Any,
         batch_tokens: int,
-        on_tokens: Callable[[int], None] | None = None,
+        on_scored: Callable[[int, int], None] | None = None,
         *,
         strategy: Strategy | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class Scorer:
         self._one_by_one = self._on_cpu and self.strategy in ("reuse", "plain")
         self.side_by_side = passes_at_once(model)
         self._feed_forward = feed_forward_parts(model) if self._one_by_one else []
-        self._on_tokens = on_tokens or (lambda tokens: None)
+        self._on_scored = on_scored or (lambda examples, tokens: None)
         self._head = head_of(model)
 
     def score(self, pairs: Sequence[TokenPair]) -> Scores:
@@ -75,7 +75,7 @@ class Scorer:
                 with fast_feed_forward(self._feed_forward), closing(passes(pairs, waiting, tokens)) as scored:
                     for batch, scores in scored:
                         found.update(zip(batch, scores, strict=True))
-                        self._on_tokens(sum(tokens[index] for index in batch))
+                        self._on_scored(len(batch), sum(tokens[index] for index in batch))
             except _OutOfMemory as error:
                 self._reduce(error.pairs)
         return [found[index] for index in range(len(pairs))]

@@ -168,7 +168,7 @@ class _ShardScorer:
                 found[index] = both
         return found
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, _: int, tokens: int) -> None:
         self._tokens += tokens
         self._report(min(1.0, (self._tokens - self._before) / max(1, self._expected)))
 

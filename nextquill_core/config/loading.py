@@ -158,16 +158,32 @@ def lay_override(values: dict[str, Any], override: str) -> None:
         value = parse_yaml(text)
     except InvalidYaml as error:
         raise UserError(f"--set {shortened(key)}: the value is not valid YAML ({error})", remedy="quote it") from None
-    *parents, last = key.split(".")
-    if len(parents) >= DEEPEST or not all((*parents, last)):
+    parts = key.split(".")
+    if len(parts) > DEEPEST or not all(parts):
         raise UserError(f"--set {shortened(key)}: not a key", remedy=SEE)
-    section = values
+    set_key(values, key, value, f"--set {key}")
+
+
+def set_key(values: dict[str, Any], key: str, value: Any, where: str = "") -> None:
+    """Set one value of a configuration given as plain values; sections that are missing or null are made.
+
+    Args:
+        values: The plain values; they are changed.
+        key: The dotted key.
+        value: The value.
+        where: Where the key was given, for messages; by default the key itself.
+
+    Raises:
+        UserError: A part of the key before the last is a value and no section.
+    """
+    *parents, last = key.split(".")
+    section: Any = values
     for name in parents:
         if section.get(name) is None:
             section[name] = {}
         section = section[name]
         if not isinstance(section, dict):
-            raise UserError(f"--set {key}: {name} is a value, not a section", remedy=SEE)
+            raise UserError(f"{name} is a value, not a section", where or key, SEE)
     section[last] = value
 
 

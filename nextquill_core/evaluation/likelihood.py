@@ -5,7 +5,7 @@ Passes use the scorer, with its batches, its threads and its handling of full me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +19,24 @@ from nextquill_core.model.forward import branch_states
 from nextquill_core.model.head import EVERYTHING, Head
 from nextquill_core.tokens import TokenPair
 
+Advance = Callable[[int], None]
+"""Receives how many more examples are done."""
 
-def answer_logps(model: Any, pairs: Sequence[TokenPair], batch_tokens: int) -> list[Tensor]:
+
+def _nothing(examples: int) -> None:
+    """Show no progress."""
+
+
+def answer_logps(
+    model: Any, pairs: Sequence[TokenPair], batch_tokens: int, advance: Advance = _nothing
+) -> list[Tensor]:
     """Return log p(y_t | factual prompt, y_<t) of each answer token.
 
     Args:
         model: A causal language model in evaluation mode; a PEFT model uses its active adapter.
         pairs: Examples; their counterfactual prompts are not used.
         batch_tokens: As for `Scorer`.
+        advance: Receives how many more examples are done, pass by pass.
 
     Returns:
         Nats, fp32 on the CPU, (len(target),) each.
@@ -35,11 +45,15 @@ def answer_logps(model: Any, pairs: Sequence[TokenPair], batch_tokens: int) -> l
         ModelError: Memory does not suffice for one example alone.
     """
     with _attention_kept(model):
-        return _factual(Scorer(model, batch_tokens), pairs)
+        return _factual(Scorer(model, batch_tokens, _counting(advance)), pairs)
 
 
 def personal_logps(
-    model: Any, pairs: Sequence[TokenPair], adapters: Sequence[str | None], batch_tokens: int
+    model: Any,
+    pairs: Sequence[TokenPair],
+    adapters: Sequence[str | None],
+    batch_tokens: int,
+    advance: Advance = _nothing,
 ) -> list[Tensor]:
     """Return `answer_logps` with a separate adapter for each example, one adapter after the other.
 
@@ -48,6 +62,7 @@ def personal_logps(
         pairs: As for `answer_logps`.
         adapters: The name of each example's adapter; None for the model without an adapter.
         batch_tokens: As for `Scorer`.
+        advance: As for `answer_logps`.
 
     Returns:
         As `answer_logps`.
@@ -56,11 +71,16 @@ def personal_logps(
         ModelError: As `answer_logps`.
     """
     with _attention_kept(model):
-        return _by_adapter(Scorer(model, batch_tokens), pairs, adapters)
+        return _by_adapter(Scorer(model, batch_tokens, _counting(advance)), pairs, adapters)
 
 
 def contrasted_logps(
-    model: Any, pairs: Sequence[TokenPair], adapters: Sequence[str], contrast: Contrast, batch_tokens: int
+    model: Any,
+    pairs: Sequence[TokenPair],
+    adapters: Sequence[str],
+    contrast: Contrast,
+    batch_tokens: int,
+    advance: Advance = _nothing,
 ) -> list[Tensor]:
     """Return `personal_logps` of the distributions that decoding contrasts with the model without an adapter (CoPe).
 
@@ -73,6 +93,7 @@ def contrasted_logps(
         adapters: The name of each example's adapter.
         contrast: How the logits of both become one.
         batch_tokens: As for `Scorer`.
+        advance: As for `answer_logps`.
 
     Returns:
         As `answer_logps`.
@@ -81,7 +102,8 @@ def contrasted_logps(
         ModelError: As `answer_logps`.
     """
     with _attention_kept(model):
-        return _by_adapter(AdapterContrastScorer(model, batch_tokens, contrast), pairs, adapters)
+        scorer = AdapterContrastScorer(model, batch_tokens, contrast, _counting(advance))
+        return _by_adapter(scorer, pairs, adapters)
 
 
 def _by_adapter(scorer: Scorer, pairs: Sequence[TokenPair], adapters: Sequence[str | None]) -> list[Tensor]:
@@ -101,7 +123,9 @@ def _by_adapter(scorer: Scorer, pairs: Sequence[TokenPair], adapters: Sequence[s
     return found
 
 
-def steered_logps(model: Any, pairs: Sequence[TokenPair], strength: float, batch_tokens: int) -> list[Tensor]:
+def steered_logps(
+    model: Any, pairs: Sequence[TokenPair], strength: float, batch_tokens: int, advance: Advance = _nothing
+) -> list[Tensor]:
     """Return the log-probability of each answer token under context steering, normalised over the vocabulary.
 
     Args:
@@ -109,6 +133,7 @@ def steered_logps(model: Any, pairs: Sequence[TokenPair], strength: float, batch
         pairs: Examples; one without history is not steered.
         strength: s in softmax((1 + s) · log p_h − s · log p_∅): 0 is the model with history, −1 the one without.
         batch_tokens: As for `Scorer`.
+        advance: As for `answer_logps`.
 
     Returns:
         As `answer_logps`.
@@ -117,7 +142,8 @@ def steered_logps(model: Any, pairs: Sequence[TokenPair], strength: float, batch
         ModelError: As `answer_logps`.
     """
     with _attention_kept(model):
-        return [logp for logp, _ in SteeredScorer(model, batch_tokens, strength).score(pairs)]
+        scorer = SteeredScorer(model, batch_tokens, strength, _counting(advance))
+        return [logp for logp, _ in scorer.score(pairs)]
 
 
 @dataclass(frozen=True)
@@ -156,10 +182,13 @@ class SteeredScorer(Scorer):
         model: As for `Scorer`.
         batch_tokens: As for `Scorer`.
         strength: s.
+        on_scored: As for `Scorer`.
     """
 
-    def __init__(self, model: Any, batch_tokens: int, strength: float) -> None:
-        super().__init__(model, batch_tokens)
+    def __init__(
+        self, model: Any, batch_tokens: int, strength: float, on_scored: Callable[[int, int], None] | None = None
+    ) -> None:
+        super().__init__(model, batch_tokens, on_scored)
         self._strength = strength
         self._capped = self._head.softcap is not None
         if self._capped:
@@ -186,10 +215,13 @@ class AdapterContrastScorer(Scorer):
         model: A PEFT model, for one branch at a time: passes side by side would share the selection of adapters.
         batch_tokens: As for `Scorer`.
         contrast: How the logits of both become one; its plausibility is not used.
+        on_scored: As for `Scorer`.
     """
 
-    def __init__(self, model: Any, batch_tokens: int, contrast: Contrast) -> None:
-        super().__init__(model, batch_tokens)
+    def __init__(
+        self, model: Any, batch_tokens: int, contrast: Contrast, on_scored: Callable[[int, int], None] | None = None
+    ) -> None:
+        super().__init__(model, batch_tokens, on_scored)
         self.side_by_side = 1
         self._head = ContrastHead.of(self._head, contrast)
 
@@ -200,6 +232,11 @@ class AdapterContrastScorer(Scorer):
             theirs = branch_states(self.model, pairs, self.strategy)
         states = [torch.cat([mine, other], dim=1) for (mine, _), (other, _) in zip(ours, theirs, strict=True)]
         return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
+
+
+def _counting(advance: Advance) -> Callable[[int, int], None]:
+    """Return what a scorer calls to report the examples of a pass."""
+    return lambda examples, tokens: advance(examples)
 
 
 def _factual(scorer: Scorer, pairs: Sequence[TokenPair]) -> list[Tensor]:

@@ -126,23 +126,24 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
     def path(name: str) -> str:
         return f"likelihoods/{name}.parquet"
 
+    names = shard_names(run, method, examples)
+    finished = sum(_rows(staging, path(name)) for name in names if staging.has(path(name)))
+    advance = advancing(progress, len(examples), finished)
     progress(0, 0, phase="loading the model")
-    advance = advancing(progress, len(examples))
     for shard in missing_shards(run, method, examples, lambda name: not staging.has(path(name))):
         advance(0)
         pairs = encoder.encode(shard.examples)
         adapters = [shard.adapters[pair.example_id] for pair in pairs] if shard.adapters else []
         if strength:
-            logps = steered_logps(shard.model, pairs, strength, batch_tokens)
+            logps = steered_logps(shard.model, pairs, strength, batch_tokens, advance)
         elif adapters and method.contrasted:
-            logps = contrasted_logps(shard.model, pairs, adapters, COPE, batch_tokens)
+            logps = contrasted_logps(shard.model, pairs, adapters, COPE, batch_tokens, advance)
         elif adapters:
-            logps = personal_logps(shard.model, pairs, adapters, batch_tokens)
+            logps = personal_logps(shard.model, pairs, adapters, batch_tokens, advance)
         else:
-            logps = answer_logps(shard.model, pairs, batch_tokens)
+            logps = answer_logps(shard.model, pairs, batch_tokens, advance)
         columns = {"example_id": [pair.example_id for pair in pairs], "logp": [logp.numpy() for logp in logps]}
         staging.write_table(path(shard.name), pa.table(columns, schema=LIKELIHOODS))
-        advance(len(pairs))
     return {"examples": len(examples)}
 
 

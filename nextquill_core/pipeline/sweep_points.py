@@ -14,6 +14,7 @@ from datetime import date
 from typing import Any
 
 from nextquill_core.config import Config, parse_config
+from nextquill_core.config.loading import set_key
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.forms import SweepDocument
 from nextquill_core.pipeline.run import OpenRun, Run
@@ -153,26 +154,6 @@ def measured_steps(run: Run) -> dict[str, str]:
     plan = run.plan.evaluation
     texts = {"/".join(key): one.step.fingerprint for key, one in plan.predictions.items()}
     return texts or {f"{name}/{NO_TEXTS}": step.fingerprint for name, step in plan.likelihoods.items()}
-
-
-def set_key(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set one value of a configuration given as plain values.
-
-    Args:
-        settings: The plain values; they are changed.
-        key: The dotted key.
-        value: The value.
-
-    Raises:
-        UserError: A part of the key before the last is a value and no section.
-    """
-    *parents, last = key.split(".")
-    section: Any = settings
-    for name in parents:
-        section = section.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise UserError(f"{name} is a value, not a section", key, "see docs/reference/configuration.md")
-    section[last] = value
 
 
 def _plain(value: Any) -> Any:

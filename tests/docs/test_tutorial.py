@@ -7,12 +7,14 @@ by those of the small category. Everything else runs as written.
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from nextquill_core.schemas import column_by_example
 from tests.conftest import REPO
 from tests.forked import Forked
 from tests.prefect_server import Server
@@ -54,6 +56,14 @@ class Project:
         done = Forked(("flows", *words), self.environment, self.folder).finish(600)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def someone(self) -> tuple[str, str]:
+        """Return a user of the artifacts and an item that the user has reviewed."""
+        examples = Path(self.run(f"nextquill path ingest --config {DEMO}").strip()) / "examples"
+        user = next(iter(column_by_example(examples, "user_id").values()))
+        with gzip.open(self.folder / "reviews.jsonl.gz", "rt", encoding="utf-8") as lines:
+            rows = map(json.loads, lines)
+            return user, next(row["parent_asin"] for row in rows if row["user_id"] == user)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +107,11 @@ def test_the_tutorial_says_what_happens(project: Project) -> None:
 
 @pytest.mark.slow
 def test_the_readme_s_commands_run_as_written(project: Project) -> None:
-    printed = [project.run(line) for line in commands("README.md")]
-    assert len(printed) == 5
+    *lines, write = commands("README.md")
+    printed = [project.run(line) for line in lines]
+    assert len(printed) == 4
     assert states(printed[-2]) == dict.fromkeys(STAGES, "fresh")
     assert Path(printed[-1].strip()).is_file()
+    user, item = project.someone()
+    assert "--user U --item I " in write
+    assert project.run(write.replace("--user U --item I", f"--user {user} --item {item}")).strip()

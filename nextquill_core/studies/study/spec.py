@@ -10,12 +10,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, Positive, Section
-from nextquill_core.config.loading import Config, lay_override, load_config, parse_config
+from nextquill_core.config.loading import Config, lay_override, load_config, parse_config, set_key
 from nextquill_core.config.packaged import FOLDER, named_file
 from nextquill_core.config.yaml_text import InvalidYaml, parse_yaml
 from nextquill_core.errors import UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline.sweep_points import set_key
 
 STUDIES = FOLDER / "studies"
 BASE = "base"

@@ -139,13 +139,19 @@ def test_a_picker_that_is_too_large_leaves_out_past_reviews_then_methods_and_say
         past = None if found["p"] is None else len(found["p"])
         return past, [method for method, _ in found["m"]], people.left_out
 
+    def opened_size(methods: list[str] | None) -> int:
+        return len(example_view._block([[replace(one, texts=dict.fromkeys("abc", EVIL))]], 0, methods))
+
     one = explained("u", 0.1)
     assert shown(10**6) == (1, ["a", "b", "c"], "")
     whole = people_of([replace(one, texts=dict.fromkeys("abc", EVIL))])
     assert whole
     less = "To keep this page small, the list leaves out past reviews"
     assert shown(len(whole.blocks[0]) - 1) == (None, ["a", "b", "c"], f"{less}.")
-    assert shown(0) == (None, ["a", "c"], f"{less}, the texts of all methods but c and a.")
+    without_past = opened_size(None)
+    assert shown(without_past - 1) == (None, ["a", "c"], f"{less}, the texts of all methods but c and a.")
+    assert shown(opened_size(["c", "a"]) - 1) == (None, ["c"], f"{less}, the texts of all methods but c.")
+    assert shown(0) == (None, [], f"{less}, the texts of all methods.")
 
 
 def test_a_picker_that_is_still_too_large_has_the_first_users_and_says_so(monkeypatch: Any) -> None:
@@ -154,5 +160,5 @@ def test_a_picker_that_is_still_too_large_has_the_first_users_and_says_so(monkey
     assert people
     assert [len(block) for block in opened(people.blocks)] == [100]
     assert people.users == [f"u{index:03}" for index in range(100)]
-    assert people.left_out.endswith("the texts of all methods but qwen and b, and 3 of 103 users.")
+    assert people.left_out.endswith("the texts of all methods, and 3 of 103 users.")
     assert [examples[0].example.user_id for _, _, examples in people.chosen] == ["u102", "u051", "u000"]

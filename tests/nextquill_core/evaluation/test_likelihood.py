@@ -48,7 +48,10 @@ def steered_oracle(model: Any, one: TokenPair, strength: float) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_behind_the_history(family: str) -> None:
     model = small_model(family)
-    close(answer_logps(model, PAIRS, 300), [oracle(model, one.factual, one.target) for one in PAIRS])
+    done: list[int] = []
+    close(answer_logps(model, PAIRS, 300, done.append), [oracle(model, one.factual, one.target) for one in PAIRS])
+    assert sum(done) == len(PAIRS)
+    assert len(done) > 1  # it counts pass by pass
 
 
 @pytest.mark.parametrize("strength", [-1.0, 0.0, 0.5, 3.0])
