@@ -48,7 +48,7 @@ def test_what_a_killed_process_has_started_is_found(tmp_path: Path) -> None:
     (orphan,) = home.family() - {parent}
     os.kill(parent.pid, signal.SIGKILL)
     assert wait_until(lambda: not alive(parent), 30)
-    assert home.family() == {orphan}
+    assert wait_until(lambda: home.family() == {orphan}, 30)  # a process that replaces its program has no environment
     assert orphan.name == ""
     home.end(home.family(), 5.0)
     assert home.family() == set()

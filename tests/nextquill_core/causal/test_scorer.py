@@ -118,12 +118,13 @@ def limited(model: Any, most: int, error: Callable[[], Exception]) -> Any:
 def test_out_of_memory_halves_the_budget_and_goes_on(error: Callable[[], Exception], pairs: list[TokenPair]) -> None:
     model = small_model("qwen2")
     whole = flat(Scorer(model, 10**6, strategy="packed").score(pairs))
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
     longest = max(pair.tokens for pair in pairs)
-    scorer = Scorer(limited(model, longest + 10, error), 10**6, told.append, strategy="packed")
+    scorer = Scorer(limited(model, longest + 10, error), 10**6, lambda *done: told.append(done), strategy="packed")
     torch.testing.assert_close(flat(scorer.score(pairs)), whole, atol=1e-5, rtol=0)
     assert scorer.batch_tokens <= 2 * longest
-    assert sum(told) == sum(pair.tokens for pair in pairs)
+    assert sum(tokens for _, tokens in told) == sum(pair.tokens for pair in pairs)
+    assert sum(examples for examples, _ in told) == len(pairs)
 
 
 def test_out_of_memory_halves_the_examples_side_by_side(
