@@ -55,7 +55,7 @@ check: setup  ## lint and the fast tests, side by side
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint fast
 
 fast: setup  ## the tests that start neither processes nor Prefect, and run no whole pipeline
-	$(FAST) -n logical -q -m "not slow and not flow and not ranks and not pipeline and not process and not slurm"
+	$(FAST) -n 3 -q -m "not slow and not flow and not ranks and not pipeline and not process and not slurm and not real"
 
 docs: setup  ## build the documentation site in site/
 	$(BIN)/mkdocs build --strict
