@@ -19,7 +19,8 @@ from nextquill_core.pipeline.predict import chosen, chosen_strength
 from nextquill_core.pipeline.run import Run
 from nextquill_core.writing.exported import AdapterDescription
 from nextquill_core.writing.histories import Histories
-from nextquill_core.writing.writer import SANE, Identity, People, Preset, Writer
+from nextquill_core.writing.prompter import SANE, Identity, People, Preset
+from nextquill_core.writing.writer import Writer
 from storage import Artifact
 
 WRITES = ("nothing", "newest", "bm25")

@@ -141,9 +141,12 @@ class Histories:
             targets = dict(zip(table["example_id"].to_pylist(), table["target"].to_pylist(), strict=True))
             if example_id in targets:
                 return self.sequences([user], category)[0], targets[example_id]
-        raise DataError(
-            f"there is no example {example_id!r}", str(self.folder), "ids stand in examples/*.parquet of the artifact"
-        )
+        raise self.no_example(example_id)
+
+    def no_example(self, example_id: str) -> DataError:
+        """Return the error for an example that is not in the store."""
+        remedy = "ids stand in examples/*.parquet of the artifact"
+        return DataError(f"there is no example {example_id!r}", str(self.folder), remedy)
 
 
 def _by_category(folder: Path, key: str) -> dict[str, _SortedFiles]:
