@@ -54,12 +54,13 @@ def scored_tokens(
     texts = token_texts(encoder.tokenizer, pair.target)
     if pair.target[-1] == encoder.stop_id:
         texts[-1] = ""
+    known: Sequence[float | None] = [None] * len(texts) if weights is None else weights
     columns = (
         texts,
         pair.target,
         logps[0].tolist(),
         logps[1].tolist(),
         token_effects(*logps).tolist(),
-        weights or [None] * len(texts),
+        known,
     )
     return tuple(ScoredToken(*values) for values in zip(*columns, strict=True))
