@@ -103,6 +103,8 @@ class LiveBatch:
                 job = self._jobs.get(row.index)
                 if job is not None and job.parts is not None:
                     job.parts.extend(row.output)
+            if all(row.reason for row in batch.rows):
+                batch.clear()  # an idle server holds no cache
         except Exception as error:  # a failed pass ends the answers in it, and not the server
             return error.with_traceback(None)
         return None
