@@ -206,16 +206,10 @@ def _show(draft: Draft, delta: float) -> None:
         draft: The draft.
         delta: δ, the effect above which a token is a preference token.
     """
-    from nextquill_core.analysis.token_colours import terminal_safe, terminal_text, units_of
-    from nextquill_core.causal.summary import ScoredAnswer
+    from nextquill_core.analysis.token_colours import draft_units, terminal_safe, terminal_text
 
     if draft.tokens:
-        columns = [
-            tuple(getattr(token, name) for token in draft.tokens)
-            for name in ("token_id", "logp_with", "logp_without", "effect")
-        ]
-        answer = ScoredAnswer("", "", *columns)
-        console().print(terminal_text(units_of(answer, delta, [token.text for token in draft.tokens])), soft_wrap=True)
+        console().print(terminal_text(draft_units(draft, delta)), soft_wrap=True)
         words = draft.likelier_words(delta)[:SHOWN_WORDS]
         named = ", ".join(f"{terminal_safe(word)} ({effect:+.2f})" for word, effect in words)
         print(f"likelier by the history: {named or 'no word'}", file=sys.stderr)

@@ -206,7 +206,7 @@ class OpenAIEngine:
         Raises:
             UserError: The server fails, or returns no log-probabilities of the prompt's tokens.
         """
-        from openai import APIError, Omit
+        from openai import APIError
 
         ids = [*prompt, *target]
         try:
@@ -217,7 +217,7 @@ class OpenAIEngine:
                 logprobs=1,
                 max_tokens=1,
                 temperature=0.0,
-                extra_headers={} if self._key else {"Authorization": Omit()},
+                extra_headers=self.headers,
             )
         except APIError as error:
             what = self._masked(_message(error.body or error.message))
@@ -227,6 +227,13 @@ class OpenAIEngine:
         if len(logps) != len(target) or any(value is None for value in logps):
             raise UserError("the server gives no log-probabilities of the prompt's tokens", self.address, ECHO)
         return [float(value) for value in logps if value is not None]
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Headers of every request: without a key, the client's own header about one is left out."""
+        from openai import Omit
+
+        return {} if self._key else {"Authorization": Omit()}
 
     def client(self) -> OpenAI:
         """Return a client of the server, which is closed by its `close` or at the end of a `with` block."""
@@ -298,7 +305,7 @@ class OpenAIEngine:
         given_up: threading.Event,
         parts: TextParts | None,
     ) -> _Reply:
-        from openai import APIConnectionError, APIError, APIStatusError, Omit
+        from openai import APIConnectionError, APIError, APIStatusError
 
         started = time.perf_counter()
         first_token_seconds: float | None = None
@@ -312,7 +319,7 @@ class OpenAIEngine:
                 prompt=body.pop("prompt"),
                 stream=True,
                 extra_body=body,
-                extra_headers={} if self._key else {"Authorization": Omit()},
+                extra_headers=self.headers,
             )
             for part in stream:
                 if given_up.is_set():

@@ -105,12 +105,22 @@ def run_origin(run: Run, name: str) -> Origin:
     Raises:
         UserError: As for `run_writer`.
     """
+    method = writing_method(name)
+    return Origin(method, run.model, run.prompt, run.plan.model_identity, _adapter(run, method))
+
+
+def writing_method(name: str) -> Method:
+    """Return a method that can write for anybody.
+
+    Raises:
+        UserError: There is no such method, or it needs inputs that are made for the measured users alone.
+    """
     method = METHODS[name]
     if method.personal or not (method.select or method.shown in WRITES):
         able = [known.name for known in METHODS.built_in.values() if not known.personal and known.shown in WRITES]
         what = f"`{method.name}` needs inputs that are made for the measured users alone"
         raise UserError(what, "--method", f"use one of {', '.join(able)}")
-    return Origin(method, run.model, run.prompt, run.plan.model_identity, _adapter(run, method))
+    return method
 
 
 def adapter_origin(store: Store, method: Method, adapter: Artifact) -> Origin:
@@ -143,13 +153,14 @@ def adapter_origin(store: Store, method: Method, adapter: Artifact) -> Origin:
     return Origin(method, model, prompt, adapter.manifest.identity.get("model", {}), adapter)
 
 
-def method_prompter(run: Run, origin: Origin, ingest: Artifact) -> Prompter:
+def method_prompter(run: Run, origin: Origin, ingest: Artifact, histories: Histories | None = None) -> Prompter:
     """Return what makes the prompts and drafts of a method.
 
     Args:
         run: The run; its settings decide decoding, privacy and seed.
         origin: What the method writes with.
         ingest: The artifact with users and items.
+        histories: The tables of that artifact, if several methods share them.
 
     Raises:
         UserError: The method is steered, and its strength has not been chosen yet.
@@ -170,7 +181,9 @@ def method_prompter(run: Run, origin: Origin, ingest: Artifact) -> Prompter:
         _presets(run, method),
         contrast=None if strength is None else steering(strength),
         people=People(
-            Histories(ingest.folder), run.privacy.stored_ids, partial(with_selected, method) if selects else None
+            histories or Histories(ingest.folder),
+            run.privacy.stored_ids,
+            partial(with_selected, method) if selects else None,
         ),
     )
 
@@ -197,7 +210,7 @@ def describe_adapter(run: Run, name: str, *, merged: bool) -> AdapterDescription
         trust_remote_code=run.config.model.trust_remote_code,
         prompt=run.prompt if method.history else run.prompt.model_copy(update={"max_history": 0}),
         weights=method_weights(run.config, method.training) if weighted and method.training else None,
-        sane=_sane(run),
+        sane=sane_decoding(run),
         max_new_tokens=settings.max_new_tokens,
         paper_max_new_tokens=settings.paper_max_new_tokens,
         seed=run.config.seed,
@@ -220,10 +233,10 @@ def _presets(run: Run, method: Method) -> dict[str, Preset]:
     settings = run.config.evaluate
     found = {one.name: Preset(one, settings.max_new_tokens) for one in (GREEDY, SAMPLED)}
     paper = Preset(SAMPLED if method.samples else PAPER, settings.paper_max_new_tokens)
-    return {SANE: Preset(DECODINGS[_sane(run)], settings.max_new_tokens), PAPER.name: paper, **found}
+    return {SANE: Preset(DECODINGS[sane_decoding(run)], settings.max_new_tokens), PAPER.name: paper, **found}
 
 
-def _sane(run: Run) -> str:
+def sane_decoding(run: Run) -> str:
     """Return how the preset `sane` decodes: as val chose, or greedily where no choice was made."""
     step = run.plan.evaluation.choices.get(SANE)
     made = step is not None and run.store.find(step.kind, step.fingerprint) is not None

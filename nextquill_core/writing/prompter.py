@@ -176,12 +176,9 @@ class Prompter:
             UserError: The request names an item, example or category that the store does not have.
         """
         if request.example is not None:
-            sequence, place = self._example(request.example)
-            *history, review = self._reviews(sequence, place + 1, extra=1)
-            example = Example(
-                request.example, sequence.user_id, sequence.category, "", replace(review, text=""), tuple(history)
-            )
-            return self._selected(example), "" if history or not self.identity.history else NO_EARLIER
+            example = self.stored_example(request.example)
+            example = replace(example, target=replace(example.target, text=""))
+            return self._selected(example), "" if example.history or not self.identity.history else NO_EARLIER
         sequences = self._sequences(request)
         item, category = self._item(request, sequences)
         target = Review(item, request.rating, request.title, "")
@@ -206,6 +203,16 @@ class Prompter:
         end = end if own is None else min(end, own)
         example = replace(empty, category=sequence.category, history=self._reviews(sequence, end))
         return self._selected(example), note if example.history else NO_EARLIER
+
+    def stored_example(self, example_id: str) -> Example:
+        """Return an example of the store, with as much of its history as a prompt may show.
+
+        Raises:
+            UserError: There is no such example, or its user is to be forgotten.
+        """
+        sequence, place = self._example(example_id)
+        *history, review = self._reviews(sequence, place + 1, extra=1)
+        return Example(example_id, sequence.user_id, sequence.category, "", review, tuple(history))
 
     def check(self, requests: Sequence[WriteRequest]) -> None:
         """Make sure that the store has the items, categories and examples of requests, without loading a model.
