@@ -18,6 +18,8 @@ from nextquill_core.writing.requests import fault
 logger = logging.getLogger(__name__)
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 LONGEST = 500
+ROUTING = (404, 405)
+"""Statuses of paths and methods that no route has; the router raises them as Starlette's own exception."""
 
 
 class ErrorBody(BaseModel):
@@ -98,11 +100,11 @@ def register(app: FastAPI) -> None:
         return JSONResponse(error_body(422, fault({**first, "loc": place})), 422)
 
     def refused(_request: Request, error: Exception) -> JSONResponse:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        detail = str(error.detail) if isinstance(error, HTTPException) else ""
-        return JSONResponse(error_body(status, detail), status)
+        status, detail = getattr(error, "status_code", 500), getattr(error, "detail", "")
+        return JSONResponse(error_body(status, f"{detail}"), status)
 
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, refused)
+    for known in (HTTPException, *ROUTING):
+        app.add_exception_handler(known, refused)
     for kind in (ApiError, UserError, Exception):
         app.add_exception_handler(kind, answer)
