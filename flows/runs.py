@@ -42,12 +42,13 @@ def shared_runs() -> Iterator[None]:
         _shared.reset(token)
 
 
-def open_run(config: Config, *, fetch: bool = True) -> Run:
+def open_run(config: Config, *, fetch: bool = True, shared: bool = True) -> Run:
     """Return the run of a configuration, opened before within `shared_runs` or opened now.
 
     Args:
         config: The settings; if they set `privacy.key_secret`, the key of the pseudonyms comes from that Secret block.
         fetch: As for `Run`; a run that fetches serves readers too.
+        shared: Whether a run that was opened before will do; a server looks at raw files and store again.
 
     Raises:
         UserError: There is no such Secret block, or what `Run` raises.
@@ -55,14 +56,14 @@ def open_run(config: Config, *, fetch: bool = True) -> Run:
     from nextquill_core.pipeline import FreshnessCache
     from nextquill_core.pipeline.run import Run
 
-    shared, key = _shared.get(), config.model_dump_json()
-    known = shared.runs.get(key) if shared else None
+    opened, key = _shared.get() if shared else None, config.model_dump_json()
+    known = opened.runs.get(key) if opened else None
     if known and (known[1] or not fetch):
         return known[0]
     run = Run(config, fetch=fetch, secret=_secret(config))
-    if shared:
-        shared.runs[key] = run, fetch
-        run.cache = shared.caches.setdefault(run.store.location("", ""), FreshnessCache(run.store))
+    if opened:
+        opened.runs[key] = run, fetch
+        run.cache = opened.caches.setdefault(run.store.location("", ""), FreshnessCache(run.store))
     return run
 
 

@@ -83,12 +83,21 @@ class PairEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[TokenPair]:
         """Return the token pairs of examples, in their order."""
-        _, factual, counterfactual = self._fitted(examples)
+        return [pair for pair, _ in self.encode_with_history(examples)]
+
+    def encode_with_history(self, examples: Sequence[Example]) -> list[tuple[TokenPair, tuple[Review, ...]]]:
+        """Return the token pairs of examples, each with the past reviews in its prompt as `ShownAnswer.history`."""
+        shown, factual, counterfactual = self._fitted(examples)
         targets = self._text.encode([example.target.text for example in examples])
+        columns = zip(examples, shown, factual, counterfactual, targets, strict=True)
         return [
-            TokenPair(example.example_id, with_history, alone, self._closed(target))
-            for example, with_history, alone, target in zip(examples, factual, counterfactual, targets, strict=True)
+            (TokenPair(example.example_id, with_history, alone, self._closed(target)), what.history)
+            for example, what, with_history, alone, target in columns
         ]
+
+    def with_answer(self, pair: TokenPair, text: str) -> TokenPair:
+        """Return the prompts of a pair with another answer."""
+        return replace(pair, target=self._closed(self._text.encode([text])[0]))
 
     def shown_answers(self, examples: Sequence[Example]) -> list[ShownAnswer]:
         """Return the answers of examples with the past reviews that the prompts of `encode` show, in their order."""

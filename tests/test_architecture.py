@@ -36,6 +36,7 @@ ROOMS = (
     ("pipeline",),
     ("studies",),
     ("registry",),
+    ("serving",),
     ("api",),
 )
 """The rooms of nextquill_core: each imports only from its own row and the rows above it.

@@ -28,7 +28,6 @@ NOT_INSTALLED_HERE = {"mlflow": "mlflow", "wandb": "wandb"}
 COMES_WITH = {"pydantic-core": "pydantic requires one exact version of it"}
 """Imported distributions that are not declared, and why."""
 NOT_IMPORTED = {
-    "fastapi": "Prefect imports it; the pin excludes releases that break Prefect's server",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
     "gguf": "transformers imports it for .gguf files",

@@ -12,7 +12,8 @@ from nextquill_core.generation.decoding import GREEDY, PAPER, SAMPLED, Contrast
 from nextquill_core.generation.engines import Engine
 from nextquill_core.schemas import EXAMPLES, ITEMS, SEQUENCES
 from nextquill_core.tokens import PairEncoder
-from nextquill_core.writing.writer import Identity, People, Preset, Writer
+from nextquill_core.writing.prompter import Identity, People, Preset
+from nextquill_core.writing.writer import Writer
 from storage.tables import write_table
 
 LIMIT = 6

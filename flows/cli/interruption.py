@@ -50,6 +50,7 @@ class _Ending:
 
 
 _ending = _Ending()
+_patience_s = PATIENCE_S
 _watched: int | None = None
 """File descriptor to which the interpreter writes the numbers of signals; the watchdog reads the other end."""
 
@@ -94,8 +95,8 @@ def _exit_quickly() -> None:
 
 def watch() -> None:
     """Install the signal handlers and start the watchdog; call it in the main thread."""
-    global _ending, _watched
-    _ending = _Ending()
+    global _ending, _patience_s, _watched
+    _ending, _patience_s = _Ending(), PATIENCE_S
     for number in signals:
         # A signal that is ignored, as under nohup, stays ignored; SIGINT raises KeyboardInterrupt already.
         if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
@@ -110,6 +111,12 @@ def watch() -> None:
 def interrupted() -> bool:
     """Return whether a signal has asked this process to end."""
     return _ending.signalled.is_set()
+
+
+def set_patience(seconds: float) -> None:
+    """Give the main thread another time than `PATIENCE_S` to end the command; a server lets its requests end."""
+    global _patience_s
+    _patience_s = seconds
 
 
 def set_exit_code(code: int) -> None:
@@ -146,7 +153,7 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:
 def _await_signals(reader: int) -> None:
     first = 0.0
     while True:
-        left = max(0.0, first + PATIENCE_S - time.monotonic()) if first else None
+        left = max(0.0, first + _patience_s - time.monotonic()) if first else None
         ready, _, _ = select.select([reader], [], [], left)
         if not ready:
             _end_interrupted(REPORT_S)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import compare, interruption, server, write
+from flows.cli import compare, interruption, serve, server, write
 from flows.cli import store as store_commands
 from flows.cli.arguments import Commands
 from flows.cli.options import (
@@ -375,6 +375,7 @@ def _explain(
 
 compare.register(app)
 write.register(app)
+serve.register(app)
 store_commands.register(app)
 server.register(app)
 

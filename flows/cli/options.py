@@ -12,12 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
+from storage.errors import UserError
+
 PIPE_WIDTH = 100_000
 """Columns of an output that is no terminal."""
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="YAML file of the run, or the name of a packaged one such as `demo`.")
 ]
+NoConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file of the run, or the name of a packaged one such as `demo`."),
+]
+"""For a command that does without a configuration under another option."""
 ConfigsOption = Annotated[
     list[Path], typer.Option("--config", "-c", help="YAML file of a run; name several by repeating the option.")
 ]
@@ -45,20 +52,30 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options --config, --set, --preset and --store.
 
     The command's parameter `settings` gets the configuration that the options select. Its parameter `config` is the
-    option --config, one file or a list of files; for a list, `settings` is a list, too. A parameter `given`, if it has
-    one, gets these options as they were typed, for a command line that selects the same configuration.
+    option --config, one file or a list of files; for a list, `settings` is a list, too. Where --config may be left out,
+    both are None without it, and the other three options are refused. A parameter `given`, if it has one, gets these
+    options as they were typed, for a command line that selects the same configuration.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
 
     @functools.wraps(command)
     def configured(
-        config: Path | list[Path], overrides: SetOption, preset: PresetOption, store: StoreOption, **other: Any
+        config: Path | list[Path] | None,
+        overrides: SetOption,
+        preset: PresetOption,
+        store: StoreOption,
+        **other: Any,
     ) -> None:
         from nextquill_core.config.packaged import read_config
 
         def read(file: Path) -> Any:
             return read_config(str(file), overrides or [], store, preset)
 
+        if config is None:
+            if overrides or preset or store:
+                raise UserError("--set, --preset and --store change a configuration", "--config", "name one")
+            command(config=None, settings=None, **other)
+            return
         settings = list(map(read, config)) if isinstance(config, list) else read(config)
         if "given" in parameters:
             other["given"] = typed_options(config, overrides, preset, store)

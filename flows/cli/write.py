@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import ConfigOption, Panel, console, with_settings
+from flows.cli.options import NoConfigOption, Panel, console, with_settings
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +29,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _write(
-    config: ConfigOption,
-    settings: Any,
+    config: NoConfigOption = None,
+    settings: Any = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="Folder that `nextquill export` wrote, instead of a store."),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="FOLDER", help="Base model of --adapter, if it is not on the hub.")
+    ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Id of a user of the store.")] = None,
     history: Annotated[
         Path | None,
@@ -76,7 +83,8 @@ def _write(
     """Write a review for one person, in that person's voice, or many of them with --requests.
 
     A person without reviews in the store gets a prompt without history, and never another person's. The same command
-    resumes --requests after an interruption.
+    resumes --requests after an interruption. With --adapter in place of --config, no store is needed; history and item
+    then come with the request.
     """
     from nextquill_core.writing.requests import PastReview, WriteRequest, checked, read_forms
 
@@ -96,27 +104,68 @@ def _write(
                 "the file of --requests names user and item", "nextquill write", "leave out the options for one review"
             )
         forms = read_forms(requests, WriteRequest)
-        _write_file(_writer(settings, method), forms, out, decoding=decoding, explain=explain)
+        source = _Source(settings, method, adapter, base)
+        _write_file(source.writer(), forms, out, decoding=decoding, explain=explain)
         return
     if history is not None:
         one["history"] = read_forms(history, PastReview)
     form = checked(WriteRequest, {name: value for name, value in one.items() if value is not None}, "nextquill write")
-    writer = _writer(settings, method)
+    source = _Source(settings, method, adapter, base)
+    writer = source.writer()
     writer.preset(decoding)
     writer.resolve(form)  # finds invalid input before the model is loaded
     (draft,) = writer.write_many([form], decoding=decoding, explain=explain)
     if as_json:
         print(json.dumps(draft.to_dict(), ensure_ascii=False))
     else:
-        _show(draft, settings.weights.delta)
+        _show(draft, source.delta)
 
 
-def _writer(settings: Any, method: str | None) -> Writer:
-    from flows.runs import open_run
-    from nextquill_core.pipeline.writing import run_writer
+class _Source:
+    """Where the model comes from: a configuration with its store, or an exported folder.
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    return run_writer(open_run(settings, fetch=False), method)
+    Args:
+        settings: The configuration; None for an exported folder.
+        method: Name of the method; None for `train.method`.
+        adapter: The exported folder.
+        base: Folder of its base model.
+
+    Raises:
+        UserError: On construction: both are named, or neither.
+    """
+
+    def __init__(self, settings: Any, method: str | None, adapter: Path | None, base: Path | None) -> None:
+        if (settings is None) == (adapter is None):
+            what = "--config and --adapter are two models" if adapter else "no model is named"
+            raise UserError(what, "nextquill write", "name a configuration with --config, or a folder with --adapter")
+        if adapter is None and base is not None:
+            raise UserError("--base belongs to --adapter", "nextquill write", "leave it out")
+        if adapter is not None and method is not None:
+            raise UserError("an exported folder has one method", "--method", "leave it out")
+        self._settings, self._method, self._adapter, self._base = settings, method, adapter, base
+
+    def writer(self) -> Writer:
+        """Return the writer; the model is loaded when it first writes."""
+        from nextquill_core.writing.writer import Writer
+
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        if self._adapter is not None:
+            return Writer.from_adapter(self._adapter, base=self._base)
+        from flows.runs import open_run
+        from nextquill_core.pipeline.writing import run_writer
+
+        return run_writer(open_run(self._settings, fetch=False), self._method)
+
+    @property
+    def delta(self) -> float:
+        """The effect above which a token is a preference token."""
+        if self._adapter is None:
+            return float(self._settings.weights.delta)
+        from nextquill_core.config.score import WeightsConfig
+        from nextquill_core.writing.exported import read_description
+
+        weights = read_description(self._adapter).weights or {}
+        return float(weights.get("delta", WeightsConfig().delta))
 
 
 def _write_file(writer: Writer, forms: list[Any], out: Path, *, decoding: str, explain: bool) -> None:
@@ -157,16 +206,10 @@ def _show(draft: Draft, delta: float) -> None:
         draft: The draft.
         delta: δ, the effect above which a token is a preference token.
     """
-    from nextquill_core.analysis.token_colours import terminal_safe, terminal_text, units_of
-    from nextquill_core.causal.summary import ScoredAnswer
+    from nextquill_core.analysis.token_colours import draft_units, terminal_safe, terminal_text
 
     if draft.tokens:
-        columns = [
-            tuple(getattr(token, name) for token in draft.tokens)
-            for name in ("token_id", "logp_with", "logp_without", "effect")
-        ]
-        answer = ScoredAnswer("", "", *columns)
-        console().print(terminal_text(units_of(answer, delta, [token.text for token in draft.tokens])), soft_wrap=True)
+        console().print(terminal_text(draft_units(draft, delta)), soft_wrap=True)
         words = draft.likelier_words(delta)[:SHOWN_WORDS]
         named = ", ".join(f"{terminal_safe(word)} ({effect:+.2f})" for word, effect in words)
         print(f"likelier by the history: {named or 'no word'}", file=sys.stderr)

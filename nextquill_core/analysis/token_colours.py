@@ -17,6 +17,7 @@ from rich.text import Text
 
 from nextquill_core.analysis.html import printable
 from nextquill_core.causal.summary import ScoredAnswer
+from nextquill_core.writing.draft import Draft
 
 GREEN, RED = "0, 158, 115", "213, 94, 0"  # Okabe and Ito's green and vermilion, told apart by any colour vision
 # Opacity of a token's colour. Above 0.65 the text on it has a contrast below 4.5 : 1 on a dark page.
@@ -81,6 +82,20 @@ def units_of(
             "\n".join(_explained(answer, token, weights) for token in tokens),
         )
         first = last + 1
+
+
+def draft_units(draft: Draft, delta: float) -> list[Unit]:
+    """Return the pieces of a draft, in order; none if its tokens were not scored.
+
+    Args:
+        draft: The draft.
+        delta: As for `units_of`.
+    """
+    columns = [
+        tuple(getattr(token, name) for token in draft.tokens)
+        for name in ("token_id", "logp_with", "logp_without", "effect")
+    ]
+    return list(units_of(ScoredAnswer("", "", *columns), delta, [token.text for token in draft.tokens]))
 
 
 def terminal_text(units: Iterable[Unit]) -> Text:

@@ -16,7 +16,8 @@ from nextquill_core.model.template_choice import choose_template
 from nextquill_core.records import Example, Item, Review
 from nextquill_core.writing.draft import ScoredToken, likelier_words
 from nextquill_core.writing.requests import ItemFields, PastReview, checked
-from nextquill_core.writing.writer import Writer, score_pairs
+from nextquill_core.writing.scoring import score_pairs
+from nextquill_core.writing.writer import Writer
 
 if TYPE_CHECKING:
     import polars as pl

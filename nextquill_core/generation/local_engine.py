@@ -9,9 +9,9 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from nextquill_core.memory import is_out_of_memory, peak_memory
 logger = logging.getLogger(__name__)
 
 ADAPTER = "default"  # PEFT's name for the adapter of a model that has one
+Joining = Literal["when rows leave", "at once"]
 
 
 class TransformersEngine:
@@ -83,7 +84,6 @@ class TransformersEngine:
         self.batch_tokens = batch_tokens if batch_tokens is not None else room_in_memory(model)
         self.usage = Usage()
         self.stops = stop_tokens(model, tokenizer, stop)
-        self._adapters = frozenset(getattr(model, "peft_config", ()))
         self._one_branch = contrast is None or contrast.neutral
         plain = decoding.greedy and decoding.repetition_penalty == 1.0 and self._one_branch
         wanted = continuous if continuous is not None else model.device.type != "cpu"
@@ -109,21 +109,19 @@ class TransformersEngine:
             ModelError: The model holds no adapter of a request's name, or memory does not suffice for one row.
             ValueError: A request has two branches and the engine has no contrast.
         """
-        self._check(requests)
+        self.check(requests)
         started = time.perf_counter()
         answers: dict[int, Generation] = {}
 
         def finish(row: Row) -> None:
-            text = self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            answers[row.index] = Generation(finished_text(text), len(row.output), row.reason)
-            self._count(row)
+            answers[row.index] = self.answer(row)
             keep(requests[row.index], answers[row.index])
             advance(1)
 
         try:
             if self._continuous and all(request.adapter is None for request in requests):
                 self._continuously(requests, finish)
-            rows = [self._row(index, request) for index, request in enumerate(requests) if index not in answers]
+            rows = [self.row(index, request) for index, request in enumerate(requests) if index not in answers]
             for count in (2, 1):
                 self._decode([row for row in rows if len(row.request.branches) == count], finish)
         finally:
@@ -131,15 +129,27 @@ class TransformersEngine:
             self.usage.peak_bytes = max(self.usage.peak_bytes, peak_memory(self.model.device))
         return [answers[index] for index in range(len(requests))]
 
-    def _check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Sequence[Request]) -> None:
+        """Make sure that the engine can answer requests.
+
+        Raises:
+            ModelError: The model holds no adapter of a request's name.
+            ValueError: A request has two branches and the engine has no contrast.
+        """
         if self.contrast is None and any(len(request.branches) == 2 for request in requests):
             raise ValueError("a request has two branches, and the engine has no contrast")
         named = {adapter for request in requests for _, adapter in request.branches}
-        unknown = named - self._adapters - {None, BASE}
+        unknown = named - set(self._adapters) - {None, BASE}
         if unknown:
             raise ModelError(f"the model holds no adapter {min(map(str, unknown))!r}", "Request.adapter")
 
-    def _row(self, index: int, request: Request) -> Row:
+    def row(self, index: int, request: Request) -> Row:
+        """Return the row of a request that begins to be answered.
+
+        Args:
+            index: Number by which the caller knows the request.
+            request: The request; two branches that give the same answer as one become one.
+        """
         if self._one_branch or request.branches[0] == request.branches[-1]:  # nothing to contrast with
             request = replace(request, counterfactual=None)
         draws = None
@@ -147,35 +157,53 @@ class TransformersEngine:
             draws = torch.Generator().manual_seed(request_seed(self.seed, request.key))
         return Row(index, request, min(request.limit or self.max_new_tokens, self.max_new_tokens), draws)
 
-    def _count(self, row: Row) -> None:
+    def answer(self, row: Row) -> Generation:
+        """Return the answer of a finished row, and count what it has cost."""
         self.usage.answers += 1
         self.usage.prompt_tokens += sum(len(prompt) for prompt, _ in row.request.branches)
         self.usage.new_tokens += len(row.output)
         self.usage.first_token_seconds += row.first_token_seconds
+        text = self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generation(finished_text(text), len(row.output), row.reason)
 
-    @torch.inference_mode()
-    def _decode(self, rows: Sequence[Row], finish: Callable[[Row], None]) -> None:
-        """Decode rows, longest first, so that padding is small and a lack of memory shows at once."""
-        waiting = deque(sorted(rows, key=lambda row: (-row.size, row.index)))
-        while waiting:
-            batch = Batch(
-                model=self.model,
-                prefiller=self._prefiller,
-                decoding=self.decoding,
-                contrast=self.contrast,
-                stops=self.stops,
-                fits=self._fits,
-                adapters=self._adapters_of,
-                waiting=waiting,
-                finish=finish,
-            )
-            if batch.run():
-                break
-            self._halve_batch(len(batch.rows))
-            again = [self._row(row.index, row.request) for row in batch.rows if not row.reason]
-            waiting.extendleft(reversed(again))  # from the start, with new generators
+    def batch(
+        self,
+        finish: Callable[[Row], None],
+        waiting: Iterable[Row] = (),
+        *,
+        joining: Joining = "when rows leave",
+        held: Callable[[], int] = lambda: 0,
+    ) -> Batch:
+        """Return an empty batch.
 
-    def _halve_batch(self, tried: int) -> None:
+        Args:
+            finish: Receives every finished row.
+            waiting: Rows that are to join, all with the same number of branches.
+            joining: When waiting rows join.
+            held: Returns the number of positions that other batches hold of the same memory.
+        """
+        return Batch(
+            model=self.model,
+            prefiller=self._prefiller,
+            decoding=self.decoding,
+            contrast=self.contrast,
+            stops=self.stops,
+            fits=lambda rows, size: self._fits(rows, size, held()),
+            adapters=self._adapters_of,
+            waiting=deque(waiting),
+            finish=finish,
+            joining=joining,
+        )
+
+    def halve_batch(self, tried: int) -> None:
+        """Allow only half as many rows in a batch, after memory ran out.
+
+        Args:
+            tried: Number of rows in the batch.
+
+        Raises:
+            ModelError: It was a single row.
+        """
         if tried == 1:
             raise ModelError(
                 "out of memory with one answer alone", "evaluate", "lower prompt.max_prompt_tokens or max_new_tokens"
@@ -188,20 +216,39 @@ class TransformersEngine:
         if self.model.device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    def _fits(self, rows: int, size: int) -> bool:
-        """Return whether this many rows of this size may be in a batch."""
-        return rows <= 1 or (rows <= self._most_rows and rows * size <= self.batch_tokens)
+    @torch.inference_mode()
+    def _decode(self, rows: Sequence[Row], finish: Callable[[Row], None]) -> None:
+        """Decode rows, longest first, so that padding is small and a lack of memory shows at once."""
+        waiting = deque(sorted(rows, key=lambda row: (-row.size, row.index)))
+        while waiting:
+            batch = self.batch(finish, waiting)
+            if batch.run():
+                break
+            self.halve_batch(len(batch.rows))
+            again = [self.row(row.index, row.request) for row in batch.rows if not row.reason]
+            waiting = deque([*again, *batch.waiting])  # from the start, with new generators
+
+    def _fits(self, rows: int, size: int, held: int) -> bool:
+        """Return whether this many rows of this size may be in a batch beside positions that others hold."""
+        return rows <= 1 or (rows <= self._most_rows and rows * size + held <= self.batch_tokens)
+
+    @property
+    def _adapters(self) -> Collection[str]:
+        """The names of the model's adapters, which may change while the engine exists."""
+        return getattr(self.model, "peft_config", {}).keys()
 
     def _adapters_of(self, rows: Sequence[Row], branch: int) -> dict[str, list[str]]:
-        """Return PEFT's argument for the adapters of a branch; none where all rows use the model's default adapter."""
+        """Return PEFT's argument for the adapters of a branch; none where all rows use the model's active adapter."""
+        if not self._adapters:
+            return {}
         usual = ADAPTER if ADAPTER in self._adapters else BASE
         names = [row.request.branches[branch][1] or usual for row in rows]
-        return {"adapter_names": names} if self._adapters and set(names) != {ADAPTER} else {}
+        return {} if set(names) == {self.model.active_adapter} else {"adapter_names": names}
 
     def _continuously(self, requests: Sequence[Request], finish: Callable[[Row], None]) -> None:
         """Answer by transformers' continuous batching; what it fails to answer is left to the loop."""
         model = self.model.get_base_model() if self._adapters else self.model
-        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        rows = [self.row(index, request) for index, request in enumerate(requests)]
         results = model.generate_batch(
             [row.request.prompt for row in rows],
             generation_config=GenerationConfig(
@@ -302,7 +349,7 @@ class _Branch:
 
 @dataclass(eq=False)
 class Batch:
-    """Rows that are decoded together; waiting rows join whenever a sixteenth of the batch has finished.
+    """Rows that are decoded together, and rows that wait to join them.
 
     Attributes:
         model: A causal language model.
@@ -312,8 +359,10 @@ class Batch:
         stops: Tokens that end an answer.
         fits: Whether (rows, positions of each) may be in the batch.
         adapters: Arguments of the model that select the rows' adapters in a branch, 0 or 1.
-        waiting: Rows yet to join, longest first; all with the same number of branches.
+        waiting: Rows yet to join, in this order; all with the same number of branches.
         finish: Receives every finished row.
+        joining: When waiting rows join: once a sixteenth of the batch has finished, which copies the cache of the other
+            rows least often, or as soon as they fit.
         rows: Rows in the batch; after memory ran out, those that were in it.
         branches: The one that is decoded and, where rows have two, the one it is contrasted with.
         seen_BV: Tokens of each row's prompt and output, where repetition is penalised.
@@ -328,6 +377,7 @@ class Batch:
     adapters: Callable[[Sequence[Row], int], dict[str, list[str]]]
     waiting: deque[Row]
     finish: Callable[[Row], None]
+    joining: Joining = "when rows leave"
     rows: list[Row] = field(default_factory=list)
     branches: list[_Branch] = field(default_factory=list)
     seen_BV: Tensor | None = None
@@ -335,12 +385,8 @@ class Batch:
     def run(self) -> bool:
         """Decode until no row is left; return False if memory ran out first."""
         try:
-            while self._exchange_rows():
-                tokens_B = self._append_tokens()
-                if not all(row.reason for row in self.rows):
-                    for number, branch in enumerate(self.branches):
-                        names = self.adapters(self.rows, number)
-                        branch.logits_BV = decode_step(self.model, branch.rows, tokens_B, **names)
+            while self.step():
+                pass
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -348,15 +394,38 @@ class Batch:
             return False
         return True
 
+    @property
+    def positions(self) -> int:
+        """Number of positions that the rows hold, padding included."""
+        return len(self.rows) * self._longest(range(len(self.rows)))
+
+    def clear(self) -> list[Row]:
+        """Remove all rows from the batch, and return those that were not finished."""
+        left = [row for row in self.rows if not row.reason]
+        self.rows, self.branches, self.seen_BV = [], [], None
+        return left
+
+    def step(self) -> bool:
+        """Decode one token of each row; return False if there is no row."""
+        if not self._exchange_rows():
+            return False
+        tokens_B = self._append_tokens()
+        if not all(row.reason for row in self.rows):
+            for number, branch in enumerate(self.branches):
+                names = self.adapters(self.rows, number)
+                branch.logits_BV = decode_step(self.model, branch.rows, tokens_B, **names)
+        return True
+
     def _exchange_rows(self) -> bool:
         """Replace finished rows by waiting ones once that is worth copying the rest; return False when none is left."""
         kept = [place for place, row in enumerate(self.rows) if not row.reason]
-        if SHARE * (len(self.rows) - len(kept)) < len(self.rows):
+        few_left = SHARE * (len(self.rows) - len(kept)) < len(self.rows)
+        if few_left and not (self.joining == "at once" and self._next_fits(len(kept), self._longest(kept))):
             return True
         if not kept:
             self.branches, self.seen_BV = [], None
         staying = [self.rows[place] for place in kept]
-        joining = self._take_waiting(staying)
+        joining = self._take_waiting(len(kept), self._longest(kept))
         self.rows = staying + joining
         if not self.rows:
             return False
@@ -366,14 +435,18 @@ class Batch:
             self._mark_seen(kept, joining)
         return True
 
-    def _take_waiting(self, staying: Sequence[Row]) -> list[Row]:
+    def _longest(self, places: Sequence[int]) -> int:
+        return max((self.rows[place].size for place in places), default=0)
+
+    def _next_fits(self, count: int, longest: int) -> bool:
+        """Return whether the next waiting row may join this number of rows, of up to this size."""
+        return bool(self.waiting) and self.fits(count + 1, max(longest, self.waiting[0].size))
+
+    def _take_waiting(self, count: int, longest: int) -> list[Row]:
         joining: list[Row] = []
-        longest = max((row.size for row in staying), default=0)
-        while self.waiting:
-            longest = max(longest, self.waiting[0].size)
-            if not self.fits(len(staying) + len(joining) + 1, longest):
-                break
+        while self._next_fits(count + len(joining), longest):
             joining.append(self.waiting.popleft())
+            longest = max(longest, joining[-1].size)
             joining[-1].began = time.perf_counter()
         return joining
 

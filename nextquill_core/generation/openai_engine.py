@@ -40,6 +40,7 @@ from nextquill_core.generation.engines import (
     no_progress,
     request_seed,
 )
+from nextquill_core.generation.streaming import TextParts
 from nextquill_core.tokens import UserTextTokenizer
 from storage.redaction import register_secret
 
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 REJECTED = (400, 422)
 BUSY = (408, 409, 425, 429)
+ECHO = "use a server that echoes prompts with log-probabilities, such as vLLM or SGLang"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,6 @@ class OpenAIEngine:
         self._forms = (self._by_ids, self._by_text, self._by_settings)
         self._form = 0
         self._form_is_known = False
-        self._given_up = threading.Event()
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -153,10 +154,12 @@ class OpenAIEngine:
                 "set it to transformers",
             )
         started = time.perf_counter()
-        self._given_up.clear()
+        given_up = threading.Event()
         answers: dict[int, Generation] = {}
-        with self._client() as client, ThreadPoolExecutor(self.settings.concurrency, "server") as pool:
-            futures = {pool.submit(self._answer, client, request): index for index, request in enumerate(requests)}
+        with self.client() as client, ThreadPoolExecutor(self.settings.concurrency, "server") as pool:
+            futures = {
+                pool.submit(self._answer, client, request, given_up): index for index, request in enumerate(requests)
+            }
             try:
                 for future in as_completed(futures):
                     index = futures[future]
@@ -164,7 +167,7 @@ class OpenAIEngine:
                     keep(requests[index], answers[index])
                     advance(1)
             finally:  # after a failure no further request begins, but answers in flight are still kept
-                self._given_up.set()
+                given_up.set()
                 begun = [future for future in futures if not future.cancel()]
                 for future in wait(begun).done:
                     if futures[future] not in answers and future.exception() is None:
@@ -172,7 +175,68 @@ class OpenAIEngine:
                 self.usage.seconds += time.perf_counter() - started
         return [answers[index] for index in range(len(requests))]
 
-    def _client(self) -> OpenAI:
+    def answer(
+        self, client: OpenAI, request: Request, given_up: threading.Event, parts: TextParts | None = None
+    ) -> Generation:
+        """Answer one request; it may be called by several threads.
+
+        Args:
+            client: The client, which all calls can share.
+            request: As for `generate`.
+            given_up: Ends the request, within its current attempt, when it is set.
+            parts: Receives the text while it is generated; None for no stream.
+
+        Raises:
+            UserError: As `generate`.
+        """
+        reply = self._answer(client, request, given_up, parts)
+        with self._lock:
+            return self._counted(reply)
+
+    def answer_logps(self, client: OpenAI, prompt: list[int], target: Sequence[int]) -> list[float]:
+        """Return log p(y_t | prompt, y_<t) of each answer token by the server's model, nats.
+
+        The server echoes the prompt with the log-probabilities of its tokens, which vLLM and SGLang do.
+
+        Args:
+            client: The client.
+            prompt: Token ids of the prompt.
+            target: Token ids of the answer.
+
+        Raises:
+            UserError: The server fails, or returns no log-probabilities of the prompt's tokens.
+        """
+        from openai import APIError
+
+        ids = [*prompt, *target]
+        try:
+            answer = client.completions.create(
+                model=self.model_name,
+                prompt=ids,
+                echo=True,
+                logprobs=1,
+                max_tokens=1,
+                temperature=0.0,
+                extra_headers=self.headers,
+            )
+        except APIError as error:
+            what = self._masked(_message(error.body or error.message))
+            raise UserError(f"the server gives no log-probabilities ({what})", self.address, ECHO) from None
+        found = getattr(answer.choices[0].logprobs, "token_logprobs", None) if answer.choices else None
+        logps = (found or [])[len(prompt) : len(ids)]
+        if len(logps) != len(target) or any(value is None for value in logps):
+            raise UserError("the server gives no log-probabilities of the prompt's tokens", self.address, ECHO)
+        return [float(value) for value in logps if value is not None]
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Headers of every request: without a key, the client's own header about one is left out."""
+        from openai import Omit
+
+        return {} if self._key else {"Authorization": Omit()}
+
+    def client(self) -> OpenAI:
+        """Return a client of the server, which is closed by its `close` or at the end of a `with` block."""
         from openai import OpenAI, Timeout
 
         return OpenAI(
@@ -189,17 +253,19 @@ class OpenAIEngine:
         self.usage.first_token_seconds += reply.first_token_seconds
         return reply.generation
 
-    def _answer(self, client: OpenAI, request: Request) -> _Reply:
+    def _answer(
+        self, client: OpenAI, request: Request, given_up: threading.Event, parts: TextParts | None = None
+    ) -> _Reply:
         retrying = Retrying(
             retry=retry_if_exception_type(TransientServerError),
-            stop=stop_after_attempt(self.settings.retries + 1) | stop_when_event_set(self._given_up),
+            stop=stop_after_attempt(self.settings.retries + 1) | stop_when_event_set(given_up),
             wait=_wait,
-            sleep=sleep_using_event(self._given_up),
+            sleep=sleep_using_event(given_up),
             before_sleep=self._count_retry,
             reraise=True,
         )
         try:
-            return retrying(self._ask_in_known_form, client, request)
+            return retrying(self._ask_in_known_form, client, request, given_up, parts)
         except TransientServerError as failure:
             attempts = retrying.statistics["attempt_number"]
             raise UserError(
@@ -215,12 +281,14 @@ class OpenAIEngine:
         with self._lock:
             self.usage.retries += 1
 
-    def _ask_in_known_form(self, client: OpenAI, request: Request) -> _Reply:
+    def _ask_in_known_form(
+        self, client: OpenAI, request: Request, given_up: threading.Event, parts: TextParts | None
+    ) -> _Reply:
         """Ask in the form that the server is known to accept, or in one after the other until it accepts one."""
         form = self._form
         while True:
             try:
-                reply = self._ask(client, self._forms[form](request), len(request.prompt))
+                reply = self._ask(client, self._forms[form](request), len(request.prompt), given_up, parts)
             except _RejectedError as rejection:
                 if form == (self._form if self._form_is_known else len(self._forms) - 1):
                     raise UserError(f"the server rejects the request ({rejection})", self.address) from None
@@ -229,28 +297,39 @@ class OpenAIEngine:
                 self._form, self._form_is_known = form, True
                 return reply
 
-    def _ask(self, client: OpenAI, body: dict[str, Any], prompt_tokens: int) -> _Reply:
-        from openai import APIConnectionError, APIError, APIStatusError, Omit
+    def _ask(
+        self,
+        client: OpenAI,
+        body: dict[str, Any],
+        prompt_tokens: int,
+        given_up: threading.Event,
+        parts: TextParts | None,
+    ) -> _Reply:
+        from openai import APIConnectionError, APIError, APIStatusError
 
         started = time.perf_counter()
         first_token_seconds: float | None = None
         text = reason = ""
         usage: Any = None
+        if parts is not None:
+            parts.restart()
         try:
             stream = client.completions.create(
                 model=self.model_name,
                 prompt=body.pop("prompt"),
                 stream=True,
                 extra_body=body,
-                extra_headers={} if self._key else {"Authorization": Omit()},
+                extra_headers=self.headers,
             )
             for part in stream:
-                if self._given_up.is_set():
+                if given_up.is_set():
                     raise TransientServerError("given up because of another request")
                 more, ended = _content(part)
                 if first_token_seconds is None and part.choices:
                     first_token_seconds = time.perf_counter() - started
                 text, reason, usage = text + more, ended or reason, part.usage or usage
+                if parts is not None:
+                    parts.grow(more)
         except APIStatusError as error:
             raise self._refusal(error) from None
         except APIConnectionError as error:

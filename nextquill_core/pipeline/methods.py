@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from nextquill_core.causal.shard_queue import split_into_shards
-from nextquill_core.config import ModelConfig
+from nextquill_core.config import ModelConfig, PromptConfig
 from nextquill_core.errors import DataError, UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.generation.decoding import Contrast, Decoding
@@ -359,10 +359,21 @@ def _missing_personal_shards(run: Run, examples: Sequence[Example], missing: Cal
 
 def method_encoder(run: Run, method: Method) -> PairEncoder:
     """Return the encoder of a method's prompts; that of a method without history leaves the history out."""
+    return prompt_encoder(run.model, run.prompt, method)
+
+
+def prompt_encoder(model: ModelConfig, prompt: PromptConfig, method: Method) -> PairEncoder:
+    """Return the encoder of a method's prompts for a base model.
+
+    Args:
+        model: The base model.
+        prompt: Settings with `template` resolved to plain or chat.
+        method: The method; one without history leaves the history out.
+    """
     from nextquill_core.model.loading import load_tokenizer
 
-    prompt = run.prompt if method.history else run.prompt.model_copy(update={"max_history": 0})
-    return encoder_for(run.model, prompt, load_tokenizer(run.model))
+    shown = prompt if method.history else prompt.model_copy(update={"max_history": 0})
+    return encoder_for(model, shown, load_tokenizer(model))
 
 
 def local_engine(

@@ -17,8 +17,9 @@ from nextquill_core.generation.engines import Journal
 from nextquill_core.orders import EXAMPLES_PER_SHARD
 from nextquill_core.progress import Progress, advancing, silent
 from nextquill_core.writing.draft import Draft
+from nextquill_core.writing.prompter import SANE
 from nextquill_core.writing.requests import ItemFields, WriteRequest
-from nextquill_core.writing.writer import SANE, Writer
+from nextquill_core.writing.writer import Writer
 from storage.files import atomic_path, user_path
 from storage.fingerprint import fingerprint
 from storage.tables import read_table, write_table

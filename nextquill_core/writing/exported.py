@@ -22,7 +22,8 @@ from storage.stored_json import read_checked, read_document
 
 if TYPE_CHECKING:
     from nextquill_core.generation.engines import Engine
-    from nextquill_core.writing.writer import Preset, Writer
+    from nextquill_core.writing.prompter import Preset
+    from nextquill_core.writing.writer import Writer
 
     AnyWriter = TypeVar("AnyWriter", bound=Writer)
 
@@ -100,7 +101,7 @@ def exported_writer(kind: type[AnyWriter], folder: Path, base: Path | None) -> A
         ModelError: The base model is missing or another one.
     """
     from nextquill_core.model.loading import encoder_for, load_adapter, load_model, load_tokenizer
-    from nextquill_core.writing.writer import Identity
+    from nextquill_core.writing.prompter import Identity
 
     about = read_description(folder)
     config = _base_model(about, folder, base)
@@ -130,7 +131,7 @@ def exported_writer(kind: type[AnyWriter], folder: Path, base: Path | None) -> A
 
 def presets(about: AdapterDescription) -> dict[str, Preset]:
     """Return the decoding presets of an exported adapter by name."""
-    from nextquill_core.writing.writer import SANE, Preset
+    from nextquill_core.writing.prompter import SANE, Preset
 
     found = {one.name: Preset(one, about.max_new_tokens) for one in (GREEDY, SAMPLED)}
     chosen = Preset(DECODINGS.get(about.sane, GREEDY), about.max_new_tokens)

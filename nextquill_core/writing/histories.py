@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,31 @@ class Histories:
         found = {name for files in self._items.values() for name in files.neighbours(item_id)}
         return difflib.get_close_matches(item_id, sorted(found), NEAR, cutoff=0.0)
 
+    def user_ids(self, start: str, count: int) -> list[str]:
+        """Return ids of users in their order.
+
+        Args:
+            start: The first id that may be among them; "" for the first of all.
+            count: Maximum number of ids.
+        """
+        found = {name for files in self._users.values() for name in islice(files.keys_from(start), count)}
+        return sorted(found)[:count]
+
+    def items_named(self, text: str, count: int) -> dict[tuple[str, str], Item]:
+        """Return items whose title contains a text, whatever the case, by category and id; it reads the titles.
+
+        Args:
+            text: The text.
+            count: Maximum number of items.
+        """
+        found: dict[tuple[str, str], Item] = {}
+        for name, files in self._items.items():
+            for row in files.rows_containing("title", text, count - len(found)):
+                found[name, row["item_id"]] = Item(row["title"] or "", row["description"] or "")
+            if len(found) >= count:
+                break
+        return found
+
     def reviews(self, sequence: UserSequence, end: int, newest: int | None = None) -> tuple[Review, ...]:
         """Return reviews of a user with their items, oldest first.
 
@@ -141,9 +166,12 @@ class Histories:
             targets = dict(zip(table["example_id"].to_pylist(), table["target"].to_pylist(), strict=True))
             if example_id in targets:
                 return self.sequences([user], category)[0], targets[example_id]
-        raise DataError(
-            f"there is no example {example_id!r}", str(self.folder), "ids stand in examples/*.parquet of the artifact"
-        )
+        raise self.no_example(example_id)
+
+    def no_example(self, example_id: str) -> DataError:
+        """Return the error for an example that is not in the store."""
+        remedy = "ids stand in examples/*.parquet of the artifact"
+        return DataError(f"there is no example {example_id!r}", str(self.folder), remedy)
 
 
 def _by_category(folder: Path, key: str) -> dict[str, _SortedFiles]:
@@ -190,6 +218,36 @@ class _SortedFiles:
         for (number, group), wanted in sorted(places.items()):
             table = self._read(number, group)
             yield from table.filter(pc.is_in(table[self._key], pa.array(sorted(wanted), pa.string()))).to_pylist()
+
+    def keys_from(self, start: str) -> Iterator[str]:
+        """Yield the keys from a key on, in order."""
+        number, first = self._place(start)
+        while number < len(self._paths):
+            for group in range(max(0, first), self._footer(number).metadata.num_row_groups):
+                keys = self._read(number, group, [self._key])[self._key].to_pylist()
+                yield from (key for key in keys if key >= start)
+            number, first = number + 1, 0
+
+    def rows_containing(self, column: str, text: str, count: int) -> Iterator[dict[str, Any]]:
+        """Yield the first rows with a text in a column, whatever the case.
+
+        Args:
+            column: Name of a column of texts.
+            text: The text.
+            count: Maximum number of rows.
+        """
+        left = count
+        for number in range(len(self._paths)):
+            for group in range(self._footer(number).metadata.num_row_groups):
+                if left <= 0:
+                    return
+                values = self._read(number, group, [column])[column]
+                if not pc.any(pc.match_substring(values, text, ignore_case=True)).as_py():
+                    continue
+                table = self._read(number, group)
+                rows = table.filter(pc.match_substring(table[column], text, ignore_case=True)).slice(0, left)
+                left -= rows.num_rows
+                yield from rows.to_pylist()
 
     def neighbours(self, key: str) -> list[str]:
         """Return the keys of the row group in which a key would stand."""

@@ -68,33 +68,30 @@ class PastReview(Section):
 
 
 class WriteRequest(Section):
-    """One review to write.
-
-    Attributes:
-        id: A name for the answer in a file of many; any text.
-        user: Id of a user of the store, whose stored reviews are the history.
-        history: Past reviews, oldest first, in place of a user's.
-        item: Id of an item of the store, or title and description.
-        rating: Rating of the review to write; None if it is open.
-        title: Title of the review to write; empty if it is open.
-        category: Category of user and item, needed only if the store has them in several.
-        before: Use only reviews of the user that are older than this time, UTC milliseconds.
-        example: Id of an example of the store in place of all other fields, to write what evaluation writes for it.
-    """
+    """One review to write."""
 
     id: str | None = None
+    """name for the answer in a file of many; any text"""
     user: str | None = None
+    """id of a user of the store, whose stored reviews are the history"""
     history: tuple[PastReview, ...] | None = None
+    """past reviews, oldest first, in place of a user's"""
     item: str | ItemFields | None = None
+    """id of an item of the store, or title and description"""
     rating: float | None = None
+    """rating of the review to write; null if it is open"""
     title: str = ""
+    """title of the review to write; empty if it is open"""
     category: str | None = None
+    """category of user and item, needed only if the store has them in several"""
     before: int | None = None
+    """use only reviews of the user that are older than this time, UTC milliseconds"""
     example: str | None = None
+    """id of an example of the store in place of all other fields, to write what evaluation writes for it"""
 
     @model_validator(mode="after")
     def _one_source(self) -> WriteRequest:
-        given = sorted(self.model_fields_set - {"id", "example"})
+        given = sorted(self.model_fields_set & set(WriteRequest.model_fields) - {"id", "example"})
         if self.example is not None and any(getattr(self, name) not in (None, "") for name in given):
             raise ValueError(f"example names user, item, rating and title: leave out {', '.join(given)}")
         if self.example is None and self.item is None:
@@ -121,10 +118,18 @@ def checked(form: type[Form], values: Any, where: str, remedy: str = FORM) -> Fo
     try:
         return form.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"] if part not in ("str", ItemFields.__name__))
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"`{field}`: {what}" if field else what, where, remedy) from None
+        raise UserError(fault(error.errors(include_url=False)[0]), where, remedy) from None
+
+
+def fault(found: Mapping[str, Any]) -> str:
+    """Return one line about a wrong field, with its place in the form.
+
+    Args:
+        found: One of the errors that pydantic lists.
+    """
+    field = ".".join(str(part) for part in found["loc"] if part not in ("str", ItemFields.__name__))
+    what = str(found["msg"]).removeprefix("Value error, ")
+    return f"`{field}`: {what}" if field else what
 
 
 def read_forms(path: Path, form: type[Form]) -> list[Form]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from nextquill_core.analysis.token_colours import terminal_safe
 from nextquill_core.pipeline.run import Run
+from nextquill_core.registry.export import export
 from nextquill_core.schemas import column_by_example
 from tests.flows.cli.test_main import nextquill
-from tests.world import small_settings, write_config
+from tests.stages import untrained
+from tests.world import small_config, small_settings, write_config
 
 THING = ("--item-title", "A kettle", "--item-description", "of steel", "--rating", "5", "--title", "Good")
 
@@ -99,6 +102,68 @@ def test_what_is_wrong_is_one_line(
 ) -> None:
     method = () if "--method" in arguments else ("--method", "qwen")
     assert nextquill(monkeypatch, "write", "--config", config, *method, *arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def exported(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return an exported adapter with random weights, and the folder of its base model."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = Run(small_config(small_world, shutil.copytree(prepared_store, folder / "store")))
+    run.make(run.plan.train["nextquill"], launch=untrained)
+    export(run, "nextquill", folder / "adapter")
+    return folder / "adapter", Path(run.model.name_or_path)
+
+
+@pytest.mark.pipeline
+def test_an_exported_folder_writes_without_a_store(
+    monkeypatch: Any, capsys: Any, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    adapter, base = exported
+    requests, out, past = tmp_path / "r.jsonl", tmp_path / "drafts.parquet", tmp_path / "past.jsonl"
+    item = {"title": "A kettle", "description": "of steel"}
+    history = [{"item": item, "text": "It boils fast.", "rating": 5}]
+    arguments = ("write", "--adapter", adapter, "--base", base)
+    past.write_text(json.dumps(history[0]) + "\n")
+    assert nextquill(monkeypatch, *arguments, "--history", past, *THING, "--explain", "--json") == 0
+    single = json.loads(capsys.readouterr().out)
+    assert [review["text"] for review in single["history_shown"]] == ["It boils fast."]
+    assert single["method"] == "nextquill"
+    assert nextquill(monkeypatch, *arguments, "--history", past, *THING, "--explain") == 0
+    assert "likelier by the history: " in capsys.readouterr().err
+    known = {"history": history, "item": item, "rating": 5, "title": "Good"}
+    requests.write_text("".join(json.dumps(line) + "\n" for line in (known, {"item": item})))
+    assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 0
+    rows = pq.read_table(out).to_pylist()
+    assert (rows[0]["text"], rows[0]["adapter"]) == (single["text"], single["adapter"])
+    assert rows[1]["note"] == "no history was given"
+    capsys.readouterr()
+    for line, words in (({"user": "U", "item": item}, "request 2"), ({"item": "B1"}, "request 2")):
+        requests.write_text("".join(json.dumps(one) + "\n" for one in (known, line)))
+        assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 2
+        message = capsys.readouterr().err
+        assert words in message
+        assert "no store to look it up in" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no model is named; name a configuration with --config, or a folder with --adapter"),
+        (("--adapter", "nowhere"), "nowhere: there is no nextquill.json"),
+        (("--adapter", "nowhere", "--method", "nextquill"), "an exported folder has one method"),
+        (("--adapter", "nowhere", "--store", "here"), "--set, --preset and --store change a configuration"),
+        (("--adapter", "nowhere", "--config", "demo"), "--config and --adapter are two models"),
+        (("--base", "nowhere", "--config", "demo"), "--base belongs to --adapter"),
+    ],
+)
+def test_which_model_writes_is_said_once(
+    monkeypatch: Any, capsys: Any, arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert nextquill(monkeypatch, "write", *arguments, *THING) == 2
     message = capsys.readouterr().err.strip()
     assert words in message
     assert len(message.splitlines()) == 1

@@ -12,8 +12,8 @@ from nextquill_core.generation.engines import Engine, Generation
 from nextquill_core.writing import bulk
 from nextquill_core.writing.bulk import DRAFTS, write_drafts
 from nextquill_core.writing.histories import Histories
+from nextquill_core.writing.prompter import People, Preset
 from nextquill_core.writing.requests import WriteRequest, checked
-from nextquill_core.writing.writer import People, Preset
 from storage import UserError
 from tests.writers import tiny_writer, write_people
 

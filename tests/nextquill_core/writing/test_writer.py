@@ -13,9 +13,10 @@ from nextquill_core.generation.decoding import steering
 from nextquill_core.generation.engines import Request
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.records import Item, Review
-from nextquill_core.writing import writer as notes
+from nextquill_core.writing import prompter as notes
 from nextquill_core.writing.histories import Histories
-from nextquill_core.writing.writer import People, Writer
+from nextquill_core.writing.prompter import People
+from nextquill_core.writing.writer import Writer
 from storage import UserError
 from tests.writers import LIMIT, tiny_writer, write_people
 

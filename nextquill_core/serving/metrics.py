@@ -1,0 +1,72 @@
+"""What the server measures about itself, in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """The metrics of one server.
+
+    Attributes:
+        requests: Finished requests, by route and status.
+        seconds: Time from a request's first byte to its answer's last, by route.
+        first_text_seconds: Time from a draft's request to the first part of its text.
+        new_tokens: Generated tokens, by model.
+        prompt_tokens: Tokens of the prompts that were shown, by model.
+        drafts: Written drafts, by model and by whether a history was shown.
+        refused: Requests that were refused because of too many others.
+        in_flight: Drafts that are being written.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Finished requests", "route", "status")
+        self.seconds = self._histogram("request_seconds", "Duration of requests", "route")
+        self.first_text_seconds = self._histogram("first_text_seconds", "Time to the first part of a draft")
+        self.new_tokens = self._counter("new_tokens", "Generated tokens", "model")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts", "model")
+        self.drafts = self._counter("drafts", "Written drafts", "model", "history")
+        self.refused = self._counter("refused", "Requests refused because of too many others")
+        self.in_flight = Gauge("nextquill_in_flight", "Drafts that are being written", registry=self._registry)
+
+    def show_models(self, served: Callable[[], dict[str, str]], failures: Callable[[], int]) -> None:
+        """Let every reading of the metrics show what is served at that moment.
+
+        Args:
+            served: Returns the name of each method's model.
+            failures: Returns how often a change of the store could not be taken over.
+        """
+        self._registry.register(_Models(served, failures))
+
+    def text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        found: bytes = generate_latest(self._registry)
+        return found
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"nextquill_{name}", about, labels, registry=self._registry)
+
+    def _histogram(self, name: str, about: str, *labels: str) -> Histogram:
+        return Histogram(f"nextquill_{name}", about, labels, registry=self._registry, buckets=SECONDS)
+
+
+class _Models:
+    """A collector of what is served."""
+
+    def __init__(self, served: Callable[[], dict[str, str]], failures: Callable[[], int]) -> None:
+        self._served, self._failures = served, failures
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Return the metrics of the moment."""
+        models = GaugeMetricFamily("nextquill_model", "1 for each served model", labels=["method", "model"])
+        for method, model in self._served().items():
+            models.add_metric([method, model], 1)
+        failed = GaugeMetricFamily("nextquill_refresh_failures", "Changes of the store that were not taken over")
+        failed.add_metric([], self._failures())
+        return [models, failed]
