@@ -37,7 +37,7 @@ OURS = {
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
-    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.folds.values())
+    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.scoring.values())
     yield from (plan.effects, plan.score, *plan.train.values(), *plan.evaluation.steps, plan.evaluate)
     yield from [plan.evaluation.clusters] if plan.evaluation.clusters else []
 
@@ -435,6 +435,24 @@ def test_adapters_that_score_are_steps_of_their_own_before_scoring(small_world: 
     assert {plan.effects.fingerprint, plan.score.fingerprint}.isdisjoint(
         {plain.effects.fingerprint, plain.score.fingerprint}
     )
+
+
+def test_an_adapter_of_all_users_may_score_and_is_the_one_of_the_table(small_world: Path, tmp_path: Path) -> None:
+    plain = Run(small_config(small_world, tmp_path)).plan
+    config = small_config(small_world, tmp_path, score={"effect_source": "trained"})
+    plan = Run(config).plan
+    assert plan.scorer == plan.train["contextsft"] == plain.train["contextsft"], "it is trained once for both"
+    assert plan.effects.inputs == (plan.ingest, plan.model, plan.scorer)
+    assert [step.name for step in plan.stages] == ["ingest", "model", "train:contextsft", "score", "train", "evaluate"]
+    assert plan.command(plan.scorer) == "score"
+    assert (plan.adapter_name(plan.scorer), plan.recipe("contextsft")) == ("contextsft", "contextsft")
+    folds = Run(small_config(small_world, tmp_path, score={"effect_source": "trained", "folds": 7})).plan
+    assert folds.effects.fingerprint == plan.effects.fingerprint, "there are no folds"
+    assert "has seen these reviews" in effects_source(plan.effects)
+    alone = small_config(small_world, tmp_path, score={"effect_source": "trained"}, evaluate={"methods": ["qwen"]})
+    assert list(Run(alone).plan.adapters) == ["contextsft", "nextquill"]
+    make_all(Run(config))
+    assert set(states(Run(config)).values()) == {"fresh"}
 
 
 @pytest.mark.parametrize(
