@@ -20,7 +20,8 @@ from nextquill_core.model.packaged import located_encoder, located_model
 from nextquill_core.model.template_choice import TemplateChoice, choose_template
 from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, EvaluationPlanner, encoder_identity
 from nextquill_core.pipeline.step import KINDS, Step
-from nextquill_core.prompts import PLAIN, TEMPLATE_DATE
+from nextquill_core.prompts import REVIEW, TEMPLATE_DATE, WORDINGS
+from nextquill_core.records import TextKind
 from nextquill_core.training.engines import configured, deciding
 from storage import DigestCache
 
@@ -49,6 +50,7 @@ class Plan:
         folds: The adapters that score in place of θ0, `fold-0` first; empty where neither `score.effect_source` nor
             `evaluate.preference_tokens` asks for them.
         scorer: The adapter of `FOLD_METHOD` on all users, where it scores in place of θ0 (`effect_source: trained`).
+        writes: Kind of text that the prompts ask for.
         evaluation: The steps before `evaluate`.
         evaluate: Metrics, figures and the report.
         template: The template of the prompts, and why it was chosen.
@@ -73,6 +75,7 @@ class Plan:
     model_identity: Mapping[str, Any] = field(default_factory=dict)
     base: ModelConfig = field(default_factory=ModelConfig)
     scorer: Step | None = None
+    writes: TextKind = REVIEW.name
 
     @property
     def scoring(self) -> Mapping[str, Step]:
@@ -195,16 +198,24 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     if config.ingest.clean == CleanConfig():
         del settings["clean"]  # what is not cleaned has the fingerprint that it had before anything could be
     reading = {name: settings.pop(name) for name in ("source", "options")} | {"revision": reader.revision}
+    if config.ingest.protocol.name == "published" and not reader.publishes:
+        what = f"the files of {reader.name} hold no published examples"
+        raise UserError(what, "ingest.protocol.name", "set it to dpl or global-time, or use the source dpl or lamp")
     scans: dict[str, Step] = {}
     for raw in files:
         digested = {part: [digests(path) for path in raw.of(part)] for part in PARTS}
         scan = {"source": reading, "privacy": privacy or {}, "raw": digested}
+        if reader.publishes:
+            scan["splits"] = [reader.split_of(path) for path in raw.reviews]
         scans[raw.category] = Step("scan", f"scan:{raw.category}", scan)
     ingest = Step("ingest", "ingest", {"ingest": settings}, tuple(scans.values()))
 
     located = located_model(config.model)
     template = choose_template(config.prompt.template, located.name_or_path, located.revision, strict=fetch)
-    prompt = config.prompt.fingerprint_fields() | {"template": template.name, "revision": PLAIN.revision}
+    writes: TextKind = reader.writes if config.prompt.writes == "auto" else config.prompt.writes
+    prompt = config.prompt.fingerprint_fields() | {"template": template.name, "revision": WORDINGS[writes].revision}
+    if writes != REVIEW.name:
+        prompt["writes"] = writes
     if template.name == "chat":
         prompt["date"] = TEMPLATE_DATE.isoformat()
     model, model_identity = _model(config, located, ingest, prompt, digests)
@@ -247,7 +258,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     evaluate = Step("evaluate", "evaluate", measuring, inputs)
     return Plan(
         config, reader, files, scans, ingest, model, effects, score, weights, train, folds, evaluation, evaluate,
-        template, model_identity, located, scorer,
+        template, model_identity, located, scorer, writes,
     )  # fmt: skip
 
 
