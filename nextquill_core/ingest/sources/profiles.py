@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nextquill_core.errors import DataError, HubUnreachableError
 from nextquill_core.ingest.batches import BATCH_ROWS, RAW_CHARS, BadRow, Batch, Part
 from nextquill_core.ingest.sources.base import Source
+from nextquill_core.ingest.sources.fetching import fetched_from
 
 SPLIT_NAMES: Mapping[str, str] = {
     "train": "train",
@@ -169,24 +169,10 @@ def hub_configuration(repository: str, category: str, part: Part, *, fetch: bool
     """
     from nextquill_core.ingest.sources import hub  # imports the hub client, which takes a second
 
-    local = f"name local files in ingest.inputs[].{part}"
-    where = f"hub data set {repository}"
-    try:
+    def download() -> tuple[Path, ...]:
         return hub.hub_folder(repository, category, fetch=fetch)
-    except hub.NotInDataSetError:
-        what, remedy = f"there is no configuration `{category}`", f"correct ingest.inputs[].category, or {local}"
-    except hub.NotDownloadedError:
-        what, remedy = "it is not downloaded yet", f"run `nextquill ingest` with a network, or {local}"
-    except hub.UnreachableError as error:
-        raise HubUnreachableError(
-            f"cannot fetch {category}: {error}",
-            f"ingest.inputs[].{part} of category {category}",
-            f"check the network and HF_ENDPOINT, or {local}",
-        ) from None
-    except Exception as error:  # the hub client raises many kinds; each of them means that there is no file
-        what = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
-        remedy = f"check the network and run the command again, which resumes the download, or {local}"
-    raise DataError(f"cannot fetch {category}: {what}", where, remedy)
+
+    return fetched_from(repository, download, category, f"there is no configuration `{category}`", category, part)
 
 
 def identifier(row: Mapping[str, Any], key: str) -> str:
@@ -226,9 +212,7 @@ def text(entry: Mapping[str, Any], key: str) -> str | None:
     Raises:
         BadRowError: It is missing or of another type.
     """
-    if key not in entry:
-        raise BadRowError(f"missing-{key}")
-    value = entry[key]
+    value = _value(entry, key)
     if value is not None and not isinstance(value, str):
         raise BadRowError(f"wrong-type-{key}")
     return value
@@ -240,9 +224,7 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
     Raises:
         BadRowError: It is missing or of another type.
     """
-    if key not in entry:
-        raise BadRowError(f"missing-{key}")
-    value = entry[key]
+    value = _value(entry, key)
     if value is None:
         return None
     if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -250,6 +232,12 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRowError(f"wrong-type-{key}")
     return float(value)
+
+
+def _value(entry: Mapping[str, Any], key: str) -> Any:
+    if key not in entry:
+        raise BadRowError(f"missing-{key}")
+    return entry[key]
 
 
 class _BlankError(Exception):
