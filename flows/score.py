@@ -16,7 +16,8 @@ from tasks.ui import publish_effects
 def score(config: Annotated[Config, Form("score", "weights")] = SETTINGS, force: bool = False) -> dict[str, Any]:
     """Score with and without history, then derive weights; a change of δ, λ or ε only does the second.
 
-    Under `score.effect_source: adapter` the adapters that score are trained first; each resumes where it stopped.
+    Under `score.effect_source: adapter` and `trained` adapters score; they are trained first, and each resumes where it
+    stopped.
 
     Args:
         config: The run's settings.
@@ -24,7 +25,7 @@ def score(config: Annotated[Config, Form("score", "weights")] = SETTINGS, force:
     """
     run = open_run(config)
     plan = run.plan
-    steps = [*plan.folds.values(), plan.effects, *plan.weights.values(), plan.score]
+    steps = [*plan.scoring.values(), plan.effects, *plan.weights.values(), plan.score]
     *_, outcome = make_stage(run, "score", steps, force=force)
     publish_effects(run, outcome)
     return finished("score", outcome)

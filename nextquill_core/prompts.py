@@ -1,27 +1,127 @@
-"""Prompts: the text that the model reads before it writes a review, and the template around it.
+"""Prompts: the text that the model reads before it writes, and the template around it.
 
-First comes what both branches share (task, item), then the user's history (a summary, past reviews), then what the
-review must match. The prompt without history has no history section and does not mention one. A field that the data do
-not have (a rating, a title, anything about the item) is left out with its label.
+First comes what both branches share (task, item), then the user's history (a summary, past texts), then what the text
+must match. The prompt without history has no history section and does not mention one. A field that the data do not
+have (a rating, a title, anything about the item) is left out with its label.
+
+A `Wording` has the words of one kind of text: a topic to write about is not an item to review.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
-from nextquill_core.records import Item, Review
+from nextquill_core.records import Item, Review, TextKind
 from storage.fingerprint import fingerprint
 
-TASK = "Write a review of the item below."
-TASK_WITHOUT_ITEM = "Write a review."
-SUMMARY_HEADING = "What this user's reviews are like:"
-HISTORY_HEADING = "Past reviews by the same user, oldest first:"
-TEXT_LABEL = "Review:\n"
 TEMPLATE_DATE = date(2024, 7, 26)
 """The date that chat templates print instead of today's; Llama 3's templates print it when they have no clock."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The words of prompts for one kind of text.
+
+    Attributes:
+        name: Kind of the text, as in `prompt.writes`.
+        task: The task where something is known about what the text is about.
+        task_alone: The task otherwise.
+        label: Label of the text.
+        texts: What several such texts are called.
+        item: Label of the title of what the text is about.
+        description: Label of its description.
+        title: Label of the text's own title.
+    """
+
+    name: TextKind
+    task: str
+    task_alone: str
+    label: str
+    texts: str
+    item: str = "Item"
+    description: str = "Description"
+    title: str = "Title"
+
+    @property
+    def summary_heading(self) -> str:
+        """Heading of the summary."""
+        return f"What this user's {self.texts} are like:"
+
+    @property
+    def history_heading(self) -> str:
+        """Heading of the shown history."""
+        return f"Past {self.texts} by the same user, oldest first:"
+
+    @property
+    def text_label(self) -> str:
+        """Label before the text itself, with its line break."""
+        return f"{self.label}:\n"
+
+    @cached_property
+    def revision(self) -> str:
+        """Fingerprint of the text of prompts without summary; see `summary_revision` for the others."""
+        return fingerprint(_probes(PLAIN, self))
+
+    @cached_property
+    def summary_revision(self) -> str:
+        """Fingerprint of the text of prompts with a summary, for methods that show one."""
+        probes = [
+            build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, history, summary="summary", wording=self)
+            for history in ((_PROBE,), ())
+        ]
+        return fingerprint(probes)
+
+
+REVIEW = Wording("review", "Write a review of the item below.", "Write a review.", "Review", "reviews")
+WORDINGS: Mapping[TextKind, Wording] = MappingProxyType(
+    {
+        wording.name: wording
+        for wording in (
+            REVIEW,
+            Wording(
+                "post",
+                "Write a post on the topic below.",
+                "Write a post on the topic below.",
+                "Post",
+                "posts",
+                item="About",
+                title="Topic",
+            ),
+            Wording(
+                "abstract",
+                "Write the abstract of the paper below.",
+                "Write the abstract of the paper below.",
+                "Abstract",
+                "abstracts",
+                item="Paper",
+                description="Points",
+            ),
+            Wording(
+                "article",
+                "Write the article for the headline below.",
+                "Write the article for the headline below.",
+                "Article",
+                "articles",
+                title="Headline",
+            ),
+            Wording(
+                "email",
+                "Write the email with the subject below.",
+                "Write the email with the subject below.",
+                "Email",
+                "emails",
+                title="Subject",
+            ),
+            Wording("text", "Write a text about what is below.", "Write a text.", "Text", "texts", item="About"),
+        )
+    }
+)
+"""The words of prompts by kind of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +142,8 @@ class Template:
 
     @property
     def revision(self) -> str:
-        """Fingerprint of the text of prompts without summary; see `SUMMARY_REVISION` for the others."""
-        probes = [
-            build_prompt(target.item, target.rating, target.title, history, template=self)
-            for target in (_PROBE, *_PARTIAL_PROBES)
-            for history in ((_PROBE, *_PARTIAL_PROBES), ())
-        ]
-        return fingerprint(probes)
+        """Fingerprint of the text of prompts for reviews without summary."""
+        return fingerprint(_probes(self, REVIEW))
 
 
 PLAIN = Template("plain")
@@ -115,6 +210,7 @@ def build_prompt(
     *,
     summary: str = "",
     template: Template | Literal["plain"] = PLAIN,
+    wording: Wording = REVIEW,
 ) -> str:
     """Return the prompt for one review; `history=()` and no summary give the prompt without history.
 
@@ -125,57 +221,59 @@ def build_prompt(
         history: The user's past reviews to show, oldest first.
         summary: Summary of the user's reviews; empty for none.
         template: Text around the prompt; "plain" for none.
+        wording: Words for the kind of text.
     """
-    shown_item = _item_lines(item)
-    sections = [TASK, shown_item] if shown_item else [TASK_WITHOUT_ITEM]
+    shown_item = _item_lines(item, wording)
+    sections = [wording.task, shown_item] if shown_item else [wording.task_alone]
     if summary:
-        sections.append(f"{SUMMARY_HEADING}\n{summary}")
+        sections.append(f"{wording.summary_heading}\n{summary}")
     if history:
-        sections += [HISTORY_HEADING, *map(review_section, history)]
+        sections += [wording.history_heading, *(review_section(past, wording) for past in history)]
     # The line break before the text is a token boundary for every BPE, so prompt and answer can be encoded separately.
-    sections.append(_lines(_review_lines(rating, review_title), TEXT_LABEL))
+    sections.append(_lines(_review_lines(rating, review_title, wording), wording.text_label))
     text = "\n\n".join(sections)
     around = PLAIN if template == "plain" else template
     return f"{around.opening}{text}{around.closing}"
 
 
-def query_section(item: Item, rating: float | None, review_title: str) -> str:
+def query_section(item: Item, rating: float | None, review_title: str, wording: Wording = REVIEW) -> str:
     """Return the section of a prompt that describes the review to write.
 
     Args:
         item: The item to review.
         rating: Rating of the review; None if it is unknown.
         review_title: Title of the review; empty if it is unknown.
+        wording: Words for the kind of text.
     """
-    return _lines(_item_lines(item), _review_lines(rating, review_title))
+    return _lines(_item_lines(item, wording), _review_lines(rating, review_title, wording))
 
 
-def review_section(review: Review) -> str:
+def review_section(review: Review, wording: Wording = REVIEW) -> str:
     """Return the section of a prompt that shows a past review with its item."""
-    return _lines(query_section(review.item, review.rating, review.title), f"{TEXT_LABEL}{review.text}")
-
-
-def _item_lines(item: Item) -> str:
     return _lines(
-        f"Item: {item.title}" if item.title else "", f"Description: {item.description}" if item.description else ""
+        query_section(review.item, review.rating, review.title, wording), f"{wording.text_label}{review.text}"
     )
 
 
-def _review_lines(rating: float | None, title: str) -> str:
-    return _lines("" if rating is None else f"Rating: {rating:g}", f"Title: {title}" if title else "")
+def _item_lines(item: Item, wording: Wording) -> str:
+    return _lines(
+        f"{wording.item}: {item.title}" if item.title else "",
+        f"{wording.description}: {item.description}" if item.description else "",
+    )
+
+
+def _review_lines(rating: float | None, title: str, wording: Wording) -> str:
+    return _lines("" if rating is None else f"Rating: {rating:g}", f"{wording.title}: {title}" if title else "")
 
 
 def _lines(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _summary_revision() -> str:
-    probes = [
-        build_prompt(_PROBE.item, _PROBE.rating, _PROBE.title, history, summary="summary")
-        for history in ((_PROBE,), ())
+def _probes(template: Template, wording: Wording) -> list[str]:
+    """Return prompts that contain every word of a wording and a template, with and without each field."""
+    return [
+        build_prompt(target.item, target.rating, target.title, history, template=template, wording=wording)
+        for target in (_PROBE, *_PARTIAL_PROBES)
+        for history in ((_PROBE, *_PARTIAL_PROBES), ())
     ]
-    return fingerprint(probes)
-
-
-SUMMARY_REVISION = _summary_revision()
-"""Fingerprint of the text of prompts with a summary, for methods that show one."""

@@ -6,8 +6,11 @@ They are separate from the tables' columns in `schemas`, because they need no Ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 SPLITS = ("train", "val", "test")
+TextKind = Literal["post", "abstract", "article", "email", "text", "review"]
+"""Kinds of text that a model can be asked for; `prompts.WORDINGS` has their words."""
 
 
 @dataclass(frozen=True, slots=True)

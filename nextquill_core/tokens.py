@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any
 
 from nextquill_core.errors import ModelError
-from nextquill_core.prompts import PLAIN, Template, build_prompt
+from nextquill_core.prompts import PLAIN, REVIEW, Template, Wording, build_prompt
 from nextquill_core.records import Example, Item, Review, ShownAnswer
 from nextquill_core.records import TokenPair as TokenPair
 
@@ -53,6 +53,7 @@ class PairEncoder:
         max_prompt_tokens: Maximum number of tokens in a prompt.
         max_target_tokens: Maximum number of tokens in an answer, stop token included.
         template: Text around a prompt, and the token that ends an answer.
+        wording: Words of the prompt for the kind of text.
 
     Attributes:
         stop_id: Token that ends an answer.
@@ -70,9 +71,11 @@ class PairEncoder:
         max_prompt_tokens: int,
         max_target_tokens: int,
         template: Template = PLAIN,
+        wording: Wording = REVIEW,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.wording = wording
         self.stop_id = stop_id(tokenizer, template)
         self.max_history = max_history
         self.max_prompt_tokens = max_prompt_tokens
@@ -132,7 +135,14 @@ class PairEncoder:
 
     def _prompts(self, examples: Sequence[Example], shown: Sequence[_Shown]) -> list[list[int]]:
         texts = [
-            build_prompt(what.item, example.target.rating, example.target.title, what.history, summary=what.summary)
+            build_prompt(
+                what.item,
+                example.target.rating,
+                example.target.title,
+                what.history,
+                summary=what.summary,
+                wording=self.wording,
+            )
             for example, what in zip(examples, shown, strict=True)
         ]
         return [self._opening + ids for ids in self._text.encode_prompts(texts)]

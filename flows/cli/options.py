@@ -33,7 +33,11 @@ SetOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME|FILE", help="Override the config by `paper`, `tuned` or a YAML file."),
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Override the config by a preset (mirror, paper, paper-v1, paper-v2, tuned) or a YAML file.",
+    ),
 ]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
 

@@ -1,7 +1,8 @@
 """Differences between a run and the paper or its official code, in sentences, from the run's configuration.
 
-"The paper" is its text (NextQuill, arXiv 2506.02368). Where the official code differs from the text, the published
-numbers are most likely the code's, so the sentences name both. The defaults of the configuration are the paper's
+"The paper" is the text of its first version (NextQuill, arXiv 2506.02368 v1); what differs in the second is named as
+such. Where the official code differs from the text, the published numbers are most likely the code's, so the sentences
+name both. The defaults of the configuration are the paper's
 settings, so that each is written down once.
 """
 
@@ -11,7 +12,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nextquill_core.analysis.published import CATEGORIES, OFFICIAL, PRESET, TEST_USERS
+from nextquill_core.analysis.published import CATEGORIES, NAMES, OFFICIAL, PRESET, TEST_USERS, TOPIC_WRITING
 from nextquill_core.config import Config
 from nextquill_core.generation.decoding import COPE
 from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method
@@ -35,6 +36,15 @@ COMPARED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "Evaluation": ("evaluate", ("split", "paper_max_new_tokens")),
 }  # fmt: skip
 """Keys whose defaults are the paper's values: the section and its keys, by the label of their sentence."""
+SCORERS: Mapping[str, str] = {
+    "initial": "θ0, once, before training, as the paper's first version says; its second takes a model that was "
+    "trained on the data",
+    "adapter": "adapters cross-fitted by user, once, before training; the paper's first version takes θ0, its second a "
+    "model that was trained on the data",
+    "trained": "a contextsft adapter of all users, once, before training; it has seen the examples that it scores. The "
+    "paper's first version takes θ0, its second a model that was trained on the data",
+}
+"""What stored weights come from, by `score.effect_source`. What the second version does is known second-hand."""
 
 
 def setting_differences(
@@ -78,16 +88,23 @@ def _base(model: Mapping[str, Any]) -> Iterator[str]:
 
 def _data(config: Mapping[str, Any], users: Mapping[str, int]) -> Iterator[str]:
     categories = [raw["category"] for raw in config["ingest"]["inputs"]]
-    if others := [name for name in categories if name not in CATEGORIES]:
+    published = {name: NAMES.get(name, name) for name in categories}
+    if others := [name for name in categories if published[name] not in (*CATEGORIES, TOPIC_WRITING)]:
         yield f"Not among the paper's categories: {', '.join(others)}."
     if len(categories) > 1:
         yield (
             f"One adapter a method is trained on all {len(categories)} categories together; the paper trains a data "
             "set at a time."
         )
-    if config["ingest"]["source"] != PAPER["ingest"]["source"]:
-        yield f"The data are read from {config['ingest']['source']}; the paper's are Amazon Reviews 2023."
-    yield from _unlike("Data protocol", config)
+    if TOPIC_WRITING in published.values():
+        yield (
+            "Topic Writing of LongLaMP is the fourth data set of the paper's second version. Its protocol, its prompts "
+            "and which of the two splits it measures are not known to us."
+        )
+    if set(published.values()) != {TOPIC_WRITING}:
+        if config["ingest"]["source"] != PAPER["ingest"]["source"]:
+            yield f"The data are read from {config['ingest']['source']}; the paper's are Amazon Reviews 2023."
+        yield from _unlike("Data protocol", config)
     yield from _unlike("Cleaning of texts", config)
     for category in categories:
         count = users.get(category)
@@ -130,11 +147,9 @@ def _training(config: Mapping[str, Any], methods: Sequence[Method]) -> Iterator[
             "from θ0, once, before training."
         )
     elif weighted:
-        source = "θ0" if config["score"]["effect_source"] == "initial" else "adapters cross-fitted by user"
         yield (
-            f"Preference weights come from {source}, once, before training"
-            f"{', as the paper says' if source == 'θ0' else ''}; the official code takes them from the model that is "
-            "being trained."
+            f"Preference weights come from {SCORERS[config['score']['effect_source']]}; the official code takes them "
+            "from the model that is being trained."
         )
     if weighted or official:
         yield from _unlike("Weights", config)

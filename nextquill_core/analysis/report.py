@@ -18,7 +18,7 @@ from nextquill_core.analysis.example_view import People
 from nextquill_core.analysis.figures import png
 from nextquill_core.analysis.glossary import GLOSSARY
 from nextquill_core.analysis.html import page, script
-from nextquill_core.analysis.published import published_tables
+from nextquill_core.analysis.published import published_sources, published_tables
 from nextquill_core.analysis.result_tables import (
     SIGNIFICANT,
     Histories,
@@ -245,7 +245,7 @@ def render(report: Report) -> str:
         "cut": result_blocks(report.rows, report.comparisons, LENGTH),
         "likelihoods": likelihood_blocks(report.rows, report.comparisons),
         "published": published_tables(report.published),
-        "sources": list(dict.fromkeys(row["source"] for row in report.published)),
+        "sources": published_sources(report.published),
         "slices": bucket_tables(report.slices),
         "controls": control_tables(report.slices),
         "preferences": _preferences(report),

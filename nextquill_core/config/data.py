@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, NonNegative, Positive, Section, Share, variable_name
+from nextquill_core.records import TextKind
 
 
 class SyntheticInput(Section):
@@ -46,9 +47,10 @@ class RawInput(Section):
 class ProtocolConfig(Section):
     """Which reviews, users and items are kept, by the published data procedure (DPL), and how targets are split."""
 
-    name: Literal["dpl", "global-time"] = "dpl"
+    name: Literal["dpl", "global-time", "published"] = "dpl"
     """How targets are split. dpl: each user's last target is a test target; global-time: two points in time split the
-    targets of all users, so that no training target is later than a test target"""
+    targets of all users, so that no training target is later than a test target; published: examples, histories and
+    splits are those of the files (sources dpl and lamp), and no other setting of the protocol applies"""
     min_text_chars: NonNegative = 200
     """Minimum number of characters of a review text, blanks included"""
     min_user_reviews: Positive = 18
@@ -90,9 +92,13 @@ class ProtocolConfig(Section):
     def _in_order(self) -> ProtocolConfig:
         if self.val_from and self.test_from and self.val_from >= self.test_from:
             raise ValueError("val_from must be earlier than test_from")
-        if self.name == "dpl" and (self.val_from or self.test_from):
+        if self.name != "global-time" and (self.val_from or self.test_from):
             raise ValueError("val_from and test_from belong to the protocol global-time")
         return self
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return the settings that decide the examples; for published ones, no threshold does."""
+        return {"name": self.name} if self.name == "published" else super().fingerprint_fields()
 
 
 HtmlCleaning = Literal["keep", "unescape", "strip"]
@@ -164,3 +170,11 @@ class PromptConfig(Section):
     template: Literal["auto", "plain", "chat"] = "auto"
     """Text around a prompt: none (plain) or the tokenizer's chat template (chat); auto decides by the model's name and
     files, and logs why"""
+    writes: Literal["auto", TextKind] = "auto"
+    """Kind of text that prompts ask for, which decides their words; auto: the kind that the source of the data holds"""
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return the settings that decide a prompt; the plan adds the kind of text, which the source may decide."""
+        values = super().fingerprint_fields()
+        del values["writes"]
+        return values

@@ -12,9 +12,10 @@ from nextquill_core.config.base import OPERATIONAL, Positive, Section
 class ScoreConfig(Section):
     """Causal effects of every ground-truth token, under θ0 or under adapters that were trained without the user."""
 
-    effect_source: Literal["initial", "adapter"] = "initial"
+    effect_source: Literal["initial", "adapter", "trained"] = "initial"
     """model that scores: initial: θ0; adapter: θ0 with an adapter that was trained as `contextsft` on the users of the
-    other folds (cross-fitting); see docs/explanation/scoring.md"""
+    other folds (cross-fitting); trained: the same adapter of all users, which has seen the examples that it scores; see
+    docs/explanation/scoring.md"""
     # All trainings together pass over the data folds - 1 times, so two folds cost as much as training one method.
     folds: Annotated[int, Field(ge=2)] = 2
     """number of folds of the users, with one adapter each, under effect_source adapter and for crossfit in
@@ -38,7 +39,7 @@ class ScoreConfig(Section):
     def fingerprint_fields(self) -> dict[str, Any]:
         """Return the settings that decide the effects; the number of folds only if there are folds."""
         values = super().fingerprint_fields()
-        if self.effect_source == "initial":
+        if self.effect_source != "adapter":
             del values["folds"]
         return values
 

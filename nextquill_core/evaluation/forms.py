@@ -66,12 +66,15 @@ class SweepDocument(TypedDict):
 
 
 class PublishedRow(TypedDict):
-    """A published number with ours; None for what was not measured."""
+    """A number of both versions of the paper, or of another paper, with ours; None for what there is not."""
 
     method: str
     category: str
     metric: str
+    v1: float | None
+    v2: float | None
     published: float
+    second_hand: list[str]
     source: str
     ours: float | None
     ci_low: float | None

@@ -42,6 +42,9 @@ CANONICAL: Mapping[Part, Mapping[str, pl.DataType]] = {
         "rating_number": pl.Float64(),
     },
 }
+# Of reviews, where a source publishes examples: the split, the `line` of the first review of the raw row that holds the
+# example, and whether the review is its target. The others of the row are its history, oldest first.
+PUBLISHED: Mapping[str, pl.DataType] = {"split": pl.String(), "example": pl.Int64(), "own": pl.Boolean()}
 IDS: Mapping[Part, tuple[str, ...]] = {"reviews": ("user_id", "item_id"), "items": ("item_id",)}
 MIXER = pl.lit(0x9E3779B97F4A7C15, dtype=pl.UInt64)  # odd, and 2⁶⁴ over the golden ratio: it spreads every bit
 SHOWN_CHARS = 60  # of a value that does not fit
@@ -211,13 +214,17 @@ def nearest_column(name: str, names: Sequence[str]) -> str:
 
 
 def canonical(rows: pl.DataFrame, part: Part) -> pl.DataFrame:
-    """Return `line` and the canonical columns of a part in their order; those that `rows` lacks are null."""
+    """Return `line` and the canonical columns of a part in their order; those that `rows` lacks are null.
+
+    The columns `PUBLISHED` stay, if `rows` has them.
+    """
     return rows.select(
         pl.col(LINE).cast(pl.Int64),
         *(
             _cast(pl.col(name) if name in rows.columns else pl.lit(None), kind).alias(name)
             for name, kind in CANONICAL[part].items()
         ),
+        *(pl.col(name).cast(kind) for name, kind in PUBLISHED.items() if name in rows.columns),
     )
 
 

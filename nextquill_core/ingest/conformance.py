@@ -24,7 +24,7 @@ from nextquill_core.config import IngestConfig, RawInput
 from nextquill_core.errors import DataError, first_line
 from nextquill_core.ingest.account import describe, first_by_reason
 from nextquill_core.ingest.batches import PARTS, RAW_CHARS, BadRow, Batch, Part
-from nextquill_core.ingest.canonical import CANONICAL, IDS, LINE
+from nextquill_core.ingest.canonical import CANONICAL, IDS, LINE, PUBLISHED
 from nextquill_core.ingest.cohort import KEY
 from nextquill_core.ingest.diagnosis import same_if, some_ids
 from nextquill_core.ingest.formats.text_files import is_empty_file
@@ -202,7 +202,8 @@ class _FileCheck:
         return reading
 
     def _check_form(self, batch: Batch) -> None:
-        wanted = {LINE: pl.Int64(), **CANONICAL[self.part]}
+        published = PUBLISHED if self.source.publishes and self.part == "reviews" else {}
+        wanted = {LINE: pl.Int64(), **CANONICAL[self.part], **published}
         schema = dict(batch.rows.schema)
         if list(schema.items()) != list(wanted.items()):
             wrong = [name for name in (*wanted, *schema) if schema.get(name) != wanted.get(name)]
@@ -441,7 +442,7 @@ def _implausible(
                 )
                 yield Finding("warning", str(files.of(part)[0]), what)
         for name in tables[part].columns:
-            if f"{part}.{name}" in source.absent and name not in names:
+            if f"{part}.{name}" in source.absent and name not in names and not _is_built_in(source):
                 what = f"{part}.{name} is in `absent` but has values; take it out, or the protocol does not ask for it"
                 yield Finding("warning", str(files.of(part)[0]), what)
     if "reviews" in tables:

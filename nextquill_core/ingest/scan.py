@@ -23,7 +23,7 @@ from nextquill_core.config import IngestConfig
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.account import RowCounts, describe, first_by_reason, too_many_bad_rows
 from nextquill_core.ingest.batches import PARTS, BadRow, Batch, Part
-from nextquill_core.ingest.canonical import CANONICAL, review_facts
+from nextquill_core.ingest.canonical import CANONICAL, PUBLISHED, review_facts
 from nextquill_core.ingest.formats.text_files import is_empty_file
 from nextquill_core.ingest.privacy import Privacy
 from nextquill_core.ingest.selection import SUSPECT, quarantine_table, suspect_reason
@@ -48,7 +48,7 @@ def scan_category(
 
     Reviews: `row` (i64, numbers the lines of all files together), the canonical columns, `suspect` (str or null), and
     what the protocol decides by without looking at texts: `user`, `item` (u64, hashes of the ids) and the columns of
-    `canonical.review_facts`.
+    `canonical.review_facts`. Of a source that publishes examples also `split`, `example` (numbered as `row`) and `own`.
     Items: `row`, `item` (u64), `item_id`, `title`, `description` (joined), `categories` (u32, how many) and
     `rating_number`.
 
@@ -197,6 +197,8 @@ class _FileScan:
         return rows.select(
             row,
             *CANONICAL["reviews"],
+            *(name for name in PUBLISHED if name in rows.columns and name != "example"),
+            *((pl.col("example") + self.first_row,) if "example" in rows.columns else ()),
             suspect_reason(self.source, now_ms),
             pl.col("user_id").hash().alias("user"),
             pl.col("item_id").hash().alias("item"),

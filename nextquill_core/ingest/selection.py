@@ -222,7 +222,7 @@ def select_items(scanned: Scanned, protocol: ProtocolConfig, source: Source) -> 
 
 
 def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source: Source) -> Selection:
-    """Apply the rules for single reviews, then drop those whose item was dropped.
+    """Apply the rules for single reviews, then drop those whose item was dropped, and rows that repeat another one.
 
     Args:
         scanned: The category.
@@ -233,11 +233,35 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
     Raises:
         DataError: No review is of an item in the category.
     """
+    columns = ("row", "user", "item", "text_hash", "timestamp_ms", "twin")
+    kept, account = passing_reviews(scanned, config, items, source, columns)
+    twins = kept["twin"].sort()  # sorting finds them ten times faster than hashing
+    alike = kept.filter(pl.col("twin").is_in(twins.filter(twins == twins.shift(1)).implode()))
+    spare = alike.filter(~pl.struct(pl.exclude("row")).is_first_distinct())["row"]
+    account.dropped[DUPLICATE] = len(spare)
+    chosen = kept.filter(~pl.col("row").is_in(spare.implode()))
+    return Selection(chosen.select("row", "user", "item", text="text_hash", time="timestamp_ms"), spare, account)
+
+
+def passing_reviews(
+    scanned: Scanned, config: IngestConfig, items: Items, source: Source, columns: Sequence[str | pl.Expr]
+) -> tuple[pl.DataFrame, Account]:
+    """Return the reviews that pass the rules for single rows and whose item stays, and where the others went.
+
+    Args:
+        scanned: The category.
+        config: The protocol, and whether suspect rows are bad.
+        items: The items that stay.
+        source: What read the raw files.
+        columns: What to return of each review; `row` and `item` must be among them.
+
+    Raises:
+        DataError: No review is of an item in the category.
+    """
     rules = review_rules(config.protocol, source)
     reason = first_broken(rules)
     if config.suspect_rows == "bad":
         reason = pl.coalesce(SUSPECT, reason.cast(pl.String)).alias(REASON)
-    columns = ("row", "user", "item", "text_hash", "timestamp_ms", "twin")
     judged = scanned.read("reviews", *columns, *scanned.changes("reviews").values(), reason)
     account = _account(scanned, "reviews", rules, judged)
     if config.suspect_rows == "list":
@@ -265,12 +289,7 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
             (item,) = scanned.item_ids("reviews", rows.head(1))
             file, line = scanned.reviews.place(rows[0])
             account.examples[name] = f"{file}:{line}: item {shorten(item)!r}, {why}"
-    twins = kept["twin"].sort()  # sorting finds them ten times faster than hashing
-    alike = kept.filter(pl.col("twin").is_in(twins.filter(twins == twins.shift(1)).implode()))
-    spare = alike.filter(~pl.struct(pl.exclude("row")).is_first_distinct())["row"]
-    account.dropped[DUPLICATE] = len(spare)
-    chosen = kept.filter(~pl.col("row").is_in(spare.implode()))
-    return Selection(chosen.select("row", "user", "item", text="text_hash", time="timestamp_ms"), spare, account)
+    return kept, account
 
 
 def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:

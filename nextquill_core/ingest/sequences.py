@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from nextquill_core.config import IngestConfig
+from nextquill_core.errors import DataError
 from nextquill_core.ingest.account import CategoryAccount, stats
 from nextquill_core.ingest.batches import Part
 from nextquill_core.ingest.cohort import (
@@ -34,6 +35,7 @@ from nextquill_core.ingest.cohort import (
 )
 from nextquill_core.ingest.diagnosis import Trial, no_row_passes, no_user_passes, nothing_to_train
 from nextquill_core.ingest.markup import SPACE
+from nextquill_core.ingest.published import published_examples, without_thresholds
 from nextquill_core.ingest.reader import repeated_targets
 from nextquill_core.ingest.selection import (
     Items,
@@ -41,11 +43,13 @@ from nextquill_core.ingest.selection import (
     Selection,
     check_bad_rows,
     duplicates,
+    passing_reviews,
     select_items,
     select_reviews,
 )
 from nextquill_core.ingest.sources.base import Source
 from nextquill_core.progress import Progress
+from nextquill_core.records import SPLITS
 from nextquill_core.schemas import EXAMPLES, ITEMS, QUARANTINE, SEQUENCES
 from storage.files import atomic_path
 from storage.staging import Staging
@@ -67,7 +71,8 @@ class _Chosen:
         rows: `row`, `user` (place among the sorted ids), `item` (hash), `time`, `target`; by user, oldest first.
         users: `user` and `user_id`.
         texts: The files that `gather` wrote.
-        trial: The category under other thresholds.
+        trial: The category under other thresholds; None where no threshold applies.
+        examples: The published examples as `published.PublishedExamples` has them; None where they follow from `rows`.
     """
 
     scanned: Scanned
@@ -76,7 +81,8 @@ class _Chosen:
     rows: pl.DataFrame
     users: pl.DataFrame
     texts: list[Path]
-    trial: Trial
+    trial: Trial | None = None
+    examples: pl.DataFrame | None = None
 
     @property
     def training_users(self) -> int:
@@ -92,11 +98,14 @@ class _Chosen:
                 some = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
                 found.append(f"{name}: {len(files):,} files of {part} hold no row and are passed over ({some})")
         users, training = self.users.height, self.training_users
-        if self.trial.protocol.name == "dpl" and 0 < training < users:
+        if self.trial and self.trial.protocol.name == "dpl" and 0 < training < users:
             found.append(
                 f"{name}: only {training:,} of {users:,} users have a target to train on; the others have fewer than "
                 f"{DPL_REVIEWS} reviews, and {KEY}.min_user_reviews of {DPL_REVIEWS} leaves most of them out"
             )
+        if self.examples is not None and (absent := set(SPLITS) - set(self.examples[SPLIT])):
+            missing = ", ".join(name for name in SPLITS if name in absent)
+            found.append(f"{name}: the files hold no examples of {missing}")
         return found
 
 
@@ -124,12 +133,13 @@ def make_sequences(
     for number, scanned in enumerate(replace(scan, html=config.clean.html) for scan in scans):
         check_bad_rows(scanned, config)
         progress(number, 2 * len(scans), f"{scanned.category}: choosing users")
-        chosen.append(_choose(config, source, scanned, staging.scratch / f"{number:03d}"))
+        choose = _choose_published if config.protocol.name == "published" else _choose
+        chosen.append(choose(config, source, scanned, staging.scratch / f"{number:03d}"))
     cuts = find_cuts([one.rows.filter(TARGET)["time"] for one in chosen], config.protocol)
     notes = [note for one in chosen for note in one.notes]
     if config.protocol.name == "dpl" and not any(one.training_users for one in chosen):
         users = sum(one.users.height for one in chosen)
-        raise nothing_to_train(users, {one.scanned.category: one.trial for one in chosen})
+        raise nothing_to_train(users, {one.scanned.category: one.trial for one in chosen if one.trial})
     accounts: dict[str, CategoryAccount] = {}
     for number, one in enumerate(chosen):
         progress(len(scans) + number, 2 * len(scans), f"{one.scanned.category}: writing")
@@ -168,7 +178,13 @@ def gather(scanned: Scanned, chosen: pl.DataFrame, folder: Path) -> tuple[list[P
 
 
 def write_sequences(
-    staging: Staging, number: int, category: str, users: pl.DataFrame, rows: pl.DataFrame, texts: list[Path]
+    staging: Staging,
+    number: int,
+    category: str,
+    users: pl.DataFrame,
+    rows: pl.DataFrame,
+    texts: list[Path],
+    published: pl.DataFrame | None = None,
 ) -> Counter[str]:
     """Write a category's sequences and examples.
 
@@ -179,6 +195,8 @@ def write_sequences(
         users: `user` (place among the sorted ids) and `user_id` of all users, sorted.
         rows: `row`, `user`, `item_id`, `time`, `target` and `split` of all reviews, sorted by user, oldest first.
         texts: The files that `gather` wrote.
+        published: `user`, `split`, `target` and `history` of published examples, sorted by user; None where the
+            examples follow from `rows`: a target's history is all earlier reviews.
 
     Returns:
         The number of examples by split.
@@ -188,7 +206,8 @@ def write_sequences(
         some = users.slice(start, USERS_PER_SHARD)
         mine = _between(rows, "user", some["user"])
         names = [f"{table}/{number:03d}-{shard:05d}.parquet" for table in ("sequences", "examples")]
-        examples = _examples(category, some["user_id"], mine)
+        placed = _targets(mine) if published is None else _between(published, "user", some["user"])
+        examples = _examples(category, some, placed)
         splits.update(examples["split"].to_pylist())
         if not all(staging.has(name) for name in names):
             between = pl.col("user").is_between(some["user"][0], some["user"][-1])
@@ -268,6 +287,43 @@ def _choose(config: IngestConfig, source: Source, scanned: Scanned, folder: Path
     return _Chosen(scanned, items, selection, rows, users, texts, trial)
 
 
+def _choose_published(config: IngestConfig, source: Source, scanned: Scanned, folder: Path) -> _Chosen:
+    """Take the examples of the files as they are.
+
+    Raises:
+        DataError: The name of a file does not show its split, or no row is an example.
+    """
+    name, config = scanned.category, without_thresholds(config)
+    items = select_items(scanned, config.protocol, source)
+    same = ["item", "text_hash", pl.col("title").hash(), pl.col("rating").hash()]
+    same += ["timestamp_ms"] if source.dated else []
+    columns = ("row", "user", "item", "timestamp_ms", SPLIT, "example", "own", pl.struct(same).hash().alias("key"))
+    passed, reviews = passing_reviews(scanned, config, items, source, columns)
+    if (nowhere := passed.filter(pl.col(SPLIT).is_null())).height:
+        file, _ = scanned.reviews.place(nowhere["row"][0])
+        raise DataError(
+            "its name does not show the split of its examples",
+            file,
+            "rename it so that it begins with train, val or test, or move it into a folder of that name",
+        )
+    users = _users(scanned, passed)
+    ranked = passed.rename({"user": "user_hash", "timestamp_ms": "time"}).join(
+        users, on="user_hash", maintain_order="left"
+    )
+    found = published_examples(ranked, dated=source.dated)
+    reviews.dropped.update(found.dropped)
+    if found.examples.is_empty():
+        raise DataError(
+            f"no row of {name} is an example: {reviews.read:,} reviews read, and none of them is a target",
+            ", ".join(file for file, _ in scanned.reviews.files),
+            f"check that the files are what {source.name} reads, or set {KEY}.name to dpl",
+        )
+    texts, _ = gather(scanned, found.rows.select("row", "user"), folder)
+    users = users.join(found.rows, on="user", how="semi").sort("user").select("user", "user_id")
+    selection = Selection(found.rows, pl.Series("row", [], pl.Int64), reviews)
+    return _Chosen(scanned, items, selection, found.rows, users, texts, examples=found.examples)
+
+
 def _lengths(scanned: Scanned, part: Part) -> pl.Series:
     """Return the number of characters of each review's text, or of each item's description."""
     chars = pl.col("chars") if part == "reviews" else pl.col("description").str.len_chars()
@@ -294,8 +350,9 @@ def _write(config: IngestConfig, chosen: _Chosen, cuts: Cuts | None, staging: St
     """Write a category's tables and return its account."""
     scanned, name = chosen.scanned, chosen.scanned.category
     items = chosen.items.describe(scanned, chosen.rows["item"])
-    rows = assign_splits(chosen.rows, cuts).join(items.select("item", "item_id"), on="item", maintain_order="left")
-    examples = write_sequences(staging, number, name, chosen.users, rows, chosen.texts)
+    split = chosen.rows if chosen.examples is not None else assign_splits(chosen.rows, cuts)
+    rows = split.join(items.select("item", "item_id"), on="item", maintain_order="left")
+    examples = write_sequences(staging, number, name, chosen.users, rows, chosen.texts, chosen.examples)
     write_items(staging, number, name, items)
     bad = scanned.parts("bad") if config.bad_rows == "quarantine" else []
     suspect = scanned.parts("suspect") if config.suspect_rows != "ignore" else []
@@ -339,17 +396,28 @@ def _sequences(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Tab
     return users.select("user_id", pl.lit(category).alias("category"), "reviews").to_arrow().cast(SEQUENCES)
 
 
-def _examples(category: str, user_ids: pl.Series, rows: pl.DataFrame) -> pa.Table:
-    """Return one example a target; its history is all earlier reviews of the user."""
-    named = pl.DataFrame({"user": rows["user"].unique(maintain_order=True), "user_id": user_ids})
+def _targets(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return `user`, `split`, `target` and `history` of each target; its history is all earlier reviews of the user."""
     place = pl.int_range(pl.len(), dtype=pl.Int32).over("user").alias("target")
-    targets = rows.select("user", SPLIT, place, wanted=TARGET).filter("wanted").join(named, on="user", how="left")
-    examples = targets.select(
+    targets = rows.select("user", SPLIT, place, wanted=TARGET).filter("wanted")
+    return targets.select("user", SPLIT, "target", pl.int_ranges(0, "target", dtype=pl.Int32).alias("history"))
+
+
+def _examples(category: str, users: pl.DataFrame, placed: pl.DataFrame) -> pa.Table:
+    """Return the table of examples.
+
+    Args:
+        category: The category's name.
+        users: `user` and `user_id`.
+        placed: `user`, `split`, `target` and `history`, by user.
+    """
+    named = placed.join(users.select("user", "user_id"), on="user", how="left", maintain_order="left")
+    examples = named.select(
         pl.concat_str(pl.lit(f"{category}:"), "user_id", pl.lit(":"), "target").alias("example_id"),
         "user_id",
         pl.lit(category).alias("category"),
         SPLIT,
         "target",
-        pl.int_ranges(0, "target", dtype=pl.Int32).alias("history"),
+        "history",
     )
     return examples.to_arrow().cast(EXAMPLES)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import bm25s
 
 from nextquill_core.generation.engines import no_progress
-from nextquill_core.prompts import query_section, review_section
+from nextquill_core.prompts import REVIEW, Wording, query_section, review_section
 from nextquill_core.schemas import Example, Review
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ WORD = re.compile(r"\w+")
 logging.getLogger(bm25s.__name__).setLevel(logging.WARNING)  # it logs every index, and there is one per example
 
 
-def query_text(example: Example) -> str:
+def query_text(example: Example, wording: Wording = REVIEW) -> str:
     """Return the item title, description, rating and review title of the target, labelled as in the prompt."""
     target = example.target
-    return query_section(target.item, target.rating, target.title)
+    return query_section(target.item, target.rating, target.title, wording)
 
 
-def review_text(review: Review) -> str:
+def review_text(review: Review, wording: Wording = REVIEW) -> str:
     """Return a past review with all its fields: item title, description, rating, review title, text."""
-    return review_section(review)
+    return review_section(review, wording)
 
 
 def bm25_scores(example: Example) -> list[float]:
@@ -67,7 +67,10 @@ def bm25_scores(example: Example) -> list[float]:
 
 
 def dense_scores(
-    examples: Sequence[Example], encoder: TextEncoder, advance: Callable[[int], None] = no_progress
+    examples: Sequence[Example],
+    encoder: TextEncoder,
+    advance: Callable[[int], None] = no_progress,
+    wording: Wording = REVIEW,
 ) -> list[list[float]]:
     """Return how near each past review is to the query: the inner product of their vectors, as in Contriever.
 
@@ -77,12 +80,13 @@ def dense_scores(
         examples: Examples whose histories are searched, each separately.
         encoder: Turns texts into vectors.
         advance: Receives from time to time how many more examples are finished, by the share of encoded texts.
+        wording: Labels of the fields.
 
     Returns:
         For each example one score per past review, in the order of its history.
     """
-    queries = [query_text(example) for example in examples]
-    pasts = [[review_text(past) for past in example.history] for example in examples]
+    queries = [query_text(example, wording) for example in examples]
+    pasts = [[review_text(past, wording) for past in example.history] for example in examples]
     searched = [query for query, past in zip(queries, pasts, strict=True) if past]
     texts = list(dict.fromkeys([*searched, *(text for past in pasts for text in past)]))
     place = {text: row for row, text in enumerate(texts)}

@@ -14,13 +14,13 @@ from typing import Any
 
 from nextquill_core.errors import ModelError
 from nextquill_core.generation.engines import CUT, Engine, Generation, Request, no_progress
-from nextquill_core.prompts import PLAIN, Template, review_section
+from nextquill_core.prompts import PLAIN, REVIEW, Template, Wording, review_section
 from nextquill_core.records import Example, Item, Review
 from nextquill_core.tokens import UserTextTokenizer, opening_ids
 from storage.fingerprint import fingerprint
 
-FIRST = "Below are reviews by one user, oldest first."
-LATER = "Below are a summary of what one user's reviews are like, and newer reviews by the same user, oldest first."
+FIRST = "Below are {texts} by one user, oldest first."
+LATER = "Below are a summary of what one user's {texts} are like, and newer {texts} by the same user, oldest first."
 SUMMARY_SO_FAR = "Summary so far:"
 ORDER = "In a few sentences, say what this user likes, what this user dislikes, and how the user writes."
 ORDER_LATER = "Bring the summary up to date. " + ORDER
@@ -50,15 +50,18 @@ def with_summary(example: Example, summary: str, newest: int) -> Example:
     return replace(example, history=example.history[max(0, len(example.history) - newest) :], summary=summary)
 
 
-def build_summary_prompt(summary: str, block: Sequence[Review]) -> str:
+def build_summary_prompt(summary: str, block: Sequence[Review], wording: Wording = REVIEW) -> str:
     """Return the prompt for the next summary.
 
     Args:
         summary: The previous summary; empty for the first.
         block: The reviews to add, oldest first.
+        wording: Words for the kind of text.
     """
-    opening = [LATER, f"{SUMMARY_SO_FAR}\n{summary}"] if summary else [FIRST]
-    sections = [*opening, *map(review_section, block), ORDER_LATER if summary else ORDER, ANSWER]
+    later = [LATER.format(texts=wording.texts), f"{SUMMARY_SO_FAR}\n{summary}"]
+    opening = later if summary else [FIRST.format(texts=wording.texts)]
+    shown = (review_section(review, wording) for review in block)
+    sections = [*opening, *shown, ORDER_LATER if summary else ORDER, ANSWER]
     return "\n\n".join(sections)
 
 
@@ -72,6 +75,7 @@ def summarize(
     max_tokens: int,
     max_prompt_tokens: int,
     template: Template = PLAIN,
+    wording: Wording = REVIEW,
     advance: Callable[[int], None] = no_progress,
 ) -> tuple[list[str], Counter[str]]:
     """Summarise each example's older reviews.
@@ -88,6 +92,7 @@ def summarize(
         max_tokens: Maximum number of tokens in a summary.
         max_prompt_tokens: Maximum number of tokens in a prompt; in a longer one the texts are cut to a common length.
         template: Opening and closing around a prompt's text.
+        wording: Words for the kind of text.
         advance: Receives how many more summaries are finished; in all as many as the `blocks` of all examples.
 
     Returns:
@@ -101,7 +106,7 @@ def summarize(
     steps = [blocks(example.history, newest, block) for example in examples]
     summaries = [""] * len(examples)
     counts: Counter[str] = Counter(summaries=0, empty=0, cut=0, prompts_clipped=0)
-    prompts = _Prompts(tokenizer, max_prompt_tokens, template)
+    prompts = _Prompts(tokenizer, max_prompt_tokens, template, wording)
     for step in range(max(map(len, steps), default=0)):
         rows = [row for row in range(len(examples)) if step < len(steps[row])]
         requests = []
@@ -125,8 +130,9 @@ def _taken(answer: Generation, counts: Counter[str]) -> str:
 class _Prompts:
     """Encodes prompts for summaries within the limit."""
 
-    def __init__(self, tokenizer: Any, limit: int, template: Template) -> None:
+    def __init__(self, tokenizer: Any, limit: int, template: Template, wording: Wording) -> None:
         self.limit = limit
+        self._wording = wording
         self._text = UserTextTokenizer(tokenizer, template)
         self._opening = opening_ids(tokenizer, template)
 
@@ -153,7 +159,8 @@ class _Prompts:
         return best, True
 
     def _ids(self, summary: str, block: Sequence[Review]) -> list[int]:
-        return self._opening + self._text.encode_prompts([build_summary_prompt(summary, block)])[0]
+        prompt = build_summary_prompt(summary, block, self._wording)
+        return self._opening + self._text.encode_prompts([prompt])[0]
 
 
 def _texts(review: Review) -> tuple[str, ...]:
@@ -165,10 +172,7 @@ def _cut(review: Review, length: int) -> Review:
     return replace(review, item=Item(item_title, description), title=title, text=text)
 
 
-def _revision() -> str:
+def prompt_revision(wording: Wording) -> str:
+    """Return the fingerprint of the text of prompts for summaries of one kind of text."""
     probe = Review(Item("item", "description"), 4.5, "title", "text")
-    return fingerprint([build_summary_prompt(summary, (probe,)) for summary in ("", "summary")])
-
-
-PROMPT_REVISION = _revision()
-"""Fingerprint of the prompt's wording; it changes with the text of a summary's prompt."""
+    return fingerprint([build_summary_prompt(summary, (probe,), wording) for summary in ("", "summary")])

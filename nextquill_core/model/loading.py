@@ -28,7 +28,7 @@ from nextquill_core.errors import ModelError, UserError, first_line
 from nextquill_core.model.cpu import make_fast
 from nextquill_core.model.gguf import COPY_AGAIN, USE_FOLDER
 from nextquill_core.model.identity import REMEDY, check_limits
-from nextquill_core.prompts import PLAIN, Template, chat_template
+from nextquill_core.prompts import PLAIN, REVIEW, WORDINGS, Template, chat_template
 from nextquill_core.tokens import PairEncoder, prompt_lengths
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -221,7 +221,7 @@ def encoder_for(model: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> Pai
 
     Args:
         model: The base model.
-        prompt: Settings with `template` resolved to plain or chat.
+        prompt: Settings with `template` resolved to plain or chat, and `writes` to a kind of text; auto is a review.
         tokenizer: The model's tokenizer.
 
     Raises:
@@ -230,8 +230,10 @@ def encoder_for(model: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> Pai
     # Checked again, because a hub model's files may be on this machine only now.
     lengths = prompt_lengths(prompt.max_prompt_tokens, prompt.max_target_tokens)
     check_limits(model.name_or_path, model.revision, lengths)
-    limits = prompt.model_dump(exclude={"template"})
-    return PairEncoder(tokenizer, template=load_template(prompt.template, model, tokenizer), **limits)
+    limits = prompt.model_dump(exclude={"template", "writes"})
+    wording = REVIEW if prompt.writes == "auto" else WORDINGS[prompt.writes]
+    template = load_template(prompt.template, model, tokenizer)
+    return PairEncoder(tokenizer, template=template, wording=wording, **limits)
 
 
 def quiet_libraries() -> None:

@@ -28,7 +28,7 @@ from nextquill_core.config.model import TinyModelConfig
 from nextquill_core.errors import DataError, UserError
 from nextquill_core.model.loading import quiet_libraries, tensor_faults
 from nextquill_core.progress import Progress, silent
-from nextquill_core.prompts import build_prompt
+from nextquill_core.prompts import REVIEW, Wording, build_prompt
 from nextquill_core.schemas import Review
 from nextquill_core.tokens import UserTextTokenizer
 from storage.files import atomic_path
@@ -47,6 +47,7 @@ def train_tiny_model(
     seed: int,
     progress: Progress = silent,
     checkpoint: Checkpoint | None = None,
+    wording: Wording = REVIEW,
 ) -> dict[str, float]:
     """Train tokenizer and model on base profiles and save them to `folder`.
 
@@ -62,6 +63,7 @@ def train_tiny_model(
         seed: Seed of the weights, the histories and the batches.
         progress: Receives each optimizer step.
         checkpoint: Checkpoint to resume from and to write; None writes no checkpoint.
+        wording: Words of the prompts.
 
     Returns:
         Facts for the manifest: `parameters`, `documents`, and `final_loss`, the mean loss of the last tenth of the
@@ -72,7 +74,7 @@ def train_tiny_model(
     """
     quiet_libraries()
     progress(0, config.steps, "training the tokenizer")
-    documents = list(pretraining_documents(profiles, max_history, seed))
+    documents = list(pretraining_documents(profiles, max_history, seed, wording))
     if not documents:
         raise DataError("no base profile has a review to learn from", "model.name_or_path: tiny", "ingest more users")
     progress(0, 0, phase="training the tokenizer")
@@ -93,7 +95,7 @@ def train_tiny_model(
 
 
 def pretraining_documents(
-    profiles: Sequence[Sequence[Review]], max_history: int, seed: int
+    profiles: Sequence[Sequence[Review]], max_history: int, seed: int, wording: Wording = REVIEW
 ) -> Iterator[tuple[str, str]]:
     """Yield (prompt, answer) for each review: once without history, and once with history, if there is any.
 
@@ -101,15 +103,16 @@ def pretraining_documents(
         profiles: Each user's reviews, oldest first.
         max_history: Maximum number of earlier reviews in a prompt.
         seed: Seed of how many are shown.
+        wording: Words of the prompts.
     """
     choice = random.Random(seed)  # noqa: S311 - a seeded draw, not a secret
     for profile in profiles:
         for position, review in enumerate(profile):
-            yield build_prompt(review.item, review.rating, review.title, ()), review.text
+            yield build_prompt(review.item, review.rating, review.title, (), wording=wording), review.text
             if position:
                 shown = choice.randint(1, max(1, max_history))
                 history = profile[max(0, position - shown) : position]
-                yield build_prompt(review.item, review.rating, review.title, history), review.text
+                yield build_prompt(review.item, review.rating, review.title, history, wording=wording), review.text
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:

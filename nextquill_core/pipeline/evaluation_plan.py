@@ -17,11 +17,11 @@ from nextquill_core.config.evaluate import RetrievalConfig
 from nextquill_core.generation.decoding import COPE, DECODINGS, PAPER, SAMPLED, SANE_CANDIDATES
 from nextquill_core.methods.pooling import Pooling, stored_pooling
 from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method, served_model
-from nextquill_core.methods.summaries import PROMPT_REVISION
+from nextquill_core.methods.summaries import prompt_revision
 from nextquill_core.model.identity import external_model_identity
 from nextquill_core.model.packaged import located_encoder
 from nextquill_core.pipeline.step import Step
-from nextquill_core.prompts import SUMMARY_REVISION
+from nextquill_core.prompts import REVIEW, WORDINGS, Wording
 from storage import DigestCache
 
 SANE, STEERING = "sane", "steering"
@@ -150,6 +150,7 @@ class EvaluationPlanner:
         self.tasks = tasks
         self.digests = digests
         self.choices: dict[str, Step] = {}
+        self.wording: Wording = WORDINGS[common["prompt"].get("writes", REVIEW.name)]
         methods = [METHODS[name] for name in self.settings.methods]
         shown = {method.shown for method in methods}
         self.relevance = self._relevance() if "contriever" in shown else None
@@ -208,12 +209,14 @@ class EvaluationPlanner:
             encoder = encoder_identity(self.config, retrieval.encoder, retrieval.revision, self.digests)
             encoder |= _pooling(located_encoder(retrieval.encoder))
             inputs = self.base[:1]
-        return Step("relevance", "relevance", {"encoder": encoder, "split": self.settings.split}, inputs)
+        settings = {"encoder": encoder, "split": self.settings.split}
+        words = {"writes": self.wording.name} if self.wording != REVIEW else {}  # the encoder reads labels of prompts
+        return Step("relevance", "relevance", settings | words, inputs)
 
     def _summaries(self) -> Step:
         settings = self.settings.summaries.fingerprint_fields() | {
             "split": self.settings.split,
-            "revision": PROMPT_REVISION,
+            "revision": prompt_revision(self.wording),
         }
         return Step("summaries", "summaries", {**self.common, **settings}, self.base)
 
@@ -243,11 +246,10 @@ class EvaluationPlanner:
         sampler = None if decoding == SANE else SAMPLED.name if METHODS[name].samples else decoding
         return self._predictions(name, decoding, self.settings.split, sampler, history=history)
 
-    @staticmethod
-    def _shown(method: Method) -> dict[str, Any]:
+    def _shown(self, method: Method) -> dict[str, Any]:
         """Return which part of the history a method's prompts show, and the revision of its wording."""
         shown = {"shown": method.shown}
-        return shown | ({"summary_revision": SUMMARY_REVISION} if method.shown == "summary" else {})
+        return shown | ({"summary_revision": self.wording.summary_revision} if method.shown == "summary" else {})
 
     @staticmethod
     def _contrast(method: Method) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from nextquill_core.ingest.batches import PARTS
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress
+from nextquill_core.prompts import WORDINGS
 from storage import Staging, UserError
 from storage.stored_json import expect_form
 
@@ -96,4 +97,5 @@ def _trained(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
         seed=run.config.seed,
         progress=progress,
         checkpoint=checkpoint,
+        wording=WORDINGS[run.plan.writes],
     )

@@ -30,6 +30,7 @@ from nextquill_core.pipeline.evaluation_plan import NONE, STRANGER
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
+from nextquill_core.prompts import WORDINGS
 from nextquill_core.schemas import RELEVANCE, SUMMARIES, Example, column_by_example
 from nextquill_core.tokens import PairEncoder
 from storage import Staging
@@ -145,7 +146,7 @@ def build_relevance(run: Run, step: Step, staging: Staging, progress: Progress) 
         if staging.has(name):
             advance(len(part))
             continue
-        scores = dense_scores(part, encoder, advance)
+        scores = dense_scores(part, encoder, advance, WORDINGS[run.plan.writes])
         columns = {"example_id": [example.example_id for example in part], "score": scores}
         staging.write_table(name, pa.table(columns, schema=RELEVANCE))
     used = {"encoder": encoder_title(settings.encoder), "max_tokens": encoder.max_tokens, **encoder.pooling.described}
@@ -185,6 +186,7 @@ def build_summaries(run: Run, step: Step, staging: Staging, progress: Progress) 
             max_tokens=settings.max_tokens,
             max_prompt_tokens=run.config.prompt.max_prompt_tokens,
             template=encoder.template,
+            wording=encoder.wording,
             advance=advance,
         )
         counts = {key: counts[key] + counted[key] for key in counts}

@@ -40,6 +40,7 @@ def adapter_card(run: Run, name: str, stats: Mapping[str, Any], *, merged: bool 
         validation=list(_flat(stats.get("validation") or {})),
         base_files=[] if base.on_hub else sorted(base_files(run)),
         merged=merged,
+        writes=run.plan.writes,
     ).render()
 
 

@@ -20,7 +20,8 @@ from nextquill_core.model.packaged import located_encoder, located_model
 from nextquill_core.model.template_choice import TemplateChoice, choose_template
 from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, EvaluationPlanner, encoder_identity
 from nextquill_core.pipeline.step import KINDS, Step
-from nextquill_core.prompts import PLAIN, TEMPLATE_DATE
+from nextquill_core.prompts import REVIEW, TEMPLATE_DATE, WORDINGS
+from nextquill_core.records import TextKind
 from nextquill_core.training.engines import configured, deciding
 from storage import DigestCache
 
@@ -48,6 +49,8 @@ class Plan:
         train: The adapter of each method that trains, the configured `train.method` first.
         folds: The adapters that score in place of θ0, `fold-0` first; empty where neither `score.effect_source` nor
             `evaluate.preference_tokens` asks for them.
+        scorer: The adapter of `FOLD_METHOD` on all users, where it scores in place of θ0 (`effect_source: trained`).
+        writes: Kind of text that the prompts ask for.
         evaluation: The steps before `evaluate`.
         evaluate: Metrics, figures and the report.
         template: The template of the prompts, and why it was chosen.
@@ -71,6 +74,13 @@ class Plan:
     template: TemplateChoice
     model_identity: Mapping[str, Any] = field(default_factory=dict)
     base: ModelConfig = field(default_factory=ModelConfig)
+    scorer: Step | None = None
+    writes: TextKind = REVIEW.name
+
+    @property
+    def scoring(self) -> Mapping[str, Step]:
+        """The adapters that the score stage trains, by the method or fold that `adapters` lists them under."""
+        return {**self.folds, **({FOLD_METHOD: self.scorer} if self.scorer else {})}
 
     def parts(self, step: Step) -> list[Step]:
         """Return the steps behind a stage that have no row in `status`, such as scans, effects and predictions."""
@@ -84,7 +94,7 @@ class Plan:
     @property
     def adapters(self) -> Mapping[str, Step]:
         """The steps that train an adapter, by method; those without a fold of the users as `fold-0`, `task-0`, …."""
-        return {**self.folds, **self.evaluation.tasks, **self.train}
+        return {**self.scoring, **self.evaluation.tasks, **self.train}
 
     def adapter(self, name: str) -> Step:
         """Return the step that trains an adapter.
@@ -135,14 +145,15 @@ class Plan:
         if stage == "model":
             return [self.model] if self.model else []
         if stage == "score":
-            return [*self.folds.values(), self.score]
+            return [*self.scoring.values(), self.score]
         if stage == "train":
-            return [*self.train.values(), *self.evaluation.tasks.values()]
+            methods = [step for step in self.train.values() if step != self.scorer]
+            return [*methods, *self.evaluation.tasks.values()]
         return [self.evaluate]
 
     def command(self, step: Step) -> str:
-        """Return the command of `nextquill` that makes a step; folds are trained by `score`."""
-        if step in self.folds.values():
+        """Return the command of `nextquill` that makes a step; adapters that score are trained by `score`."""
+        if step in self.scoring.values():
             return "score"
         return "evaluate" if step == self.evaluation.crossfit else KINDS[step.kind].command
 
@@ -187,16 +198,24 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     if config.ingest.clean == CleanConfig():
         del settings["clean"]  # what is not cleaned has the fingerprint that it had before anything could be
     reading = {name: settings.pop(name) for name in ("source", "options")} | {"revision": reader.revision}
+    if config.ingest.protocol.name == "published" and not reader.publishes:
+        what = f"the files of {reader.name} hold no published examples"
+        raise UserError(what, "ingest.protocol.name", "set it to dpl or global-time, or use the source dpl or lamp")
     scans: dict[str, Step] = {}
     for raw in files:
         digested = {part: [digests(path) for path in raw.of(part)] for part in PARTS}
         scan = {"source": reading, "privacy": privacy or {}, "raw": digested}
+        if reader.publishes:
+            scan["splits"] = [reader.split_of(path) for path in raw.reviews]
         scans[raw.category] = Step("scan", f"scan:{raw.category}", scan)
     ingest = Step("ingest", "ingest", {"ingest": settings}, tuple(scans.values()))
 
     located = located_model(config.model)
     template = choose_template(config.prompt.template, located.name_or_path, located.revision, strict=fetch)
-    prompt = config.prompt.fingerprint_fields() | {"template": template.name, "revision": PLAIN.revision}
+    writes: TextKind = reader.writes if config.prompt.writes == "auto" else config.prompt.writes
+    prompt = config.prompt.fingerprint_fields() | {"template": template.name, "revision": WORDINGS[writes].revision}
+    if writes != REVIEW.name:
+        prompt["writes"] = writes
     if template.name == "chat":
         prompt["date"] = TEMPLATE_DATE.isoformat()
     model, model_identity = _model(config, located, ingest, prompt, digests)
@@ -204,11 +223,13 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     base = (ingest, model) if model else (ingest,)
 
     cross_fitted = config.score.effect_source == "adapter"
+    scorer = _train(config, FOLD_METHOD, common, base) if config.score.effect_source == "trained" else None
     compared = "crossfit" in config.evaluate.preference_tokens
     left_out = cross_fitted or compared
     folds = _left_out(config, FOLD_METHOD, "fold", config.score.folds, common, base) if left_out else {}
     scoring = common | {"score": config.score.fingerprint_fields()}
-    effects = Step("effects", "effects", scoring, (*base, *folds.values()) if cross_fitted else base)
+    scorers = folds.values() if cross_fitted else [scorer] if scorer else []
+    effects = Step("effects", "effects", scoring, (*base, *scorers))
     crossfit = _crossfit(config, common, (*base, *folds.values())) if compared and not cross_fitted else None
     score = Step("score", "score", {"weights": weight_settings(**config.weights.fingerprint_fields())}, (effects,))
     if METHODS[config.train.method].training is None:
@@ -237,7 +258,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     evaluate = Step("evaluate", "evaluate", measuring, inputs)
     return Plan(
         config, reader, files, scans, ingest, model, effects, score, weights, train, folds, evaluation, evaluate,
-        template, model_identity, located,
+        template, model_identity, located, scorer, writes,
     )  # fmt: skip
 
 

@@ -211,8 +211,8 @@ class Run:
 
     @property
     def prompt(self) -> PromptConfig:
-        """The section `prompt` with the template that was chosen for this model: plain or chat."""
-        return self.config.prompt.model_copy(update={"template": self.template.name})
+        """The section `prompt` with the template that was chosen for this model, and the kind of text of the source."""
+        return self.config.prompt.model_copy(update={"template": self.template.name, "writes": self.plan.writes})
 
     @property
     def template(self) -> TemplateChoice:

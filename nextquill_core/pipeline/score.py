@@ -164,6 +164,7 @@ def effects_source(effects: Step) -> str:
     named = {
         "initial": "the initial model",
         "adapter": "the initial model with a contextsft adapter that was trained without the user (cross-fitted)",
+        "trained": "the initial model with a contextsft adapter that has seen these reviews (not cross-fitted)",
     }
     return named.get(source, f"the model of score.effect_source `{source}`")
 

@@ -57,7 +57,7 @@ KINDS: Mapping[str, StepKind] = {
     "clusters": StepKind(1, "evaluate", "nextquill_core.pipeline.clusters:build_clusters"),
     "evaluate": StepKind(5, "evaluate", "nextquill_core.pipeline.evaluate:build_evaluation"),
     "sweep": StepKind(2, "sweep", "nextquill_core.studies.sweep:build_sweep"),
-    "reproduction": StepKind(2, "reproduce", "nextquill_core.studies.reproduce:build_reproduction"),
+    "reproduction": StepKind(3, "reproduce", "nextquill_core.studies.reproduce:build_reproduction"),
     "study": StepKind(1, "study", "nextquill_core.studies.study.collect:build_study"),
 }
 

@@ -83,6 +83,8 @@ def check_layers(run: Run) -> None:
 def fold_adapters(run: Run, effects: Step) -> tuple[Path, ...]:
     """Return the PEFT folders that score, by fold: the i-th has seen no example of users u with `fold_of(u, n)` = i.
 
+    Under `effect_source: trained` it is one folder, whose adapter has seen all users.
+
     Args:
         run: The run.
         effects: The step that scores.

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nextquill_core.prompts import build_prompt
-from nextquill_core.schemas import Item, Review
+from nextquill_core.prompts import WORDINGS, build_prompt
+from nextquill_core.records import Item, Review, TextKind
 
 PAPER = "https://arxiv.org/abs/2506.02368"
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # valid values of vLLM's --max-lora-rank
@@ -35,6 +35,7 @@ class Card:
         rank: LoRA's r.
         history: Whether prompts show the user's history.
         template: `plain` or `chat`.
+        writes: Kind of text that prompts ask for.
         fingerprint: Fingerprint of the adapter's artifact.
         data: Facts about the training data.
         settings: Settings that decided the training.
@@ -58,6 +59,7 @@ class Card:
     validation: Rows = ()
     base_files: Rows = ()
     merged: bool = False
+    writes: TextKind = "review"
 
     def render(self) -> str:
         """Return the text of the file, which ends with one line break."""
@@ -143,7 +145,8 @@ class Card:
 
     def _prompt(self) -> str:
         history = (SHOWN_HISTORY,) if self.history else ()
-        prompt = build_prompt(SHOWN_ITEM, 5.0, "Could not put it down", history)
+        wording = WORDINGS[self.writes]
+        prompt = build_prompt(SHOWN_ITEM, 5.0, "Could not put it down", history, wording=wording)
         around = (
             "It is one user turn of the tokenizer's chat template."
             if self.template == "chat"

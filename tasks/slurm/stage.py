@@ -112,7 +112,7 @@ def resource_options(asked: SlurmJob, nodes: int) -> tuple[str, ...]:
 
 def stage_nodes(config: Config, stage: StageName) -> int:
     """Return the number of nodes of a stage: those of its training if Slurm starts the ranks, otherwise one."""
-    trains = stage == "train" or (stage == "score" and config.score.effect_source == "adapter")
+    trains = stage == "train" or (stage == "score" and config.score.effect_source != "initial")
     launcher = config.train.launcher
     return launcher.slurm.nodes if trains and launcher.kind == "slurm" else 1
 

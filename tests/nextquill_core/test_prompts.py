@@ -9,7 +9,8 @@ import pytest
 
 from nextquill_core.prompts import (
     PLAIN,
-    SUMMARY_REVISION,
+    REVIEW,
+    WORDINGS,
     Template,
     build_prompt,
     chat_template,
@@ -68,8 +69,32 @@ def test_an_empty_summary_changes_no_prompt() -> None:
 
 
 def test_prompts_without_summary_keep_their_revision() -> None:
-    assert PLAIN.revision == "103462f9383db10c"
-    assert PLAIN.revision != SUMMARY_REVISION
+    assert PLAIN.revision == REVIEW.revision == "103462f9383db10c"
+    assert REVIEW.summary_revision == "450699eea219d75a"
+
+
+def test_a_topic_to_write_about_is_not_an_item_to_review() -> None:
+    nothing = Item("", "")
+    past = Review(nothing, None, "My cat", "It sleeps.")
+    assert build_prompt(nothing, None, "My dog", (past,), summary="Short.", wording=WORDINGS["post"]) == (
+        "Write a post on the topic below.\n\n"
+        "What this user's posts are like:\nShort.\n\n"
+        "Past posts by the same user, oldest first:\n\n"
+        "Topic: My cat\nPost:\nIt sleeps.\n\n"
+        "Topic: My dog\nPost:\n"
+    )
+    paper = Item("", "1. ferries 2. sisters")
+    assert build_prompt(paper, None, "On ferries", (), wording=WORDINGS["abstract"]) == (
+        "Write the abstract of the paper below.\n\nPoints: 1. ferries 2. sisters\n\nTitle: On ferries\nAbstract:\n"
+    )
+
+
+def test_every_wording_has_its_own_revision_and_no_word_of_reviews() -> None:
+    assert len({wording.revision for wording in WORDINGS.values()}) == len(WORDINGS)
+    assert len({wording.summary_revision for wording in WORDINGS.values()}) == len(WORDINGS)
+    for wording in WORDINGS.values():
+        text = build_prompt(BOOK, 5.0, "Clever", (PAST,), summary="Kind.", wording=wording)
+        assert ("review" in text.lower()) == (wording is REVIEW)
 
 
 def test_sections_are_those_of_the_prompt() -> None:

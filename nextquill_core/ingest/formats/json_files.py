@@ -139,7 +139,7 @@ def elements(
             yield from ((line, block.position, None) for line in (lines if lines[-1] else lines[:-1]))
         return
     if not buffer.startswith(b"["):
-        raise DataError("is neither a JSON array nor JSON lines", str(path), "give the file as it is published")
+        raise DataError("is neither a JSON array nor JSON lines", str(path), "give one of these, or Parquet")
     splitter, buffer, count = _Splitter(), buffer[1:], 0
     while True:
         for element in splitter.feed(buffer):

@@ -12,6 +12,7 @@ from nextquill_core.errors import DataError
 from nextquill_core.ingest.batches import PARTS, BadRow, Batch, Column, Kind, Part
 from nextquill_core.ingest.sources.amazon import Amazon2014, Amazon2018, Amazon2023
 from nextquill_core.ingest.sources.base import JsonLines, RawFiles, Source, local_files
+from nextquill_core.ingest.sources.dpl import Dpl
 from nextquill_core.ingest.sources.lamp import Lamp
 from nextquill_core.ingest.sources.table import Table
 from nextquill_core.plugins import Plugins
@@ -22,6 +23,7 @@ __all__ = [
     "BadRow",
     "Batch",
     "Column",
+    "Dpl",
     "JsonLines",
     "Kind",
     "Lamp",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 BUILT_IN: dict[str, type[Source]] = {
-    source.name: source for source in (Amazon2023, Amazon2018, Amazon2014, Table, Lamp)
+    source.name: source for source in (Amazon2023, Amazon2018, Amazon2014, Dpl, Table, Lamp)
 }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from nextquill_core.errors import DataError, HubUnreachableError
 from nextquill_core.ingest.batches import Column, Part
 from nextquill_core.ingest.sources.base import JsonLines
+from nextquill_core.ingest.sources.fetching import fetched_from
 
 # The published procedure drops every false value of these columns, so 0 counts as missing.
 _ZERO_IS_MISSING = frozenset({"reviews.timestamp_ms", "items.rating_number"})
@@ -53,25 +53,12 @@ class Amazon2023(JsonLines):
         """
         folder, prefix = ("review_categories", "") if part == "reviews" else ("meta_categories", "meta_")
         file = f"raw/{folder}/{prefix}{category}.jsonl"
-        local = f"name local files in ingest.inputs[].{part}"
         from nextquill_core.ingest.sources import hub  # imports the hub client, which takes a second
 
-        try:
+        def download() -> tuple[Path, ...]:
             return (hub.hub_file(self.repository, file, fetch=fetch),)
-        except hub.NotInDataSetError:
-            what, remedy = f"there is no category `{category}`", f"correct ingest.inputs[].category, or {local}"
-        except hub.NotDownloadedError:
-            what, remedy = "it is not downloaded yet", f"run `nextquill ingest` with a network, or {local}"
-        except hub.UnreachableError as error:
-            raise HubUnreachableError(
-                f"cannot fetch {file}: {error}",
-                f"ingest.inputs[].{part} of category {category}",
-                f"check the network and HF_ENDPOINT, or {local}",
-            ) from None
-        except Exception as error:  # the hub client raises many kinds; each of them means that there is no file
-            what = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
-            remedy = f"check the network and run the command again, which resumes the download, or {local}"
-        raise DataError(f"cannot fetch {file}: {what}", f"hub data set {self.repository}", remedy)
+
+        return fetched_from(self.repository, download, file, f"there is no category `{category}`", category, part)
 
 
 # The two older collections share their reviews' keys. Reviewers often left no summary, and some dumps no text.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from nextquill_core.config.data import RawInput, SyntheticInput
 from nextquill_core.errors import DataError, UserError
 from nextquill_core.ingest.batches import BATCH_BYTES, Batch, Column, Part
+from nextquill_core.records import TextKind
 from storage.download import is_remote
 
 SYNTHETIC_LAYOUT = "amazon-2023"
@@ -46,6 +47,9 @@ class Source:
         zero_is_missing: Canonical columns in which 0 means that there is no value, as `items.rating_number`.
         dated: Whether timestamps are dates; otherwise they only order a user's reviews and are never suspect.
         items_in_reviews: Whether the items are read from the files of reviews where a category has no files of items.
+        writes: Kind of text that its reviews are, which decides the words of prompts (`prompts.WORDINGS`).
+        publishes: Whether its rows are published examples; `read` then gives the columns `canonical.PUBLISHED` of
+            reviews too, and `split_of` the split of a file.
         batch_bytes: About how much text a batch holds.
     """
 
@@ -57,6 +61,8 @@ class Source:
     zero_is_missing: frozenset[str] = frozenset()
     dated: bool = True
     items_in_reviews: bool = False
+    writes: TextKind = "review"
+    publishes: ClassVar[bool] = False
     batch_bytes: int = BATCH_BYTES
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
@@ -82,6 +88,13 @@ class Source:
 
         Raises:
             DataError: The file as a whole cannot be read, or is not what its name says.
+        """
+        raise NotImplementedError
+
+    def split_of(self, path: Path) -> str | None:
+        """Return the published split of a file's examples: train, val or test; None if its name does not show it.
+
+        Only a source that `publishes` has it.
         """
         raise NotImplementedError
 

@@ -13,12 +13,19 @@ import time
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 
 from nextquill_core import hub
+from storage.files import write_text
 
 # Seconds before each try that follows one without a new byte. The client itself tries for some seconds every time.
 PAUSES = (1, 2, 4, 8, 16)
@@ -74,6 +81,47 @@ def hub_file(repository: str, file: str, *, fetch: bool) -> Path:
         url = hf_hub_url(repository, file, repo_type="dataset", revision=metadata.commit_hash)
         _complete(blobs / metadata.etag, url, metadata.size, file.rpartition("/")[2])
     return Path(hf_hub_download(repository, file, repo_type="dataset"))  # finds the blob and names it
+
+
+def hub_folder(repository: str, folder: str, *, fetch: bool) -> tuple[Path, ...]:
+    """Return the local copies of the files in a folder of a data set, sorted by name.
+
+    Without a network an earlier copy is used, if all files of the folder were downloaded.
+
+    Args:
+        repository: The data set, as OWNER/NAME.
+        folder: The folder's path in it.
+        fetch: Whether to download; otherwise only an earlier copy counts.
+
+    Raises:
+        NotInDataSetError: The hub says that there is no such folder.
+        NotDownloadedError: There is no copy, and `fetch` is False.
+        UnreachableError: There is no copy, and the hub cannot be reached.
+        Exception: Whatever the hub client raises, such as no permission or no space.
+    """
+    listed = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="dataset"))
+    listed = listed / f"nextquill-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.txt"
+
+    def earlier_copy(error: Exception) -> tuple[Path, ...]:
+        if not listed.is_file():
+            raise error from None
+        names = listed.read_text(encoding="utf-8").splitlines()
+        return tuple(hub_file(repository, name, fetch=False) for name in names)
+
+    if not fetch:
+        return earlier_copy(NotDownloadedError(folder))
+    if away := hub.unreachable():
+        return earlier_copy(UnreachableError(f"the hub at {hub.endpoint()} cannot be reached ({away})"))
+    try:
+        tree = HfApi().list_repo_tree(repository, folder, recursive=True, repo_type="dataset")
+        names = sorted(entry.path for entry in tree if isinstance(entry, RepoFile))
+    except (RepositoryNotFoundError, EntryNotFoundError):
+        raise NotInDataSetError(folder) from None
+    except Exception as error:
+        return earlier_copy(error)
+    paths = tuple(hub_file(repository, name, fetch=True) for name in names)
+    write_text(listed, "".join(f"{name}\n" for name in names))  # once all of them are here
+    return paths
 
 
 def _complete(blob: Path, url: str, size: int, shown: str) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,37 @@ from typing import Any
 from pydantic import field_validator, model_validator
 
 from nextquill_core.config import Section
-from nextquill_core.ingest.batches import BATCH_ROWS, RAW_CHARS, BadRow, Batch, Part
-from nextquill_core.ingest.sources.base import Source
+from nextquill_core.errors import DataError
+from nextquill_core.ingest.batches import Part
 from nextquill_core.ingest.sources.options import checked
+from nextquill_core.ingest.sources.profiles import (
+    BadRowError,
+    ProfileRow,
+    ProfileSource,
+    entries,
+    identifier,
+    number,
+    text,
+)
 from nextquill_core.plugins import suggestion
+from nextquill_core.records import TextKind
+
+ID_DIGITS = 32
+_BETWEEN = '". The summary of the review text is "'
+_REVIEW = re.compile(
+    r"Generate the review text written by a reviewer who has (?:a )?given an overall rating of "
+    r'"?(?P<overall>[0-9.]+)"? for a product with description "(?P<description>.*)'
+    + re.escape(_BETWEEN)
+    + r'(?P<summary>.*)"\s*\.?\s*',
+    re.DOTALL,
+)
+_POST = re.compile(r"Generate the content for a reddit post:?\s+(?P<quote>\"?)(?P<summary>.*)(?P=quote)", re.I | re.S)
+_ITEMS = '" using the following items:'
+_ABSTRACT = re.compile(
+    r'Generate an abstract for the title "(?P<title>.*?)(?:' + re.escape(_ITEMS) + r'\s*(?P<description>.*)|"\.?)',
+    re.DOTALL,
+)
+_DATE = re.compile(r"[0-9]{4}(-[0-9]{1,2}(-[0-9]{1,2})?)?")
 
 
 @dataclass(frozen=True)
@@ -27,57 +53,70 @@ class Task:
     Attributes:
         users: The keys of a row that name its user; the first that is there counts.
         text: The key of a profile entry with the text that the user wrote.
+        writes: Kind of this text.
         title: The key with its title or summary.
         rating: The key with the user's rating.
         description: The key with what the text is about: the item.
-        own: Whether a row's own `input` and `output` are a review as well, the user's newest.
+        own: Form of a row's `input`, from which the keys of a profile entry are read for the row's own `output`; None
+            if the rows of the task have no output.
+        between: What stands between two quoted parts of the input; where it occurs twice, nothing separates the parts.
+        whole: Key that gets the whole input where it has another form; None if such a row cannot be read.
     """
 
     users: tuple[str, ...]
     text: str
+    writes: TextKind = "text"
     title: str | None = None
     rating: str | None = None
     description: str | None = None
-    own: bool = False
+    own: re.Pattern[str] | None = None
+    between: str = ""
+    whole: str | None = None
 
 
 _QUESTION = ("user_id", "id")  # the time-based files of LaMP name the user; in the others a question is a user
-TASKS: Mapping[str, Task] = {
-    "lamp-1": Task(_QUESTION, text="abstract", title="title"),
+_LAMP: Mapping[str, Task] = {
+    "lamp-1": Task(_QUESTION, text="abstract", writes="abstract", title="title"),
     "lamp-2": Task(_QUESTION, text="tag", description="description"),
-    "lamp-3": Task(_QUESTION, text="text", rating="score"),
-    "lamp-4": Task(_QUESTION, text="text", title="title"),
-    "lamp-5": Task(_QUESTION, text="abstract", title="title"),
-    "lamp-6": Task(_QUESTION, text="text", title="title"),
+    "lamp-3": Task(_QUESTION, text="text", writes="review", rating="score"),
+    "lamp-4": Task(_QUESTION, text="text", writes="article", title="title"),
+    "lamp-5": Task(_QUESTION, text="abstract", writes="abstract", title="title"),
+    "lamp-6": Task(_QUESTION, text="text", writes="email", title="title"),
     "lamp-7": Task(_QUESTION, text="text"),
-    "longlamp-abstract-generation": Task(("name",), text="abstract", title="title"),
-    "longlamp-topic-writing": Task(("author",), text="content", title="summary"),
-    "longlamp-product-review": Task(
-        ("reviewerId",), text="reviewText", title="summary", rating="overall", description="description", own=True
+}
+_LONG: Mapping[str, Task] = {
+    "abstract-generation": Task(
+        ("name",), text="abstract", writes="abstract", title="title", own=_ABSTRACT, between=_ITEMS, whole="title"
+    ),
+    "topic-writing": Task(("author",), text="content", writes="post", title="summary", own=_POST, whole="summary"),
+    "product-review": Task(
+        ("reviewerId",),
+        text="reviewText",
+        writes="review",
+        title="summary",
+        rating="overall",
+        description="description",
+        own=_REVIEW,
+        between=_BETWEEN,
     ),
 }
-ID_DIGITS = 32
-_BETWEEN = '". The summary of the review text is "'
-_INPUT = re.compile(
-    r"Generate the review text written by a reviewer who has (?:a )?given an overall rating of "
-    r'"?(?P<overall>[0-9.]+)"? for a product with description "(?P<description>.*)'
-    + re.escape(_BETWEEN)
-    + r'(?P<summary>.*)"\s*\.?\s*',
-    re.DOTALL,
-)
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
-_DATE = re.compile(r"[0-9]{4}(-[0-9]{1,2}(-[0-9]{1,2})?)?")
+TASKS: Mapping[str, Task] = {
+    **_LAMP,
+    **{f"longlamp-{name}": task for name, task in _LONG.items()},
+    **{f"{name.replace('-', '_')}_{split}": task for name, task in _LONG.items() for split in ("user", "temporal")},
+}
+"""The tasks by name; those of LongLaMP also by the names of its six configurations on the hub."""
 
 
 class LampOptions(Section):
     """What `lamp` takes."""
 
     task: str
-    """task of the files: lamp-1 … lamp-7, longlamp-…"""
+    """task of the files: lamp-1 … lamp-7, longlamp-…, or the name of a configuration of LongLaMP"""
     dates: bool = False
     """whether `date` is the time of a profile entry; otherwise its place in the profile orders it"""
     own: bool = True
-    """whether the output of a row of longlamp-product-review is the user's newest review"""
+    """whether the output of a row of LongLaMP is the user's newest text"""
 
     @field_validator("task")
     @classmethod
@@ -93,239 +132,110 @@ class LampOptions(Section):
         return self
 
 
-class Lamp(Source):
-    """LaMP and LongLaMP: a JSON array of rows, or one row a line, plain or gzip; both parts may name the same file.
+class Lamp(ProfileSource):
+    """LaMP and LongLaMP: Parquet, a JSON array of rows, or one row a line; both parts may name the same file.
 
     Every entry of a row's profile becomes a review, and what it is about an item. An item is identified by a hash of
     its description; where a task has none, by a hash of the entry's id, and failing that of its text. The order within
     a profile stands for time: 1, 2, 3 … (the files hold no other, unless they have `date`).
 
-    A row of longlamp-product-review is a review itself, the user's newest: its `output` is the text, and `input` holds
-    the rating, the description and the summary in a fixed sentence. Of the other tasks a row's own question is left
-    out: the files with the questions do not hold the answers, or not the rest of what makes a review.
-
-    `line` numbers the reviews of a file, a row's profile first and then its own. A row that cannot be read takes one
-    number, and so does an empty profile, which counts as blank.
+    A row of LongLaMP is a text itself, the user's newest: its `output`, with what `input` says of it in a fixed
+    sentence. Where the sentence of a post or an abstract is another one, the whole input is its topic or title. The
+    rows of LaMP's tasks are left out: the files with the questions do not hold the answers.
 
     Attributes:
-        absent: What the task lacks; items never have a title.
+        absent: What the profiles of the task lack; items never have a title.
     """
 
     name = "lamp"
-    summary = "LaMP and LongLaMP (a JSON array, or JSON lines; plain or .gz), the task named in ingest.options"
+    revision = 2
+    summary = "LaMP and LongLaMP (Parquet, a JSON array or JSON lines): local files, or a configuration of the hub"
+    repository = "LongLaMP/LongLaMP"
+    items_in_reviews = True
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = checked(LampOptions, options, self.name)
         self.task = task = TASKS[self.options.task]
-        self.own = task.own and self.options.own
         self.dated = self.options.dates
+        self.writes = task.writes
         keys = {"reviews.title": task.title, "reviews.rating": task.rating, "items.description": task.description}
         missing = {name for name, key in keys.items() if not key}
         self.absent = frozenset({"items.title", "items.categories", "items.rating_number"} | missing)
 
-    def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
-        """Read a file row by row, always from its beginning; rows are never split between batches.
+    def fetched(self, category: str, part: Part, fetch: bool) -> tuple[Path, ...]:
+        """Return the files of a configuration of LongLaMP on the hub; LaMP is not there.
 
         Args:
-            part: What is made of each entry: a review, or the item it is about.
-            path: The file.
-            resume: Unused.
-
-        Raises:
-            DataError: Also where the array is not closed, or the file holds no array and no objects.
+            category: Name of the configuration, such as `topic_writing_user`.
+            part: Reviews or items, which are in the same files.
+            fetch: As in `Source.fetched`.
         """
-        from nextquill_core.ingest.formats.json_files import elements
+        if self.task not in _LONG.values():
+            what = f"no path to the {part}"
+            raise DataError(what, category, f"set ingest.inputs[].{part}: the tasks of LaMP are not fetched")
+        return super().fetched(category, part, fetch)
 
-        line, found = 0, _Found()
-        for data, position, fault in elements(path):
-            found.position = position
-            found.size += len(data)
-            line = self._read_row(data, fault, found, line, part)
-            if found.size >= self.batch_bytes or len(found.rows) >= BATCH_ROWS:
-                yield found.batch(part, line)
-                found = _Found(position=position)
-        if found.size or found.rows or found.bad or found.blank:
-            yield found.batch(part, line)
-
-    def _read_row(self, data: bytes, fault: str | None, found: _Found, line: int, part: Part) -> int:
-        """Read a row into `found` and return the last `line`."""
-        import orjson  # late: listing the sources stays fast
-
-        try:
-            row = _row(data, fault)
-            user = _user(row, self.task)
-            profile = _profile(row)
-        except _BadRowError as error:
-            found.bad.append(BadRow(line + 1, str(error), _text(data)))
-            return line + 1
-        except _BlankError:
-            found.blank += 1
-            return line + 1
-        entries: list[tuple[Any, bool]] = [(entry, False) for entry in profile] + ([(row, True)] if self.own else [])
-        if not entries:
-            found.blank += 1
-            return line + 1
-        for place, (entry, is_own) in enumerate(entries, 1):
-            line += 1
-            shown = orjson.dumps({key: entry.get(key) for key in ("input", "output")} if is_own else entry)
-            try:
-                values = self._review(_own_review(entry, self.task) if is_own else entry, user, place)
-            except _BadRowError as error:
-                found.bad.append(BadRow(line, str(error), _text(shown)))
-                continue
-            found.raw[line] = shown
-            if part == "items":
-                values["title"] = None  # the review's title is not its item's
-            found.rows.append({"line": line, **values})
-        return line
-
-    def _review(self, entry: Any, user: str, place: int) -> dict[str, Any]:
-        """Return an entry's values, of the review and of its item."""
-        if not isinstance(entry, dict):
-            raise _BadRowError("not-an-object")
+    def take_apart(self, row: dict[str, Any]) -> ProfileRow:
+        """Return the user, the profile, and what the own text is made of."""
         task = self.task
-        text = _string(entry, task.text)
-        title = _string(entry, task.title) if task.title else None
-        rating = _rating(entry, task.rating) if task.rating else None
-        description = _string(entry, task.description) if task.description else None
+        key = next((key for key in task.users if row.get(key) is not None), task.users[-1])
+        user, profile = identifier(row, key), entries(row, "profile")
+        has_own = task.own and self.options.own and not {"input", "output"}.isdisjoint(row)
+        own = {name: row.get(name) for name in ("input", "output")} if has_own else None
+        return ProfileRow(user, profile, own)
+
+    def review(self, entry: Any, user: str, place: int, *, own: bool) -> dict[str, Any]:
+        """Return an entry's values, of the text and of its item.
+
+        Args:
+            entry: The entry, or input and output of the row.
+            user: The user.
+            place: Its place in the row, from 1.
+            own: Whether it is the row's own text.
+        """
+        if not isinstance(entry, dict):
+            raise BadRowError("not-an-object")
+        task = self.task
+        if own:
+            entry = _own_text(entry, task)
+        written = text(entry, task.text)
+        described = task.description or ("description" if own and "description" in entry else None)
+        description = text(entry, described) if described else None
         return {
             "user_id": user,
-            "item_id": _item_id(entry, description, text),
-            "rating": rating,
-            "title": title,
-            "text": text,
+            "item_id": _item_id(entry, description, written, task),
+            "rating": number(entry, task.rating) if task.rating else None,
+            "title": text(entry, task.title) if task.title else None,
+            "text": written,
             "timestamp_ms": _date(entry) if self.dated else place,
             "description": None if description is None else [description],
         }
 
 
-class _BadRowError(Exception):
-    """The row or entry cannot be read; the message is the reason."""
-
-
-class _BlankError(Exception):
-    """The line holds nothing."""
-
-
-@dataclass
-class _Found:
-    """What was read since the last batch."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    bad: list[BadRow] = field(default_factory=list)
-    blank: int = 0
-    raw: dict[int, bytes] = field(default_factory=dict)
-    size: int = 0
-    position: int = 0
-
-    def batch(self, part: Part, last_line: int) -> Batch:
-        import polars as pl
-
-        from nextquill_core.ingest.canonical import CANONICAL, LINE, canonical
-
-        kinds = {LINE: pl.Int64(), **CANONICAL[part]}
-        rows = [{name: row.get(name) for name in kinds} for row in self.rows]
-        return Batch(
-            rows=canonical(pl.DataFrame(rows, schema=kinds), part),
-            bad=self.bad,
-            blank=self.blank,
-            last_line=last_line,
-            position=self.position,
-            raw=lambda line: _text(self.raw[line]),
-        )
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")[:RAW_CHARS]
-
-
-def _row(data: bytes, fault: str | None) -> dict[str, Any]:
-    """Parse a row.
+def _own_text(row: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Return a row's own text as an entry of a profile.
 
     Raises:
-        _BadRowError: It cannot be read.
-        _BlankError: The line is blank.
+        BadRowError: The row lacks input or output, or its input is another sentence and cannot be read as a whole.
     """
-    import orjson
-
-    if fault:
-        raise _BadRowError(fault)
-    if not data.strip(b" \t\r\n"):
-        raise _BlankError
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        raise _BadRowError("invalid-utf8") from None
-    try:
-        row = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise _BadRowError("not-json") from None
-    if not isinstance(row, dict):
-        raise _BadRowError("not-an-object")
-    return row
+    written, question = text(row, "output"), text(row, "input")
+    if written is None or question is None:
+        raise BadRowError("missing-output" if written is None else "missing-input")
+    match = task.own.fullmatch(question.strip()) if task.own else None
+    if match and (not task.between or question.count(task.between) <= 1):
+        known = {name: value for name, value in match.groupdict().items() if name != "quote" and value is not None}
+        return {task.text: written, **known}
+    if task.whole is None:
+        raise BadRowError("unknown-input")
+    return {task.text: written, task.whole: question.strip()}
 
 
-def _user(row: dict[str, Any], task: Task) -> str:
-    key = next((key for key in task.users if row.get(key) is not None), task.users[-1])
-    return _identifier(row, key)
-
-
-def _identifier(row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
-    if value is None or value == "":
-        raise _BadRowError(f"missing-{key}")
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _BadRowError(f"wrong-type-{key}")
-    return str(value)
-
-
-def _profile(row: dict[str, Any]) -> list[Any]:
-    profile = row.get("profile")
-    if profile is None:
-        raise _BadRowError("missing-profile")
-    if not isinstance(profile, list):
-        raise _BadRowError("wrong-type-profile")
-    return profile
-
-
-def _own_review(row: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Return a row's own review as an entry of a profile; nothing is guessed where its input is another sentence."""
-    text, question = _string(row, "output"), _string(row, "input")
-    if text is None or question is None:
-        raise _BadRowError("missing-output" if text is None else "missing-input")
-    match = _INPUT.fullmatch(question.strip())
-    if not match or question.count(_BETWEEN) != 1:
-        raise _BadRowError("unknown-input")
-    return {task.text: text, **match.groupdict()}
-
-
-def _string(entry: dict[str, Any], key: str) -> str | None:
-    if key not in entry:
-        raise _BadRowError(f"missing-{key}")
-    value = entry[key]
-    if value is not None and not isinstance(value, str):
-        raise _BadRowError(f"wrong-type-{key}")
-    return value
-
-
-def _rating(entry: dict[str, Any], key: str) -> float | None:
-    if key not in entry:
-        raise _BadRowError(f"missing-{key}")
-    value = entry[key]
-    if value is None:
-        return None
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _BadRowError(f"wrong-type-{key}")
-    return float(value)
-
-
-def _item_id(entry: dict[str, Any], description: str | None, text: str | None) -> str:
+def _item_id(entry: dict[str, Any], description: str | None, written: str | None, task: Task) -> str:
     about = ("description", description) if description else None
-    if about is None and entry.get("id") is not None:
-        about = ("id", _identifier(entry, "id"))
-    name = "\0".join(about or ("text", text or ""))
+    # The rows of LongLaMP have no id for their own text, which may be in the profile of a later row, with one.
+    if about is None and task.own is None and entry.get("id") is not None:
+        about = ("id", identifier(entry, "id"))
+    name = "\0".join(about or ("text", written or ""))
     return hashlib.sha256(name.encode()).hexdigest()[:ID_DIGITS]
 
 
@@ -333,16 +243,16 @@ def _date(entry: dict[str, Any]) -> int:
     """Return a `date` in UTC milliseconds: a year, a year and month, a day, or ISO 8601 to the second."""
     value = entry.get("date")
     if value is None:
-        raise _BadRowError("missing-date")
-    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+        raise BadRowError("missing-date")
+    shown = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     try:
-        if _DATE.fullmatch(text):
-            year, month, day = ([int(part) for part in text.split("-")] + [1, 1])[:3]
+        if _DATE.fullmatch(shown):
+            year, month, day = ([int(part) for part in shown.split("-")] + [1, 1])[:3]
             moment = datetime(year, month, day, tzinfo=UTC)
         else:
-            moment = datetime.fromisoformat(text)
+            moment = datetime.fromisoformat(shown)
     except ValueError:
-        raise _BadRowError("wrong-type-date") from None
+        raise BadRowError("wrong-type-date") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1000)

@@ -79,6 +79,8 @@ def test_the_papers_setting_differs_from_the_code_alone() -> None:
         ("evaluate.methods", ["nextquill-official"], "L_p unweighted, α = 0.1"),
         ("evaluate.methods", ["mce-dce"], "every token counts 1 in L_n, and L_p is weighted"),
         ("score.effect_source", "adapter", "adapters cross-fitted by user"),
+        ("score.effect_source", "trained", "it has seen the examples that it scores"),
+        ("ingest.inputs", [{"category": "topic_writing_user"}], "the fourth data set of the paper's second version"),
         ("prompt.template", "plain", "Prompts are plain text"),
         ("evaluate.paper_max_new_tokens", 512, "Evaluation: paper_max_new_tokens 512 (published: 2048)."),
         ("evaluate.split", "val", "split val (published: test)"),
@@ -88,6 +90,14 @@ def test_the_papers_setting_differs_from_the_code_alone() -> None:
 )
 def test_each_setting_is_told_where_it_differs(key: str, value: Any, told: str) -> None:
     assert told in differences({**PAPER, key: value})
+
+
+def test_topic_writing_has_another_source_and_protocol_than_the_others() -> None:
+    topics = {"ingest.inputs": [{"category": "topic_writing_user"}], "ingest.source": "lamp"}
+    found = differences({**PAPER, **topics, "ingest.protocol.min_user_reviews": 5})
+    assert "Not among the paper's" not in found
+    assert "Amazon Reviews" not in found
+    assert "Data protocol" not in found
 
 
 def test_what_does_not_apply_is_not_told() -> None:

@@ -267,6 +267,7 @@ def test_everything_given_is_shown(report: Report) -> None:
         "p = 0.020",
         "0.5000 against 0.2500",
         "published 0.2318",
+        "v2 0.2318°",
         "+0.0182",
         "DEP-7B",
         "arXiv 2506.02368",

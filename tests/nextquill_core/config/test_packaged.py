@@ -12,6 +12,8 @@ from nextquill_core.config import Config, load_config
 from nextquill_core.config.packaged import FOLDER, PRESETS, config_path, packaged_names, preset_overrides
 from storage import UserError
 
+NAMES = ["mirror", "paper", "paper-v1", "paper-v2", "tuned"]
+
 
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
@@ -37,12 +39,46 @@ def config_file(tmp_path: Path, text: str = "") -> Path:
     return path
 
 
-def test_both_presets_are_there_and_say_the_same_keys() -> None:
-    assert packaged_names(PRESETS) == ["paper", "tuned"]
-    assert keys("paper").keys() == keys("tuned").keys()
+def test_presets_say_the_same_keys_and_more_where_the_source_does() -> None:
+    assert packaged_names(PRESETS) == NAMES
+    more = {name: sorted(keys(name).keys() - keys("paper").keys()) for name in NAMES}
+    assert more == {
+        "mirror": ["score.effect_source"],
+        "paper": [],
+        "paper-v1": ["score.effect_source"],
+        "paper-v2": ["evaluate.retrieval.bertscore", "score.effect_source", "score.folds"],
+        "tuned": [],
+    }
+    assert all(keys("paper").keys() <= keys(name).keys() for name in NAMES)
 
 
-@pytest.mark.parametrize("name", ["paper", "tuned"])
+def test_the_paper_s_first_version_is_the_preset_paper_and_the_second_differs_in_what_gives_the_effects() -> None:
+    first, second = keys("paper-v1"), keys("paper-v2")
+    assert first.items() >= keys("paper").items()
+    assert {name: value for name, value in second.items() if first.get(name) != value} == {
+        "score.effect_source": "adapter",
+        "score.folds": 2,
+        "evaluate.retrieval.bertscore": "FacebookAI/roberta-large",
+    }
+    marked = [line for line in (PRESETS / "paper-v2.yaml").read_text().splitlines() if "v2°" in line]
+    assert len(marked) == 2, "what is known second-hand says so"
+
+
+def test_the_public_re_implementation_is_trained_as_its_code_says() -> None:
+    assert (
+        keys("mirror").items()
+        >= {
+            "weights.delta": 0.0,
+            "weights.high": 1.0,
+            "weights.low": 0.1,
+            "train.alpha": 1.0,
+            "train.normalization": "weight",
+            "score.effect_source": "trained",
+        }.items()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_a_preset_arrives_and_has_a_source(tmp_path: Path, name: str) -> None:
     path = config_file(tmp_path, "train: {epochs: 77, learning_rate: 7, lora: {r: 77}}\nweights: {delta: 0.77}\n")
     config = load_config(path, preset_overrides(name))
@@ -53,8 +89,9 @@ def test_every_value_of_a_preset_arrives_and_has_a_source(tmp_path: Path, name: 
         assert not setting.partition(":")[2].strip() or source.strip(), f"{line!r} names no source"
 
 
-def test_the_paper_s_values_are_the_defaults() -> None:
-    assert {key: at(Config(), key) for key in keys("paper")} == keys("paper")
+@pytest.mark.parametrize("name", ["paper", "paper-v1"])
+def test_the_paper_s_values_are_the_defaults(name: str) -> None:
+    assert {key: at(Config(), key) for key in keys(name)} == keys(name)
 
 
 def test_set_over_preset_over_file_over_defaults(tmp_path: Path) -> None:
@@ -76,7 +113,7 @@ def test_a_preset_of_one_s_own_by_its_path(tmp_path: Path) -> None:
 def test_faults_name_the_preset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--preset: no preset 'tunde'; did you mean 'tuned'\?"):
         preset_overrides("tunde")
-    with pytest.raises(UserError, match="use one of paper, tuned"):
+    with pytest.raises(UserError, match="use one of mirror, paper, paper-v1, paper-v2, tuned"):
         preset_overrides("x")
     bad = tmp_path / "bad.yaml"
     bad.write_text("train: {alfa: 1}\n")

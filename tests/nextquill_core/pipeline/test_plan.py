@@ -19,6 +19,7 @@ from nextquill_core.methods import registry
 from nextquill_core.pipeline import KINDS, Plan, Step, freshness
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
+from nextquill_core.prompts import WORDINGS
 from storage import Staging
 from tests.conftest import REPO
 from tests.world import small_config
@@ -37,7 +38,7 @@ OURS = {
 
 
 def every_step(plan: Plan) -> Iterator[Step]:
-    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.folds.values())
+    yield from (*plan.scans.values(), plan.ingest, *([plan.model] if plan.model else []), *plan.scoring.values())
     yield from (plan.effects, plan.score, *plan.train.values(), *plan.evaluation.steps, plan.evaluate)
     yield from [plan.evaluation.clusters] if plan.evaluation.clusters else []
 
@@ -437,6 +438,24 @@ def test_adapters_that_score_are_steps_of_their_own_before_scoring(small_world: 
     )
 
 
+def test_an_adapter_of_all_users_may_score_and_is_the_one_of_the_table(small_world: Path, tmp_path: Path) -> None:
+    plain = Run(small_config(small_world, tmp_path)).plan
+    config = small_config(small_world, tmp_path, score={"effect_source": "trained"})
+    plan = Run(config).plan
+    assert plan.scorer == plan.train["contextsft"] == plain.train["contextsft"], "it is trained once for both"
+    assert plan.effects.inputs == (plan.ingest, plan.model, plan.scorer)
+    assert [step.name for step in plan.stages] == ["ingest", "model", "train:contextsft", "score", "train", "evaluate"]
+    assert plan.command(plan.scorer) == "score"
+    assert (plan.adapter_name(plan.scorer), plan.recipe("contextsft")) == ("contextsft", "contextsft")
+    folds = Run(small_config(small_world, tmp_path, score={"effect_source": "trained", "folds": 7})).plan
+    assert folds.effects.fingerprint == plan.effects.fingerprint, "there are no folds"
+    assert "has seen these reviews" in effects_source(plan.effects)
+    alone = small_config(small_world, tmp_path, score={"effect_source": "trained"}, evaluate={"methods": ["qwen"]})
+    assert list(Run(alone).plan.adapters) == ["contextsft", "nextquill"]
+    make_all(Run(config))
+    assert set(states(Run(config)).values()) == {"fresh"}
+
+
 @pytest.mark.parametrize(
     ("change", "moved"),
     [
@@ -510,6 +529,56 @@ def test_the_manifest_says_what_was_asked_and_where_it_came_from(small_world: Pa
 def test_unknown_model_folders(small_world: Path, tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Run(small_config(small_world, tmp_path, model={"name_or_path": name}))
+
+
+def test_published_examples_need_a_source_that_has_them(small_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the files of amazon-2023 hold no published examples; set it to dpl or"):
+        Run(small_config(small_world, tmp_path, ingest={"protocol": {"name": "published"}}))
+
+
+def topics(tmp_path: Path, *names: str, **settings: Any) -> Config:
+    """Settings of a run on files of topics with these names, all with the same content."""
+    folder = tmp_path / "-".join(names)
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        if not (folder / name).exists():
+            (folder / name).write_text('{"author": "a", "profile": [], "input": "i", "output": "o"}\n')
+    ingest = {"source": "lamp", "options": {"task": "topic_writing_user"}, "protocol": {"name": "published"}}
+    inputs = [{"category": "topics", "reviews": str(folder)}]
+    return small_config(tmp_path, tmp_path, ingest=ingest | {"inputs": inputs} | settings.pop("ingest", {}), **settings)
+
+
+def test_the_split_that_a_file_s_name_shows_decides_its_scan(tmp_path: Path) -> None:
+    plans = [Run(topics(tmp_path, *names)).plan for names in (("test.json",), ("test-0.json",), ("train.json",))]
+    first, moved, other = (plan.scans["topics"] for plan in plans)
+    assert first.settings["splits"] == ["test"]
+    assert first.fingerprint == moved.fingerprint, "any other part of a name decides nothing"
+    assert first.fingerprint != other.fingerprint
+
+
+def test_no_threshold_decides_published_examples(tmp_path: Path) -> None:
+    plain = Run(topics(tmp_path, "test.json")).plan
+    other = {"protocol": {"name": "published", "min_text_chars": 7, "min_user_reviews": 2}}
+    assert Run(topics(tmp_path, "test.json", ingest=other)).plan.ingest.fingerprint == plain.ingest.fingerprint
+
+
+def test_the_source_decides_the_words_of_prompts_and_the_configuration_may(small_world: Path, tmp_path: Path) -> None:
+    methods = {"evaluate": {"methods": ["latestk", "llm-trsr", "contriever"]}}
+    posts = Run(topics(tmp_path, "test.json", **methods)).plan
+    assert (posts.writes, posts.effects.settings["prompt"]["writes"]) == ("post", "post")
+    assert posts.effects.settings["prompt"]["revision"] == WORDINGS["post"].revision
+    assert posts.evaluation.relevance is not None
+    assert posts.evaluation.relevance.settings["writes"] == "post"
+    reviews = small_config(small_world, tmp_path, **methods)
+    plain, said = (Run(reviews.model_copy(update={"prompt": reviews.prompt.model_copy(update={"writes": kind})})).plan
+                   for kind in ("auto", "review"))  # fmt: skip
+    assert fingerprints(plain.config) == fingerprints(said.config)
+    assert "writes" not in plain.effects.settings["prompt"]
+    changed = Run(small_config(small_world, tmp_path, prompt={"writes": "email"}, **methods))
+    assert changed.prompt.writes == "email"
+    assert {"model", "effects", "train", "relevance", "summaries", "latestk-paper"} <= {
+        name for name, found in fingerprints(changed.config).items() if found != fingerprints(plain.config)[name]
+    }
 
 
 def test_an_adapter_that_is_not_trained_is_refused_in_one_line(small_world: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import pty
 import random
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.process
 
 COMMIT = "a" * 40
 PREFIX = "/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/{}/raw/"
+TREE = "/api/datasets/McAuley-Lab/Amazon-Reviews-2023/tree/main/raw/"
 MIB = 1 << 20
 BIG = random.Random(5).randbytes(24 * MIB)  # the client hands on 10 MiB at a time: two such pieces and a rest
 FILES = {
@@ -63,7 +66,22 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(with_body=False)
 
     def do_GET(self) -> None:
-        self.answer(with_body=True)
+        path = unquote(self.path)
+        if path.startswith(TREE):
+            self.list_folder(path.removeprefix(TREE).partition("?")[0])
+        else:
+            self.answer(with_body=True)
+
+    def list_folder(self, folder: str) -> None:
+        found = [{"type": "file", "path": f"raw/{name}", "size": len(data), "oid": "c" * 40}
+                 for name, data in FILES.items() if name.startswith(f"{folder}/")]  # fmt: skip
+        body = json.dumps(found or {"error": "not found"}).encode()
+        self.send_response(200 if found else 404)
+        if not found:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def answer(self, with_body: bool) -> None:
         begins = (PREFIX.format("main"), PREFIX.format(COMMIT), "/storage/")
@@ -165,6 +183,45 @@ def test_a_category_is_downloaded_once_and_then_found_without_the_network(hub: H
     hub.stop()
     assert fetched(hub, tmp_path, "Small", fetch=False) == reviews
     assert fetched(hub, tmp_path, "Small") == reviews
+
+
+FOLDER = """
+import sys
+from nextquill_core.errors import DataError
+from nextquill_core.ingest.sources.profiles import hub_configuration
+try:
+    print(*hub_configuration(
+        "McAuley-Lab/Amazon-Reviews-2023", sys.argv[1], "reviews", fetch=sys.argv[2] == "fetch"), sep="\\n")
+except DataError as error:
+    sys.exit(f"DataError {error}")
+"""
+
+
+def folder(hub: Hub, cache: Path, name: str, how: str = "fetch") -> list[Path]:
+    done = subprocess.run(
+        [sys.executable, "-c", FOLDER, f"raw/{name}", how],
+        capture_output=True, text=True, env=surroundings(hub, cache), timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip())
+    return [Path(line) for line in done.stdout.splitlines()]
+
+
+def test_a_folder_is_downloaded_whole_and_then_found_without_the_network(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"DataError .* it is not downloaded yet; run `nextquill ingest` with a network"
+    ):
+        folder(hub, tmp_path, "meta_categories", "look")
+    paths = folder(hub, tmp_path, "review_categories")
+    assert [path.name for path in paths] == ["Big.jsonl", "Small.jsonl"]
+    assert paths[1].read_bytes() == FILES["review_categories/Small.jsonl"]
+    with pytest.raises(RuntimeError, match=r"DataError .* there is no configuration `raw/none`; correct ingest"):
+        folder(hub, tmp_path, "none")
+    hub.stop()
+    assert folder(hub, tmp_path, "review_categories", "look") == paths
+    assert folder(hub, tmp_path, "review_categories") == paths
+    with pytest.raises(RuntimeError, match=r"DataError ingest.inputs\[\].reviews .* cannot be reached"):
+        folder(hub, tmp_path, "meta_categories")
 
 
 def test_a_connection_that_breaks_is_resumed(hub: Hub, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core.errors import DataError
@@ -63,19 +65,19 @@ def bad(found: list[Batch]) -> list[tuple[int, str]]:
 
 def test_a_product_review_row_is_its_profile_and_then_itself(tmp_path: Path) -> None:
     path = write(tmp_path, [person(), person(7, [entry(1, overall=3)])])
-    common = {"user_id": "u1", "rating": 4.0}
+    common = {"user_id": "u1", "rating": 4.0, "split": None, "example": 1, "own": False}
     found = batches(path, REVIEW)
     assert rows(found) == [
         common | {"line": 1, "item_id": digest("description", "d1"), "title": "s1", "text": "text 1",
                   "timestamp_ms": 1},
         common | {"line": 2, "item_id": digest("description", "d2"), "title": "s2", "text": "text 2",
                   "timestamp_ms": 2},
-        {"line": 3, "user_id": "u1", "item_id": digest("description", "own d"), "rating": 5.0, "title": "own s",
-         "text": "own text", "timestamp_ms": 3},
-        {"line": 4, "user_id": "7", "item_id": digest("description", "d1"), "rating": 3.0, "title": "s1",
-         "text": "text 1", "timestamp_ms": 1},
-        {"line": 5, "user_id": "7", "item_id": digest("description", "own d"), "rating": 5.0, "title": "own s",
-         "text": "own text", "timestamp_ms": 2},
+        common | {"line": 3, "item_id": digest("description", "own d"), "rating": 5.0, "title": "own s",
+                  "text": "own text", "timestamp_ms": 3, "own": True},
+        common | {"line": 4, "user_id": "7", "item_id": digest("description", "d1"), "rating": 3.0, "title": "s1",
+                  "text": "text 1", "timestamp_ms": 1, "example": 4},
+        common | {"line": 5, "user_id": "7", "item_id": digest("description", "own d"), "rating": 5.0,
+                  "title": "own s", "text": "own text", "timestamp_ms": 2, "example": 4, "own": True},
     ]  # fmt: skip
     assert found[-1].last_line == 5
     items = rows(batches(path, REVIEW, "items"))
@@ -122,6 +124,84 @@ def test_the_other_tasks_of_longlamp(tmp_path: Path, task: str, row: dict[str, A
     found = rows(batches(write(tmp_path, [row]), {"task": task}))
     assert [(each["user_id"], each["title"], each["text"]) for each in found] == [("q", "t", "x")]
     assert found[0]["item_id"] == digest("text", "x")
+
+
+POST = {"author": "q", "profile": [{"author": "q", "id": "7", "summary": "s", "content": "c"}]}
+PAPER = {"name": "q", "profile": [{"id": "7", "title": "s", "abstract": "c", "year": 2019}]}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "question", "expected"),
+    [
+        ("topic_writing_user", POST, "Generate the content for a reddit post My cat", ("My cat", None)),
+        ("topic_writing_temporal", POST, 'generate the content for a Reddit post: "My cat"', ("My cat", None)),
+        ("longlamp-topic-writing", POST, 'Generate the content for a reddit post My "cat"', ('My "cat"', None)),
+        ("topic_writing_user", POST, "Write about cats.", ("Write about cats.", None)),
+        ("abstract_generation_user", PAPER, 'Generate an abstract for the title "On "cats"" using the following items: '
+         "1. cats\n2. sleep", ('On "cats"', ["1. cats\n2. sleep"])),
+        ("abstract_generation_temporal", PAPER, 'Generate an abstract for the title "Cats".', ("Cats", None)),
+        ("longlamp-abstract-generation", PAPER, "An abstract on cats", ("An abstract on cats", None)),
+    ],
+)  # fmt: skip
+def test_the_output_of_a_topic_and_of_an_abstract_is_the_newest_text(
+    tmp_path: Path, task: str, row: dict[str, Any], question: str, expected: tuple[str, list[str] | None]
+) -> None:
+    path = write(tmp_path, [row | {"input": question, "output": "own"}], "train.json")
+    reader = source("lamp", {"task": task})
+    (batch,) = reader.read("reviews", path)
+    found = batch.rows.select("title", "text", "own", "example", "split").rows()
+    assert found == [("s", "c", False, 1, "train"), (expected[0], "own", True, 1, "train")]
+    (items,) = reader.read("items", path)
+    assert items.rows["description"].to_list() == [None, expected[1]]
+    assert [len(one.rows) for one in batches(path, {"task": task, "own": False})] == [1]
+    assert reader.writes == ("post" if "topic" in task else "abstract")
+
+
+def test_parquet_gives_the_same_rows_as_json(tmp_path: Path) -> None:
+    people = [person(), person(7, [entry(1, overall=3)] * 70), person("u3", [])]
+    expected = batches(write(tmp_path, people), REVIEW)
+    people[1]["reviewerId"] = "7"
+    people[1]["profile"] = [entry(1, overall="3")] * 70  # a column has one type
+    table = pa.Table.from_pylist(people)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(tmp_path / "b.arrow", table.schema) as stream:
+        stream.write_table(table)
+    with pa.ipc.new_file(tmp_path / "c.arrow", table.schema) as file:
+        file.write_table(table)
+    for name in ("a.parquet", "b.arrow", "c.arrow"):
+        found = batches(tmp_path / name, REVIEW)
+        assert rows(found) == rows(expected), name
+        assert [batch.position for batch in found] == [(tmp_path / name).stat().st_size]
+        small = batches(tmp_path / name, REVIEW, size=100)
+        assert len(small) == 3
+        assert rows(small) == rows(expected)
+        positions = [batch.position for batch in small]
+        assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("content", [b"PAR1 and no more", b"ARROW1 and no more", b"\xff\xff\xff\xff and no more"])
+def test_a_damaged_table_is_one_line(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DataError, match="is damaged") as caught:
+        batches(write(tmp_path, content, "a.parquet"), REVIEW)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00002.parquet", "train"),
+        ("val-00000-of-00001.parquet", "val"),
+        ("validation.jsonl.gz", "val"),
+        ("topic_writing_dev.json", "val"),
+        ("TEST.json", "test"),
+        ("test/0000.parquet", "test"),
+        ("test/train.json", "train"),
+        ("latest.json", None),
+        ("train_and_test.json", None),
+    ],
+)
+def test_the_split_is_read_from_the_name(tmp_path: Path, name: str, split: str | None) -> None:
+    assert source("lamp", REVIEW).split_of(tmp_path / name) == split
 
 
 @pytest.mark.parametrize(
