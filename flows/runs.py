@@ -62,7 +62,7 @@ def open_run(config: Config, *, fetch: bool = True) -> Run:
     run = Run(config, fetch=fetch, secret=_secret(config))
     if shared:
         shared.runs[key] = run, fetch
-        run.cache = shared.caches.setdefault(run.store.location("", ""), FreshnessCache(run.store))
+        run.cache = shared.caches.setdefault(run.store.name, FreshnessCache(run.store))
     return run
 
 
