@@ -27,7 +27,7 @@ SYMBOLS = {
     "train.alpha": "α", "weights.delta": "δ", "weights.high": "λ", "weights.low": "ε", "train.learning_rate": "lr",
     "model.name_or_path": "model",
 }  # fmt: skip
-NEVER_SHOWN = ("store", "slurm", "ingest.inputs", "train.method")
+NEVER_SHOWN = ("store", "read_store", "slurm", "ingest.inputs", "train.method")
 """Where a run is stored and queued does not distinguish runs; categories and the method are in the name already."""
 DATA = ("ingest", "privacy")
 MODEL = ("model", "prompt", "seed", *DATA)

@@ -63,7 +63,7 @@ def open_run(config: Config, *, fetch: bool = True, shared: bool = True) -> Run:
     run = Run(config, fetch=fetch, secret=_secret(config))
     if opened:
         opened.runs[key] = run, fetch
-        run.cache = opened.caches.setdefault(run.store.location("", ""), FreshnessCache(run.store))
+        run.cache = opened.caches.setdefault(run.store.name, FreshnessCache(run.store))
     return run
 
 

@@ -125,7 +125,11 @@ class CachedStore(Store):
 
 
 def inventory(store: Store) -> list[StoredItem]:
-    """Return everything in a store, kind by kind: the newest artifact first, damaged ones, then unfinished work."""
+    """Return everything in a store, kind by kind: the newest artifact first, damaged ones, then unfinished work.
+
+    A store that is only read besides it is left out, here as in all functions that remove.
+    """
+    store = store.own
     found: list[StoredItem] = []
     for kind in sorted(name for name in store.kinds() if name != POINTERS and name[0] != "."):
         linked = (store.root / kind).is_symlink()
@@ -164,6 +168,7 @@ def verify_artifacts(store: Store) -> Iterator[tuple[Name, str]]:
     Yields:
         The name of each artifact when it is verified, and what is wrong with it, or "".
     """
+    store = store.own
     for kind in sorted(name for name in store.kinds() if name != POINTERS):
         for artifact in store.newest_first(kind):
             fault = store.verify(artifact)

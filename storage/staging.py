@@ -140,10 +140,17 @@ class Staging:
         return shard
 
     def adopt(self, source: Path, shards: Iterable[Shard]) -> None:
-        """Adopt shards from another artifact's folder, by hard link if the file system supports it."""
+        """Adopt shards from another artifact's folder.
+
+        Within a store they are hard links, if the file system supports it. The files of another store are copied,
+        because a link would change their status, and that store may be one that is only read.
+        """
+        linked = source.is_relative_to(self.folder.parents[1])
         for shard in shards:
             with atomic_path(self.path(shard.path)) as temporary:
                 try:
+                    if not linked:
+                        raise OSError
                     os.link(source / shard.path, temporary)
                 except OSError:
                     shutil.copyfile(source / shard.path, temporary)

@@ -87,6 +87,16 @@ class Store:
         self.root = root
         self.verification = Verification(root / VERIFIED)
 
+    @property
+    def own(self) -> Store:
+        """The store that is written; another one may be read besides it (`storage.read_through`)."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """The place of the store, for people and as a key."""
+        return self.location("", "").rstrip("/")
+
     def require_writable(self) -> None:
         """Check that artifacts can be written, before hours go into one.
 

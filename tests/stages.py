@@ -42,7 +42,7 @@ def plain(order: Path, log: Path) -> None:
             torch.distributed.destroy_process_group()
 
 
-def untrained(order: Path, log: Path) -> None:
+def untrained(order: Path, log: Path, seed: int = 0) -> None:
     """Write an adapter with random weights in both of LoRA's matrices, in place of training."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -51,7 +51,7 @@ def untrained(order: Path, log: Path) -> None:
     from nextquill_core.training.checkpoints import write_adapter
 
     given = TrainOrder.load(order)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     lora = LoraConfig(
         r=given.train.lora.r, lora_alpha=given.train.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )

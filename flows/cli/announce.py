@@ -93,7 +93,7 @@ def plan_lines(
         stages: Stages that the command runs.
         force: Whether it makes again what is up to date.
     """
-    yield f"nextquill {command}: {where}, store {run.store.location('', '').rstrip('/')}"
+    yield f"nextquill {command}: {where}, store {run.store.name}"
     if not {"model", *WITH_MODEL}.isdisjoint(stages):
         yield f"  {run.template}"
     steps = [step for stage in stages for step in run.plan.made_by(stage)]

@@ -32,12 +32,17 @@ from nextquill_core.config.yaml_text import (
 from storage.errors import UserError
 from storage.redaction import register_secret
 
+STORES = "`store` takes one place, or two: {read: s3://team/prod, write: ./mine}"
+
 
 class Config(Section):
     """The settings of a whole run."""
 
     store: Annotated[str, Field(min_length=1, pattern=r"\S"), OPERATIONAL] = "./artifacts"
-    """Artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix"""
+    """Artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix; or {read: …, write: …}, which sets read_store
+    too"""
+    read_store: Annotated[str | None, Field(min_length=1, pattern=r"\S"), OPERATIONAL] = None
+    """Second artifact store, whose artifacts are used and which is never written, such as a team's; null: none"""
     seed: Annotated[NonNegative, Field(le=LARGEST_SEED)] = 42
     """Seed of all random draws"""
     model: ModelConfig = ModelConfig()
@@ -50,6 +55,16 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     slurm: Annotated[SlurmJobs, OPERATIONAL] = SlurmJobs()
     _overridden: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_store_or_two(cls, values: Any) -> Any:
+        places = values.get("store") if isinstance(values, Mapping) else None
+        if not isinstance(places, Mapping):
+            return values
+        if set(places) != {"read", "write"} or values.get("read_store") is not None:
+            raise PydanticCustomError("stores", STORES)
+        return {**values, "store": places["write"], "read_store": places["read"]}
 
     @model_validator(mode="after")
     def _every_value_can_be_stored(self) -> Config:

@@ -17,6 +17,7 @@ REMEDIES = {
     "evaluate.server.url": "name the environment variable that holds the key in evaluate.server.api_key_env",
     "train.launcher.remote_shell": "set SSHPASS in the environment and write `sshpass -e`, or use a key of ssh",
     "store": CLOUD,
+    "read_store": CLOUD,
     "ingest.inputs": f"{CLOUD}; download what only a signed address gives, and name the file",
     "privacy.key_env": "name the environment variable here and put the key into the variable",
     "evaluate.server.api_key_env": "name the environment variable here and put the key into the variable",

@@ -21,6 +21,7 @@ from nextquill_core.pipeline.step import KINDS, Step
 from nextquill_core.progress import Progress, silent
 from nextquill_core.tokens import prompt_lengths
 from storage import Artifact, Basis, Staging, UserError, provenance
+from storage.read_through import open_stores
 from storage.remote import open_store
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "polars", "pyarrow", "prefect", "sacrebleu", "nltk")
@@ -64,7 +65,7 @@ class Run:
 
     def __init__(self, config: Config, *, fetch: bool = True, secret: str | None = None) -> None:
         self.config = config
-        self.store = open_store(config.store)
+        self.store = open_stores(config.store, config.read_store) if config.read_store else open_store(config.store)
         self._secret = secret
         self.privacy: Privacy = privacy(config.privacy, secret)
         self.plan: Plan = make_plan(

@@ -33,7 +33,7 @@ def forget_users(run: Run) -> list[str]:
 def _to_remove(run: Run) -> Iterator[InputRef]:
     wanted = {step.fingerprint for step in run.plan.scans.values()}
     raw = {digest for step in run.plan.scans.values() for digest in _digests(step.settings)}
-    for scan in run.store.newest_first("scan"):
+    for scan in run.store.own.newest_first("scan"):
         if scan.manifest.fingerprint not in wanted and (_holds_users(run, scan) or _may_quote(scan, raw)):
             yield scan.ref
     unnamed = [InputRef("scan", name, "") for name in run.store.orphans("scan")]  # a removal may have been interrupted

@@ -27,6 +27,7 @@ PLACE, SPEED, DISPLAY, GUARD = "place", "speed", "display", "guard"
 # likely masks are drawn; by contract neither batch sizes nor numbers of processes are part of an identity.
 OPERATIONAL_KEYS: dict[str, tuple[str, str]] = {
     "Config.store": (PLACE, "where artifacts lie"),
+    "Config.read_store": (PLACE, "where more artifacts lie"),
     "ModelConfig.attention": (SPEED, "kernels compute the same sums in another order"),
     "PrivacyConfig.key_env": (PLACE, "names the variable; the key itself counts"),
     "PrivacyConfig.key_secret": (PLACE, "names the block; the key itself counts"),
@@ -74,6 +75,9 @@ RANKS = "tests/tasks/ranks/test_launch.py::test_two_ranks_zero_and_offloading_ch
 HOSTS = "tests/tasks/ranks/test_launch.py::test_two_hosts_give_the_result_of_one"
 SHOWN_BY: dict[str, str] = {
     "Config.store": f"{CORE}/pipeline/test_plan.py::test_the_place_of_the_store_moves_nothing",
+    "Config.read_store": (
+        f"{CORE}/pipeline/test_two_stores.py::test_what_production_has_is_reused_and_only_what_differs_is_made"
+    ),
     "ModelConfig.attention": f"{CORE}/evaluation/test_likelihood.py::test_attention_kernels_agree_to_rounding",
     "PrivacyConfig.key_env": (
         f"{CORE}/ingest/test_privacy.py::test_pseudonyms_are_the_same_for_one_key_and_others_for_another"
@@ -103,6 +107,7 @@ SHOWN_BY: dict[str, str] = {
 # Another value of a key, where it does not follow from the type.
 VALUES: dict[str, Any] = {
     "store": "elsewhere",
+    "read_store": "../another",
     "model.name_or_path": "org/other-base",
     "model.tiny.hidden_size": 64,
     "ingest.source": "amazon-2018",

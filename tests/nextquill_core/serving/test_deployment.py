@@ -1,0 +1,194 @@
+"""What is served follows the store: another accepted adapter, forgotten users, artifacts that are gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nextquill_core.pipeline.run import Run
+from nextquill_core.serving.app import make_app
+from nextquill_core.serving.deployment import Rollout
+from nextquill_core.serving.settings import ServeSettings
+from nextquill_core.writing import prompter as notes
+from storage import UserError
+from storage.pointers import Target, move_back, move_pointer, pointer_lock
+from tests.nextquill_core.serving.test_drafts import ask, events
+from tests.servers import KETTLE, listening, random_weights, rollout_of, served_config
+
+pytestmark = pytest.mark.pipeline
+
+
+def accept(run: Run, name: str = "nextquill", method: str = "nextquill") -> str:
+    """Move a pointer to the adapter of a run, as `promote` does, and return its fingerprint."""
+    artifact = run.artifact(run.plan.train[method])
+    with pointer_lock(run.store, name):
+        move_pointer(run.store, name, Target(artifact.ref, artifact.ref))
+    return artifact.manifest.fingerprint
+
+
+def retrained(world: Path, store: Path, alpha: float, seed: int) -> Run:
+    """Return a run with another adapter."""
+    run = Run(served_config(world, store, train={"alpha": alpha}))
+    run.make(run.plan.train["nextquill"], launch=random_weights(seed))
+    return run
+
+
+def test_another_accepted_adapter_is_taken_over_while_requests_run(small_world: Path, own_store: Path) -> None:
+    config = served_config(small_world, own_store)
+    first = accept(Run(config))
+    rollout = rollout_of(config)
+    before = rollout.start()
+    backend = before.backend
+    assert before.catalog.default.adapter == first
+    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+        old = ask(client)
+        assert old["adapter"] == first
+        rollout.look()
+        assert rollout.current is before, "nothing has changed"
+        candidate = retrained(small_world, own_store, alpha=0.2, seed=5)
+        rollout.look()
+        assert rollout.current is before, "trained is not accepted"
+        second = accept(candidate)
+        with rollout.used() as held:  # as a request that is being answered
+            rollout.look()
+            assert held is before
+            assert set(backend._model.peft_config) >= {first, second}  # type: ignore[attr-defined]
+            new = ask(client)
+            assert (new["adapter"], new["model"]) == (second, second)
+            assert new["text"] != old["text"]
+            assert client.post("/v1/drafts", json={"item": KETTLE, "method": first}).status_code == 404
+        rollout.look()
+        assert first not in backend._model.peft_config, "the last request that used it has ended"  # type: ignore[attr-defined]
+        with pointer_lock(candidate.store, "nextquill"):
+            move_back(candidate.store, "nextquill")
+        rollout.look()
+        assert ask(client) == old
+        assert rollout.current is not None
+        assert rollout.current.backend is backend, "the base model stays loaded"
+    rollout.close()
+
+
+def test_a_stream_that_began_ends_with_the_adapter_it_began_with(small_world: Path, own_store: Path) -> None:
+    config = served_config(small_world, own_store)
+    first = accept(Run(config))
+    rollout = rollout_of(config)
+    rollout.start()
+    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+        whole = ask(client)
+        accept(retrained(small_world, own_store, alpha=0.2, seed=5))
+        with client.stream("POST", "/v1/drafts", json={"item": KETTLE, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            rollout.look()
+            *_, last = (line for line in lines if line.startswith("data: "))
+        assert json.loads(last.removeprefix("data: ")) == whole
+        assert ask(client)["adapter"] != first
+        assert events(client, item=KETTLE, stream=True)[-1][1]["adapter"] != first
+    rollout.close()
+
+
+def test_an_adapter_that_cannot_be_used_is_not_taken_over(small_world: Path, own_store: Path) -> None:
+    config = served_config(small_world, own_store)
+    rollout = rollout_of(config)
+    before = rollout.start()
+    candidate = retrained(small_world, own_store, alpha=0.2, seed=5)
+    accept(candidate)
+    weights = candidate.artifact(candidate.plan.train["nextquill"]).folder / "adapter" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    rollout.look()
+    assert rollout.current is before
+    assert rollout.problem
+    assert rollout.failures == 1
+    weights.write_bytes(whole)
+    rollout._read_at = 0.0  # a minute later
+    rollout.look()
+    assert rollout.current is not None
+    assert rollout.current.catalog.default.adapter == candidate.plan.train["nextquill"].fingerprint
+    assert rollout.problem == ""
+    rollout.close()
+
+
+def test_a_user_who_is_to_be_forgotten_is_unknown_at_once(
+    small_world: Path, own_store: Path, users: list[str], tmp_path: Path
+) -> None:
+    forget = tmp_path / "forget.txt"
+    forget.write_text("")
+    config = served_config(small_world, own_store, privacy={"forget": str(forget)})
+    accept(Run(served_config(small_world, own_store)))
+    rollout = rollout_of(config)
+    rollout.start()
+    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+        assert ask(client, user=users[0])["history_shown"]
+        forget.write_text(f"{users[0]}\n")
+        rollout.look()
+        found = ask(client, user=users[0])
+        assert (found["history_shown"], found["note"]) == ([], notes.UNKNOWN)
+        assert ask(client, user=users[1])["history_shown"]
+        assert users[0] not in client.get("/v1/users", params={"count": 50}).json()["users"]
+        assert client.get(f"/v1/users/{users[0]}/reviews").json()["reviews"] == []
+        example = client.post("/v1/drafts", json={"example": f"Small:{users[0]}:8"})
+        assert (example.status_code, "there is no example" in example.text) == (422, True)
+    rollout.close()
+
+
+def test_what_is_gone_from_the_store_is_no_longer_served(small_world: Path, own_store: Path) -> None:
+    config = served_config(small_world, own_store)
+    run = Run(config)
+    accept(run)
+    rollout = rollout_of(config)
+    before = rollout.start()
+    adapter = run.artifact(run.plan.train["nextquill"]).folder
+    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+        shutil.move(adapter, own_store / "elsewhere")
+        rollout._read_at = 0.0
+        rollout.look()
+        assert rollout.current is None
+        answer = client.post("/v1/drafts", json={"item": KETTLE})
+        assert answer.status_code == 503
+        assert "is no longer in the store as it was" in answer.json()["error"]["message"]
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "nothing is served")
+        assert client.get("/v1/models").json()["data"] == []
+        assert not before.backend._thread.is_alive(), "its memory is free"  # type: ignore[attr-defined]
+        shutil.move(own_store / "elsewhere", adapter)
+        rollout._read_at = 0.0
+        rollout.look()
+        assert ask(client)["adapter"]
+    rollout.close()
+
+
+def test_methods_of_the_configuration_that_cannot_be_served_are_left_out(small_world: Path, own_store: Path) -> None:
+    methods = {"methods": ["qwen", "contriever", "oppu", "cos", "nextquill"]}
+    rollout = rollout_of(served_config(small_world, own_store, evaluate=methods))
+    catalog = rollout.start().catalog
+    assert list(catalog.methods) == ["nextquill", "qwen"]
+    assert catalog.left_out.keys() == {"contriever", "oppu", "cos"}
+    assert "made for the measured users alone" in catalog.left_out["oppu"]
+    rollout.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "nextquil"}, "did you mean `nextquill`?"),
+        ({"method": "oppu"}, "made for the measured users alone"),
+        ({"method": "perce"}, "this config trains no `perce`"),
+        ({"pointer": "production"}, ""),
+    ],
+)
+def test_which_method_answers_is_checked_before_a_model_is_loaded(
+    small_world: Path, served_store: Path, options: dict[str, Any], words: str
+) -> None:
+    rollout: Rollout = rollout_of(served_config(small_world, served_store), **options)
+    if words:
+        with pytest.raises(UserError, match=words):
+            rollout.start()
+    else:
+        assert rollout.start().catalog.default.name == "nextquill", "nothing is accepted under this name"
+        rollout.close()
