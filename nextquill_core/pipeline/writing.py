@@ -37,8 +37,8 @@ def run_writer(run: Run, name: str | None = None) -> Writer:
         UserError: There is no such method, it cannot write for anybody, or its adapter is missing or stale.
     """
     method = METHODS[name or run.config.train.method]
-    if method.personal or not (method.select or method.shown in WRITES):
-        able = [known.name for known in METHODS.built_in.values() if not known.personal and known.shown in WRITES]
+    if method.individual or not (method.select or method.shown in WRITES):
+        able = [known.name for known in METHODS.built_in.values() if not known.individual and known.shown in WRITES]
         what = f"`{method.name}` needs inputs that are made for the measured users alone"
         raise UserError(what, "--method", f"use one of {', '.join(able)}")
     adapter = _adapter(run, method)
