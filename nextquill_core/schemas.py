@@ -52,6 +52,29 @@ WEIGHTS = pa.schema({"example_id": pa.string(), "weight": pa.list_(pa.float32())
 RELEVANCE = pa.schema({"example_id": pa.string(), "score": pa.list_(pa.float32())})
 # A summary of the older reviews of the example's history.
 SUMMARIES = pa.schema({"example_id": pa.string(), "summary": pa.string()})
+# How past reviews, by position in the example's history, differ from those of other users.
+DIFFERENCES = pa.schema({"example_id": pa.string(), "position": pa.int32(), "others": pa.int32(), "text": pa.string()})
+# Losses of each step of the training of soft tokens.
+SOFT_TRAINING = pa.schema({"loss": pa.float64(), "answer": pa.float64(), "autoencoder": pa.float64()})
+# The aspects of a user's rubric, and the question and answer behind them.
+ASPECT = pa.struct([pa.field(name, pa.string()) for name in ("aspect", "reason", "evidence")])
+RUBRICS = pa.schema(
+    {"example_id": pa.string(), "aspects": pa.list_(ASPECT), "prompt": pa.string(), "answer": pa.string()}
+)
+# The judge's points for one aspect of a text, null where no answer could be read, with question and answer.
+JUDGED = pa.schema(
+    {
+        "example_id": pa.string(),
+        "aspect": pa.int32(),
+        "prompt": pa.string(),
+        "answer": pa.string(),
+        "score": pa.int32(),
+    }
+)
+# Style-free texts for the queries of past reviews; a review is named `CATEGORY:USER#POSITION`.
+NEUTRAL = pa.schema(
+    {"review_id": pa.string(), "text": pa.string(), "n_tokens": pa.int32(), "finish_reason": pa.string()}
+)
 PREDICTIONS = pa.schema(
     {
         "example_id": pa.string(),

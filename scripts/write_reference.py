@@ -48,6 +48,27 @@ TABLES = (
     ("relevance", "relevance/*.parquet", schemas.RELEVANCE, "One score per earlier review, in the order of `history`."),
     ("summaries", "summaries/*.parquet", schemas.SUMMARIES, "A summary of the older reviews of the example's user."),
     (
+        "profiles",
+        "profiles/*.parquet",
+        schemas.SUMMARIES,
+        "What the base model says of the example's user, for the methods `pag` and `dpl`.",
+    ),
+    (
+        "profiles",
+        "differences/*.parquet",
+        schemas.DIFFERENCES,
+        "One row per past review that `dpl` compares: its position in `history`, the number of others' reviews beside "
+        "it, and what the base model says of the difference.",
+    ),
+    (
+        "style",
+        "neutral/*.parquet",
+        schemas.NEUTRAL,
+        "One style-free text per past review. `vectors/*.safetensors` beside it has one tensor per example: the style "
+        "vector after each depth that the method tries.",
+    ),
+    ("soft", "soft/training.parquet", schemas.SOFT_TRAINING, "Losses of each optimizer step of the soft tokens."),
+    (
         "predictions, evaluate",
         "predictions/*.parquet",
         schemas.PREDICTIONS,
@@ -58,6 +79,18 @@ TABLES = (
         "likelihoods/*.parquet",
         schemas.LIKELIHOODS,
         "Log-probability of each token of the true review under a method's model, in nats.",
+    ),
+    (
+        "rubrics",
+        "rubrics/*.parquet",
+        schemas.RUBRICS,
+        "The rubric of the example's user, with the question to the judge and its answer.",
+    ),
+    (
+        "judged",
+        "judged/*.parquet",
+        schemas.JUDGED,
+        "One row per text and aspect: question, answer and points, 0 to 2, null where no answer could be read.",
     ),
     (
         "clusters",

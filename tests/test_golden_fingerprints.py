@@ -28,7 +28,7 @@ PLANS = {
     "demo": ("demo", [DEMO]),
     "small": ("small", []),
     "books": ("books", []),
-    "every-method": ("demo", [DEMO, ALL_METHODS]),
+    "every-method": ("demo", [DEMO, ALL_METHODS]),  # the demo's encoders are the base model's states
     "paper-preset": ("books", ["evaluate.engine=openai", "evaluate.server.models={base: theta}"]),
     "cross-fitted": (
         "demo",

@@ -450,7 +450,7 @@ def _models() -> None:
 
     print("model.name_or_path")
     _list(model_names(), indent=2)
-    print("evaluate.retrieval.encoder, evaluate.retrieval.bertscore")
+    print("evaluate.retrieval.encoder, evaluate.retrieval.bertscore, evaluate.retrieval.author")
     _list(encoder_names(), indent=2)
 
 

@@ -18,7 +18,7 @@ ADDED_METRICS = Plugins[object]("metric", "nextquill.metrics", "evaluate.metrics
 
 
 class RetrievalConfig(Section):
-    """The encoders that the method `contriever` and the metric BERTScore use."""
+    """The encoders that the method `contriever`, the metric BERTScore and the author metric use."""
 
     encoder: str = "facebook/contriever"
     """encoder of `contriever`: a folder or hub name with safetensors weights; minilm: all-MiniLM-L6-v2 from an
@@ -30,6 +30,11 @@ class RetrievalConfig(Section):
     BERTScore is not measured"""
     bertscore_revision: str = "main"
     """branch, tag or commit of the BERTScore encoder on the hub"""
+    author: str | None = None
+    """encoder of the author metric: a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed package or the
+    hub; base: the base model's own hidden states; null: the author metric is not measured"""
+    author_revision: str = "main"
+    """branch, tag or commit of the author metric's encoder on the hub"""
 
 
 class SummariesConfig(Section):
@@ -58,14 +63,56 @@ class PersonalConfig(Section):
     """number of passes over a user's history"""
 
 
-class ServerConfig(Section):
-    """A server with an OpenAI-compatible API (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
+class PeersConfig(Section):
+    """The encoder by which `dpl` and `dep` compare a user's reviews with those of other users."""
+
+    encoder: str = "minilm"
+    """a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed package or the hub; base: the base model's own
+    hidden states, which works offline"""
+    revision: str = "main"
+    """branch, tag or commit of the encoder on the hub"""
+
+
+class ProfilesConfig(Section):
+    """What the base model writes about a user before `pag` and `dpl` generate."""
+
+    reviews: Positive = 8
+    """number of past reviews that a profile is made of: the newest of `pag`, those nearest to the query of `dpl`"""
+    max_tokens: Positive = 256
+    """maximum number of tokens in one profile"""
+    compared: Positive = 8
+    """maximum number of past reviews that `dpl` compares with reviews of other users, those nearest to the query"""
+    others: Positive = 4
+    """number of representative other users in one comparison; items with fewer other reviewers are not compared"""
+    difference_tokens: Positive = 256
+    """maximum number of tokens in one comparison"""
+
+
+class DepConfig(Section):
+    """How `dep` learns soft tokens from the differences of users' reviews to those of others (arXiv 2507.20849)."""
+
+    reviews: Positive = 8
+    """maximum number of past reviews with two soft tokens each: the newest ones whose items others have reviewed too"""
+    epochs: Positive = 5
+    """number of passes over the newest train example of each user"""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """learning rate of AdamW for the autoencoder and the networks that make soft tokens"""
+
+
+class StyleConfig(Section):
+    """How `stylevector` finds a user's style vector (StyleVector, arXiv 2503.05213)."""
+
+    newest: Positive | None = None
+    """number of newest past reviews that a user's vector is made of; null: all of them, as published"""
+    max_tokens: Positive = 256
+    """maximum number of tokens in one style-free text, which the base model writes for each of these reviews"""
+
+
+class EndpointConfig(Section):
+    """A server with an OpenAI-compatible API."""
 
     url: Annotated[str, OPERATIONAL] = "http://127.0.0.1:8000/v1"
     """address of the server, up to and including /v1"""
-    models: dict[str, str] = {}
-    """the server's model name for each method, and under `base` for all methods that do not train (vLLM serves each
-    adapter under a name); a changed name generates the texts of its method again"""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
     """name of the environment variable that holds the API key"""
     concurrency: Annotated[Positive, OPERATIONAL] = 16
@@ -77,6 +124,14 @@ class ServerConfig(Section):
 
     _names_a_variable = field_validator("api_key_env")(variable_name)
 
+
+class ServerConfig(EndpointConfig):
+    """A server with an OpenAI-compatible API (vLLM, SGLang, TGI, `transformers serve`), for `engine: openai`."""
+
+    models: dict[str, str] = {}
+    """the server's model name for each method, and under `base` for all methods that do not train (vLLM serves each
+    adapter under a name); a changed name generates the texts of its method again"""
+
     @field_validator("models")
     @classmethod
     def _of_known_methods(cls, models: dict[str, str]) -> dict[str, str]:
@@ -85,6 +140,19 @@ class ServerConfig(Section):
             if name not in known:
                 raise ValueError(f"`{name}` is no method; {suggestion(name, known)}")
         return models
+
+
+class JudgeConfig(EndpointConfig):
+    """A model behind an OpenAI-compatible API that judges texts by a rubric of the user's own aspects."""
+
+    model: str | None = None
+    """the server's name of the judge; past reviews, true reviews and generated texts are sent to it; null: no judge"""
+    reviews: Positive = 8
+    """number of newest past reviews that a user's rubric is made of"""
+    aspects: Positive = 5
+    """number of aspects in a rubric"""
+    max_tokens: Positive = 1024
+    """maximum number of tokens in one answer of the judge"""
 
 
 class EvaluateConfig(Section):
@@ -100,6 +168,7 @@ class EvaluateConfig(Section):
     engine: Literal["transformers", "openai"] = "transformers"
     """what generates the texts: transformers: this process; openai: the server evaluate.server"""
     server: ServerConfig = ServerConfig()
+    judge: JudgeConfig = JudgeConfig()
     max_new_tokens: Positive = 512
     """maximum number of tokens generated under `sane`"""
     paper_max_new_tokens: Positive = 2048
@@ -124,6 +193,10 @@ class EvaluateConfig(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     summaries: SummariesConfig = SummariesConfig()
     personal: PersonalConfig = PersonalConfig()
+    style: StyleConfig = StyleConfig()
+    peers: PeersConfig = PeersConfig()
+    profiles: ProfilesConfig = ProfilesConfig()
+    dep: DepConfig = DepConfig()
     batch_tokens: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
     """maximum number of token positions in a generation batch, prompts and padding included; null: as many as fit into
     half of the free memory, at most 262,144"""
@@ -152,7 +225,7 @@ class EvaluateConfig(Section):
         return self
 
     def measuring(self) -> dict[str, Any]:
-        """Return the settings that decide the numbers once the texts exist, without the encoder of BERTScore."""
+        """Return the settings that decide the numbers once the texts exist, without the encoders of metrics."""
         keys = ["split", "methods", "decoding", "control", "bootstrap_samples", "repeated_targets"]
         keys += ["metrics"] if self.metrics else []
         keys += ["preference_tokens"] if self.preference_tokens != ("initial",) else []

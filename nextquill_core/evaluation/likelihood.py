@@ -1,4 +1,4 @@
-"""Log-likelihood of the true answers under a model: as it is, steered by the history, or with personal adapters.
+"""Log-likelihood of the true answers under a model: as it is, steered by the history, or with parts for each user.
 
 Passes use the scorer, with its batches, its threads and its handling of full memory.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextquill_core.causal.scorer import Scorer
 from nextquill_core.generation.decoding import Contrast, steering
+from nextquill_core.methods.individual_model import IndividualModel
 from nextquill_core.model.forward import branch_states
 from nextquill_core.model.head import EVERYTHING, Head
 from nextquill_core.tokens import TokenPair
@@ -121,6 +122,27 @@ def _by_adapter(scorer: Scorer, pairs: Sequence[TokenPair], adapters: Sequence[s
     finally:
         model.set_adapter(active, inference_mode=True)
     return found
+
+
+def individual_logps(
+    model: IndividualModel, pairs: Sequence[TokenPair], batch_tokens: int, advance: Advance = _nothing
+) -> list[Tensor]:
+    """Return `answer_logps` of a model with a part for each example, such as a style vector or soft tokens.
+
+    Args:
+        model: The model; its parts have the ids of the examples as their names.
+        pairs: As for `answer_logps`, as the model's `prepared` returned them.
+        batch_tokens: As for `Scorer`.
+        advance: As for `answer_logps`.
+
+    Returns:
+        As `answer_logps`.
+
+    Raises:
+        ModelError: As `answer_logps`.
+    """
+    scorer = IndividualScorer(model, batch_tokens, _counting(advance), strategy="plain")
+    return [logp for logp, _ in scorer.score(pairs)]
 
 
 def steered_logps(
@@ -231,6 +253,15 @@ class AdapterContrastScorer(Scorer):
         with self.model.disable_adapter():
             theirs = branch_states(self.model, pairs, self.strategy)
         states = [torch.cat([mine, other], dim=1) for (mine, _), (other, _) in zip(ours, theirs, strict=True)]
+        return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
+
+
+class IndividualScorer(Scorer):
+    """A scorer of examples with a part of the model for each; both results of a pair are the same."""
+
+    @torch.inference_mode()
+    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
+        states = [self.model.answer_states(pair) for pair in pairs]
         return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
 
 

@@ -6,10 +6,11 @@ BLEU sacreBLEU's, both with their defaults. ROUGE and METEOR run from 0 to 1 and
 from 0 to 100 and is one number for all examples together. METEOR and the length ratio use the words of NLTK's
 tokenizer; in scripts without spaces between words each character is a word.
 
-Some metrics exist only where their inputs were measured: BERTScore (an encoder, see `bertscore`), and the
-log-likelihood of the review that the user wrote, of all its tokens and of its preference tokens alone (nats per token,
-a micro average, so long reviews count more). The log-likelihoods measure what a method expects and not what it
-generates, so they are the same under every decoding preset.
+Some metrics exist only where their inputs were measured: BERTScore and the author metric (an encoder each, see
+`bertscore` and `author`), the judge metric (a model behind a server, see `judge`), and the log-likelihood of the review
+that the user wrote, of all its tokens and of its preference tokens alone (nats per token, a micro average, so long
+reviews count more). The log-likelihoods measure what a method expects and not what it generates, so they are the same
+under every decoding preset.
 
 The gains are differences of two log-likelihoods of the same tokens y under one method, with own history h, a stranger's
 history h' and no history ∅:
@@ -63,7 +64,7 @@ from nextquill_core.progress import Progress, silent
 
 T = TypeVar("T")
 
-BLEU, LENGTH_RATIO, BERTSCORE = "bleu", "length_ratio", "bertscore"
+BLEU, LENGTH_RATIO, BERTSCORE, AUTHOR, JUDGE = "bleu", "length_ratio", "bertscore", "author", "judge"
 LIKELIHOOD = "log_likelihood"
 PERSONAL_GAIN, HISTORY_GAIN = "personal_gain", "history_gain"
 MAIN, GAIN, LENGTH = "main", "gain", "length"
@@ -94,6 +95,11 @@ INDEPENDENT_NOTE = (
     "was chosen because history made it more likely, which raises the gains of all methods, so compare methods with "
     "each other and not with 0"
 )
+AUTHOR_NOTE = (
+    "share of pairs in which the text is nearer to another review of its user than to another user's review of the "
+    "same item; read it beside the value of the true reviews, its ceiling"
+)
+JUDGE_NOTE = "share of the points that a language model gives on a rubric of what matters to the user"
 EXACT_NOTE = "measured on tokens of words that the synthetic world drew by the user's taste; no model chose them"
 
 
@@ -202,6 +208,8 @@ METRICS = Plugins[Metric](
             Metric("meteor", "METEOR", 4, True, note="NLTK's implementation; others give other values"),
             Metric(BLEU, "BLEU", 2, True, bleu_of_sums, note="sacreBLEU's corpus score"),
             Metric(BERTSCORE, "BERTScore", 4, True),
+            Metric(AUTHOR, "Author", 4, True, note=AUTHOR_NOTE),
+            Metric(JUDGE, "Judge", 4, True, note=JUDGE_NOTE),
             _likelihood(LIKELIHOOD, "Log-likelihood"),
             *(
                 _likelihood(
@@ -483,6 +491,8 @@ def metric_settings(
     effects: str = "the initial model",
     preferences: Mapping[str, str] | None = None,
     bertscore: Mapping[str, Any] | None = None,
+    author: Mapping[str, Any] | None = None,
+    judge: Mapping[str, Any] | None = None,
     letters: Mapping[str, Letters] | None = None,
     added: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -494,6 +504,8 @@ def metric_settings(
         preferences: By set of preference tokens (`PREFERENCE_SETS`), the model whose effects choose it, in words; None
             for the set of the effects that weight the training.
         bertscore: The encoder, where there was one: `bertscore.BertEncoder.settings`.
+        author: The encoder of the author metric, where there was one, and its `ceilings.ceiling`.
+        judge: The judge and its rubrics, where there was one, and its `ceilings.ceiling`.
         letters: Letters of the reference reviews, by category.
         added: Metrics of other packages.
 
@@ -503,6 +515,10 @@ def metric_settings(
     optional: dict[str, Any] = {}
     if bertscore is not None:
         optional[BERTSCORE] = {"value": "F1 of greedy matching, mean over examples, no idf, no rescaling", **bertscore}
+    if author is not None:
+        optional[AUTHOR] = {"value": AUTHOR_NOTE, **author}
+    if judge is not None:
+        optional[JUDGE] = {"value": JUDGE_NOTE, **judge}
     if delta is not None:
         optional[LIKELIHOOD] = {"value": "nats a token of the true review, its stop token among them"}
         other = {PERSONAL_GAIN: "a stranger's history", HISTORY_GAIN: "no history"}

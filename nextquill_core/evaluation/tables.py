@@ -171,12 +171,14 @@ def example_table(scores: Mapping[Key, ExampleScores], example_ids: Sequence[str
         example_ids: Their ids.
 
     Returns:
-        A table of the schema `EXAMPLE_SCORES`, and a further column for each metric of another package.
+        A table of the schema `EXAMPLE_SCORES`, and a further column for each metric that has none there: the optional
+        ones that were measured, and those of other packages.
 
     Raises:
         ValueError: The scores are of another number of examples.
     """
-    added = dict.fromkeys(key for result in scores.values() for key in result.statistics if key not in METRICS.built_in)
+    known = {*EXAMPLE_SCORES.names, LENGTH_RATIO}
+    added = dict.fromkeys(key for result in scores.values() for key in result.statistics if key not in known)
     schema = pa.schema([*EXAMPLE_SCORES, *(pa.field(key, pa.float64()) for key in added)])
     parts = [_example_columns(*key, result, example_ids, schema.names) for key, result in scores.items()]
     tables = [pa.table(columns, schema=schema) for columns in parts]

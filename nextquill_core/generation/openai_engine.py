@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,7 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from nextquill_core.config.evaluate import ServerConfig
+from nextquill_core.config.evaluate import EndpointConfig
 from nextquill_core.errors import UserError, first_line
 from nextquill_core.generation.decoding import Decoding
 from nextquill_core.generation.engines import (
@@ -56,7 +57,9 @@ ECHO = "use a server that echoes prompts with log-probabilities, such as vLLM or
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
+class Reply:
+    """One answer of a server, with the tokens of its prompt and the seconds to its first token."""
+
     generation: Generation
     prompt_tokens: int
     first_token_seconds: float
@@ -75,7 +78,7 @@ class TransientServerError(Exception):
         self.wait_s = wait_s
 
 
-class _RejectedError(Exception):
+class RejectedError(Exception):
     """The server does not accept the form of a request."""
 
 
@@ -104,9 +107,11 @@ class OpenAIEngine:
         UserError: The address is invalid, or the environment variable of the key is not set or holds no key.
     """
 
+    path = "completions"
+
     def __init__(
         self,
-        settings: ServerConfig,
+        settings: EndpointConfig,
         model_name: str,
         tokenizer: Any,
         decoding: Decoding,
@@ -121,7 +126,7 @@ class OpenAIEngine:
         self.usage = Usage()
         if not settings.url.startswith(("http://", "https://")):
             raise UserError("not an address", settings.url, "write it as in http://127.0.0.1:8000/v1")
-        self.address = f"{settings.url.rstrip('/')}/completions"
+        self.address = f"{settings.url.rstrip('/')}/{self.path}"
         self._key = _api_key(settings.api_key_env or "")
         self._forms = (self._by_ids, self._by_text, self._by_settings)
         self._form = 0
@@ -246,7 +251,7 @@ class OpenAIEngine:
             max_retries=0,  # its own retries end where a stream begins; `_answer` repeats broken streams too
         )
 
-    def _counted(self, reply: _Reply) -> Generation:
+    def _counted(self, reply: Reply) -> Generation:
         self.usage.answers += 1
         self.usage.prompt_tokens += reply.prompt_tokens
         self.usage.new_tokens += reply.generation.n_tokens
@@ -255,7 +260,7 @@ class OpenAIEngine:
 
     def _answer(
         self, client: OpenAI, request: Request, given_up: threading.Event, parts: TextParts | None = None
-    ) -> _Reply:
+    ) -> Reply:
         retrying = Retrying(
             retry=retry_if_exception_type(TransientServerError),
             stop=stop_after_attempt(self.settings.retries + 1) | stop_when_event_set(given_up),
@@ -265,7 +270,7 @@ class OpenAIEngine:
             reraise=True,
         )
         try:
-            return retrying(self._ask_in_known_form, client, request, given_up, parts)
+            return retrying(self._attempt, client, request, given_up, parts)
         except TransientServerError as failure:
             attempts = retrying.statistics["attempt_number"]
             raise UserError(
@@ -281,15 +286,13 @@ class OpenAIEngine:
         with self._lock:
             self.usage.retries += 1
 
-    def _ask_in_known_form(
-        self, client: OpenAI, request: Request, given_up: threading.Event, parts: TextParts | None
-    ) -> _Reply:
+    def _attempt(self, client: OpenAI, request: Request, given_up: threading.Event, parts: TextParts | None) -> Reply:
         """Ask in the form that the server is known to accept, or in one after the other until it accepts one."""
         form = self._form
         while True:
             try:
                 reply = self._ask(client, self._forms[form](request), len(request.prompt), given_up, parts)
-            except _RejectedError as rejection:
+            except RejectedError as rejection:
                 if form == (self._form if self._form_is_known else len(self._forms) - 1):
                     raise UserError(f"the server rejects the request ({rejection})", self.address) from None
                 form = self._form if self._form_is_known else form + 1
@@ -304,16 +307,14 @@ class OpenAIEngine:
         prompt_tokens: int,
         given_up: threading.Event,
         parts: TextParts | None,
-    ) -> _Reply:
-        from openai import APIConnectionError, APIError, APIStatusError
-
+    ) -> Reply:
         started = time.perf_counter()
         first_token_seconds: float | None = None
         text = reason = ""
         usage: Any = None
         if parts is not None:
             parts.restart()
-        try:
+        with self._failures():
             stream = client.completions.create(
                 model=self.model_name,
                 prompt=body.pop("prompt"),
@@ -330,15 +331,6 @@ class OpenAIEngine:
                 text, reason, usage = text + more, ended or reason, part.usage or usage
                 if parts is not None:
                     parts.grow(more)
-        except APIStatusError as error:
-            raise self._refusal(error) from None
-        except APIConnectionError as error:
-            raise TransientServerError(first_line(error.__cause__ or error)) from None
-        except APIError as error:
-            raise TransientServerError(_message(error.body or error.message)) from None
-        except (ValueError, RecursionError) as error:  # JSON that cannot be parsed
-            data = getattr(error, "doc", str(error))
-            raise TransientServerError(f"not a part of an answer: {data[:80]!r}") from None
         if reason in ("", "abort", "error") or first_token_seconds is None:
             raise TransientServerError("the answer broke off")
         reason = CUT if reason == CUT else STOPPED
@@ -348,14 +340,31 @@ class OpenAIEngine:
         else:
             n_tokens = len(self._text.encode([text])[0])
         prompt_tokens = sent if isinstance(sent, int) else prompt_tokens
-        return _Reply(Generation(finished_text(text), n_tokens, reason), prompt_tokens, first_token_seconds)
+        return Reply(Generation(finished_text(text), n_tokens, reason), prompt_tokens, first_token_seconds)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn what the client raises into errors that are repeated, and errors of the user."""
+        from openai import APIConnectionError, APIError, APIStatusError
+
+        try:
+            yield
+        except APIStatusError as error:
+            raise self._refusal(error) from None
+        except APIConnectionError as error:
+            raise TransientServerError(first_line(error.__cause__ or error)) from None
+        except APIError as error:
+            raise TransientServerError(_message(error.body or error.message)) from None
+        except (ValueError, RecursionError) as error:  # JSON that cannot be parsed
+            data = getattr(error, "doc", str(error))
+            raise TransientServerError(f"not a part of an answer: {data[:80]!r}") from None
 
     def _refusal(self, error: APIStatusError) -> Exception:
         """Return what a status other than 200 means."""
         status = error.status_code
         what = self._masked(f"{status}: {_message(error.body)}")
         if status in REJECTED:
-            return _RejectedError(what)
+            return RejectedError(what)
         if status in (401, 403):
             variable = self.settings.api_key_env
             remedy = f"set {variable} to one" if variable else "name the variable that holds one in api_key_env"

@@ -7,7 +7,7 @@ targets oldest first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +104,24 @@ def repeated_targets(sequences: Sequence[Path], examples: Sequence[Path]) -> Cou
 
 def _shards(folder: Path) -> Iterator[tuple[dict[tuple[str, str], list[Review]], list[dict[str, Any]]]]:
     """Yield each user's reviews and the rows of the examples, by shard; both tables are cut at the same users."""
-    items = _items(folder)
+    items = read_items(folder)
     for path in sorted((folder / "sequences").glob("*.parquet")):
         reviews_of = {}
         for user in read_table(path).to_pylist():
             category = user["category"]
             reviews_of[category, user["user_id"]] = [
-                Review(
-                    items[category, review["item_id"]],
-                    review["rating"],
-                    review["title"] or "",
-                    review["text"],
-                    review["timestamp_ms"],
-                )
-                for review in user["reviews"]
+                review_of(row, items[category, row["item_id"]]) for row in user["reviews"]
             ]
         yield reviews_of, read_table(folder / "examples" / path.name).to_pylist()
 
 
-def _items(folder: Path) -> dict[tuple[str, str], Item]:
+def review_of(row: Mapping[str, Any], item: Item) -> Review:
+    """Return the review in a row of the column `reviews`, with its item."""
+    return Review(item, row["rating"], row["title"] or "", row["text"], row["timestamp_ms"])
+
+
+def read_items(folder: Path) -> dict[tuple[str, str], Item]:
+    """Return the items of an ingest artifact by category and id."""
     items = {}
     for path in sorted((folder / "items").glob("*.parquet")):
         for row in read_table(path).to_pylist():

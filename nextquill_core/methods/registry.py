@@ -58,6 +58,24 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Style:
+    """Where and how strongly decoding adds a user's style vector (StyleVector).
+
+    Attributes:
+        depth: Share of the model's layers after which it is added, above 0 and up to 1.
+        strength: α, the factor of the vector.
+    """
+
+    depth: float
+    strength: float
+
+    @property
+    def label(self) -> str:
+        """The two numbers, as in `0.5x1`."""
+        return f"{self.depth:g}x{self.strength:g}"
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the table.
 
@@ -65,8 +83,10 @@ class Method:
         name: Name in `evaluate.methods`.
         summary: One line for people.
         shown: What of the user's history the prompt shows: `nothing`, the `newest` reviews, those nearest to the query
-            by `contriever` or `bm25` (all up to `prompt.max_history`), or a `summary` of the older reviews beside the
-            newest. A method with `select` names its own way; the name enters fingerprints.
+            by `contriever` or `bm25` (all up to `prompt.max_history`), a `summary` of the older reviews beside the
+            newest, or a `profile` beside those nearest by BM25, made of the user's reviews alone or of their
+            `differences` to other users' too, or the `newest` reviews after soft tokens of differences to the reviews
+            of `peers`. A method with `select` names its own way; the name enters fingerprints.
         training: None for the base model without an adapter.
         personal: One more adapter per user, trained on the user's own history on top of an adapter of other users.
         adapter: Name of the method whose adapter this one uses instead of training its own.
@@ -74,6 +94,8 @@ class Method:
             log p ∝ log p_h + λ(log p_h − log p_∅). The one that is best on val is used. Empty for no steering.
         samples: Decoding samples, by the decoding `sampled`, where the other methods decode as the preset `paper`.
         contrasted: Decoding contrasts the user's adapter with the adapter of other users (CoPe).
+        styles: Layers and strengths for decoding that adds the user's style vector (StyleVector). The pair that is best
+            on val is used. Empty for no style vector.
         select: Chooses the reviews to show: (example, number) to at most that many reviews of the example's history,
             oldest first. Only for methods that do not train.
     """
@@ -88,6 +110,7 @@ class Method:
     strengths: tuple[float, ...] = ()
     samples: bool = False
     contrasted: bool = False
+    styles: tuple[Style, ...] = ()
 
     @property
     def history(self) -> bool:
@@ -95,9 +118,29 @@ class Method:
         return self.shown != "nothing"
 
     @property
+    def soft(self) -> bool:
+        """Whether the prompt begins with soft tokens that are trained for the frozen model (DEP)."""
+        return self.shown == "peers"
+
+    @property
     def steered(self) -> bool:
         """Whether decoding is steered away from the distribution without history."""
         return bool(self.strengths)
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the method is also measured with a stranger's history: it shows the newest reviews."""
+        return self.shown in ("newest", "peers")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether val decides how decoding is changed: how strongly it is steered, or which style vector is added."""
+        return self.steered or bool(self.styles)
+
+    @property
+    def individual(self) -> bool:
+        """Whether each measured user has a separate part of the model: an adapter, a vector or soft tokens."""
+        return self.personal or bool(self.styles) or self.soft
 
     @property
     def trained_as(self) -> str:
@@ -105,7 +148,7 @@ class Method:
         return self.adapter or self.name
 
 
-SHOWN = ("nothing", "newest", "contriever", "bm25", "summary")
+SHOWN = ("nothing", "newest", "contriever", "bm25", "summary", "profile", "differences", "peers")
 """Values of `Method.shown` that need no `select`."""
 
 PLAIN = Training(weighted=False, causal=False)
@@ -150,6 +193,10 @@ def _wrong(name: str, found: Any) -> str:
         return "contrasts adapters, which needs personal=True"
     if found.strengths and found.personal:
         return "steers and has personal adapters: leave one of them out"
+    if found.styles and (found.strengths or found.personal or found.training or found.adapter):
+        return "adds style vectors to a model that is trained or steered: leave one of them out"
+    if found.soft and (found.strengths or found.styles or found.personal or found.adapter):
+        return "has soft tokens beside another change of the model: leave one of them out"
     if found.adapter and (found.training or found.personal):
         return f"uses the adapter of `{found.adapter}` and trains: leave one of them out"
     trained = METHODS.built_in.get(found.adapter or "")
@@ -173,11 +220,27 @@ METHODS = Plugins[Method](
             Method("latestk", "the base model with the newest past reviews", "newest"),
             Method("llm-trsr", "the base model with a running summary and the newest past reviews", "summary"),
             Method(
+                "pag",
+                "the base model with a profile that it wrote of the user and the past reviews nearest by BM25 (PAG)",
+                "profile",
+            ),
+            Method(
+                "dpl",
+                "pag, its profile made of differences to representative other users too (DPL)",
+                "differences",
+            ),
+            Method(
                 "cos",
                 "latestk, decoded away from the base model without history (CoS)",
                 "newest",
                 strengths=(0.5, 1.0, 2.0, 3.0),
                 samples=True,
+            ),
+            Method(
+                "stylevector",
+                "the base model, no history, plus the user's style vector in one layer (StyleVector)",
+                "nothing",
+                styles=tuple(Style(depth, strength) for depth in (0.5, 0.75) for strength in (0.25, 0.5, 1.0)),
             ),
             Method("sft", "LoRA on query → review, no history", "nothing", PLAIN),
             Method(
@@ -189,6 +252,11 @@ METHODS = Plugins[Method](
                 "nothing",
                 personal=True,
                 contrasted=True,
+            ),
+            Method(
+                "dep",
+                "latestk after soft tokens of how the user's reviews differ from others' of the same items (DEP)",
+                "peers",
             ),
             Method("contextsft", "LoRA on query and history → review", "newest", PLAIN),
             Method(

@@ -139,6 +139,17 @@ def with_selected(method: Method, example: Example, k: int) -> Example:
     return with_best(example, bm25_scores(example), k)
 
 
+def with_profile(example: Example, profile: str, count: int) -> Example:
+    """Return the example with a profile and the past reviews that are nearest to the query by BM25.
+
+    Args:
+        example: An example with its whole history.
+        profile: What the base model says of the user.
+        count: Number of past reviews to show.
+    """
+    return replace(with_best(example, bm25_scores(example), count), summary=profile)
+
+
 def _words(review: Review) -> list[str]:
     rating = "" if review.rating is None else f"{review.rating:g}"
     fields = (review.item.title, review.item.description, rating, review.title, review.text)

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nextquill_core.errors import ModelError
 from nextquill_core.generation.engines import CUT, Engine, Generation, Request, no_progress
+from nextquill_core.methods.fitted_prompts import FittedPrompts, cut_review, cut_text, texts_of
 from nextquill_core.prompts import PLAIN, REVIEW, Template, Wording, review_section
 from nextquill_core.records import Example, Item, Review
-from nextquill_core.tokens import UserTextTokenizer, opening_ids
 from storage.fingerprint import fingerprint
 
 FIRST = "Below are {texts} by one user, oldest first."
@@ -106,17 +105,26 @@ def summarize(
     steps = [blocks(example.history, newest, block) for example in examples]
     summaries = [""] * len(examples)
     counts: Counter[str] = Counter(summaries=0, empty=0, cut=0, prompts_clipped=0)
-    prompts = _Prompts(tokenizer, max_prompt_tokens, template, wording)
+    prompts = FittedPrompts(tokenizer, max_prompt_tokens, template)
     for step in range(max(map(len, steps), default=0)):
         rows = [row for row in range(len(examples)) if step < len(steps[row])]
         requests = []
         for row in rows:
-            ids, clipped = prompts.encode(summaries[row], steps[row][step])
+            ids, clipped = _encoded(prompts, summaries[row], steps[row][step], wording)
             counts["prompts_clipped"] += clipped
             requests.append(Request(f"{examples[row].example_id}/summary-{step}", ids, limit=max_tokens))
         for row, answer in zip(rows, engine.generate(requests, advance), strict=True):
             summaries[row] = _taken(answer, counts) or summaries[row]
     return summaries, counts
+
+
+def _encoded(prompts: FittedPrompts, summary: str, block: Sequence[Review], wording: Wording) -> tuple[list[int], bool]:
+    def build(length: int | None) -> str:
+        shown = [cut_review(review, length) for review in block]
+        return build_summary_prompt(cut_text(summary, length), shown, wording)
+
+    longest = max(map(len, [summary, *(text for review in block for text in texts_of(review))]))
+    return prompts.encode(build, longest, f"a summary of {len(block)} reviews", "lower evaluate.summaries.block")
 
 
 def _taken(answer: Generation, counts: Counter[str]) -> str:
@@ -125,51 +133,6 @@ def _taken(answer: Generation, counts: Counter[str]) -> str:
     counts["empty"] += not summary
     counts["cut"] += answer.finish_reason == CUT
     return summary
-
-
-class _Prompts:
-    """Encodes prompts for summaries within the limit."""
-
-    def __init__(self, tokenizer: Any, limit: int, template: Template, wording: Wording) -> None:
-        self.limit = limit
-        self._wording = wording
-        self._text = UserTextTokenizer(tokenizer, template)
-        self._opening = opening_ids(tokenizer, template)
-
-    def encode(self, summary: str, block: Sequence[Review]) -> tuple[list[int], bool]:
-        """Return the prompt's ids and whether its texts were cut, to the greatest common length at which it fits."""
-        ids = self._ids(summary, block)
-        if len(ids) <= self.limit:
-            return ids, False
-        fits, too_long = 0, max(map(len, [summary, *(text for review in block for text in _texts(review))]))
-        best = self._ids("", [_cut(review, 0) for review in block])
-        if len(best) > self.limit:
-            raise ModelError(
-                f"the prompt for a summary of {len(block)} reviews needs {len(best)} tokens even without their texts",
-                "prompt.max_prompt_tokens",
-                f"raise it above {self.limit}, or lower evaluate.summaries.block",
-            )
-        while too_long - fits > 1:
-            length = (fits + too_long) // 2
-            ids = self._ids(summary[:length].rstrip(), [_cut(review, length) for review in block])
-            if len(ids) <= self.limit:
-                fits, best = length, ids
-            else:
-                too_long = length
-        return best, True
-
-    def _ids(self, summary: str, block: Sequence[Review]) -> list[int]:
-        prompt = build_summary_prompt(summary, block, self._wording)
-        return self._opening + self._text.encode_prompts([prompt])[0]
-
-
-def _texts(review: Review) -> tuple[str, ...]:
-    return review.item.title, review.item.description, review.title, review.text
-
-
-def _cut(review: Review, length: int) -> Review:
-    item_title, description, title, text = (text[:length].rstrip() for text in _texts(review))
-    return replace(review, item=Item(item_title, description), title=title, text=text)
 
 
 def prompt_revision(wording: Wording) -> str:

@@ -93,7 +93,7 @@ ENCODERS: Mapping[str, PackagedModel] = {
         "sentence-transformers/all-MiniLM-L6-v2",
     ),
 }  # fmt: skip
-"""Names of `evaluate.retrieval.encoder` and `evaluate.retrieval.bertscore`."""
+"""Names of encoders in `evaluate.retrieval`."""
 
 
 FOLDER, FILE, HUB = "FOLDER", "FILE.gguf", "OWNER/NAME"
@@ -113,7 +113,7 @@ def model_names() -> dict[str, str]:
 def encoder_names() -> dict[str, str]:
     """Return what `evaluate.retrieval` can name, with one line each."""
     return {
-        BASE_ENCODER: "the base model's own hidden states; for the method `contriever` alone",
+        BASE_ENCODER: "the base model's own hidden states; not for BERTScore",
         **{name: f"{known.title} ({known.license}), {known.state}" for name, known in ENCODERS.items()},
         FOLDER: "a folder in Hugging Face format with safetensors weights",
         HUB: "an encoder of the hub with safetensors weights",

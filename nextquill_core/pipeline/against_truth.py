@@ -130,7 +130,7 @@ def _method_pairs(run: Run, measured: Measured, truths: Mapping[str, Truth]) -> 
         if bare := plan.bare_likelihoods.get(method):
             own, without = (column_by_example(run.artifact(one).folder / "likelihoods", "logp") for one in (step, bare))
             yield method, list(_word_pairs(run, measured, truths, own, without))
-    if any(METHODS[method].shown == "newest" for method in plan.likelihoods):
+    if any(METHODS[method].controlled for method in plan.likelihoods):
         yield READER, list(_reader_pairs(run, measured.examples, truths))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nextquill_core.evaluation.significance import Floats
     from nextquill_core.evaluation.tables import Row
     from nextquill_core.evaluation.text_metrics import Letters
+    from nextquill_core.pipeline.author import RunAuthor
     from nextquill_core.pipeline.stored_effects import Effects
 
 METRICS_FILE, STATISTICS_FILE, TRUTH_FILE = "metrics.json", "statistics.parquet", "truth.json"
@@ -66,7 +68,8 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     scorer = _Scorer(run, examples, effects, progress, len(texts) + len(control_texts))
     last = settings.decoding[-1] if settings.decoding else tables.NO_TEXTS
     others = {metrics.PERSONAL_GAIN: plan.control_likelihoods, metrics.HISTORY_GAIN: plan.bare_likelihoods}
-    scores = scorer(texts or _without_texts(plan.likelihoods, last), plan.likelihoods, others)
+    judgements, judge = _judgements(run, examples) if plan.judged else ({}, None)
+    scores = scorer(texts or _without_texts(plan.likelihoods, last), plan.likelihoods, others, judgements)
     controls = scorer(control_texts or _without_texts(plan.control_likelihoods, last), plan.control_likelihoods, {})
     users = [f"{example.category}/{example.user_id}" for example in examples]
     categories = [example.category for example in examples]
@@ -89,6 +92,8 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
             tokens: effects_source(_crossfit(run, tokens) or run.plan.effects) for tokens in settings.preference_tokens
         },
         bertscore=scorer.bertscore,
+        author=scorer.author.settings() if scorer.author else None,
+        judge=judge,
         letters=letters,
         added=settings.metrics,
     )
@@ -155,6 +160,14 @@ def _adopted(run: Run, step: Step, folder: str, staging: Staging) -> dict[str, s
     return column_by_example(source.folder / folder, "text")
 
 
+def _judgements(run: Run, examples: Sequence[Example]) -> tuple[dict[Key, Floats], dict[str, Any]]:
+    """Return the statistics of the judge metric by method and preset, and how it is computed."""
+    from nextquill_core.pipeline.judge import judge_settings, judged
+
+    statistics = judged(run, examples)
+    return statistics, judge_settings(run, examples, statistics)
+
+
 class _Scorer:
     """Scores sets of texts against the true reviews of the same examples, and reports its progress."""
 
@@ -178,9 +191,18 @@ class _Scorer:
 
             self._encoder = load_bert_encoder(retrieval.bertscore, retrieval.bertscore_revision)
             self.bertscore = dict(self._encoder.settings)
+        self.author: RunAuthor | None = None
+        if retrieval.author is not None:
+            from nextquill_core.pipeline.author import RunAuthor
+
+            self.author = RunAuthor(run, examples)
 
     def __call__(
-        self, texts: Texts, likelihoods: Mapping[str, Step], others: Mapping[str, Mapping[str, Step]]
+        self,
+        texts: Texts,
+        likelihoods: Mapping[str, Step],
+        others: Mapping[str, Mapping[str, Step]],
+        judgements: Mapping[Key, Floats] = MappingProxyType({}),
     ) -> dict[Key, ExampleScores]:
         """Return the scores of sets of texts, with the log-likelihoods and gains of their methods.
 
@@ -188,6 +210,7 @@ class _Scorer:
             texts: The sets.
             likelihoods: The likelihoods of each method with the history that its texts were generated with.
             others: By gain, the likelihoods with the history that it compares with, of the methods that have them.
+            judgements: Statistics of the judge metric of the sets that were judged.
         """
         from nextquill_core.evaluation import metrics
 
@@ -199,7 +222,9 @@ class _Scorer:
         }
         nothing = metrics.ExampleScores({})
         return {
-            key: (nothing if written is None else self._scores(written)).plus(measured[key[0]])
+            key: (nothing if written is None else self._scores(written))
+            .plus({metrics.JUDGE: judgements[key]} if key in judgements else {})
+            .plus(measured[key[0]])
             for key, written in texts.items()
         }
 
@@ -237,8 +262,8 @@ class _Scorer:
         scores = metrics.score_examples(written, self.references, shown, added=added)
         self.done += len(written)
         if self._encoder:
-            return scores.plus({metrics.BERTSCORE: bert_f1(written, self.references, self._encoder)})
-        return scores
+            scores = scores.plus({metrics.BERTSCORE: bert_f1(written, self.references, self._encoder)})
+        return scores.plus({metrics.AUTHOR: self.author.score(written)}) if self.author else scores
 
 
 def _crossfit(run: Run, tokens: str) -> Step | None:
@@ -280,7 +305,15 @@ def _letters(examples: Sequence[Example]) -> dict[str, Letters]:
 
 def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right; it is shown with every table of them."""
-    from nextquill_core.evaluation.metrics import LIKELIHOOD, PREFERENCE_SETS, letters_note, preference_key
+    from nextquill_core.evaluation.ceilings import ceiling_note
+    from nextquill_core.evaluation.metrics import (
+        AUTHOR,
+        JUDGE,
+        LIKELIHOOD,
+        PREFERENCE_SETS,
+        letters_note,
+        preference_key,
+    )
 
     if note := letters_note(how["rouge"]["ignored_letters"], how["rouge_unicode"]["unspaced_letters"]):
         yield note
@@ -295,6 +328,7 @@ def _cautions(how: Mapping[str, Any]) -> Iterator[str]:
             f"{repeated['examples']} target reviews that stand word for word in an earlier review of the same user are "
             "left out of n and of every metric (evaluate.repeated_targets)."
         )
+    yield from (ceiling_note(metric, how[metric]) for metric in (AUTHOR, JUDGE) if metric in how)
     for tokens, ending in PREFERENCE_SETS.items():
         if (known := how.get(preference_key(LIKELIHOOD, tokens))) is not None:
             yield f"Preference log-likelihood and gains{ending}: {known['caution']}."
@@ -415,6 +449,9 @@ def result_markdown(results: Results, report: str) -> str:
 def chosen_notes(choices: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield a sentence for each choice that was made on val."""
     names = {SANE: "the preset sane"} | {steering_choice(name): f"the strength λ of {name}" for name in KNOWN_METHODS}
+    for method in KNOWN_METHODS.built_in.values():
+        if method.styles:
+            names[steering_choice(method.name)] = f"the depth and strength of the style vectors of {method.name}"
     for name, choice in choices.items():
         values = ", ".join(f"{candidate} {value:.4f}" for candidate, value in choice["values"].items())
         why = f", because {choice['why']}" if choice.get("why") else ""

@@ -7,7 +7,7 @@ adapters, personal ───┼─▶ predictions on val ─▶ choices ─▶ p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from nextquill_core.config import Config, EvaluateConfig
 from nextquill_core.config.evaluate import RetrievalConfig
 from nextquill_core.generation.decoding import COPE, DECODINGS, PAPER, SAMPLED, SANE_CANDIDATES
+from nextquill_core.methods.differences import DIFFERENCE_REVISION
 from nextquill_core.methods.pooling import Pooling, stored_pooling
-from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method, served_model
+from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method, Style, served_model
 from nextquill_core.methods.summaries import prompt_revision
 from nextquill_core.model.identity import external_model_identity
 from nextquill_core.model.packaged import located_encoder
@@ -30,6 +31,8 @@ CHOOSER = "latestk"
 """The method whose val texts decide how `sane` decodes. Nothing of ours is trained for it, so it favours no method."""
 OWN, STRANGER, NONE = "own", "stranger", "none"
 """Whose history a prompt shows: the user's own, another user's as a control, or none."""
+PROFILE, DIFFERENCES = PROFILED = ("profile", "differences")
+"""Values of `Method.shown` with a profile that the base model writes of the user: `pag` and `dpl`."""
 BASE = "qwen"
 """The method that is the base model without history."""
 
@@ -51,6 +54,7 @@ class PredictionSet:
         split: `val` or `test`.
         sampler: A name in `DECODINGS`; None for the one that was chosen as `sane`.
         strength: Strength of steering; None where nothing is steered, or for the strength that was chosen.
+        style: Where and how strongly a style vector is added; None where none is, or for what was chosen.
         history: Whose history the prompts show, `own` or `stranger`.
     """
 
@@ -61,6 +65,7 @@ class PredictionSet:
     sampler: str | None
     strength: float | None = None
     history: str = OWN
+    style: Style | None = None
 
     @property
     def limit(self) -> int:
@@ -76,8 +81,12 @@ class EvaluationPlan:
     Attributes:
         relevance: The encoder's relevance of each past review to the query; None where no method needs it.
         summaries: Summaries of older reviews, for `llm-trsr`.
+        profiles: Profiles of users by what methods show: a `profile` (`pag`), or one of `differences` too (`dpl`).
         tasks: The adapters that personal adapters are trained on, `task-0` first.
         personal: Personal adapters, for `oppu`.
+        style: Style vectors, for `stylevector`.
+        peers: Vectors of reviews and their differences to those of other users, for `dep`.
+        soft: The trained soft tokens, for `dep`.
         candidates: Predictions on val, by what is chosen (`sane`, or a `steering_choice`) and then by candidate.
         choices: The choice on val, by what is chosen.
         predictions: Predictions, by method and decoding preset.
@@ -85,6 +94,8 @@ class EvaluationPlan:
         likelihoods: Likelihoods of the true reviews, by method.
         control_likelihoods: The same with a stranger's history.
         bare_likelihoods: The same without history, of the methods that show one.
+        rubrics: What matters to each user, as the judge sees it; None without a judge.
+        judged: The judge's scores of the predictions, by method and decoding preset, and of the true reviews.
         crossfit: The effects of the measured split by adapters that were trained without the user; None where they are
             not asked for, or those of the score stage already.
         clusters: Clusters of hidden states; None where they are not asked for. No number depends on them, so they are
@@ -93,8 +104,12 @@ class EvaluationPlan:
 
     relevance: Step | None = None
     summaries: Step | None = None
+    profiles: Mapping[str, Step] = field(default_factory=dict)
     tasks: Mapping[str, Step] = field(default_factory=dict)
     personal: Step | None = None
+    style: Step | None = None
+    peers: Step | None = None
+    soft: Step | None = None
     candidates: Mapping[str, Mapping[str, PredictionSet]] = field(default_factory=dict)
     choices: Mapping[str, Step] = field(default_factory=dict)
     predictions: Mapping[Key, PredictionSet] = field(default_factory=dict)
@@ -102,6 +117,8 @@ class EvaluationPlan:
     likelihoods: Mapping[str, Step] = field(default_factory=dict)
     control_likelihoods: Mapping[str, Step] = field(default_factory=dict)
     bare_likelihoods: Mapping[str, Step] = field(default_factory=dict)
+    rubrics: Step | None = None
+    judged: Mapping[Key, Step] = field(default_factory=dict)
     crossfit: Step | None = None
     clusters: Step | None = None
 
@@ -114,13 +131,17 @@ class EvaluationPlan:
     @property
     def steps(self) -> Iterator[Step]:
         """The steps that the evaluate stage makes before `evaluate`, each after its inputs."""
-        yield from (step for step in (self.crossfit, self.relevance, self.summaries, self.personal) if step)
+        inputs = (self.crossfit, self.relevance, self.summaries, *self.profiles.values(), self.personal)
+        yield from (step for step in (*inputs, self.style, self.peers, self.soft) if step)
         for name, candidates in self.candidates.items():
             yield from (one.step for one in candidates.values())
             yield self.choices[name]
         yield from (one.step for one in (*self.predictions.values(), *self.controls.values()))
         for likelihoods in (self.likelihoods, self.control_likelihoods, self.bare_likelihoods):
             yield from likelihoods.values()
+        if self.rubrics:
+            yield self.rubrics
+            yield from self.judged.values()
 
 
 class EvaluationPlanner:
@@ -155,7 +176,11 @@ class EvaluationPlanner:
         shown = {method.shown for method in methods}
         self.relevance = self._relevance() if "contriever" in shown else None
         self.summaries = self._summaries() if "summary" in shown else None
+        self.profiles = {what: self._profiles(what) for what in PROFILED if what in shown}
         self.personal = self._personal() if any(method.personal for method in methods) else None
+        self.style = self._style([method for method in methods if method.styles])
+        self.peers = self._peers() if any(method.soft for method in methods) else None
+        self.soft = self._soft(self.peers) if self.peers else None
 
     def plan(self, effects: Step, crossfit: Step | None = None) -> EvaluationPlan:
         """Return the steps before `evaluate`.
@@ -171,47 +196,61 @@ class EvaluationPlanner:
             self._choose(SANE, candidates[SANE])
         # Likelihoods are steered too, so without presets the strength is chosen by sampled texts.
         last = settings.decoding[-1] if settings.decoding else SAMPLED.name
-        for method in (METHODS[name] for name in settings.methods if METHODS[name].steered):
+        for method in (METHODS[name] for name in settings.methods if METHODS[name].tuned):
             preset = SAMPLED.name if method.samples else last
+            sampler = None if preset == SANE else preset
             candidates[steering_choice(method.name)] = {
-                f"{strength:g}": self._predictions(
-                    method.name, preset, "val", None if preset == SANE else preset, strength
-                )
+                f"{strength:g}": self._predictions(method.name, preset, "val", sampler, strength)
                 for strength in method.strengths
+            } | {
+                style.label: self._predictions(method.name, preset, "val", sampler, style=style)
+                for style in method.styles
             }
             self._choose(steering_choice(method.name), candidates[steering_choice(method.name)])
-        controlled = [name for name in settings.methods if METHODS[name].shown == "newest"]
+        controlled = [name for name in settings.methods if METHODS[name].controlled]
         if settings.control == "none":
             controlled = []
+        predictions: dict[Key, PredictionSet] = {
+            (name, decoding): self._measured(name, decoding)
+            for name in settings.methods
+            for decoding in settings.decoding
+        }
+        rubrics = self._rubrics() if settings.judge.model else None
         return EvaluationPlan(
             self.relevance,
             self.summaries,
+            self.profiles,
             self.tasks,
             self.personal,
+            self.style,
+            self.peers,
+            self.soft,
             candidates,
             self.choices,
-            {(name, decoding): self._measured(name, decoding) for name in settings.methods
-             for decoding in settings.decoding},
+            predictions,
             {(name, last): self._measured(name, last, STRANGER) for name in controlled
              for last in settings.decoding[-1:] if settings.control == "stranger"},
             {name: self._likelihood(name) for name in settings.methods},
             {name: self._likelihood(name, STRANGER) for name in controlled},
             {name: self._bare_likelihood(name) for name in settings.methods if METHODS[name].history},
+            rubrics,
+            self._judged(rubrics, predictions) if rubrics else {},
             crossfit,
             self._clusters(effects),
         )  # fmt: skip
 
     def _relevance(self) -> Step:
         retrieval = self.settings.retrieval
-        if retrieval.encoder == BASE_ENCODER:
-            encoder, inputs = {"base": self.common["model"]}, self.base
-        else:
-            encoder = encoder_identity(self.config, retrieval.encoder, retrieval.revision, self.digests)
-            encoder |= _pooling(located_encoder(retrieval.encoder))
-            inputs = self.base[:1]
-        settings = {"encoder": encoder, "split": self.settings.split}
+        inputs = self.base if retrieval.encoder == BASE_ENCODER else self.base[:1]
+        settings = {"encoder": self._encoder(retrieval.encoder, retrieval.revision), "split": self.settings.split}
         words = {"writes": self.wording.name} if self.wording != REVIEW else {}  # the encoder reads labels of prompts
         return Step("relevance", "relevance", settings | words, inputs)
+
+    def _encoder(self, name: str, revision: str) -> dict[str, Any]:
+        """Return which text encoder this is; of `base`, the identity of the base model."""
+        if name == BASE_ENCODER:
+            return {"base": self.common["model"]}
+        return text_encoder_identity(self.config, name, revision, self.digests)
 
     def _summaries(self) -> Step:
         settings = self.settings.summaries.fingerprint_fields() | {
@@ -220,10 +259,72 @@ class EvaluationPlanner:
         }
         return Step("summaries", "summaries", {**self.common, **settings}, self.base)
 
+    def _profiles(self, what: str) -> Step:
+        """Plan the profiles that methods show: those of the users' reviews alone, or of differences to others too."""
+        settings = self.settings.profiles
+        identity = {**self.common, "split": self.settings.split, "revision": prompt_revision(self.wording)}
+        if what == PROFILE:
+            keys = {"reviews": settings.reviews, "max_tokens": settings.max_tokens}
+            return Step("profiles", "profiles", identity | {"profiles": keys}, self.base)
+        peers = self.settings.peers
+        identity |= {
+            "profiles": settings.fingerprint_fields(),
+            "peers": self._encoder(peers.encoder, peers.revision),
+            "revision": DIFFERENCE_REVISION,
+            "seed": self.config.seed,
+        }
+        return Step("profiles", "profiles:differences", identity, self.base)
+
     def _personal(self) -> Step:
         settings = {"personal": self.settings.personal.fingerprint_fields(), "split": self.settings.split}
         identity = {**self.common, **settings, "seed": self.config.seed}
         return Step("personal", "personal", identity, (*self.base, *self.tasks.values()))
+
+    def _style(self, methods: Sequence[Method]) -> Step | None:
+        """Plan the style vectors of val and of the measured split, after all layers that the methods try."""
+        if not methods:
+            return None
+        settings = {
+            "style": self.settings.style.fingerprint_fields(),
+            "depths": sorted({style.depth for method in methods for style in method.styles}),
+            "splits": list(dict.fromkeys(("val", self.settings.split))),
+        }
+        return Step("style", "style", {**self.common, **settings}, self.base)
+
+    def _judge(self) -> dict[str, Any]:
+        from nextquill_core.evaluation.judge import JUDGE_REVISION
+
+        settings = self.settings.judge.fingerprint_fields() | {"revision": JUDGE_REVISION}
+        return {"judge": settings, "split": self.settings.split, "seed": self.config.seed}
+
+    def _rubrics(self) -> Step:
+        return Step("rubrics", "rubrics", self._judge(), self.base[:1])
+
+    def _judged(self, rubrics: Step, predictions: Mapping[Key, PredictionSet]) -> dict[Key, Step]:
+        """Plan the judge's scores of all predictions and of the true reviews."""
+        from nextquill_core.evaluation.ceilings import TRUE_REVIEW
+
+        sources = {TRUE_REVIEW: (rubrics,)} | {key: (rubrics, one.step) for key, one in predictions.items()}
+        return {
+            key: Step("judged", f"judged:{'-'.join(filter(None, key))}", self._judge(), (*self.base[:1], *inputs))
+            for key, inputs in sources.items()
+        }
+
+    def _peers(self) -> Step:
+        """Plan the vectors of reviews and their differences, with those of the strangers where they are controls."""
+        peers = self.settings.peers
+        settings = {
+            "peers": self._encoder(peers.encoder, peers.revision),
+            "dep": {"reviews": self.settings.dep.reviews},
+            "split": self.settings.split,
+            "control": "none" if self.settings.control == "none" else STRANGER,
+            "seed": self.config.seed,
+        }
+        return Step("peers", "peers", settings, self.base if peers.encoder == BASE_ENCODER else self.base[:1])
+
+    def _soft(self, peers: Step) -> Step:
+        settings = {"dep": self.settings.dep.fingerprint_fields(), "seed": self.config.seed}
+        return Step("soft", "soft", {**self.common, **settings}, (*self.base, peers))
 
     def _clusters(self, effects: Step) -> Step | None:
         """Plan the clusters of hidden states of `train.method`, whose inputs are the newest history or none."""
@@ -249,7 +350,8 @@ class EvaluationPlanner:
     def _shown(self, method: Method) -> dict[str, Any]:
         """Return which part of the history a method's prompts show, and the revision of its wording."""
         shown = {"shown": method.shown}
-        return shown | ({"summary_revision": self.wording.summary_revision} if method.shown == "summary" else {})
+        summed = method.shown in ("summary", *PROFILED)
+        return shown | ({"summary_revision": self.wording.summary_revision} if summed else {})
 
     @staticmethod
     def _contrast(method: Method) -> dict[str, Any]:
@@ -258,8 +360,14 @@ class EvaluationPlanner:
 
     def _inputs(self, method: Method) -> tuple[Step, ...]:
         """Return the steps that a method's texts and likelihoods are made from."""
-        shown = {"contriever": self.relevance, "summary": self.summaries}.get(method.shown)
-        own = (shown, self.train.get(method.trained_as), self.personal if method.personal else None)
+        shown = {"contriever": self.relevance, "summary": self.summaries, **self.profiles}.get(method.shown)
+        own = (
+            shown,
+            self.train.get(method.trained_as),
+            self.personal if method.personal else None,
+            self.style if method.styles else None,
+            *((self.peers, self.soft) if method.soft else ()),
+        )
         return (*self.base, *(step for step in own if step))
 
     def _engine(self, method: Method) -> dict[str, Any]:
@@ -281,10 +389,12 @@ class EvaluationPlanner:
         sampler: str | None,
         strength: float | None = None,
         history: str = OWN,
+        style: Style | None = None,
     ) -> PredictionSet:
         method = METHODS[name]
         paper = preset == PAPER.name
-        decoding = preset if strength is None else f"{preset}-{strength:g}"
+        tried = style.label if style else f"{strength:g}" if strength is not None else ""
+        decoding = f"{preset}-{tried}" if tried else preset
         settings: dict[str, Any] = {
             "method": name,
             "decoding": decoding,
@@ -301,14 +411,16 @@ class EvaluationPlanner:
             settings["sampler"] = {key: value for key, value in asdict(DECODINGS[sampler]).items() if key != "summary"}
         if sampler is None or not DECODINGS[sampler].greedy or history == STRANGER:
             settings["seed"] = self.config.seed
-        if method.steered and strength is None:
+        if method.tuned and not tried:
             inputs = (*inputs, self.choices[steering_choice(name)])
+        elif style:
+            settings["style"] = asdict(style)
         elif method.steered:
             settings["strength"] = strength
         settings |= self._contrast(method)
         label = f"{name}-{decoding}" + ("" if split == self.settings.split else f"-{split}") + _suffix(history)
         step = Step("predictions", label, {**self.common, **settings}, inputs)
-        return PredictionSet(step, name, decoding, split, sampler, strength, history)
+        return PredictionSet(step, name, decoding, split, sampler, strength, history, style)
 
     def _likelihood(self, name: str, history: str = OWN) -> Step:
         method = METHODS[name]
@@ -316,7 +428,7 @@ class EvaluationPlanner:
         settings |= {"split": self.settings.split, "past": history}
         settings |= {"seed": self.config.seed} if history == STRANGER else {}
         settings |= self._contrast(method)
-        inputs = self._inputs(method) + ((self.choices[steering_choice(name)],) if method.steered else ())
+        inputs = self._inputs(method) + ((self.choices[steering_choice(name)],) if method.tuned else ())
         return Step("likelihood", f"likelihood:{name}{_suffix(history)}", {**self.common, **settings}, inputs)
 
     def _bare_likelihood(self, name: str) -> Step:
@@ -346,8 +458,20 @@ def encoder_identity(config: Config, name: str, revision: str, digests: DigestCa
     return external_model_identity(config.model.model_copy(update=encoder), digests)
 
 
+def text_encoder_identity(config: Config, name: str, revision: str, digests: DigestCache) -> dict[str, Any]:
+    """Return which encoder makes vectors of texts, and how it pools; see `encoder_identity`.
+
+    Args:
+        config: The settings.
+        name: A hub name, a folder or the name of a packaged encoder.
+        revision: Revision on the hub.
+        digests: Digests of the files of a local folder.
+    """
+    return encoder_identity(config, name, revision, digests) | _pooling(located_encoder(name))
+
+
 def steering_choice(method: str) -> str:
-    """Return the name of the choice of a method's strength of steering."""
+    """Return the name of the choice of how strongly a method is steered, or of its style vectors."""
     return STEERING if method == "cos" else f"{STEERING}-{method}"  # the name of a step is part of fingerprints
 
 

@@ -23,10 +23,10 @@ from nextquill_core.folds import fold_of
 from nextquill_core.generation.decoding import Contrast, Decoding
 from nextquill_core.generation.engines import Engine
 from nextquill_core.ingest.reader import is_repeated, read_examples
-from nextquill_core.methods.registry import METHODS, Method, served_key, served_model
+from nextquill_core.methods.registry import METHODS, Method, Style, served_key, served_model
 from nextquill_core.model.loading import encoder_for
 from nextquill_core.model.packaged import encoder_title
-from nextquill_core.pipeline.evaluation_plan import NONE, STRANGER
+from nextquill_core.pipeline.evaluation_plan import NONE, OWN, PROFILED, STRANGER
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
@@ -90,7 +90,7 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
         split: `val` or `test`.
         history: `own` for the user's history, `stranger` for another user's, `none` for an empty one.
     """
-    from nextquill_core.methods.retrieval import with_best, with_selected
+    from nextquill_core.methods.retrieval import with_best, with_profile, with_selected
     from nextquill_core.methods.stranger_control import with_strangers_history
     from nextquill_core.methods.summaries import with_summary
 
@@ -109,6 +109,9 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
         summaries = _method_input(run, run.plan.evaluation.summaries, "summaries", "summary")
         newest = run.config.evaluate.summaries.newest
         return [with_summary(example, summaries[example.example_id], newest) for example in examples]
+    if method.shown in PROFILED:
+        profiles = _method_input(run, run.plan.evaluation.profiles.get(method.shown), "profiles", "summary")
+        return [with_profile(example, profiles[example.example_id], count) for example in examples]
     return examples
 
 
@@ -239,7 +242,8 @@ class Shard:
         name: Name of the shard.
         examples: The examples.
         model: The model; None where a server generates.
-        adapters: The name of the personal adapter of each example, by its id; empty where all use the same model.
+        adapters: The name of each example's part of the model (a personal adapter, a style vector, soft tokens), by
+            its id; empty where all use the same model.
     """
 
     name: str
@@ -262,7 +266,14 @@ def shard_names(run: Run, method: Method, examples: Sequence[Example]) -> list[s
 
 
 def missing_shards(
-    run: Run, method: Method, examples: Sequence[Example], missing: Callable[[str], bool], *, served: bool = False
+    run: Run,
+    method: Method,
+    examples: Sequence[Example],
+    missing: Callable[[str], bool],
+    *,
+    served: bool = False,
+    style: Style | None = None,
+    history: str = OWN,
 ) -> Iterator[Shard]:
     """Yield the shards that have not been made; a shard's model may be used until the next one is asked for.
 
@@ -272,9 +283,21 @@ def missing_shards(
         examples: All examples of the split.
         missing: Says whether the shard of a name has not been made.
         served: Whether a server generates, so that no model is loaded here.
+        style: Where and how strongly a method of style vectors adds them.
+        history: Whose history the prompts show, which soft tokens are made from too.
     """
     if method.personal:
         yield from _missing_personal_shards(run, examples, missing)
+        return
+    if style is not None:
+        from nextquill_core.pipeline.style import missing_styled_shards
+
+        yield from missing_styled_shards(run, examples, missing, style)
+        return
+    if method.soft:
+        from nextquill_core.pipeline.soft_tokens import missing_soft_shards
+
+        yield from missing_soft_shards(run, examples, missing, history)
         return
     wanted = [(name, part) for name, part in split_into_shards(examples) if missing(name)]
     if served or not wanted:
@@ -420,7 +443,7 @@ def server_engine(run: Run, method: Method, encoder: PairEncoder, decoding: Deco
     """
     from nextquill_core.generation.openai_engine import OpenAIEngine
 
-    if method.steered or method.personal:
+    if method.steered or method.individual:
         raise UserError(
             f"{method.name} decodes as no server does", "evaluate.engine", "set it to transformers for this method"
         )

@@ -14,11 +14,16 @@ from nextquill_core.config import CleanConfig, Config, ModelConfig, StageName
 from nextquill_core.errors import UserError
 from nextquill_core.ingest.batches import PARTS
 from nextquill_core.ingest.sources import RawFiles, Source, source
-from nextquill_core.methods.registry import METHODS, Training
+from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Training
 from nextquill_core.model.identity import external_model_identity, is_gguf
 from nextquill_core.model.packaged import located_encoder, located_model
 from nextquill_core.model.template_choice import TemplateChoice, choose_template
-from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, EvaluationPlanner, encoder_identity
+from nextquill_core.pipeline.evaluation_plan import (
+    EvaluationPlan,
+    EvaluationPlanner,
+    encoder_identity,
+    text_encoder_identity,
+)
 from nextquill_core.pipeline.step import KINDS, Step
 from nextquill_core.prompts import REVIEW, TEMPLATE_DATE, WORDINGS
 from nextquill_core.records import TextKind
@@ -247,7 +252,7 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     evaluation = EvaluationPlanner(config, common, base, train, tasks, digests).plan(effects, crossfit)
     inputs = (ingest, score, *train.values(), *evaluation.steps)
     measuring = {
-        "evaluate": config.evaluate.measuring() | {"bertscore": _bertscore(config, digests)},
+        "evaluate": config.evaluate.measuring() | {"bertscore": _bertscore(config, digests)} | _author(config, digests),
         "delta": config.weights.delta,
         "seed": config.seed,
     }
@@ -299,6 +304,16 @@ def _bertscore(config: Config, digests: DigestCache) -> dict[str, Any] | None:
     if not Path(name).is_dir():
         return {"name": name, "revision": revision}
     return encoder_identity(config, name, revision, digests, trust_remote_code=False)
+
+
+def _author(config: Config, digests: DigestCache) -> dict[str, Any]:
+    """Return which encoder the author metric uses; nothing without one, or for the base model, which is an input."""
+    retrieval = config.evaluate.retrieval
+    if retrieval.author is None:
+        return {}
+    if retrieval.author == BASE_ENCODER:
+        return {"author": BASE_ENCODER}
+    return {"author": text_encoder_identity(config, retrieval.author, retrieval.author_revision, digests)}
 
 
 def _weights(config: Config, methods: Sequence[str], effects: Step) -> dict[str, Step]:

@@ -12,7 +12,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.evaluation.forms import Choice
 from nextquill_core.generation.decoding import COPE, DECODINGS, Contrast, steering
 from nextquill_core.generation.engines import BASE, Journal, Request, Usage
-from nextquill_core.methods.registry import METHODS, Method
+from nextquill_core.methods.registry import METHODS, Method, Style
 from nextquill_core.pipeline.evaluation_plan import OWN, SANE, steering_choice
 from nextquill_core.pipeline.methods import (
     local_engine,
@@ -49,14 +49,18 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         staging: Folder of the new artifact.
         progress: Receives the examples that are done.
     """
+    from nextquill_core.methods.individual_model import IndividualModel
+
     planned = run.plan.evaluation.prediction_set(step)
     method = METHODS[planned.method]
     examples = shown_examples(run, method, planned.split, planned.history)
     encoder = method_encoder(run, method)
     decoding = DECODINGS[planned.sampler or choice(run, SANE)]
-    strength = planned.strength
+    strength, style = planned.strength, planned.style
     if method.steered and strength is None:
         strength = chosen_strength(run, method)
+    if method.styles and style is None:
+        style = chosen_style(run, method)
     contrast = _contrast(method, strength)
     folder = PREDICTED if planned.history == OWN else CONTROLS
 
@@ -69,12 +73,23 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
     if finished < len(examples):
         progress(0, 0, phase="loading the model")
     served = run.config.evaluate.engine == "openai"
-    for shard in missing_shards(run, method, examples, lambda name: not staging.has(path(name)), served=served):
+    shards = missing_shards(
+        run,
+        method,
+        examples,
+        lambda name: not staging.has(path(name)),
+        served=served,
+        style=style,
+        history=planned.history,
+    )
+    for shard in shards:
         if served:
             engine = server_engine(run, method, encoder, decoding, planned.limit)
         else:
             engine = local_engine(run, shard.model, encoder, decoding, planned.limit, contrast)
         pairs = encoder.encode(shard.examples)
+        if isinstance(shard.model, IndividualModel):
+            pairs = [shard.model.prepared(pair) for pair in pairs]
         requests = [_request(pair, method, shard.adapters.get(pair.example_id)) for pair in pairs]
         journal = Journal(staging.scratch / f"answers-{shard.name}.jsonl")
         missing = journal.missing(requests)
@@ -101,6 +116,7 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         "stopped": reasons.count("stop"),
         "sampler": decoding.name,
         **({} if strength is None else {"strength": strength}),
+        **({} if style is None else {"style": asdict(style)}),
         "truncation": dict(encoder.truncation),
         "usage": asdict(_total_usage(staging, names)),
     }
@@ -115,13 +131,21 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
         staging: Folder of the new artifact.
         progress: Receives the examples that are done.
     """
-    from nextquill_core.evaluation.likelihood import answer_logps, contrasted_logps, personal_logps, steered_logps
+    from nextquill_core.evaluation.likelihood import (
+        answer_logps,
+        contrasted_logps,
+        individual_logps,
+        personal_logps,
+        steered_logps,
+    )
+    from nextquill_core.methods.individual_model import IndividualModel
 
     method = METHODS[step.settings["method"]]
     examples = shown_examples(run, method, step.settings["split"], step.settings["past"])
     encoder = method_encoder(run, method)
     batch_tokens = run.config.score.batch_tokens
     strength = chosen_strength(run, method) if method.steered else 0.0
+    style = chosen_style(run, method) if method.styles else None
 
     def path(name: str) -> str:
         return f"likelihoods/{name}.parquet"
@@ -130,12 +154,23 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
     finished = sum(_rows(staging, path(name)) for name in names if staging.has(path(name)))
     advance = advancing(progress, len(examples), finished)
     progress(0, 0, phase="loading the model")
-    for shard in missing_shards(run, method, examples, lambda name: not staging.has(path(name))):
+    shards = missing_shards(
+        run,
+        method,
+        examples,
+        lambda name: not staging.has(path(name)),
+        style=style,
+        history=step.settings["past"],
+    )
+    for shard in shards:
         advance(0)
         pairs = encoder.encode(shard.examples)
         adapters = [shard.adapters[pair.example_id] for pair in pairs] if shard.adapters else []
         if strength:
             logps = steered_logps(shard.model, pairs, strength, batch_tokens, advance)
+        elif isinstance(shard.model, IndividualModel):
+            individual = [shard.model.prepared(pair) for pair in pairs]
+            logps = individual_logps(shard.model, individual, batch_tokens, advance)
         elif adapters and method.contrasted:
             logps = contrasted_logps(shard.model, pairs, adapters, COPE, batch_tokens, advance)
         elif adapters:
@@ -233,6 +268,12 @@ def choice(run: Run, name: str) -> str:
 def chosen_strength(run: Run, method: Method) -> float:
     """Return the strength λ of a steered method that was chosen on val."""
     return float(choice(run, steering_choice(method.name)))
+
+
+def chosen_style(run: Run, method: Method) -> Style:
+    """Return where and how strongly the style vectors of a method are added, as val has chosen."""
+    name = choice(run, steering_choice(method.name))
+    return next(style for style in method.styles if style.label == name)
 
 
 def _rows(staging: Staging, name: str) -> int:

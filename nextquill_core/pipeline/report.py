@@ -388,6 +388,12 @@ def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
             *((f"adapter {task}", step) for task, step in plan.tasks.items()),
             ("personal adapters", plan.personal),
         ]
+    if method.shown in plan.profiles:
+        needed.append(("profiles", plan.profiles[method.shown]))
+    if method.soft:
+        needed += [("vectors of reviews", plan.peers), ("soft tokens", plan.soft)]
+    if method.styles:
+        needed.append(("style vectors", plan.style))
     for what, step in needed:
         if step:
             yield what, run.artifact(step).manifest.seconds

@@ -116,8 +116,8 @@ def writing_method(name: str) -> Method:
         UserError: There is no such method, or it needs inputs that are made for the measured users alone.
     """
     method = METHODS[name]
-    if method.personal or not (method.select or method.shown in WRITES):
-        able = [known.name for known in METHODS.built_in.values() if not known.personal and known.shown in WRITES]
+    if method.individual or not (method.select or method.shown in WRITES):
+        able = [known.name for known in METHODS.built_in.values() if not known.individual and known.shown in WRITES]
         what = f"`{method.name}` needs inputs that are made for the measured users alone"
         raise UserError(what, "--method", f"use one of {', '.join(able)}")
     return method

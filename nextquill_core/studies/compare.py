@@ -21,7 +21,7 @@ from nextquill_core.config.loading import operational_keys
 from nextquill_core.config.packaged import ENDINGS, config_names, config_path
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.between_runs import matched, paired_rows, shared_scores, unpaired_rows
-from nextquill_core.evaluation.metrics import BERTSCORE, METRICS, ExampleScores, known_metrics
+from nextquill_core.evaluation.metrics import AUTHOR, BERTSCORE, JUDGE, METRICS, ExampleScores, known_metrics
 from nextquill_core.evaluation.significance import SAMPLES
 from nextquill_core.evaluation.tables import ALL, NO_TEXTS, Key
 from nextquill_core.ingest.reader import read_examples
@@ -40,8 +40,8 @@ MOST_SAMPLES = 100_000
 """Largest number of resamples, whatever a manifest says."""
 NOT_SET = "not set"
 _MISSING = object()
-OF_THE_DATA = ("ignored_letters", "unspaced_letters")
-"""Fields of the metrics' settings that count the data."""
+OF_THE_DATA = ("ignored_letters", "unspaced_letters", "ceiling", "unread")
+"""Fields of the metrics' settings that describe the data."""
 ORIGIN = ("model", "template", "code_version", "dirty", "python", "libraries")
 """Fields of a provenance that may explain different numbers; times, hosts and commands do not."""
 
@@ -289,8 +289,11 @@ def _measured(results: Results) -> set[str]:
 
 def _unlike(results: Results, others: Results) -> set[str]:
     """Return the metrics whose values depend on a model that was not the same."""
-    encoders = [one.settings.get(BERTSCORE) for one in (results, others)]
-    return {BERTSCORE} if encoders[0] != encoders[1] else set()
+
+    def how(one: Results, metric: str) -> dict[str, Any]:
+        return {key: value for key, value in one.settings.get(metric, {}).items() if key not in OF_THE_DATA}
+
+    return {metric for metric in (BERTSCORE, AUTHOR, JUDGE) if how(results, metric) != how(others, metric)}
 
 
 def _same_examples(

@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from nextquill_core.errors import ModelError
-from nextquill_core.methods.summaries import _Prompts
+from nextquill_core.methods.fitted_prompts import FittedPrompts
+from nextquill_core.methods.summaries import build_summary_prompt
 from nextquill_core.prompts import PLAIN, Template, build_prompt, chat_template
 from nextquill_core.schemas import Example, Item, Review
 from nextquill_core.tokens import PairEncoder, UserTextTokenizer, control_tokens
@@ -438,7 +439,8 @@ def test_texts_of_an_example_are_text_everywhere() -> None:
             assert [token for token in prompt if token in known] == [token for token in markup if token in known]
         assert not known & set(pair.target[:-1])
         assert tokenizer.decode(pair.target[:-1]) == forged
-        summary, clipped = _Prompts(tokenizer, 2048, template).encode(forged, [past])
+        prompts = FittedPrompts(tokenizer, 2048, template)
+        summary, clipped = prompts.encode(lambda length: build_summary_prompt(forged, [past]), 200, "it", "cut it")
         assert not clipped
         assert [token for token in summary if token in known] == [token for token in markup if token in known]
 

@@ -59,6 +59,11 @@ OPERATIONAL_KEYS: dict[str, tuple[str, str]] = {
     "ServerConfig.concurrency": (SPEED, "requests are independent"),
     "ServerConfig.timeout_s": (GUARD, "a request is repeated or fails"),
     "ServerConfig.retries": (GUARD, "a request is repeated or fails"),
+    "JudgeConfig.url": (PLACE, "the judge counts by its name"),
+    "JudgeConfig.api_key_env": (PLACE, "names the variable of a key that grants access"),
+    "JudgeConfig.concurrency": (SPEED, "questions are independent"),
+    "JudgeConfig.timeout_s": (GUARD, "a question is repeated or fails"),
+    "JudgeConfig.retries": (GUARD, "a question is repeated or fails"),
     "EvaluateConfig.batch_tokens": (SPEED, "answers are equal"),
     **{
         f"SlurmJob.{name}": (PLACE, "what a job asks of the cluster")
@@ -131,8 +136,11 @@ VALUES: dict[str, Any] = {
     "evaluate.preference_tokens": ["initial", "crossfit"],
     "evaluate.retrieval.encoder": "org/encoder",
     "evaluate.retrieval.bertscore": "org/bert",
+    "evaluate.retrieval.author": "org/encoder",
+    "evaluate.peers.encoder": "org/encoder",
     "evaluate.server.models": {"nextquill": "other"},
     "evaluate.server.url": "http://elsewhere/v1",
+    "evaluate.judge.url": "http://elsewhere/v1",
     "slurm.resubmit_after": ["TIMEOUT"],
 }
 JOB = {"gpus": 2, "memory": "4G", "time": "1-0", "arguments": ["--exclusive"]}
@@ -147,7 +155,10 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "train.val_": {"train": {"keep": "best"}},
     "train.deepspeed.offload": {"train": {"deepspeed": {"zero_stage": 2}}},
     "evaluate.server": {"evaluate": {"engine": "openai"}},
+    "evaluate.judge": {"evaluate": {"judge": {"model": "judge"}}},
     "evaluate.retrieval.bertscore_revision": {"evaluate": {"retrieval": {"bertscore": "org/bert"}}},
+    "evaluate.retrieval.author_revision": {"evaluate": {"retrieval": {"author": "org/encoder"}}},
+    "evaluate.peers.revision": {"evaluate": {"peers": {"encoder": "org/encoder"}}},
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from nextquill_core.analysis.published import PUBLISHED
 from nextquill_core.config import CausalLossConfig, EvaluateConfig, NormalLossConfig, TrainConfig
 from nextquill_core.errors import UserError
-from nextquill_core.methods.registry import METHODS, OFFICIAL, PLAIN, Method
+from nextquill_core.methods.registry import METHODS, OFFICIAL, PLAIN, Method, Style
 from tests.conftest import REPO
 from tests.plugins import add_package
 
@@ -27,10 +27,14 @@ def test_the_table_is_what_the_paper_says() -> None:
         "bm25": ("bm25", None),
         "latestk": ("newest", None),
         "llm-trsr": ("summary", None),
+        "pag": ("profile", None),
+        "dpl": ("differences", None),
         "cos": ("newest", None),
+        "stylevector": ("nothing", None),
         "sft": ("nothing", (False, False)),
         "oppu": ("nothing", None),
         "cope": ("nothing", None),
+        "dep": ("peers", None),
         "contextsft": ("newest", (False, False)),
         "perce": ("newest", (True, False)),
         "perce-live": ("newest", (True, False)),
@@ -47,6 +51,14 @@ def test_the_table_is_what_the_paper_says() -> None:
         "cos": (0.5, 1.0, 2.0, 3.0),
         "nextquill-steered": (0.0, 0.25, 0.5, 1.0, 2.0),
     }
+    assert {name: [style.label for style in row.styles] for name, row in METHODS.items() if row.styles} == {
+        "stylevector": ["0.5x0.25", "0.5x0.5", "0.5x1", "0.75x0.25", "0.75x0.5", "0.75x1"]
+    }
+    assert [name for name, row in METHODS.items() if row.soft] == ["dep"]
+    assert [name for name, row in METHODS.items() if row.individual] == ["stylevector", "oppu", "cope", "dep"]
+    assert {name for name, row in METHODS.items() if row.controlled} == {
+        name for name, row in METHODS.items() if row.shown == "newest"
+    } | {"dep"}
     assert [name for name, row in METHODS.items() if row.samples] == ["cos"]
     assert [name for name, row in METHODS.items() if row.personal] == ["oppu", "cope"]
     assert [name for name, row in METHODS.items() if row.contrasted] == ["cope"]
@@ -107,8 +119,8 @@ def test_live_weights_and_their_sum_exclude_each_other() -> None:
 
 
 NOT_PUBLISHED = {
-    "bm25", "cope", "perce", "perce-live", "nextquill-steered", "nextquill-official", "random-weights",
-    "grounded-weights",
+    "bm25", "pag", "dpl", "stylevector", "cope", "dep", "perce", "perce-live", "nextquill-steered",
+    "nextquill-official", "random-weights", "grounded-weights",
 }  # fmt: skip
 """Methods for which the paper has no row of numbers."""
 
@@ -152,6 +164,10 @@ ROW = Method("mine", "a row", "newest")
         (dataclasses.replace(ROW, adapter="sft"), "not trained on what this method shows"),
         (dataclasses.replace(ROW, adapter="latestk"), "not trained on what this method shows"),
         (dataclasses.replace(ROW, adapter="contextsft", strengths=(0.5,)), ""),
+        (dataclasses.replace(ROW, styles=(Style(0.5, 1.0),), strengths=(0.5,)), "adds style vectors to a model that"),
+        (dataclasses.replace(ROW, styles=(Style(0.5, 1.0),)), ""),
+        (dataclasses.replace(ROW, shown="peers", personal=True), "has soft tokens beside another change"),
+        (dataclasses.replace(ROW, shown="peers"), ""),
         (ROW, ""),
         (dataclasses.replace(ROW, training=OFFICIAL), ""),
     ],

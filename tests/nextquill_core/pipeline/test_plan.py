@@ -379,7 +379,7 @@ def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_p
     full = small_config(
         small_world, tmp_path, score={"effect_source": "adapter"},
         evaluate={"methods": list(registry.METHODS), "decoding": ["paper", "sane"], "control": "stranger",
-                  "retrieval": {"encoder": "base"}},
+                  "retrieval": {"encoder": "base"}, "peers": {"encoder": "base"}, "judge": {"model": "judge"}},
     )  # fmt: skip
     run = Run(full)
     steps: dict[str, Step] = {}

@@ -1,0 +1,258 @@
+"""The judge metric: how well a text covers what matters to its user, by a rubric for each user (as in LaMP-QA).
+
+A judge first writes the rubric of a user from past reviews: aspects, each with a reason and a quotation. Then it scores
+a text on one aspect at a time, 0 (not covered), 1 (somewhat) or 2 (very well), and the metric is the share of all
+points (Salemi and Zamani 2025, arXiv 2506.00137):
+
+    judge(text) = Σ over the aspects of score / (2 · number of aspects)
+
+In LaMP-QA the aspects come from what the asker wrote beside the question. A review has no such text, so they come from
+the user's other reviews, and the true review is scored too, as the ceiling. An answer that cannot be read is asked for
+again at a higher temperature; an aspect that stays without a score is left out, and is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nextquill_core.evaluation.significance import Floats
+from nextquill_core.generation.engines import Generation
+from nextquill_core.generation.openai_chat import ChatRequest
+from nextquill_core.prompts import query_section, review_section
+from nextquill_core.records import Example, Item, Review
+from storage.fingerprint import fingerprint
+
+Ask = Callable[[Sequence[ChatRequest]], list[Generation]]
+"""From questions to answers in the same order, such as `ChatEngine.generate`."""
+
+POINTS = 2
+"""Highest score of an aspect."""
+TEMPERATURES = (0.0, 0.5, 1.0)
+"""Temperature of each attempt at an answer that can be read."""
+
+RUBRIC = "Below are reviews by one user, oldest first."
+RUBRIC_ORDER = (
+    "Name the {count} aspects that matter most in how this user reviews things, whatever the item: what the user looks "
+    "for, and how the user writes. Answer with a JSON list of {count} objects and nothing else. Each has `aspect` (a "
+    "few words), `reason` (one sentence on why it matters to this user) and `evidence` (a short quotation from a "
+    "review)."
+)
+JUDGED = "Below are an item, a review of it, and one aspect that matters to the user for whom the review was written."
+JUDGED_TEXT, ASPECT, REASON, EVIDENCE = "Review:", "Aspect:", "Why it matters to this user:", "In the user's own words:"
+JUDGED_ORDER = (
+    "How well does the review cover this aspect? 0: it does not. 1: somewhat. 2: very well. Answer with a JSON object "
+    'such as {"score": 1} and nothing else.'
+)
+_JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Aspect:
+    """One aspect of a user's rubric, with the reason and a quotation from a review."""
+
+    aspect: str
+    reason: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question to the judge with its answer.
+
+    Attributes:
+        example_id: The example.
+        aspect: Number of the aspect in the user's rubric; -1 for the rubric itself.
+        prompt: The question.
+        answer: The last answer.
+        score: Points; None where no answer could be read, and for a rubric.
+    """
+
+    example_id: str
+    aspect: int
+    prompt: str
+    answer: str
+    score: int | None = None
+
+
+def rubric_prompt(reviews: Sequence[Review], count: int) -> str:
+    """Return the question for a user's rubric.
+
+    Args:
+        reviews: Past reviews of the user, oldest first.
+        count: Number of aspects.
+    """
+    return "\n\n".join([RUBRIC, *map(review_section, reviews), RUBRIC_ORDER.format(count=count)])
+
+
+def score_prompt(target: Review, text: str, aspect: Aspect) -> str:
+    """Return the question how well a text covers an aspect.
+
+    Args:
+        target: The review that was to be written; its text is not shown.
+        text: The text to judge.
+        aspect: The aspect.
+    """
+    return "\n\n".join(
+        [
+            JUDGED,
+            query_section(target.item, target.rating, target.title),
+            f"{JUDGED_TEXT}\n{text}",
+            f"{ASPECT} {aspect.aspect}\n{REASON} {aspect.reason}\n{EVIDENCE} {aspect.evidence}",
+            JUDGED_ORDER,
+        ]
+    )
+
+
+def read_rubric(answer: str, count: int) -> list[Aspect] | None:
+    """Return the aspects in an answer, at most `count`; None where it holds none.
+
+    Args:
+        answer: A JSON list, perhaps with other text around it.
+        count: Number of aspects that were asked for.
+    """
+    found = _json(answer)
+    entries = found if isinstance(found, list) else []
+    aspects = [
+        Aspect(*(_line(entry.get(name)) for name in ("aspect", "reason", "evidence")))
+        for entry in entries
+        if isinstance(entry, dict) and _line(entry.get("aspect"))
+    ]
+    return aspects[:count] or None
+
+
+def read_score(answer: str) -> int | None:
+    """Return the points in an answer, 0 to 2; None where there are none."""
+    found = _json(answer)
+    score = found.get("score") if isinstance(found, dict) else None
+    if isinstance(score, str) and score.strip().isdigit():
+        score = int(score)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not float(score).is_integer():
+        return None
+    return int(score) if 0 <= score <= POINTS else None
+
+
+def ask_rubrics(
+    examples: Sequence[Example],
+    ask: Ask,
+    *,
+    reviews: int,
+    count: int,
+) -> tuple[list[Asked], list[list[Aspect]]]:
+    """Let the judge write a rubric for the user of each example.
+
+    Args:
+        examples: The examples; those without history get no rubric.
+        ask: Asks the judge.
+        reviews: Number of newest past reviews to show.
+        count: Number of aspects.
+
+    Returns:
+        The questions with their answers, of the examples with history; and the aspects of each example, possibly none.
+    """
+    asked = {
+        row: rubric_prompt(example.history[-reviews:], count) for row, example in enumerate(examples) if example.history
+    }
+    keys = {row: f"{examples[row].example_id}/rubric" for row in asked}
+    answers, read = _answers(ask, asked, keys, lambda answer: read_rubric(answer, count))
+    found = [Asked(examples[row].example_id, -1, prompt, answers[row]) for row, prompt in asked.items()]
+    return found, [read.get(row) or [] for row in range(len(examples))]
+
+
+def ask_scores(
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    rubrics: Sequence[Sequence[Aspect]],
+    ask: Ask,
+) -> list[Asked]:
+    """Let the judge score a text for each example on each aspect of its user's rubric; an empty text scores 0 unasked.
+
+    Args:
+        examples: The examples.
+        texts: One text for each.
+        rubrics: The aspects of each.
+        ask: Asks the judge.
+
+    Returns:
+        The questions with their answers and scores, aspect by aspect.
+    """
+    prompts: dict[tuple[int, int], str] = {}
+    keys: dict[tuple[int, int], str] = {}
+    empty: list[Asked] = []
+    for row, (example, text, rubric) in enumerate(zip(examples, texts, rubrics, strict=True)):
+        for number, aspect in enumerate(rubric):
+            if text.strip():
+                prompts[row, number] = score_prompt(example.target, text, aspect)
+                keys[row, number] = f"{example.example_id}/aspect-{number}"
+            else:
+                empty.append(Asked(example.example_id, number, "", "", 0))
+    answers, read = _answers(ask, prompts, keys, read_score)
+    found = [
+        Asked(examples[row].example_id, number, prompt, answers[row, number], read.get((row, number)))
+        for (row, number), prompt in prompts.items()
+    ]
+    return [*found, *empty]
+
+
+def judged_statistics(example_ids: Sequence[str], scores: Sequence[tuple[str, int | None]]) -> Floats:
+    """Return the statistics of the metric, shape (n, 2): the share of the points and 1, or 0 and 0 without a score.
+
+    Args:
+        example_ids: The examples.
+        scores: The example and the points of each aspect, None for one that could not be read.
+    """
+    points: dict[str, list[int]] = {}
+    for example, score in scores:
+        if score is not None:
+            points.setdefault(example, []).append(score)
+    rows = [points.get(example) for example in example_ids]
+    return np.array([[sum(of) / (POINTS * len(of)), 1.0] if of else [0.0, 0.0] for of in rows]).reshape(-1, 2)
+
+
+def _answers(
+    ask: Ask,
+    prompts: dict[Any, str],
+    keys: dict[Any, str],
+    read: Callable[[str], Any],
+) -> tuple[dict[Any, str], dict[Any, Any]]:
+    """Return the last answer to each question, and what was read of those that could be read."""
+    answers: dict[Any, str] = {}
+    found: dict[Any, Any] = {}
+    for attempt, temperature in enumerate(TEMPERATURES):
+        missing = [key for key in prompts if key not in found]
+        requests = [
+            ChatRequest(f"{keys[key]}#{attempt}", [], text=prompts[key], temperature=temperature) for key in missing
+        ]
+        for key, answer in zip(missing, ask(requests), strict=True):
+            answers[key] = answer.text
+            understood = read(answer.text)
+            if understood is not None:
+                found[key] = understood
+    return answers, found
+
+
+def _json(answer: str) -> Any:
+    match = _JSON.search(answer)
+    try:
+        return json.loads(match[0], strict=False) if match else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _line(value: Any) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def _revision() -> str:
+    probe = Review(Item("item", "description"), 4.5, "title", "text")
+    aspect = Aspect("aspect", "reason", "evidence")
+    return fingerprint([rubric_prompt([probe], 3), score_prompt(probe, "text", aspect)])
+
+
+JUDGE_REVISION = _revision()
+"""Fingerprint of the wording; it changes with the text of either question."""
