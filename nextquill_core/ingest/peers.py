@@ -7,7 +7,8 @@ peers are older than the target, and no target of val or test is among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,6 @@ class Peers:
         self._targets: dict[str, Place] = {}
         self._histories: dict[str, list[Place]] = {}
         self._held_out: set[Place] = set()
-        self._place_of: dict[tuple[str, Review], Place] = {}
         items = read_items(folder)
         for path in sorted((folder / "sequences").glob("*.parquet")):
             for row in read_table(path).to_pylist():
@@ -64,7 +64,6 @@ class Peers:
         for position, row in enumerate(rows):
             place = Place(category, user_id, position)
             self._item_of[place] = str(row["item_id"])
-            self._place_of[category, self.review(place)] = place
             self._about.setdefault((category, str(row["item_id"])), []).append(place)
 
     def review(self, place: Place) -> Review:
@@ -74,6 +73,10 @@ class Peers:
     def place(self, category: str, review: Review) -> Place:
         """Return the place of a review; of equal reviews, the last one."""
         return self._place_of[category, review]
+
+    @cached_property
+    def _place_of(self) -> dict[tuple[str, Review], Place]:
+        return {(place.category, self.review(place)): place for place in self._item_of}
 
     def history(self, example: Example) -> list[Place]:
         """Return the places of an example's past reviews, oldest first."""
@@ -114,10 +117,6 @@ class Peers:
         reviews = self._reviews[place.category, place.user_id]
         places = (Place(place.category, place.user_id, position) for position in range(len(reviews)))
         return [other for other in places if self._is_known(example, other)]
-
-    def places(self) -> Iterator[Place]:
-        """Yield the place of every review, in the order of the tables."""
-        yield from self._item_of
 
     def _is_known(self, example: Example, place: Place) -> bool:
         if place in self._held_out:

@@ -11,7 +11,7 @@ import torch
 
 from nextquill_core.causal.shard_queue import split_into_shards
 from nextquill_core.generation.decoding import GREEDY
-from nextquill_core.generation.engines import Request
+from nextquill_core.generation.engines import Journal, Request
 from nextquill_core.methods.example_tensors import load_tensors, save_tensors
 from nextquill_core.methods.registry import METHODS, Style
 from nextquill_core.methods.style_vectors import (
@@ -60,7 +60,7 @@ def build_style_vectors(run: Run, step: Step, staging: Staging, progress: Progre
         if staging.has(name):
             advance(len(reviews))
             continue
-        differences = _differences(run, step, reviews, staging, f"{NEUTRAL_TEXTS}/{number}.parquet", advance)
+        differences = _differences(run, step, reviews, staging, number, advance)
         counts["reviews"] += len(reviews)
         counts["empty_texts"] += sum(difference is None for difference in differences)
         vectors: dict[str, torch.Tensor] = {}
@@ -104,14 +104,19 @@ class _UserReviews:
 
 
 def _differences(
-    run: Run, step: Step, reviews: Sequence[Example], staging: Staging, texts: str, advance: Callable[[int], None]
+    run: Run, step: Step, reviews: Sequence[Example], staging: Staging, number: str, advance: Callable[[int], None]
 ) -> list[torch.Tensor | None]:
     """Return how each review differs from the style-free text that is written for its query, and store the texts."""
     model, encoder = base_model(run.model), method_encoder(run, METHODS["stylevector"])
     limit = run.config.evaluate.style.max_tokens
     own = encoder.encode(reviews)
     engine = local_engine(run, model, encoder, GREEDY, limit)
-    answers = engine.generate([Request(pair.example_id, pair.factual) for pair in own])
+    journal = Journal(staging.scratch / f"{NEUTRAL_TEXTS}-{number}.jsonl")
+    requests = [Request(pair.example_id, pair.factual) for pair in own]
+    missing = journal.missing(requests)
+    advance(len(requests) - len(missing))
+    engine.generate(missing, advance, keep=journal.keep)
+    answers = journal.answers(requests)
     neutral = encoder.encode(
         [
             replace(review, target=replace(review.target, text=answer.text))
@@ -124,16 +129,14 @@ def _differences(
         "n_tokens": [answer.n_tokens for answer in answers],
         "finish_reason": [answer.finish_reason for answer in answers],
     }
-    staging.write_table(texts, pa.table(columns, schema=NEUTRAL))
+    staging.write_table(f"{NEUTRAL_TEXTS}/{number}.parquet", pa.table(columns, schema=NEUTRAL))
     layers = [layer_at(depth, len(blocks_of(model))) for depth in step.settings["depths"]]
-    found = style_differences(
+    return style_differences(
         model,
         [without_stop(pair, encoder.stop_id) for pair in own],
         [without_stop(pair, encoder.stop_id) for pair in neutral],
         layers,
     )
-    advance(len(reviews))
-    return found
 
 
 def _shape(run: Run, step: Step) -> tuple[int, int]:
