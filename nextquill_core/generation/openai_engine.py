@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -165,6 +165,8 @@ class OpenAIEngine:
             futures = {
                 pool.submit(self._answer, client, request, given_up): index for index, request in enumerate(requests)
             }
+            for future in futures:
+                future.add_done_callback(lambda done: _give_up_after(done, given_up))
             try:
                 for future in as_completed(futures):
                     index = futures[future]
@@ -455,6 +457,12 @@ class OpenAIEngine:
     def _masked(self, message: str) -> str:
         """Return a message without the key, which a server may quote."""
         return message.replace(self._key, "***") if self._key else message
+
+
+def _give_up_after(done: Future[Reply], given_up: threading.Event) -> None:
+    """Keep the requests that wait from beginning, as soon as one has failed."""
+    if not done.cancelled() and done.exception() is not None:
+        given_up.set()
 
 
 def _api_key(variable: str | None) -> str:
