@@ -13,9 +13,11 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import REPO
 
@@ -89,6 +91,20 @@ def test_every_imported_library_is_declared() -> None:
 
 def test_every_declared_library_is_imported_or_has_a_reason() -> None:
     assert declared() - imported() == NOT_IMPORTED.keys()
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_lock_has_what_each_locked_library_needs_under_each_version_of_python(version: str) -> None:
+    python = {"python_version": version, "python_full_version": f"{version}.0", "extra": ""}
+    locked = [Requirement(line) for line in (REPO / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
+    installed = {canonical(one.name) for one in locked if one.marker is None or one.marker.evaluate(python)}
+    missing = []
+    for name in sorted(installed):
+        with suppress(importlib.metadata.PackageNotFoundError):  # it belongs to another version of Python
+            needed = map(Requirement, importlib.metadata.requires(name) or [])
+            used = [one for one in needed if one.marker is None or one.marker.evaluate(python)]
+            missing += [f"{name} needs {one.name}" for one in used if canonical(one.name) not in installed]
+    assert missing == []
 
 
 def test_the_lock_has_every_declared_library_that_tests_need() -> None:
