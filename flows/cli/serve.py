@@ -13,7 +13,7 @@ from flows.cli import interruption
 from flows.cli.options import ConfigOption, Panel, with_settings
 from storage.errors import UserError
 
-END_S = 1.5
+END_S = 4.0
 """Seconds beyond those for the requests in flight that the server takes to end."""
 
 

@@ -58,8 +58,8 @@ def serve(
             logger.warning("anybody who reaches this address reads people's reviews; set a key with --api-key-env")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         models = {name: one.model_id for name, one in deployment.catalog.methods.items()}
-        started(f"http://{host}:{listener.getsockname()[1]}", models)
-        _run(make_app(rollout, settings), listener, settings.drain_s)
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        _run(make_app(rollout, settings), listener, settings.drain_s, lambda: started(url, models))
 
 
 def make_rollout(
@@ -173,7 +173,25 @@ def _watched(rollout: Rollout, every_s: float) -> Iterator[None]:
         ended.set()
 
 
-def _run(app: FastAPI, listener: socket.socket, drain_s: float) -> None:
+class _Server(uvicorn.Server):
+    """A server that says when it listens.
+
+    Args:
+        config: Settings of the server.
+        started: Called then.
+    """
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._call_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self._call_started()
+
+
+def _run(app: FastAPI, listener: socket.socket, drain_s: float, started: Callable[[], None]) -> None:
     """Answer requests until a signal, and then let those in flight end."""
     settings = uvicorn.Config(
         app,
@@ -184,5 +202,5 @@ def _run(app: FastAPI, listener: socket.socket, drain_s: float) -> None:
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again that it has obeyed
-        uvicorn.Server(settings).run(sockets=[listener])
+        _Server(settings, started).run(sockets=[listener])
     logger.info("ended")

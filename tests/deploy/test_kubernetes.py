@@ -77,8 +77,8 @@ def test_the_manifests_fit_the_schema(version: str) -> None:
         strictly(manifest, version)
     kinds = sorted(manifest["kind"] for manifest in manifests())
     assert kinds == [
-        *("ConfigMap", "Deployment", "Deployment", "Namespace", "PersistentVolumeClaim"),
-        *("Role", "RoleBinding", "ServiceAccount", "ServiceAccount"),
+        *("ConfigMap", "ConfigMap", "Deployment", "Deployment", "Deployment", "Namespace", "PersistentVolumeClaim"),
+        *("Role", "RoleBinding", "Service", "ServiceAccount", "ServiceAccount"),
     ]
 
 
@@ -197,6 +197,7 @@ def test_every_pod_keeps_to_the_namespaces_security_standard(name: str, spec: di
         "name",
         "persistentVolumeClaim",
         "emptyDir",
+        "configMap",
     }
     for made in spec["containers"]:
         assert made["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -238,6 +239,8 @@ def test_names_that_refer_to_each_other_agree() -> None:
         assert ("ServiceAccount", spec["serviceAccountName"]) in named
         assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
         (worker,) = spec["containers"]
+        if deployment["metadata"]["name"] == "serve":
+            continue
         pool = worker["args"][worker["args"].index("--pool") + 1]
         assert (deployment["metadata"]["name"], pool in POOLS) == (f"worker-{pool}", True)
         assert all(("ConfigMap", source["configMapRef"]["name"]) in named for source in worker["envFrom"])
@@ -246,7 +249,7 @@ def test_names_that_refer_to_each_other_agree() -> None:
 def test_the_worker_watches_its_own_namespace_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect_kubernetes.settings import KubernetesSettings
 
-    (settings,) = by_kind("ConfigMap")
+    settings = next(made for made in by_kind("ConfigMap") if made["metadata"]["name"] == "nextquill-worker")
     for name, value in settings["data"].items():
         monkeypatch.setenv(name, value)
     assert KubernetesSettings().observer.namespaces == {settings["metadata"]["namespace"]}
@@ -268,3 +271,35 @@ def test_the_reference_has_every_variable_with_its_default() -> None:
         for name in ("memory", "deadline_seconds", "finished_job_ttl", "pod_watch_timeout_seconds", "store_claim"):
             cell = told[name][place].strip(" `")
             assert cell in (str(variables[name]["default"]), "the same")
+
+
+def test_the_server_is_started_as_its_command_line_allows_and_ends_in_time() -> None:
+    import typer
+    from typer.main import get_command
+
+    from flows.cli.main import app
+    from nextquill_core.config import parse_config
+
+    (deployment,) = [made for made in by_kind("Deployment") if made["metadata"]["name"] == "serve"]
+    (service,), (settings,) = by_kind("Service"), [made for made in by_kind("ConfigMap") if "run.yaml" in made["data"]]
+    spec = deployment["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    program, command, *arguments = server["args"]
+    assert (program, command) == ("nextquill", "serve")
+    group = get_command(app)
+    chosen = group.commands[command].make_context(command, arguments, parent=typer.Context(group)).params  # type: ignore[attr-defined]
+    (port,) = server["ports"]
+    assert (chosen["host"], chosen["port"]) == ("0.0.0.0", port["containerPort"])  # noqa: S104 - within its pod
+    assert chosen["api_key_env"] in {one["name"] for one in server["env"] if "valueFrom" in one}
+    paths = {mount["name"]: mount["mountPath"] for mount in server["volumeMounts"]}
+    assert str(chosen["config"]) == f"{paths['config']}/run.yaml"
+    (volume,) = [one for one in spec["volumes"] if one["name"] == "config"]
+    assert volume["configMap"]["name"] == settings["metadata"]["name"]
+    assert parse_config(yaml.safe_load(settings["data"]["run.yaml"]), "run.yaml").store.startswith(f"{paths['store']}/")
+    stopping = int(server["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert spec["terminationGracePeriodSeconds"] > stopping + chosen["drain"] + 5
+    for name, path in (("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+        assert server[name]["httpGet"] == {"path": path, "port": port["name"]}
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
