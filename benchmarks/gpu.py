@@ -1,4 +1,4 @@
-"""Scoring and training on an accelerator: Qwen2.5-3B's shape, random weights, bf16, the fastest attention available.
+"""Scoring, training and decoding on an accelerator: Qwen2.5-3B's shape, random weights, bf16, the fastest attention.
 
     python -m benchmarks.gpu
 
@@ -8,7 +8,9 @@ published code; the share of the chip's rate in dense matrix products that usefu
 measured here and of the one in its data sheet; and peak memory. The line for training has an optimizer step of LoRA
 (r 16 on all linear layers) with L_p, without it, and as the published code does it, and from it the hours that the
 paper's three data sets would take. The useful work of a step is what a frozen model needs without recomputation: every
-product with frozen weights twice (forward, and gradients of its input), attention three times. Lengths are drawn from
+product with frozen weights twice (forward, and gradients of its input), attention three times. The line for generating
+has the time of a decode step of one row and of 64, and the share of the data sheet's bandwidth at which weights and
+cache are read. `nextquill plan --rates FILE` reads these lines. Lengths are drawn from
 the distribution of real ones (`benchmarks/score.py` on Digital Music: prompts of 1,790 tokens, of which 177 open both
 branches, answers of 365).
 
@@ -31,6 +33,9 @@ import torch
 from benchmarks import train
 from benchmarks.score import factual, flops, products, reference
 from nextquill_core.causal.scorer import Scorer
+from nextquill_core.costs.cards import CARDS, Card
+from nextquill_core.costs.random_model import decode_seconds, random_model
+from nextquill_core.costs.shape import KNOWN, ModelShape
 from nextquill_core.model.forward import computed_tokens
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.data import TrainExample, micro_batches
@@ -38,45 +43,19 @@ from nextquill_core.training.losses import PreferenceLoss, denominators, trainin
 from nextquill_core.training.worker import with_adapter
 
 PAPERS_EXAMPLES, PAPERS_EPOCHS = 2_536 + 15_400 + 14_032, 5
-SHAPES: dict[str, dict[str, int]] = {
-    "qwen2.5-3b": {
-        "vocab_size": 151_936,
-        "hidden_size": 2048,
-        "intermediate_size": 11_008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-    },
-    "small": {
-        "vocab_size": 1000,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+SHAPES = {
+    "qwen2.5-3b": KNOWN["Qwen/Qwen2.5-3B"],
+    "small": ModelShape(1000, hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, head_size=16),
 }
 LIMIT = 2048
 """Maximum number of tokens of a prompt, and of an answer, as in the published settings."""
-DATA_SHEET = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "B200": 2250e12,
-}
-"""Operations per second in dense bf16 products, by chip."""
+STAGES = ("score", "train", "generate")
+ROWS = 64
+"""Rows of a batch in the trial of decoding."""
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        **SHAPES[name], max_position_embeddings=2 * LIMIT + 1, tie_word_embeddings=True, use_cache=False
-    )
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return random_model(SHAPES[name], dtype, device)
 
 
 def drawn_pairs(count: int, vocabulary: int, scale: float = 1.0) -> list[TokenPair]:
@@ -227,12 +206,39 @@ def measure_training(
     }
 
 
+def measure_decoding(name: str, pairs: Sequence[TokenPair]) -> dict[str, Any]:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    shape, model = SHAPES[name], build(name, dtype, device)
+    rows = (list(pairs) * ROWS)[:ROWS]
+    single, several = decode_seconds(model, rows, 1), decode_seconds(model, rows, ROWS)
+    width = max(len(pair.factual) for pair in rows)
+    read = (shape.parameters + ROWS * width * shape.cached) * dtype.itemsize
+    card = card_of(device)
+    return {
+        "stage": "generate",
+        "chip": chip_name(device),
+        "shape": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows": ROWS,
+        "positions": width,
+        "step_seconds": {"one row": round(single, 5), "all rows": round(several, 5)},
+        "tokens_a_second": round(ROWS / several),
+        "share_of_bandwidth": round(read / several / card.bandwidth, 3) if card else None,
+    }
+
+
 def chip_name(device: torch.device) -> str:
     return torch.cuda.get_device_name() if device.type == "cuda" else device.type
 
 
+def card_of(device: torch.device) -> Card | None:
+    return next((card for name, card in CARDS.items() if name in chip_name(device)), None)
+
+
 def data_sheet_rate(device: torch.device) -> float | None:
-    return next((rate for name, rate in DATA_SHEET.items() if name in chip_name(device)), None)
+    card = card_of(device)
+    return card.products if card else None
 
 
 def main() -> None:
@@ -242,7 +248,7 @@ def main() -> None:
     parser.add_argument("--reference-examples", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
-    parser.add_argument("--only", choices=("score", "train"), help="measure only one of the two")
+    parser.add_argument("--only", choices=STAGES, help="measure only one of the three")
     parser.add_argument(
         "--gradient-checkpointing",
         action="store_true",
@@ -250,13 +256,17 @@ def main() -> None:
     )
     given = parser.parse_args()
     scale = 1.0 if given.shape != "small" else 0.05
-    pairs = drawn_pairs(given.examples, SHAPES[given.shape]["vocab_size"], scale)
+    pairs = drawn_pairs(given.examples, SHAPES[given.shape].vocabulary, scale)
     few, rounds = given.reference_examples, given.rounds
-    if given.only != "train":
+    if given.only in (None, "score"):
         print(json.dumps(measure(given.shape, pairs, few, rounds, given.batch_tokens)), flush=True)
-    if given.only != "score":
+    if given.only in (None, "train"):
         checkpointing = given.gradient_checkpointing
-        print(json.dumps(measure_training(given.shape, pairs, few, rounds, given.batch_tokens, checkpointing)))
+        print(
+            json.dumps(measure_training(given.shape, pairs, few, rounds, given.batch_tokens, checkpointing)), flush=True
+        )
+    if given.only in (None, "generate"):
+        print(json.dumps(measure_decoding(given.shape, pairs)))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ ROOMS = (
     ("evaluation",),
     ("analysis",),
     ("pipeline",),
+    ("costs",),
     ("studies",),
     ("registry",),
     ("serving",),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import compare, interruption, serve, server, write
+from flows.cli import compare, interruption, plan, serve, server, write
 from flows.cli import store as store_commands
 from flows.cli.arguments import Commands
 from flows.cli.options import (
@@ -44,7 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-CATEGORIES_OF_THE_PAPER = [Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml")]
+DATA_SETS_OF_THE_PAPER = [
+    Path("configs", name) for name in ("books.yaml", "movies_tv.yaml", "cds_vinyl.yaml", "topic_writing.yaml")
+]
 OWN_REVIEWS = "ingest.inputs=[{category: Mine, reviews: reviews.jsonl, items: items.jsonl}]"
 PACKAGED_STUDIES = [Path("synthetic"), Path("real")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make the artifacts again even if they are up to date.")]
@@ -141,7 +143,7 @@ _stage_command("evaluate", "Generate reviews, measure them, and write the report
 @app.command("reproduce", rich_help_panel=Panel.pipeline)
 @with_settings
 def _reproduce(
-    config: ConfigsOption = CATEGORIES_OF_THE_PAPER, settings: Any = None, force: ForceOption = False
+    config: ConfigsOption = DATA_SETS_OF_THE_PAPER, settings: Any = None, force: ForceOption = False
 ) -> None:
     """Run the paper's whole table and print our numbers beside the published ones.
 
@@ -373,6 +375,7 @@ def _explain(
     write_page(output, example_html(explained), show=show)
 
 
+plan.register(app)
 compare.register(app)
 write.register(app)
 serve.register(app)

@@ -48,6 +48,10 @@ class SummariesConfig(Section):
     """maximum number of tokens in one summary"""
 
 
+PERSONAL_TARGETS = ("q_proj", "v_proj")
+"""Names of the layers that a user's adapter changes."""
+
+
 class PersonalConfig(Section):
     """How `oppu` and `cope` train one adapter per user on an adapter of other users (OPPU, arXiv 2402.04401)."""
 

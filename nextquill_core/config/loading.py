@@ -16,6 +16,7 @@ from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.messages import SEE, explained, first_error
 from nextquill_core.config.model import ModelConfig
+from nextquill_core.config.prices import PricesConfig
 from nextquill_core.config.score import ScoreConfig, WeightsConfig
 from nextquill_core.config.secrets import first_secret
 from nextquill_core.config.slurm import SlurmJobs
@@ -54,6 +55,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     slurm: Annotated[SlurmJobs, OPERATIONAL] = SlurmJobs()
+    prices: Annotated[PricesConfig, OPERATIONAL] = PricesConfig()
     _overridden: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="before")

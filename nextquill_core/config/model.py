@@ -27,6 +27,16 @@ class TinyModelConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """learning rate of AdamW in pretraining"""
 
+    @property
+    def intermediate_size(self) -> int:
+        """Size inside a feed-forward part."""
+        return self.hidden_size * 11 // 4 // 8 * 8
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads that keys and values have."""
+        return max(1, self.heads // 2)
+
 
 class ModelConfig(Section):
     """The initial model θ0."""

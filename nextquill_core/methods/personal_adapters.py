@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nextquill_core.config.evaluate import PersonalConfig
+from nextquill_core.config.evaluate import PERSONAL_TARGETS, PersonalConfig
 from nextquill_core.errors import ModelError, first_line
 from nextquill_core.model.forward import answer_hidden_states
 from nextquill_core.model.head import head_of
@@ -43,7 +43,6 @@ Adapter = Mapping[str, Tensor]
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 """Names of fused query, key and value projections: GPT-2; NeoX, BLOOM and Falcon; Phi-3; MPT."""
 
-TARGETS = ("q_proj", "v_proj")
 EMPTY = "empty"
 """Name of the adapter that PEFT always needs and that belongs to no user."""
 PARTS = ("lora_A", "lora_B")
@@ -74,7 +73,7 @@ class PersonalTraining(PersonalConfig):
         max_grad_norm: Gradients are scaled down to this norm.
     """
 
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = PERSONAL_TARGETS
     seed: int = 0
     dropout: float = 0.05
     global_batch: int = 16
@@ -330,7 +329,7 @@ def _where(model: Any, spec: PersonalTraining) -> dict[str, Any]:
         if isinstance(module, nn.Linear | Conv1D)
     }
     names = list(spec.targets)
-    if not set(names) <= set(linear) and spec.targets == TARGETS:
+    if not set(names) <= set(linear) and spec.targets == PERSONAL_TARGETS:
         names = [name for name in FUSED if name in linear][:1] or names
     if not set(names) <= set(linear):
         raise ModelError(

@@ -143,10 +143,10 @@ def tiny_qwen2(config: TinyModelConfig, vocabulary: int, stop_id: int, pad_id: i
         Qwen2Config(
             vocab_size=vocabulary,
             hidden_size=config.hidden_size,
-            intermediate_size=config.hidden_size * 11 // 4 // 8 * 8,
+            intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
-            num_key_value_heads=max(1, config.heads // 2),
+            num_key_value_heads=config.kv_heads,
             max_position_embeddings=32768,
             tie_word_embeddings=True,
             # About 1/√hidden: with the usual 0.02, attention starts so flat at this width that the model does not learn

@@ -184,7 +184,14 @@ class Plan:
         return next((step for step in self.stages if step.name == name), None)
 
 
-def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Mapping[str, Any] | None = None) -> Plan:
+def make_plan(
+    config: Config,
+    digests: DigestCache,
+    *,
+    fetch: bool,
+    privacy: Mapping[str, Any] | None = None,
+    files: tuple[RawFiles, ...] | None = None,
+) -> Plan:
     """Return the plan of a configuration.
 
     Args:
@@ -192,12 +199,15 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
         digests: Digests of raw files.
         fetch: Whether raw files that come from the hub may be downloaded.
         privacy: What fingerprints contain of the key of pseudonyms and the list of users to forget.
+        files: The raw files of each category; None to look for them. Where a category has none, because they are not
+            downloaded yet, the plan has all of its steps, and fingerprints that no artifact has.
 
     Raises:
         UserError: Raw files or the model folder are missing, or a name is unknown.
     """
     reader = source(config.ingest.source, config.ingest.options)
-    files = tuple(reader.find(raw, fetch=fetch) for raw in config.ingest.inputs)
+    if files is None:
+        files = tuple(reader.find(raw, fetch=fetch) for raw in config.ingest.inputs)
     settings = config.ingest.fingerprint_fields()
     del settings["inputs"]  # names of files say nothing about what is in them
     if config.ingest.clean == CleanConfig():
@@ -259,7 +269,9 @@ def make_plan(config: Config, digests: DigestCache, *, fetch: bool, privacy: Map
     if "exact" in config.evaluate.preference_tokens:
         from nextquill_core.synthetic.truth import truth_file
 
-        measuring["truth"] = {raw.category: digests(truth_file(raw.category, raw.reviews)) for raw in files}
+        measuring["truth"] = {
+            raw.category: digests(truth_file(raw.category, raw.reviews)) for raw in files if raw.reviews
+        }
     evaluate = Step("evaluate", "evaluate", measuring, inputs)
     return Plan(
         config, reader, files, scans, ingest, model, effects, score, weights, train, folds, evaluation, evaluate,

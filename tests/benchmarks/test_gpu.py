@@ -29,10 +29,12 @@ runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    scoring, training = map(json.loads, done.stdout.splitlines())
-    assert scoring["shape"] == training["shape"] == "small"
+    scoring, training, decoding = map(json.loads, done.stdout.splitlines())
+    assert scoring["shape"] == training["shape"] == decoding["shape"] == "small"
     assert scoring["examples_a_second"]["ours"] > 0
     assert training["seconds_an_example"]["nextquill"] > 0
     assert training["hours_of_the_papers_data"] > 0
+    assert 0 < decoding["step_seconds"]["one row"] < decoding["step_seconds"]["all rows"]
+    assert decoding["share_of_bandwidth"] is None, "a CPU has no data sheet here"
     for line in (scoring, training):
         assert 0 < line["share_of_product_rate"] < 1

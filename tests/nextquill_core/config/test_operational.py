@@ -73,6 +73,7 @@ OPERATIONAL_KEYS: dict[str, tuple[str, str]] = {
     "SlurmJobs.resubmit_after": (GUARD, "a job that ended is submitted again"),
     "SlurmJobs.poll_s": (SPEED, "how often Slurm is asked"),
     "SlurmJobs.folder": (PLACE, "scripts and logs of jobs"),
+    **{f"PricesConfig.{card}": (DISPLAY, "the money that `nextquill plan` shows") for card in ("a100", "h100", "h200")},
 }
 # The tests that show it by running both, where a small model can.
 CORE = "tests/nextquill_core"
