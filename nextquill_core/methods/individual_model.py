@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nextquill_core.generation.engines import BASE
 from nextquill_core.model.forward import device_of
 from nextquill_core.records import TokenPair
 
@@ -23,6 +24,9 @@ class IndividualModel(nn.Module):
         model: The base model.
         names: Names of the parts.
     """
+
+    active_adapter = BASE
+    """What a pass uses that names no part."""
 
     def __init__(self, model: Any, names: Iterable[str]) -> None:
         super().__init__()
