@@ -2,9 +2,10 @@
 
     python -m benchmarks.lookup --users 100000 10000000
 
-For each number of users, sequences and items are written as ingest writes them, 1,000 users to a file. Every hundredth
-file has users with 18 to 80 reviews of 200 to 12,000 characters; those are looked up. The users of the other files have
-one short review each, so that ten million users fit on a disk; they make the search among files as long as it is.
+For each number of users, sequences and items are written as ingest writes them, 1,000 users to a file and 25 to a row
+group, in a temporary folder. One row group of every twentieth file has users with 18 to 80 reviews of 200 to 12,000
+characters; those are looked up. All other users have one short review each, so that ten million users fit on a disk;
+they make the search among files as long as it is.
 One line of JSON holds, over distinct users, the median and 95th percentile of the milliseconds for a lookup of eight
 reviews with items, the first lookup of a process, and the ratio to Polars; `cpu` is processor time, which a busy
 machine changes less.
@@ -31,7 +32,7 @@ from nextquill_core.schemas import ITEMS, SEQUENCES
 from nextquill_core.writing.histories import Histories
 from storage.tables import write_table
 
-EVERY = 100
+EVERY = 20
 ITEM_COUNT = 200_000
 SHOWN = 8
 
@@ -64,15 +65,16 @@ def write_artifact(folder: Path, users: int, seed: int = 0) -> list[str]:
     short, long = [review(20)], list[str]()
     for number in range(-(-users // USERS_PER_SHARD)):
         ids = [f"AE{user:026d}" for user in range(number * USERS_PER_SHARD, min(users, (number + 1) * USERS_PER_SHARD))]
-        full = number % EVERY == 0
+        begin = int(rng.integers(0, len(ids) // USERS_PER_GROUP)) * USERS_PER_GROUP
+        chosen = range(begin, begin + USERS_PER_GROUP) if number % EVERY == 0 else range(0)
         rows = {
             "user_id": ids,
             "category": ["Books"] * len(ids),
-            "reviews": [reviews() if full else short for _ in ids],
+            "reviews": [reviews() if place in chosen else short for place in range(len(ids))],
         }
         table = pa.table(rows, schema=SEQUENCES)
         write_table(folder / "sequences" / f"000-{number:05d}.parquet", table, USERS_PER_GROUP)
-        long += ids if full else []
+        long += [ids[place] for place in chosen]
     for number, start in enumerate(range(0, ITEM_COUNT, ROWS_PER_SHARD)):
         ids = [f"B{item:09d}" for item in range(start, min(ITEM_COUNT, start + ROWS_PER_SHARD))]
         texts = [cut(int(length)) for length in np.clip(rng.lognormal(6, 0.8, len(ids)), 100, 2000)]

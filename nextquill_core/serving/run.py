@@ -7,7 +7,8 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -174,7 +175,7 @@ def _watched(rollout: Rollout, every_s: float) -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it listens.
+    """A server that says when it listens, and that obeys a signal without raising it again.
 
     Args:
         config: Settings of the server.
@@ -190,6 +191,15 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._call_started()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop listening, and end once the requests in flight have ended.
+
+        Args:
+            sig: The signal.
+            frame: Where it interrupted.
+        """
+        self.should_exit = True
+
 
 def _run(app: FastAPI, listener: socket.socket, drain_s: float, started: Callable[[], None]) -> None:
     """Answer requests until a signal, and then let those in flight end."""
@@ -201,6 +211,5 @@ def _run(app: FastAPI, listener: socket.socket, drain_s: float, started: Callabl
         lifespan="off",
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again that it has obeyed
-        _Server(settings, started).run(sockets=[listener])
+    _Server(settings, started).run(sockets=[listener])
     logger.info("ended")

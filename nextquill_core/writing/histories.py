@@ -206,7 +206,7 @@ class _SortedFiles:
         self._paths = paths
         self._key = key
         self._footer = lru_cache(FOOTERS)(self._read_footer)
-        self._first = cache(lambda number: self._footer(number).firsts[0])
+        self._first = cache(self._read_first)
 
     def rows(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield the rows with these keys; a row group is read once, and unknown keys are passed over."""
@@ -269,6 +269,10 @@ class _SortedFiles:
 
     def _read(self, number: int, group: int, columns: Sequence[str] | None = None) -> Any:
         return read_row_group(self._paths[number], group, self._footer(number).metadata, columns)
+
+    def _read_first(self, number: int) -> str:
+        """Return the first key of a file; the search asks many files for it, and for nothing else."""
+        return self._bounds(number, 0, read_footer(self._paths[number]))[0]
 
     def _read_footer(self, number: int) -> _Footer:
         metadata = read_footer(self._paths[number])

@@ -40,7 +40,7 @@ def metrics(client: httpx.Client) -> dict[str, float]:
 def test_metrics_count_what_was_written(client: httpx.Client, users: list[str], run: Run) -> None:
     model = run.plan.train["nextquill"].fingerprint
     before = metrics(client)
-    drafts = [ask(client, user=users[0]), ask(client, user="unknown")]
+    drafts = [ask(client, user=users[0]), ask(client, user="a stranger")]
     after = metrics(client)
 
     def grown(name: str) -> float:
@@ -107,7 +107,7 @@ def test_reviews_and_items_are_those_of_the_store(client: httpx.Client, users: l
     (stored,) = histories.sequences([users[0]])
     newest = stored.reviews[::-1][:20]
     assert [(one["item_id"], one["text"]) for one in found] == [(row["item_id"], row["text"]) for row in newest]
-    assert client.get("/v1/users/unknown/reviews").json()["reviews"] == []
+    assert client.get("/v1/users/stranger/reviews").json()["reviews"] == []
     item = found[0]
     for text in (item["item_id"], item["item"]["title"].upper()):
         items = client.get("/v1/items", params={"text": text}).json()["items"]
