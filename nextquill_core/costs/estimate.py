@@ -30,9 +30,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "retrieval": ("relevance",),
     "summaries": ("summaries",),
+    "profiles": ("profiles",),
     "personal adapters": ("personal",),
+    "style vectors": ("style",),
+    "soft tokens": ("peers", "soft"),
     "texts": ("predictions",),
     "likelihoods": ("likelihood",),
+    "judge": ("rubrics", "judged"),
     "evaluate": ("choice", "clusters", "evaluate"),
 }
 """The rows of the table, and the kinds of steps in each, in the order in which a run makes them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nextquill_core.config import Config
 from nextquill_core.config.evaluate import PERSONAL_TARGETS
@@ -192,7 +192,11 @@ class WorkCounter:
             "train": self._train,
             "relevance": self._relevance,
             "summaries": self._summaries,
+            "profiles": self._profiles,
             "personal": self._personal,
+            "style": self._style,
+            "peers": self._peers,
+            "soft": self._soft,
             "predictions": self._predictions,
             "likelihood": self._likelihood,
             "clusters": self._clusters,
@@ -248,23 +252,57 @@ class WorkCounter:
         )
 
     def _relevance(self, step: Step) -> Work:
-        name = self.config.evaluate.retrieval.encoder
-        numbers = self.shape.body if name == BASE_ENCODER else ENCODERS.get(name, ENCODERS["facebook/contriever"])
         texts = self.measured * (self.sizes.history + 1)
-        return Work(self.measured, forward=2 * numbers * texts * self.review, loads=1, stored=4 * texts)
+        forward = self._encoded(self.config.evaluate.retrieval.encoder, texts)
+        return Work(self.measured, forward=forward, loads=1, stored=4 * texts)
+
+    def _encoded(self, encoder: str, texts: float) -> float:
+        """Return the operations of an encoder that reads texts of the length of a review."""
+        known = ENCODERS.get(encoder, ENCODERS["facebook/contriever"])
+        return 2 * (self.shape.body if encoder == BASE_ENCODER else known) * texts * self.review
 
     def _summaries(self, step: Step) -> Work:
         settings = self.config.evaluate.summaries
         older = max(0.0, self.sizes.history - settings.newest)
         count = self.measured * math.ceil(older / settings.block)
         prompt = min(settings.block * self.review + settings.max_tokens, self.config.prompt.max_prompt_tokens)
+        return self._written(count, prompt, settings.max_tokens)
+
+    def _written(self, count: float, prompt: float, tokens: int) -> Work:
+        """Return the work of texts about users: `count` of at most `tokens` tokens, after prompts of some length."""
         return Work(
             self.measured,
             forward=count * passed(self.shape, prompt, 1).forward,
-            answers=(Answers(count, settings.max_tokens, settings.max_tokens, prompt),),
+            answers=(Answers(count, tokens, tokens, prompt),),
             loads=1,
             stored=self.measured * 1000,
         )
+
+    def _profiles(self, step: Step) -> Work:
+        settings, longest = self.config.evaluate.profiles, self.config.prompt.max_prompt_tokens
+        prompt = min(min(settings.reviews, self.sizes.history) * self.review, longest)
+        profiles = self._written(self.measured, prompt, settings.max_tokens)
+        if "peers" not in step.settings:
+            return profiles
+        compared = self.measured * min(settings.compared, self.sizes.history)
+        pair = min((1 + settings.others) * self.review, longest)
+        pairs = self._written(compared, pair, settings.difference_tokens)
+        return replace(profiles, forward=profiles.forward + pairs.forward, answers=profiles.answers + pairs.answers)
+
+    def _style(self, step: Step) -> Work:
+        settings, lengths = self.config.evaluate.style, self.sizes.lengths
+        reviews = self.sizes.users * min(settings.newest or self.sizes.history, self.sizes.history)
+        texts = self._written(reviews, lengths.bare, settings.max_tokens)
+        return replace(texts, forward=texts.forward + 2 * reviews * self.branches.without.forward)
+
+    def _peers(self, step: Step) -> Work:
+        settings = self.config.evaluate
+        texts = (self.measured + self.sizes.examples["train"]) * min(settings.dep.reviews, self.sizes.history)
+        return Work(self.measured, forward=self._encoded(settings.peers.encoder, texts), loads=1)
+
+    def _soft(self, step: Step) -> Work:
+        passes = self.sizes.examples["train"] * self.config.evaluate.dep.epochs
+        return Work(passes, training=passes * self.branches.without.training, loads=1)
 
     def _personal(self, step: Step) -> Work:
         settings = self.config.evaluate.personal

@@ -139,7 +139,7 @@ def test_a_stage_s_own_settings_come_first() -> None:
     assert shown_first("sweep")[:3] == ["grid", "parallel", "force"]
     assert shown_first("pipeline") == [
         "force", "ingest", "train", "evaluate",
-        "store", "seed", "model", "privacy", "prompt", "score", "weights", "slurm",
+        "store", "read_store", "seed", "model", "privacy", "prompt", "score", "weights", "slurm", "prices",
     ]  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def texts(seed: int, count: int, longest: int = 30) -> list[str]:
 
 def test_metrics_table() -> None:
     assert tuple(METRICS) == (
-        *(*VALUES[:2], "rouge1_unicode", "rougeL_unicode", *VALUES[2:4], "bertscore", "author"),
+        *(*VALUES[:2], "rouge1_unicode", "rougeL_unicode", *VALUES[2:4], "bertscore", "author", "judge"),
         *(*LIKELIHOODS, *GAINS, *CUT, "length_ratio"),
     )
     assert [key for key, metric in METRICS.items() if not metric.higher_is_better] == ["length_ratio"]
