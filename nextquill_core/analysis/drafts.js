@@ -28,6 +28,12 @@
     return async (value) => { const mine = ++turn; await look(value, () => mine === turn); };
   };
 
+  // Waits for a pause in typing, because a search of titles reads all of them.
+  const paused = (look) => {
+    let timer = 0;
+    return (value) => { clearTimeout(timer); timer = setTimeout(() => look(value), 200); };
+  };
+
   const fillUsers = latest(async (start, current) => {
     const { users } = await get('/v1/users?count=20&start=' + encodeURIComponent(start));
     if (!current()) return;
@@ -152,9 +158,11 @@
   };
 
   const fault = (id) => (error) => show(id, error.message, true);
-  by('user').addEventListener('input', () => { fillUsers(by('user').value).catch(fault('user-state')); });
+  const typedUser = paused((start) => fillUsers(start).catch(fault('user-state')));
+  const typedItem = paused((text) => showItem(text).catch(fault('item-state')));
+  by('user').addEventListener('input', () => typedUser(by('user').value));
   by('user').addEventListener('change', () => { showPast(by('user').value.trim()).catch(fault('user-state')); });
-  by('item').addEventListener('input', () => { showItem(by('item').value.trim()).catch(fault('item-state')); });
+  by('item').addEventListener('input', () => typedItem(by('item').value.trim()));
   by('strength').addEventListener('input', () => {
     const value = Number(by('strength').value);
     const means = value === 0 ? ', as the model writes' : value === -1 ? ', as without the history' : '';

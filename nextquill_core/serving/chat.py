@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -84,7 +84,7 @@ class ChatForm(BaseModel):
     names an item or an example"""
     user: str | None = None
     """id of a user of the store, whose reviews are shown"""
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] | None = None
     """item, or item_title and item_description; rating, title, category, before; or example; decoding, strength,
     explain: as in /v1/drafts, as text"""
     stream: bool = False
@@ -105,7 +105,7 @@ class ChatForm(BaseModel):
             ApiError: Something in it has no place in a draft.
             UserError: A field is invalid.
         """
-        given = self.metadata
+        given = self.metadata or {}
         for name in given:
             if name not in KNOWN:
                 raise ApiError(422, f"`metadata.{name}`: unknown; {suggestion(name, KNOWN)}")
@@ -118,30 +118,27 @@ class ChatForm(BaseModel):
         values: dict[str, Any] = {name: given[name] for name in ("title", "category", "example") if name in given}
         values |= {name: _number(given[name]) for name in ("rating", "before", "strength") if name in given}
         if "example" not in given:
-            values |= {"item": self._item, "user": self.user}
+            values |= {"item": self._item(given), "user": self.user}
         values |= {
             "method": self.model,
-            "decoding": self._decoding,
+            "decoding": self._decoding(given),
             "explain": given.get("explain", "false"),
             "seed": self.seed,
             "max_tokens": self.max_completion_tokens or self.max_tokens,
         }
         return checked(DraftForm, {name: value for name, value in values.items() if value is not None}, "the request")
 
-    @property
-    def _item(self) -> str | dict[str, str]:
-        if "item" in self.metadata:
-            return self.metadata["item"]
-        if "item_title" in self.metadata or "item_description" in self.metadata:
-            names = {"title": "item_title", "description": "item_description"}
-            return {field: self.metadata.get(name, "") for field, name in names.items()}
+    def _item(self, given: Mapping[str, str]) -> str | dict[str, str]:
+        if "item" in given:
+            return given["item"]
+        if "item_title" in given or "item_description" in given:
+            return {"title": given.get("item_title", ""), "description": given.get("item_description", "")}
         title, _, description = self.messages[0].text.strip().partition("\n")
         return {"title": title.strip(), "description": " ".join(description.split())}
 
-    @property
-    def _decoding(self) -> str:
-        if "decoding" in self.metadata:
-            return self.metadata["decoding"]
+    def _decoding(self, given: Mapping[str, str]) -> str:
+        if "decoding" in given:
+            return given["decoding"]
         if self.temperature:
             what = "use 0, or name a preset in metadata.decoding"
             raise ApiError(422, f"`temperature`: a draft is decoded by a preset; {what}")

@@ -24,7 +24,7 @@ from tests.stages import untrained
 from tests.world import small_config, small_settings, write_config
 
 START_S = 120.0
-ONE = {"evaluate": {"methods": ["nextquill"], "max_new_tokens": 60}}
+ONE = {"evaluate": {"methods": ["nextquill"], "max_new_tokens": 200}}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,8 @@ def test_a_signal_lets_requests_in_flight_end_and_a_kill_loses_nothing(config: P
         first = draft(url, decoding="greedy")
         with ThreadPoolExecutor() as pool:
             waiting = [pool.submit(draft, url, decoding="greedy") for _ in range(4)]
-            while "nextquill_in_flight 0.0" in httpx.get(f"{url}/metrics", trust_env=False).text:
-                if all(one.done() for one in waiting):
-                    break
+            while "nextquill_in_flight 4.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+                assert not all(one.done() for one in waiting), "the signal comes too late to interrupt anything"
             server.terminate()
             assert server.wait(90) == 0, server.stderr
             assert [one.result()["text"] for one in waiting] == [first["text"]] * 4

@@ -110,6 +110,27 @@ def test_items_are_those_of_the_category(tmp_path: Path, reads: list[tuple[Path,
     assert found.near_items("zzzz")
 
 
+def test_users_are_listed_from_any_place(tmp_path: Path, reads: list[tuple[Path, int]]) -> None:
+    rows = write(tmp_path)
+    found = Histories(tmp_path)
+    names = sorted({row["user_id"] for row in rows})
+    assert found.user_ids("", 1000) == names
+    for start in ("B005", "B0055", "both", "F039", "zzz", ""):
+        assert found.user_ids(start, 7) == [name for name in names if name >= start][:7]
+    reads.clear()
+    found.user_ids("B010", 2)
+    assert len(reads) <= 3, "two categories, and one row group more"
+
+
+def test_items_are_found_by_words_of_their_title(tmp_path: Path) -> None:
+    write(tmp_path)
+    found = Histories(tmp_path)
+    assert list(found.items_named("books 2", 100)) == [("Books", f"i{one:03d}") for one in (2, *range(20, 30))]
+    assert list(found.items_named("NEW 17", 5)) == [("Films: new", "i017")]
+    assert len(found.items_named("o", 12)) == 12
+    assert found.items_named("(", 5) == {}
+
+
 def test_reviews_are_those_before_a_position_newest_last(tmp_path: Path) -> None:
     write(tmp_path)
     found = Histories(tmp_path)
