@@ -20,7 +20,7 @@ from nextquill_core.records import TokenPair
 
 TRIED_STEPS = 16
 """Steps in a trial of decoding."""
-TRIED_S, LEAST_ROUNDS, MOST_ROUNDS = 3.0, 3, 15
+TRIED_S, LEAST_ROUNDS, MOST_ROUNDS = 2.0, 2, 15
 """Seconds of a trial, about, and the least and the most rounds in it."""
 
 
@@ -80,7 +80,7 @@ def decode_seconds(model: Any, pairs: Sequence[TokenPair], rows: int) -> float:
 
 
 def median_seconds(work: Callable[[], Any]) -> float:
-    """Return the median time of the rounds that fit into `TRIED_S`, three at least, after one to warm up."""
+    """Return the median time of the rounds that fit into `TRIED_S`, two at least, after one to warm up."""
     work()
     taken: list[float] = []
     while len(taken) < LEAST_ROUNDS or (sum(taken) < TRIED_S and len(taken) < MOST_ROUNDS):

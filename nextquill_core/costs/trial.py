@@ -32,9 +32,9 @@ from nextquill_core.training.worker import with_adapter
 
 HERE = "this machine"
 TRIED_LAYERS = 4
-TRIED_PAIRS = 4
+TRIED_PAIRS = 2
 TRIED_ROWS = 8
-BUDGET = 4e10
+BUDGET = 1.5e10
 """Operations of one example on a CPU, to which its length is reduced."""
 SHORTEST = 24
 """Tokens that a part of a shortened example has at least."""

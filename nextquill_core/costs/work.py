@@ -24,6 +24,8 @@ SCAN_S, SEQUENCES_S = 3.0e-6, 0.8e-6
 """Seconds a raw review on two cores (docs/BENCHMARKS.md), where the number of reviews is known."""
 SCAN_BYTES_S = 5.8e-9
 """Seconds a raw byte on two cores, where the number is not known."""
+CONVERTED_S = 1e-7
+"""Seconds a number of a model on two cores, to convert a GGUF file."""
 SCAN_STORED = 0.9
 """Bytes of a scan, of those of the raw files."""
 REVIEW_STORED = 1200
@@ -215,7 +217,8 @@ class WorkCounter:
 
     def _model(self, step: Step) -> Work:
         if self.config.model.name_or_path != "tiny":
-            return Work(loads=1, stored=self.shape.parameters * BYTES[self.config.model.dtype])
+            numbers = self.shape.parameters
+            return Work(processor=numbers * CONVERTED_S, stored=numbers * BYTES[self.config.model.dtype])
         tiny, longest = self.config.model.tiny, self.sizes.lengths.prompt + self.sizes.lengths.answer
         tokens = tiny.steps * tiny.batch_tokens
         one = passed(self.shape, longest, longest)
