@@ -12,9 +12,9 @@ import pytest
 import typer
 
 from flows.cli.main import app
-from flows.cli.options import read_settings
 from nextquill_core.analysis.published import PUBLISHED
 from nextquill_core.config import known_keys
+from nextquill_core.config.packaged import read_config
 from nextquill_core.costs.sizes import PUBLISHED as SIZES
 from tests.conftest import REPO
 
@@ -66,7 +66,7 @@ def test_every_name_of_a_row_exists(part: Part) -> None:
         assert {argument for argument in arguments if argument.startswith("--")} <= options, line
         given = dict(pairwise(arguments))
         config = given.get("--config", "configs/books.yaml").replace("FILE", "configs/books.yaml")
-        read_settings(REPO / config, None, None, given.get("--preset"))
+        read_config(str(REPO / config), preset=given.get("--preset"))
 
 
 def test_every_equation_and_figure_of_the_first_version_has_a_row() -> None:
@@ -86,7 +86,7 @@ def test_every_configuration_of_a_data_set_has_the_examples_that_the_page_names(
     rows = re.findall(r"^\| .+? \| .+? \| `(.+?)` \| ([\d,]+) train, ([\d,]+) val, ([\d,]+) test", section, re.M)
     assert len(rows) == 4
     for path, *counts in rows:
-        config = read_settings(REPO / path, None, None)
+        config = read_config(str(REPO / path))
         (raw,) = config.ingest.inputs
         known = SIZES[config.ingest.protocol.name, raw.category].examples
         assert [int(count.replace(",", "")) for count in counts] == [known["train"], known["val"], known["test"]]
