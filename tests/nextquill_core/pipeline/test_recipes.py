@@ -20,7 +20,7 @@ from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import encoder_for, load_tokenizer
 from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Run
-from nextquill_core.prompts import HISTORY_HEADING, TEXT_LABEL
+from nextquill_core.prompts import REVIEW, TEXT_LABEL
 from nextquill_core.records import Item, Review
 from nextquill_core.tokens import token_texts
 from nextquill_core.training.data import epoch_order
@@ -94,7 +94,7 @@ def test_random_weights_are_those_of_threshold_in_the_order_of_a_hash(run: Run) 
 
 def shown_in(prompt: str) -> list[Review]:
     """Return the past reviews that a prompt shows, read from its text."""
-    _, heading, rest = prompt.partition(f"{HISTORY_HEADING}\n\n")
+    _, heading, rest = prompt.partition(f"{REVIEW.history_heading}\n\n")
     found = []
     for section in rest.split("\n\n")[:-1] if heading else ():
         labels, _, text = section.partition(TEXT_LABEL)
