@@ -28,7 +28,7 @@ from nextquill_core.pipeline.methods import (
 )
 from nextquill_core.pipeline.predict import choice, chosen, chosen_strength
 from nextquill_core.pipeline.run import Run
-from nextquill_core.prompts import REVIEW, SUMMARY_HEADING, build_prompt
+from nextquill_core.prompts import REVIEW, build_prompt
 from nextquill_core.schemas import Example, column_by_example
 from tests.models import adapted_model, oracle
 from tests.stages import make
@@ -103,7 +103,7 @@ def test_what_each_method_shows(whole: Run) -> None:
     assert summed.history == example.history[-1:]
     text = build_prompt(target.item, target.rating, target.title, example.history[-1:], summary=summed.summary)
     assert prompt(whole, "llm-trsr", summed) == text
-    assert text.index(SUMMARY_HEADING) < text.index(REVIEW.history_heading)
+    assert text.index(REVIEW.summary_heading) < text.index(REVIEW.history_heading)
 
 
 def test_a_stranger_s_history_is_not_the_user_s_own(whole: Run) -> None:

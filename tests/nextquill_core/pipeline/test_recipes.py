@@ -20,7 +20,7 @@ from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import encoder_for, load_tokenizer
 from nextquill_core.pipeline import Step
 from nextquill_core.pipeline.run import Run
-from nextquill_core.prompts import REVIEW, TEXT_LABEL
+from nextquill_core.prompts import REVIEW
 from nextquill_core.records import Item, Review
 from nextquill_core.tokens import token_texts
 from nextquill_core.training.data import epoch_order
@@ -97,7 +97,7 @@ def shown_in(prompt: str) -> list[Review]:
     _, heading, rest = prompt.partition(f"{REVIEW.history_heading}\n\n")
     found = []
     for section in rest.split("\n\n")[:-1] if heading else ():
-        labels, _, text = section.partition(TEXT_LABEL)
+        labels, _, text = section.partition(REVIEW.text_label)
         titles = [line.removeprefix("Title: ") for line in labels.splitlines() if line.startswith("Title: ")]
         found.append(Review(Item("", ""), None, " ".join(titles), text))
     return found
