@@ -3,8 +3,8 @@
 All steps of a small configuration with one method and one decoding preset are built for real, under a profiler. A file
 counts if it is in a room that carries data and one of its functions ran during the build. Not counted are planning,
 stores and manifests, configuration, progress, speed-ups and memory limits that change no number (`model/cpu`,
-`training/budget.py`), the offline base model, pages and figures (`analysis`, and what they show of
-single users), and model cards.
+`training/budget.py`), the offline base model, pages and figures (`analysis`, `pipeline/report`), and
+model cards.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ REPO = Path(__file__).resolve().parent.parent
 ROOMS = ("ingest", "model", "causal", "training", "generation", "methods", "evaluation", "pipeline")
 ROOT_FILES = ("prompts.py", "tokens.py", "folds.py")
 APART = (
-    "model/cpu/", "model/tiny.py", "pipeline/example.py", "pipeline/model_card.py", "pipeline/paper_pictures.py",
-    "pipeline/sweep_points.py", "training/budget.py", "training/model_card.py",
+    "model/cpu/", "model/tiny.py", "pipeline/model_card.py", "pipeline/report/", "pipeline/sweep_points.py",
+    "training/budget.py", "training/model_card.py",
 )  # fmt: skip
 PLANNING = tuple(f"pipeline/{name}.py" for name in ("plan", "evaluation_plan", "freshness", "step", "run"))
 STAGES = {"scan": "ingest", "effects": "score", "predictions": "evaluate", "likelihood": "evaluate"}

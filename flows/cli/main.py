@@ -367,7 +367,7 @@ def _explain(
     """Show one person: past reviews, the true review coloured by effect, and each method's text."""
     from flows.runs import open_run
     from nextquill_core.analysis.example_view import example_html, example_terminal
-    from nextquill_core.pipeline.example import find_examples, gather
+    from nextquill_core.pipeline.report.example import find_examples, gather
 
     current = open_run(settings, fetch=False)
     explained = list(gather(current, find_examples(current, user, item)))

@@ -49,9 +49,9 @@ class TasteNarrator:
             return
         from nextquill_core.analysis.exact_effects import agreement
         from nextquill_core.analysis.taste_view import estimated_view
-        from nextquill_core.pipeline.example import scored_units
         from nextquill_core.pipeline.methods import measured_examples
-        from nextquill_core.pipeline.stored_effects import read_effects
+        from nextquill_core.pipeline.report.example import scored_units
+        from nextquill_core.pipeline.score import read_effects
         from nextquill_core.pipeline.truths import clearest, exact_word_effects, truths_of, words_of
 
         try:

@@ -177,7 +177,7 @@ class Report:
         history_figures: Figures on what the history adds.
         truth_figures: Figures on estimated and exact effects; empty for data without exact effects.
         truth_facts: Numbers on the same, label and value.
-        truth_rows: The same for each method, as `pipeline.against_truth` describes them.
+        truth_rows: The same for each method, as `pipeline.report.against_truth` describes them.
         person: Single users: three that a rule chooses, and a picker for all.
         config: The most important settings, name and value.
         stages: The artifacts of the run.

@@ -9,7 +9,7 @@ and reuse agree, and a changed setting changes exactly the artifacts that it can
 - `run`: a configuration with its store and plan; finds, reuses and makes artifacts
 - `ingest`, `score`, `train`, `evaluate`: what each stage does
 - `methods`, `predict`: what methods show, need and generate with, and what they generate
-- `report`, `model_card`: results as people read them
+- `report`, `model_card`: results as people read them; no number is made there
 """
 
 from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, PredictionSet

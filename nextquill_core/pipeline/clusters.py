@@ -17,8 +17,8 @@ from nextquill_core.methods.registry import METHODS
 from nextquill_core.pipeline.evaluation_plan import OWN
 from nextquill_core.pipeline.methods import adapted, base_model, method_encoder, shown_examples
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.score import read_effects
 from nextquill_core.pipeline.step import Step
-from nextquill_core.pipeline.stored_effects import read_effects
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.schemas import CLUSTERS
 from storage import Staging

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nextquill_core.evaluation.tables import Row
     from nextquill_core.evaluation.text_metrics import Letters
     from nextquill_core.pipeline.author import RunAuthor
-    from nextquill_core.pipeline.stored_effects import Effects
+    from nextquill_core.pipeline.score import Effects
 
 METRICS_FILE, STATISTICS_FILE, TRUTH_FILE = "metrics.json", "statistics.parquet", "truth.json"
 
@@ -54,11 +54,11 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     """
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
-    from nextquill_core.pipeline.against_truth import against_truth
-    from nextquill_core.pipeline.example import gather
-    from nextquill_core.pipeline.paper_pictures import paper_pictures
-    from nextquill_core.pipeline.report import Measured, figures_of, report_of, verdict_of
-    from nextquill_core.pipeline.stored_effects import read_effects
+    from nextquill_core.pipeline.report.against_truth import against_truth
+    from nextquill_core.pipeline.report.example import gather
+    from nextquill_core.pipeline.report.page import Measured, figures_of, report_of, verdict_of
+    from nextquill_core.pipeline.report.paper_pictures import paper_pictures
+    from nextquill_core.pipeline.score import read_effects
 
     plan, settings, delta = run.plan.evaluation, run.config.evaluate, run.config.weights.delta
     texts = {key: _adopted(run, one.step, PREDICTED, staging) for key, one in plan.predictions.items()}
@@ -283,7 +283,7 @@ def _choosing(run: Run, tokens: str, examples: Sequence[Example], effects: Effec
     Raises:
         DataError: There is no ground truth for `exact`, or it is not that of these reviews.
     """
-    from nextquill_core.pipeline.stored_effects import read_effects
+    from nextquill_core.pipeline.score import read_effects
     from nextquill_core.pipeline.truths import exact_token_effects, truths_of
 
     if tokens == "exact":

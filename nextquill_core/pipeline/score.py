@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from nextquill_core.causal.shard_queue import ShardQueue
-from nextquill_core.causal.summary import EffectsSummary, summarise
+from nextquill_core.causal.summary import EffectsSummary, ScoredAnswer, summarise
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.orders import ScoreOrder
 from nextquill_core.pipeline.run import Run
@@ -16,7 +19,7 @@ from nextquill_core.pipeline.step import Step
 from nextquill_core.pipeline.train import fold_adapters
 from nextquill_core.progress import Progress
 from nextquill_core.records import Example, ShownAnswer
-from nextquill_core.schemas import column_by_example
+from nextquill_core.schemas import EFFECTS, column_by_example
 from nextquill_core.tokens import PairEncoder, token_texts
 from storage import Artifact, Staging, write_json, write_text
 from storage.stored_json import expect_form, read_checked
@@ -26,6 +29,9 @@ SUMMARY, PAGE, MARKDOWN = "effects.json", "effects.html", "effects.md"
 
 Launch = Callable[[Path, Progress], None]
 """Runs workers on the order (`ScoreOrder`) at a path until every shard is scored or has failed."""
+
+Effects = Mapping[str, ScoredAnswer]
+"""The stored values of the tokens of true reviews, by example."""
 
 
 def score_here(order: Path, progress: Progress) -> None:
@@ -167,6 +173,27 @@ def effects_source(effects: Step) -> str:
         "trained": "the initial model with a contextsft adapter that has seen these reviews (not cross-fitted)",
     }
     return named.get(source, f"the model of score.effect_source `{source}`")
+
+
+def read_effects(folder: Path, examples: Sequence[Example]) -> dict[str, ScoredAnswer]:
+    """Return the stored effects of examples.
+
+    Args:
+        folder: Folder of an artifact of the kind `effects` or `score`.
+        examples: The examples; those of a split that was not scored are left out.
+
+    Raises:
+        Damaged: A file is damaged.
+    """
+    categories = {example.example_id: example.category for example in examples}
+    wanted = pa.array(list(categories), pa.string())
+    found: dict[str, ScoredAnswer] = {}
+    for shard in sorted((folder / "effects").glob("*.parquet")):
+        table = read_table(shard)
+        for row in table.filter(pc.is_in(table["example_id"], value_set=wanted)).to_pylist():
+            values = (tuple(row[name]) for name in EFFECTS.names[1:])
+            found[row["example_id"]] = ScoredAnswer(row["example_id"], categories[row["example_id"]], *values)
+    return found
 
 
 def stored_summary(score: Artifact) -> EffectsSummary:

@@ -9,7 +9,7 @@ from nextquill_core.errors import DataError
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.methods import measured_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.stored_effects import Effects
+from nextquill_core.pipeline.score import Effects
 from nextquill_core.schemas import Example
 from nextquill_core.synthetic.truth import TrueWord, Truth, exact_effects, truth_file
 from nextquill_core.tokens import token_texts

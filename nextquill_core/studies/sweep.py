@@ -111,7 +111,7 @@ def build_sweep(
     from nextquill_core.analysis.report import number
     from nextquill_core.analysis.sweep_series import sweep_series
     from nextquill_core.pipeline.evaluate import write_picture
-    from nextquill_core.pipeline.paper_pictures import sweep_picture
+    from nextquill_core.pipeline.report.paper_pictures import sweep_picture
     from nextquill_core.schemas import SWEEP
 
     document = _document(points)

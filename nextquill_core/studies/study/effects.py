@@ -8,8 +8,7 @@ from nextquill_core.analysis.exact_effects import agreement
 from nextquill_core.errors import DataError
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.score import effects_source
-from nextquill_core.pipeline.stored_effects import read_effects
+from nextquill_core.pipeline.score import effects_source, read_effects
 from nextquill_core.pipeline.truths import exact_token_effects, exact_word_effects, truths_of
 
 

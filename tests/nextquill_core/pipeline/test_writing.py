@@ -6,8 +6,8 @@ import pytest
 
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline.example import item_ids
 from nextquill_core.pipeline.methods import method_encoder, shown_examples
+from nextquill_core.pipeline.report.example import item_ids
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.writing import run_writer
 from nextquill_core.schemas import column_by_example

@@ -16,8 +16,8 @@ from nextquill_core.causal.summary import ScoredAnswer
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.score import Effects, read_effects
 from nextquill_core.pipeline.step import Step
-from nextquill_core.pipeline.stored_effects import Effects, read_effects
 from nextquill_core.schemas import Example, column_by_example
 from nextquill_core.tokens import token_texts
 from storage import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nextquill_core.pipeline.example import find_examples, gather
+from nextquill_core.pipeline.report.example import find_examples, gather
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import column_by_example
 from storage import UserError

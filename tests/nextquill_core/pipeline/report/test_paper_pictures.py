@@ -12,7 +12,7 @@ import pytest
 from nextquill_core.evaluation.metrics import HISTORY_GAIN
 from nextquill_core.pipeline.clusters import FILE, OF_ONE_REVIEW, draw_tokens
 from nextquill_core.pipeline.evaluate import read_results
-from nextquill_core.pipeline.paper_pictures import difference_edges, history_differences
+from nextquill_core.pipeline.report.paper_pictures import difference_edges, history_differences
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import CLUSTERS
 from tests.stages import make

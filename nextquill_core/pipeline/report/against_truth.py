@@ -42,7 +42,7 @@ from nextquill_core.synthetic.world import WORLDS
 from nextquill_core.tokens import token_texts
 
 if TYPE_CHECKING:
-    from nextquill_core.pipeline.report import Measured
+    from nextquill_core.pipeline.report.page import Measured
 
 READER = "a perfect reader"
 """The row of the reader who knows the rules of the world and sees the reviews that the methods see."""

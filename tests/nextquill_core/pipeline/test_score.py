@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from nextquill_core.causal.summary import ScoredAnswer
-from nextquill_core.pipeline.stored_effects import read_effects
+from nextquill_core.pipeline.score import read_effects
 from nextquill_core.schemas import EFFECTS, Example, Item, Review
 from storage.tables import write_table
 

@@ -46,12 +46,11 @@ from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
-from nextquill_core.pipeline.against_truth import AgainstTruth
 from nextquill_core.pipeline.model_card import base_source
+from nextquill_core.pipeline.report.against_truth import AgainstTruth
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.score import stored_summary
+from nextquill_core.pipeline.score import Effects, stored_summary
 from nextquill_core.pipeline.step import Step
-from nextquill_core.pipeline.stored_effects import Effects
 from nextquill_core.schemas import Example
 from nextquill_core.training import curves
 from storage import Artifact, UserError, provenance
