@@ -180,8 +180,11 @@ class EvaluateConfig(Section):
     metrics: tuple[str, ...] = ()
     """metrics of other packages to measure beside the built-in ones; see `nextquill metrics`"""
     choose_by: Literal["rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"] = "rouge1"
-    """metric on val that chooses how `sane` decodes and how strongly a method steers; rouge1 and rougeL are replaced by
-    their Unicode forms where they ignore more than 5 % of the letters of the reviews"""
+    """metric of texts on val that chooses how `sane` decodes and how strongly a method steers; rouge1 and rougeL are
+    replaced by their Unicode forms where they ignore more than 5 % of the letters of the reviews"""
+    choose_strength_by: Literal["texts", "likelihood"] = "texts"
+    """what decides on val how strongly a method steers: texts: choose_by, on texts generated with each strength;
+    likelihood: the log-likelihood of the true reviews, which takes one pass for all strengths"""
     control: Literal["stranger", "likelihood", "none"] = "stranger"
     """stranger: methods that show the newest reviews are also measured with another user's history, which the personal
     gain needs; likelihood: the same without generating texts, by the likelihoods alone; none: no such control"""

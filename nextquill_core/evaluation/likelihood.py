@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextquill_core.causal.scorer import Scorer
+from nextquill_core.causal.scorer import Scorer, Scores
 from nextquill_core.generation.decoding import Contrast, steering
 from nextquill_core.methods.individual_model import IndividualModel
 from nextquill_core.model.forward import branch_states
@@ -146,26 +146,26 @@ def individual_logps(
 
 
 def steered_logps(
-    model: Any, pairs: Sequence[TokenPair], strength: float, batch_tokens: int, advance: Advance = _nothing
-) -> list[Tensor]:
+    model: Any, pairs: Sequence[TokenPair], strengths: Sequence[float], batch_tokens: int, advance: Advance = _nothing
+) -> list[tuple[Tensor, ...]]:
     """Return the log-probability of each answer token under context steering, normalised over the vocabulary.
 
     Args:
         model: As for `answer_logps`.
         pairs: Examples; one without history is not steered.
-        strength: s in softmax((1 + s) · log p_h − s · log p_∅): 0 is the model with history, −1 the one without.
+        strengths: Values of s in softmax((1 + s) · log p_h − s · log p_∅): 0 is the model with history, −1 the one
+            without. Each further one costs the output layer alone.
         batch_tokens: As for `Scorer`.
         advance: As for `answer_logps`.
 
     Returns:
-        As `answer_logps`.
+        For each example, by strength what `answer_logps` returns.
 
     Raises:
         ModelError: As `answer_logps`.
     """
     with _attention_kept(model):
-        scorer = SteeredScorer(model, batch_tokens, strength, _counting(advance))
-        return [logp for logp, _ in scorer.score(pairs)]
+        return SteeredScorer(model, batch_tokens, strengths, _counting(advance)).score(pairs)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class ContrastHead(Head):
 
 
 class SteeredScorer(Scorer):
-    """A scorer of steered log-probabilities; both results of a pair are the same.
+    """A scorer of steered log-probabilities, whose results for a pair are one for each strength.
 
     softmax ignores the constant by which log p and z differ, so the steered distribution is
     softmax((1 + s)·z_h − s·z_∅). The weights of that sum add up to 1, so bias, scale and W can be applied after it: one
@@ -203,33 +203,43 @@ class SteeredScorer(Scorer):
     Args:
         model: As for `Scorer`.
         batch_tokens: As for `Scorer`.
-        strength: s.
+        strengths: Values of s.
         on_scored: As for `Scorer`.
     """
 
     def __init__(
-        self, model: Any, batch_tokens: int, strength: float, on_scored: Callable[[int, int], None] | None = None
+        self,
+        model: Any,
+        batch_tokens: int,
+        strengths: Sequence[float],
+        on_scored: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(model, batch_tokens, on_scored)
-        self._strength = strength
-        self._capped = self._head.softcap is not None
-        if self._capped:
-            self._head = ContrastHead.of(self._head, steering(strength))
+        self._strengths = strengths
+        self._plain_head = self._head
 
     @torch.inference_mode()
-    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
-        states = [self._joined(*both) for both in branch_states(self.model, pairs, self.strategy)]
-        return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
+    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> Scores:
+        branches = branch_states(self.model, pairs, self.strategy)
+        targets = [pair.target for pair in pairs]
+        by_strength = [self._steered(branches, targets, strength) for strength in self._strengths]
+        return list(zip(*by_strength, strict=True))
 
-    def _joined(self, with_history: Tensor, without: Tensor) -> Tensor:
-        if self._capped:
-            return torch.cat([with_history, without], dim=1)
+    def _steered(
+        self, branches: Sequence[tuple[Tensor, Tensor]], targets: Sequence[list[int]], strength: float
+    ) -> list[Tensor]:
+        if self._plain_head.softcap is not None:
+            self._head = ContrastHead.of(self._plain_head, steering(strength))
+            return self._of_targets([torch.cat(both, dim=1) for both in branches], targets)
         # In single precision: the difference of two similar states in half precision has few digits left.
-        return (1 + self._strength) * with_history.float() - self._strength * without.float()
+        joined = [
+            (1 + strength) * with_history.float() - strength * without.float() for with_history, without in branches
+        ]
+        return self._of_targets(joined, targets)
 
 
 class AdapterContrastScorer(Scorer):
-    """A scorer of the model's active adapter contrasted with the model without an adapter; results as `SteeredScorer`.
+    """A scorer of the model's active adapter contrasted with the bare model; both results of a pair are the same.
 
     The weights of this contrast need not add up to 1, so it is computed on the logits of both.
 
@@ -248,7 +258,7 @@ class AdapterContrastScorer(Scorer):
         self._head = ContrastHead.of(self._head, contrast)
 
     @torch.inference_mode()
-    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
+    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> Scores:
         ours = branch_states(self.model, pairs, self.strategy)
         with self.model.disable_adapter():
             theirs = branch_states(self.model, pairs, self.strategy)
@@ -260,7 +270,7 @@ class IndividualScorer(Scorer):
     """A scorer of examples with a part of the model for each; both results of a pair are the same."""
 
     @torch.inference_mode()
-    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]:
+    def _log_probabilities(self, pairs: Sequence[TokenPair]) -> Scores:
         states = [self.model.answer_states(pair) for pair in pairs]
         return [(logp, logp) for logp in self._of_targets(states, [pair.target for pair in pairs])]
 

@@ -273,6 +273,13 @@ METHODS = Plugins[Method](
             ),
             Method("causal-only", "contextsft + α·L_p, every token weighted 1", "newest", Training(False, causal=True)),
             Method("mce-dce", "unweighted L_n + α·L_p with preference weights", "newest", ALIGNMENT),
+            Method(
+                "contextsft-steered",
+                "contextsft, decoded away from its own distribution without history",
+                "newest",
+                adapter="contextsft",
+                strengths=(0.0, 0.25, 0.5, 1.0, 2.0),
+            ),
             Method("norm-only", "preference-weighted L_n alone (α = 0)", "newest", Training(True, causal=False)),
             Method("nextquill", "preference-weighted L_n + α·L_p", "newest", Training(True, causal=True)),
             Method(

@@ -25,6 +25,8 @@ from nextquill_core.pipeline.step import Step
 from nextquill_core.prompts import REVIEW, WORDINGS, Wording
 from storage import DigestCache
 
+LIKELIHOOD = "log_likelihood"
+"""The metric that chooses how strongly a method steers where texts do not."""
 SANE, STEERING = "sane", "steering"
 """What is chosen on val: how the preset `sane` decodes, and how strongly a method steers (see `steering_choice`)."""
 CHOOSER = "latestk"
@@ -87,7 +89,8 @@ class EvaluationPlan:
         style: Style vectors, for `stylevector`.
         peers: Vectors of reviews and their differences to those of other users, for `dep`.
         soft: The trained soft tokens, for `dep`.
-        candidates: Predictions on val, by what is chosen (`sane`, or a `steering_choice`) and then by candidate.
+        candidates: Predictions on val, by what is chosen (`sane`, or a `steering_choice`) and then by candidate. A
+            choice by likelihood needs none.
         choices: The choice on val, by what is chosen.
         predictions: Predictions, by method and decoding preset.
         controls: Predictions with a stranger's history under the last preset.
@@ -133,9 +136,9 @@ class EvaluationPlan:
         """The steps that the evaluate stage makes before `evaluate`, each after its inputs."""
         inputs = (self.crossfit, self.relevance, self.summaries, *self.profiles.values(), self.personal)
         yield from (step for step in (*inputs, self.style, self.peers, self.soft) if step)
-        for name, candidates in self.candidates.items():
-            yield from (one.step for one in candidates.values())
-            yield self.choices[name]
+        for name, choice in self.choices.items():
+            yield from (one.step for one in self.candidates.get(name, {}).values())
+            yield choice
         yield from (one.step for one in (*self.predictions.values(), *self.controls.values()))
         for likelihoods in (self.likelihoods, self.control_likelihoods, self.bare_likelihoods):
             yield from likelihoods.values()
@@ -197,6 +200,9 @@ class EvaluationPlanner:
         # Likelihoods are steered too, so without presets the strength is chosen by sampled texts.
         last = settings.decoding[-1] if settings.decoding else SAMPLED.name
         for method in (METHODS[name] for name in settings.methods if METHODS[name].tuned):
+            if method.steered and settings.choose_strength_by == "likelihood":
+                self._choose_by_likelihood(method)
+                continue
             preset = SAMPLED.name if method.samples else last
             sampler = None if preset == SANE else preset
             candidates[steering_choice(method.name)] = {
@@ -341,6 +347,13 @@ class EvaluationPlanner:
         settings = {"by": self.settings.choose_by, "candidates": list(candidates)}
         inputs = (self.base[0], *(one.step for one in candidates.values()))
         self.choices[name] = Step("choice", f"choice:{name}", settings, inputs)
+
+    def _choose_by_likelihood(self, method: Method) -> None:
+        """Plan the choice of how strongly a method steers by the log-likelihood of the true reviews of val."""
+        candidates = [f"{strength:g}" for strength in method.strengths]
+        settings = {"by": LIKELIHOOD, "candidates": candidates, "method": method.name, **self._shown(method)}
+        name = steering_choice(method.name)
+        self.choices[name] = Step("choice", f"choice:{name}", {**self.common, **settings}, self._inputs(method))
 
     def _measured(self, name: str, decoding: str, history: str = OWN) -> PredictionSet:
         """Plan the predictions of a method on the measured split."""

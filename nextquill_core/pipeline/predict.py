@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from nextquill_core.evaluation.forms import Choice
 from nextquill_core.generation.decoding import COPE, DECODINGS, Contrast, steering
 from nextquill_core.generation.engines import BASE, Journal, Request, Usage
 from nextquill_core.methods.registry import METHODS, Method, Style
-from nextquill_core.pipeline.evaluation_plan import OWN, SANE, steering_choice
+from nextquill_core.pipeline.evaluation_plan import LIKELIHOOD, OWN, SANE, steering_choice
 from nextquill_core.pipeline.methods import (
     local_engine,
     method_encoder,
@@ -29,6 +30,7 @@ from nextquill_core.progress import Progress, advancing
 from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS, column_by_example
 from nextquill_core.tokens import TokenPair
 from storage import Staging, write_json
+from storage.files import read_json
 from storage.stored_json import read_checked
 from storage.tables import read_table
 
@@ -167,7 +169,7 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
         pairs = encoder.encode(shard.examples)
         adapters = [shard.adapters[pair.example_id] for pair in pairs] if shard.adapters else []
         if strength:
-            logps = steered_logps(shard.model, pairs, strength, batch_tokens, advance)
+            logps = [logp for (logp,) in steered_logps(shard.model, pairs, [strength], batch_tokens, advance)]
         elif isinstance(shard.model, IndividualModel):
             individual = [shard.model.prepared(pair) for pair in pairs]
             logps = individual_logps(shard.model, individual, batch_tokens, advance)
@@ -210,11 +212,13 @@ def build_choice(run: Run, step: Step, staging: Staging, progress: Progress) -> 
         run: The run; the candidates' predictions are in its store.
         step: One of `EvaluationPlan.choices`.
         staging: Folder of the new artifact.
-        progress: Not used.
+        progress: Receives the examples that are done, of a choice by likelihood.
     """
     from nextquill_core.evaluation.metrics import choosing_metric, score_examples
     from nextquill_core.evaluation.text_metrics import count_letters
 
+    if step.settings["by"] == LIKELIHOOD:
+        return _build_choice_by_likelihood(run, step, staging, progress)
     asked = run.config.evaluate.choose_by
     examples = split_examples(run, "val")
     references = [example.target.text for example in examples]
@@ -243,6 +247,46 @@ def build_choice(run: Run, step: Step, staging: Staging, progress: Progress) -> 
     return found | {"examples": len(examples)}
 
 
+def _build_choice_by_likelihood(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
+    """Write which strength of steering makes the true reviews of val likeliest; of equal ones, the first.
+
+    All strengths are measured in one pass. Finished shards of an interrupted run are kept.
+    """
+    from nextquill_core.evaluation.likelihood import steered_logps
+
+    method = METHODS[step.settings["method"]]
+    strengths = method.strengths
+    examples = shown_examples(run, method, "val", OWN)
+    encoder = method_encoder(run, method)
+    names = shard_names(run, method, examples)
+
+    def sums(name: str) -> Path:
+        return staging.scratch / f"sums-{name}.json"
+
+    def measured() -> list[dict[str, Any]]:
+        return [read_json(sums(name)) for name in names if sums(name).is_file()]
+
+    advance = advancing(progress, len(examples), sum(part["examples"] for part in measured()))
+    progress(0, 0, phase="loading the model")
+    for shard in missing_shards(run, method, examples, lambda name: not sums(name).is_file()):
+        advance(0)
+        pairs = encoder.encode(shard.examples)
+        found = steered_logps(shard.model, pairs, strengths, run.config.score.batch_tokens, advance)
+        totals = [sum(float(logps[place].double().sum()) for logps in found) for place in range(len(strengths))]
+        tokens = sum(len(pair.target) for pair in pairs)
+        write_json(sums(shard.name), {"sums": totals, "tokens": tokens, "examples": len(pairs)})
+    parts = measured()
+    tokens = sum(part["tokens"] for part in parts)
+    values = {
+        candidate: sum(part["sums"][place] for part in parts) / tokens
+        for place, candidate in enumerate(step.settings["candidates"])
+    }
+    best = max(values, key=lambda candidate: values[candidate])
+    choice = {"chosen": best, "by": LIKELIHOOD, "asked": LIKELIHOOD, "why": "", "values": values}
+    write_json(staging.path(CHOICE), choice)
+    return choice | {"examples": len(examples)}
+
+
 def chosen(run: Run, name: str) -> dict[str, Any]:
     """Return what was chosen on val, by which metric, and the value of every candidate.
 
@@ -255,7 +299,7 @@ def chosen(run: Run, name: str) -> dict[str, Any]:
     """
     path = run.artifact(run.plan.evaluation.choices[name]).folder / CHOICE
     found: dict[str, Any] = read_checked(path, Choice, REMEDY)
-    if found["chosen"] not in run.plan.evaluation.candidates[name]:
+    if found["chosen"] not in run.plan.evaluation.choices[name].settings["candidates"]:
         raise UserError(f"{found['chosen']!r} is none of its candidates", str(path), REMEDY)
     return found
 

@@ -128,6 +128,7 @@ def test_baselines() -> None:
     assert "weight 0.1, plausibility 0.1); their stage of DPO is left out" in contrasted
     steered = differences({"evaluate.methods": ["nextquill-steered"]})
     assert "nextquill-steered is not the paper's" in steered
+    assert "decodes the adapter of contextsft" in differences({"evaluate.methods": ["contextsft-steered"]})
     assert "L_p is weighted by ω" in steered, "the adapter that it uses was trained"
 
 

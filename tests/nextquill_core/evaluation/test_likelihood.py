@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,6 +35,10 @@ def family_model(family: str) -> Any:
     return small_model(family, logit_scale=0.25) if family == "cohere" else small_model(family)
 
 
+def steered(model: Any, pairs: Sequence[TokenPair], strength: float) -> list[Tensor]:
+    return [logp for (logp,) in steered_logps(model, pairs, [strength], 300)]
+
+
 def steered_oracle(model: Any, one: TokenPair, strength: float) -> Tensor:
     """Distributions of both branches from whole logits, combined and normalised again."""
     with torch.no_grad():
@@ -63,24 +68,35 @@ def test_steering_against_whole_distributions(family: str, strength: float, monk
     assert (head.softcap, head.bias_V is None, head.scale) == {
         "gemma2": (0.5, True, 1.0), "biased": (None, False, 1.0), "cohere": (None, True, 0.25)
     }.get(family, (None, True, 1.0))  # fmt: skip
-    close(steered_logps(model, PAIRS, strength, 300), [steered_oracle(model, one, strength) for one in PAIRS])
+    close(steered(model, PAIRS, strength), [steered_oracle(model, one, strength) for one in PAIRS])
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
 def test_at_0_the_model_with_history_and_at_minus_1_the_one_without(family: str) -> None:
     model = small_model(family)
     turned = [TokenPair(one.example_id, one.counterfactual, one.factual, one.target) for one in PAIRS]
-    close(steered_logps(model, PAIRS, 0.0, 300), answer_logps(model, PAIRS, 300), atol=1e-6)
-    close(steered_logps(model, PAIRS, -1.0, 300), answer_logps(model, turned, 300), atol=1e-6)
-    stronger, plain = torch.cat(steered_logps(model, PAIRS, 2.0, 300)), torch.cat(answer_logps(model, PAIRS, 300))
+    close(steered(model, PAIRS, 0.0), answer_logps(model, PAIRS, 300), atol=1e-6)
+    close(steered(model, PAIRS, -1.0), answer_logps(model, turned, 300), atol=1e-6)
+    stronger, plain = torch.cat(steered(model, PAIRS, 2.0)), torch.cat(answer_logps(model, PAIRS, 300))
     assert (stronger - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_strengths_of_one_pass_change_nothing_in_each_other(family: str) -> None:
+    model = small_model(family)
+    together = steered_logps(model, PAIRS, [2.0, 0.0, 0.5], 300)
+    for place, strength in enumerate([2.0, 0.0, 0.5]):
+        assert all(
+            torch.equal(found[place], alone)
+            for found, alone in zip(together, steered(model, PAIRS, strength), strict=True)
+        )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
 def test_a_user_without_history_is_not_steered(family: str) -> None:
     model = small_model(family)
     expected = [oracle(model, WITHOUT_HISTORY.factual, WITHOUT_HISTORY.target)]
-    close(steered_logps(model, [WITHOUT_HISTORY], 3.0, 300), expected)
+    close(steered(model, [WITHOUT_HISTORY], 3.0), expected)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
@@ -88,7 +104,7 @@ def test_probabilities_of_all_tokens_add_up_to_one(family: str) -> None:
     with_history, without = [*range(2, 20), 1, *range(30, 35)], [*range(2, 20), *range(30, 35)]
     pairs = [TokenPair(str(token), with_history, without, [token]) for token in range(40)]
     model = small_model(family, vocab_size=40)
-    total = torch.cat(steered_logps(model, pairs, 2.0, 10**6)).double().exp().sum()
+    total = torch.cat(steered(model, pairs, 2.0)).double().exp().sum()
     assert abs(float(total) - 1) < 1e-5
 
 
@@ -104,7 +120,7 @@ def test_no_logits_of_the_whole_vocabulary(family: str, monkeypatch: pytest.Monk
         return found
 
     monkeypatch.setattr(Head, "logits", spy)
-    steered_logps(small_model(family), PAIRS, 1.0, 300)
+    steered(small_model(family), PAIRS, 1.0)
     assert seen
     assert max(rows for rows, _ in seen) == 5
     assert max(columns for _, columns in seen) == 64

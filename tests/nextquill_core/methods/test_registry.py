@@ -36,6 +36,7 @@ def test_the_table_is_what_the_paper_says() -> None:
         "cope": ("nothing", None),
         "dep": ("peers", None),
         "contextsft": ("newest", (False, False)),
+        "contextsft-steered": ("newest", None),
         "perce": ("newest", (True, False)),
         "perce-live": ("newest", (True, False)),
         "causal-only": ("newest", (False, True)),
@@ -49,6 +50,7 @@ def test_the_table_is_what_the_paper_says() -> None:
     }
     assert {name: row.strengths for name, row in METHODS.items() if row.steered} == {
         "cos": (0.5, 1.0, 2.0, 3.0),
+        "contextsft-steered": (0.0, 0.25, 0.5, 1.0, 2.0),
         "nextquill-steered": (0.0, 0.25, 0.5, 1.0, 2.0),
     }
     assert {name: [style.label for style in row.styles] for name, row in METHODS.items() if row.styles} == {
@@ -62,7 +64,9 @@ def test_the_table_is_what_the_paper_says() -> None:
     assert [name for name, row in METHODS.items() if row.samples] == ["cos"]
     assert [name for name, row in METHODS.items() if row.personal] == ["oppu", "cope"]
     assert [name for name, row in METHODS.items() if row.contrasted] == ["cope"]
-    assert {name: row.adapter for name, row in METHODS.items() if row.adapter} == {"nextquill-steered": "nextquill"}
+    assert {name: row.adapter for name, row in METHODS.items() if row.adapter} == {
+        "contextsft-steered": "contextsft", "nextquill-steered": "nextquill",
+    }  # fmt: skip
     trained = {name: row.training for name, row in METHODS.items() if row.training}
     assert {name: row.policy for name, row in trained.items() if row.policy} == {
         "perce": "perce", "perce-live": "perce", "random-weights": "random", "grounded-weights": "grounded",
@@ -119,8 +123,8 @@ def test_live_weights_and_their_sum_exclude_each_other() -> None:
 
 
 NOT_PUBLISHED = {
-    "bm25", "pag", "dpl", "stylevector", "cope", "dep", "perce", "perce-live", "nextquill-steered",
-    "nextquill-official", "random-weights", "grounded-weights",
+    "bm25", "pag", "dpl", "stylevector", "cope", "dep", "perce", "perce-live", "contextsft-steered",
+    "nextquill-steered",    "nextquill-official", "random-weights", "grounded-weights",
 }  # fmt: skip
 """Methods for which the paper has no row of numbers."""
 

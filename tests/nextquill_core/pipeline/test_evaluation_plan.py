@@ -52,6 +52,20 @@ def test_each_method_that_steers_chooses_its_own_strength_on_val(small_world: Pa
     assert alone.evaluation.choices["steering"].fingerprint == plan.evaluation.choices["steering"].fingerprint
 
 
+def test_a_strength_that_likelihoods_choose_needs_no_texts(small_world: Path, tmp_path: Path) -> None:
+    texts = steered_plan(small_world, tmp_path, "nextquill-steered").evaluation
+    plan = steered_plan(small_world, tmp_path, "nextquill-steered", evaluate={"choose_strength_by": "likelihood"})
+    made, name = plan.evaluation, "steering-nextquill-steered"
+    assert list(made.candidates) == ["sane"]
+    assert list(made.choices) == list(texts.choices)
+    assert made.choices[name].settings["candidates"] == texts.choices[name].settings["candidates"]
+    assert plan.train["nextquill"] in made.choices[name].inputs
+    assert made.choices[name] in list(made.steps)
+    assert not any(step.kind == "predictions" for step in made.choices[name].inputs)
+    assert made.choices["sane"].fingerprint == texts.choices["sane"].fingerprint
+    assert made.likelihoods["nextquill-steered"].fingerprint != texts.likelihoods["nextquill-steered"].fingerprint
+
+
 @pytest.mark.parametrize(
     ("decoding", "candidate", "samplers", "limit"),
     [

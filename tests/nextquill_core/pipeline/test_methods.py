@@ -180,6 +180,28 @@ def test_likelihoods_of_a_steered_adapter_are_those_of_the_distribution_that_is_
         assert stored[pair.example_id] == pytest.approx(expected, abs=1e-4)
 
 
+def test_likelihood_chooses_the_strength_that_makes_val_likeliest(whole: Run) -> None:
+    settings = whole.config.evaluate.model_copy(update={"choose_strength_by": "likelihood"})
+    run = Run(whole.config.model_copy(update={"evaluate": settings}))
+    name = steering_choice("nextquill-steered")
+    make(run, run.plan.evaluation.choices[name])
+    adapter = run.artifact(run.plan.train["nextquill"]).folder / "adapter"
+    model = adapted_model(run.model.name_or_path, adapter)
+    sums, tokens = dict.fromkeys((0.0, 0.5, 2.0), 0.0), 0
+    for pair in method_encoder(run, METHODS["nextquill-steered"]).encode(split_examples(run, "val")):
+        ours, theirs = (branch_logits(model, prompt, pair.target) for prompt in (pair.factual, pair.counterfactual))
+        tokens += len(pair.target)
+        for strength in sums:
+            sums[strength] += sum(of_tokens(ours + strength * (ours - theirs), pair.target))
+    found = chosen(run, name)
+    assert {key: found["values"][f"{key:g}"] for key in sums} == pytest.approx(
+        {key: value / tokens for key, value in sums.items()}, abs=1e-5
+    )
+    assert found["by"] == "log_likelihood"
+    assert found["chosen"] == max(found["values"], key=found["values"].__getitem__)
+    assert chosen_strength(run, METHODS["nextquill-steered"]) == float(found["chosen"])
+
+
 def test_cope_contrasts_each_user_s_adapter_with_that_of_other_users(whole: Run) -> None:
     examples = {example.example_id: example for example in split_examples(whole, "test")}
     shards = missing_shards(whole, METHODS["cope"], list(examples.values()), lambda name: True)
