@@ -54,6 +54,7 @@ class Setup:
     deployments: dict[str, str]
     config: dict[str, Any]
     runs: dict[str, str] = field(default_factory=dict)
+    since: str = field(default_factory=lambda: datetime.now(UTC).isoformat())  # the server has runs of other tests too
     processes: list[Popen[str]] = field(default_factory=list)
 
     def start(self, deployment: str, config: dict[str, Any]) -> str:
@@ -297,7 +298,8 @@ def test_a_fall_of_quality_is_reported(setup: Setup) -> None:
     assert "log_likelihood of nextquill" in got["text"]
 
     def warned() -> list[int]:  # the log comes in batches
-        logs = post(setup.server, "/logs/filter", json.dumps({"limit": 200}))
+        wanted = {"level": {"ge_": 30}, "timestamp": {"after_": setup.since}}
+        logs = post(setup.server, "/logs/filter", json.dumps({"logs": wanted, "limit": 200}))
         return [one["level"] for one in logs if one["message"].startswith("quality fell: ")]
 
     assert waited(warned) == [30]
@@ -309,9 +311,8 @@ def test_a_finished_stage_starts_the_next_with_its_parameters(setup: Setup) -> N
     assert started["created_by"]["type"] == "AUTOMATION"
 
     def finished() -> dict[str, Any]:
-        events = post(
-            setup.server, "/events/filter", json.dumps({"filter": {"event": {"name": ["nextquill.stage.finished"]}}})
-        )["events"]
+        wanted = {"event": {"name": ["nextquill.stage.finished"]}, "occurred": {"since": setup.since}}
+        events = post(setup.server, "/events/filter", json.dumps({"filter": wanted}))["events"]
         found = {}
         for one in events:
             for other in one["related"]:

@@ -29,21 +29,17 @@ from nextquill_core.training.losses import PreferenceLoss
 from nextquill_core.training.ranks import Writer
 from tasks.ranks.launch import RanksFailed
 from tests.models import small_model
-from tests.nextquill_core.training.runs import (
-    STEPS,
-    Kill,
-    adapter,
-    checkpoints,
-    curve,
-    losses,
-    ordered,
-    sequences,
-    train,
-    weights,
-)  # fmt: skip  # fmt: skip
+from tests.nextquill_core.training import runs
+from tests.nextquill_core.training.runs import Kill, adapter, checkpoints, curve, losses, sequences, train, weights
 from tests.nextquill_core.training.test_losses import EXAMPLES, ORDER
 from tests.orders import changed
 from tests.tasks.processes import workers_of
+
+STEPS = 20
+
+
+def ordered(folder: Path, model: Path, source: Path, **changes: Any) -> TrainOrder:
+    return runs.ordered(folder, model, source, **{"epochs": STEPS // 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +74,7 @@ def broken_off(order: TrainOrder, victim: str = "rank") -> int:
 def test_every_step_stands_once_and_the_newest_checkpoints_stay(whole: TrainOrder) -> None:
     lines = curve(whole)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert checkpoints(whole) == ["step-000030", "step-000035"]
+    assert checkpoints(whole) == ["step-000010", "step-000015"]
     assert all(line["memory_gb"] > 0.05 for line in lines)
     assert lines[-1]["remaining_seconds"] == 0 < lines[0]["remaining_seconds"]
     assert not list(whole.output.rglob("*.bin")) + list(whole.output.rglob("*.pt")), "nothing is pickled"
@@ -92,9 +88,9 @@ def test_killed_and_resumed_is_as_if_never_stopped(
     order = ordered(tmp_path, tiny_folder, source)
     newest = broken_off(order, victim)
     # A kill during writing leaves a half-made checkpoint, half a line and a state that `latest` does not name.
-    for leftover in ("checkpoints/.step-000039.unfinished", "scratch/states/.step-000039.unfinished"):
+    for leftover in ("checkpoints/.step-000019.unfinished", "scratch/states/.step-000019.unfinished"):
         (tmp_path / leftover).mkdir()
-    shutil.copytree(tmp_path / "scratch/states" / f"step-{newest:06d}", tmp_path / "scratch/states/step-000039")
+    shutil.copytree(tmp_path / "scratch/states" / f"step-{newest:06d}", tmp_path / "scratch/states/step-000019")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3')
     train(order)

@@ -179,7 +179,7 @@ def test_ranks_on_one_machine_listen_only_on_the_loopback_address(
 @pytest.mark.parametrize(
     ("zero_stage", "offload", "own"),
     [
-        (1, "optimizer", None),
+        pytest.param(1, "optimizer", None, marks=pytest.mark.slow),
         pytest.param(2, "none", None, marks=pytest.mark.slow),
         (3, "parameters", {"zero_optimization": {"stage3_param_persistence_threshold": 0}}),
     ],
@@ -199,7 +199,7 @@ def test_two_ranks_change_nothing_in_the_official_objective(
     # Each sample is divided by its own Σω, weights come from the model in training, and L_p is unweighted.
     live = {"policy": "threshold", "delta": 0.0, "high": 0.9, "low": 0.1}
     official: dict[str, Any] = {"normalization": "sample_weight", "weighted": True, "live_weights": live}
-    official |= {"deepspeed": {"zero_stage": 0}, "causal_loss": {"weighted": False}}
+    official |= {"deepspeed": {"zero_stage": 1, "offload": "optimizer"}, "causal_loss": {"weighted": False}}
     one = plain_curve(tmp_path / "one", tiny_folder, four_users, batch_tokens=10_000, **official)
     two = curve(tmp_path / "two", 2, tiny_folder, four_users, **official)
     assert same(two, one)
