@@ -105,8 +105,13 @@ def model_file(model: str, name: str, revision: str = "main") -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def external_model_identity(config: ModelConfig, digests: DigestCache) -> dict[str, Any]:
+def external_model_identity(config: ModelConfig, digests: DigestCache, remedy: str = REMEDY) -> dict[str, Any]:
     """Return what identifies a model in fingerprints: its hub name and revision or its files' digests, and its dtype.
+
+    Args:
+        config: Which model it is, and how it is loaded.
+        digests: Digests of the files of a local folder.
+        remedy: What to do if there is no such model, for the message.
 
     Raises:
         ModelError: The name is not a hub name, and there is no such model folder or GGUF file.
@@ -115,16 +120,16 @@ def external_model_identity(config: ModelConfig, digests: DigestCache) -> dict[s
     folder = Path(config.name_or_path).expanduser()
     if is_gguf(config.name_or_path):
         if not folder.is_file():
-            raise ModelError("no such GGUF file", config.name_or_path, REMEDY)
+            raise ModelError("no such GGUF file", config.name_or_path, remedy)
         return {"gguf": digests.whole(folder), "dtype": config.dtype}
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError("not a Hugging Face model folder: it has no config.json", config.name_or_path, REMEDY)
+            raise ModelError("not a Hugging Face model folder: it has no config.json", config.name_or_path, remedy)
         patterns = (*WEIGHTS_AND_TOKENIZER, *(CODE if config.trust_remote_code else ()))
         files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
         return {"files": {path.name: digests.whole(path) for path in files}, **how}
     if not is_hub_name(config.name_or_path):
-        raise ModelError("no such model folder", config.name_or_path, REMEDY)
+        raise ModelError("no such model folder", config.name_or_path, remedy)
     return {"name": config.name_or_path, "revision": config.revision, **how}
 
 

@@ -248,15 +248,18 @@ class EvaluationPlanner:
     def _relevance(self) -> Step:
         retrieval = self.settings.retrieval
         inputs = self.base if retrieval.encoder == BASE_ENCODER else self.base[:1]
-        settings = {"encoder": self._encoder(retrieval.encoder, retrieval.revision), "split": self.settings.split}
+        settings = {
+            "encoder": self._encoder("evaluate.retrieval.encoder", retrieval.encoder, retrieval.revision),
+            "split": self.settings.split,
+        }
         words = {"writes": self.wording.name} if self.wording != REVIEW else {}  # the encoder reads labels of prompts
         return Step("relevance", "relevance", settings | words, inputs)
 
-    def _encoder(self, name: str, revision: str) -> dict[str, Any]:
+    def _encoder(self, key: str, name: str, revision: str) -> dict[str, Any]:
         """Return which text encoder this is; of `base`, the identity of the base model."""
         if name == BASE_ENCODER:
             return {"base": self.common["model"]}
-        return text_encoder_identity(self.config, name, revision, self.digests)
+        return text_encoder_identity(self.config, key, name, revision, self.digests)
 
     def _summaries(self) -> Step:
         settings = self.settings.summaries.fingerprint_fields() | {
@@ -275,7 +278,7 @@ class EvaluationPlanner:
         peers = self.settings.peers
         identity |= {
             "profiles": settings.fingerprint_fields(),
-            "peers": self._encoder(peers.encoder, peers.revision),
+            "peers": self._encoder("evaluate.peers.encoder", peers.encoder, peers.revision),
             "revision": DIFFERENCE_REVISION,
             "seed": self.config.seed,
         }
@@ -320,7 +323,7 @@ class EvaluationPlanner:
         """Plan the vectors of reviews and their differences, with those of the strangers where they are controls."""
         peers = self.settings.peers
         settings = {
-            "peers": self._encoder(peers.encoder, peers.revision),
+            "peers": self._encoder("evaluate.peers.encoder", peers.encoder, peers.revision),
             "dep": {"reviews": self.settings.dep.reviews},
             "split": self.settings.split,
             "control": "none" if self.settings.control == "none" else STRANGER,
@@ -454,11 +457,14 @@ class EvaluationPlanner:
         return replace(step, name=f"likelihood:{name}{_suffix(NONE)}")
 
 
-def encoder_identity(config: Config, name: str, revision: str, digests: DigestCache, **changes: Any) -> dict[str, Any]:
+def encoder_identity(
+    config: Config, key: str, name: str, revision: str, digests: DigestCache, **changes: Any
+) -> dict[str, Any]:
     """Return which text encoder this is: a hub name with its revision, or the digests of a local folder's files.
 
     Args:
         config: The settings.
+        key: The setting that names the encoder, for messages.
         name: A hub name, a folder or the name of a packaged encoder.
         revision: Revision on the hub.
         digests: Digests of the files of a local folder.
@@ -468,19 +474,21 @@ def encoder_identity(config: Config, name: str, revision: str, digests: DigestCa
         ModelError: The name can only be a folder, and there is no model in it.
     """
     encoder = {"name_or_path": located_encoder(name), "revision": revision, "dtype": "float32", **changes}
-    return external_model_identity(config.model.model_copy(update=encoder), digests)
+    remedy = f"set {key} to a folder, a hub name (org/name) or `minilm`"
+    return external_model_identity(config.model.model_copy(update=encoder), digests, remedy)
 
 
-def text_encoder_identity(config: Config, name: str, revision: str, digests: DigestCache) -> dict[str, Any]:
+def text_encoder_identity(config: Config, key: str, name: str, revision: str, digests: DigestCache) -> dict[str, Any]:
     """Return which encoder makes vectors of texts, and how it pools; see `encoder_identity`.
 
     Args:
         config: The settings.
+        key: The setting that names the encoder, for messages.
         name: A hub name, a folder or the name of a packaged encoder.
         revision: Revision on the hub.
         digests: Digests of the files of a local folder.
     """
-    return encoder_identity(config, name, revision, digests) | _pooling(located_encoder(name))
+    return encoder_identity(config, key, name, revision, digests) | _pooling(located_encoder(name))
 
 
 def steering_choice(method: str) -> str:

@@ -315,7 +315,8 @@ def _bertscore(config: Config, digests: DigestCache) -> dict[str, Any] | None:
     name = located_encoder(configured)
     if not Path(name).is_dir():
         return {"name": name, "revision": revision}
-    return encoder_identity(config, name, revision, digests, trust_remote_code=False)
+    key = "evaluate.retrieval.bertscore"
+    return encoder_identity(config, key, name, revision, digests, trust_remote_code=False)
 
 
 def _author(config: Config, digests: DigestCache) -> dict[str, Any]:
@@ -325,7 +326,8 @@ def _author(config: Config, digests: DigestCache) -> dict[str, Any]:
         return {}
     if retrieval.author == BASE_ENCODER:
         return {"author": BASE_ENCODER}
-    return {"author": text_encoder_identity(config, retrieval.author, retrieval.author_revision, digests)}
+    key, revision = "evaluate.retrieval.author", retrieval.author_revision
+    return {"author": text_encoder_identity(config, key, retrieval.author, revision, digests)}
 
 
 def _weights(config: Config, methods: Sequence[str], effects: Step) -> dict[str, Step]:

@@ -20,7 +20,7 @@ from nextquill_core.training.engines import deepspeed_installed
 from nextquill_core.training.ranks import PHASE, first_failed, logs_by_rank, rank_logs
 from storage.masked_output import mask_files
 from tasks.ranks.logs import LineReader, RankLogs, limit_size
-from tasks.ranks.node import WORKER, launcher_command, rank_environment
+from tasks.ranks.node import WORKER, launcher_command, lone_rank_environment, rank_environment
 from tasks.ranks.placement import Placement, Starter, free_port
 from tasks.ranks.processes import end_group, process_error, start
 from tasks.waiting import wait_until
@@ -47,8 +47,8 @@ def run_ranks(
     """Run a training order to its end.
 
     No rank outlives this process, however it ends. On this machine the launcher has its own session, the kernel ends
-    it when this process dies, and each rank watches the launcher. On another machine a process of ours starts the
-    launcher, and ends it when the pipe from this process is closed.
+    it when this process dies, and each rank watches the launcher; a lone rank needs no launcher. On another machine a
+    process of ours starts the launcher, and ends it when the pipe from this process is closed.
 
     Args:
         order: The worker's order (`TrainOrder`); metrics appear in the folder it names, each rank's output beside it.
@@ -71,6 +71,8 @@ def run_ranks(
     output = RankLogs(order, log)
     elsewhere = not isinstance(ranks, int)
     environment = rank_environment(ranks, HERE) if isinstance(ranks, int) else dict(os.environ)
+    if ranks == 1:
+        environment |= lone_rank_environment(HERE, free_port())
     running: list[subprocess.Popen[bytes]] = []
     try:
         for starter in starters:
@@ -103,6 +105,7 @@ def _starters(order: Path, ranks: Placement) -> list[Starter]:
         return ranks.starters(order)
     if not deepspeed_installed():
         _refuse_more_than_one_process(TrainOrder.load(order), ranks)
+    if ranks == 1:  # needs no launcher, which would import torch and DeepSpeed for seconds to start it
         return [Starter([sys.executable, "-u", "-m", WORKER, str(order)])]
     return [Starter(launcher_command(order, {"localhost": ranks}, 0, HERE, free_port()))]
 

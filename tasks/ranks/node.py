@@ -113,6 +113,18 @@ def rank_environment(ranks: int, address: str) -> dict[str, str]:
     return environment
 
 
+def lone_rank_environment(address: str, port: int) -> dict[str, str]:
+    """Return what DeepSpeed's launcher would tell the only rank of a training.
+
+    Args:
+        address: Address at which the rank listens.
+        port: A free port there.
+    """
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+    device = {"CUDA_VISIBLE_DEVICES": devices[0]} if (devices := cuda_devices()) else {}
+    return place | {"MASTER_ADDR": address, "MASTER_PORT": str(port)} | device
+
+
 def loopback_interface() -> str:
     """Return the name of the interface with the address 127.0.0.1; "" if there is none."""
     import psutil

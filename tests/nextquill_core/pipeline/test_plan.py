@@ -531,6 +531,21 @@ def test_unknown_model_folders(small_world: Path, tmp_path: Path, name: str, mes
         Run(small_config(small_world, tmp_path, model={"name_or_path": name}))
 
 
+@pytest.mark.parametrize(
+    ("methods", "settings", "key"),
+    [
+        (["contriever"], {"retrieval": {"encoder": "./nowhere"}}, "evaluate.retrieval.encoder"),
+        (["dpl"], {"peers": {"encoder": "./nowhere"}}, "evaluate.peers.encoder"),
+        (["qwen"], {"retrieval": {"author": "./nowhere"}}, "evaluate.retrieval.author"),
+    ],
+)
+def test_an_unknown_encoder_is_told_with_its_own_setting(
+    small_world: Path, tmp_path: Path, methods: list[str], settings: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^\./nowhere: no such model folder; set {key} to a folder, a hub name"):
+        Run(small_config(small_world, tmp_path, evaluate={"methods": methods, **settings})).plan  # noqa: B018
+
+
 def test_published_examples_need_a_source_that_has_them(small_world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the files of amazon-2023 hold no published examples; set it to dpl or"):
         Run(small_config(small_world, tmp_path, ingest={"protocol": {"name": "published"}}))

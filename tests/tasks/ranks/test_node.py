@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.ranks.node import launcher_command
+from tasks.ranks.node import launcher_command, lone_rank_environment
 from tests.tasks.ranks.test_launch import order
+from tests.tasks.test_sweep import give_devices
 
 
 def test_the_command_names_ranks_and_order(tmp_path: Path) -> None:
@@ -21,6 +22,16 @@ def test_the_command_names_ranks_and_order(tmp_path: Path) -> None:
     assert json.loads(base64.urlsafe_b64decode(info)) == {"one": [0], "two": [0, 1]}
     assert {"--node_rank=1", "--master_addr=one", "--master_port=29500"} <= set(command)
     assert command[-3:] == ["--module", "nextquill_core.training.worker", str(tmp_path / "order.json")]
+
+
+def test_a_lone_rank_knows_its_place_and_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    give_devices(monkeypatch, 2, "6,7")
+    found = lone_rank_environment("127.0.0.1", 29500)
+    assert place.items() <= found.items()
+    assert found["CUDA_VISIBLE_DEVICES"] == "6", "as DeepSpeed's launcher does, the first of this process"
+    give_devices(monkeypatch, 0)
+    assert "CUDA_VISIBLE_DEVICES" not in lone_rank_environment("127.0.0.1", 29500)
 
 
 @pytest.mark.process
