@@ -63,6 +63,14 @@ class Interrupted:
             raise KeyboardInterrupt
 
 
+def test_the_loss_is_that_of_the_whole_batch_with_a_mask() -> None:
+    torch.manual_seed(0)
+    model = tiny.tiny_qwen2(CONFIG, 300, stop_id=0, pad_id=1)
+    ids_BT, labels_BT = tiny._padded([[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15]])
+    expected = model(input_ids=ids_BT, attention_mask=(labels_BT != tiny.IGNORED).long(), labels=labels_BT).loss
+    torch.testing.assert_close(tiny._loss(model, ids_BT, labels_BT), expected)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return train(tmp_path_factory.mktemp("whole"), every_s=1e9)
