@@ -226,7 +226,11 @@ def _study(
         Path | None, typer.Option("--from", help="Write the page from this results.json; no store is read.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder for RESULTS.md, results.json and images/.")
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Folder for RESULTS.md, results.json and images/; studies of other names in its results.json stay.",
+        ),
     ] = None,
     overrides: SetOption = None,
     store: StoreOption = None,
@@ -245,6 +249,7 @@ def _study(
     if numbers is not None:
         _written(collect.read_document(numbers), output or numbers.parent)
         return
+    stored = collect.stored_studies(output) if output else []
     specs = [load_study(file, overrides or [], store) for file in config]
     studies = [cells.Study(spec, open_run, question or cells.QUESTIONS) for spec in specs]
     with announce.notice_if_slow():
@@ -271,7 +276,7 @@ def _study(
         found = collect.collect(studies).artifact
     document = collect.read_document(found.folder / collect.RESULTS)
     if output is not None:
-        _written(document, output)
+        _written(collect.beside(document, stored), output)
     else:
         print(f"results: {found.folder / collect.PAGE}")
 

@@ -137,6 +137,31 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def stored_studies(folder: Path) -> list[dict[str, Any]]:
+    """Return the studies in the results.json of a folder; none if there is no such file.
+
+    Args:
+        folder: Where a page was written.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / RESULTS
+    return list(read_document(path)["studies"]) if path.is_file() else []
+
+
+def beside(document: Mapping[str, Any], stored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a document with stored studies of other names, so that studies of several machines stand on one page.
+
+    Args:
+        document: The content of a new results.json.
+        stored: Earlier studies; one of the same name as a new one is replaced where it stands.
+    """
+    new = {study["name"]: study for study in document["studies"]}
+    kept = {study["name"]: study for study in stored}
+    return {**document, "studies": list((kept | new).values())}
+
+
 def results_of(study: Study) -> dict[str, Any]:
     """Return all numbers of a study, as JSON values."""
     spec, choices = study.spec, choices_of(study)

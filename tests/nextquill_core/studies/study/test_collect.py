@@ -12,11 +12,13 @@ from nextquill_core.studies.study.cells import Cell, Study, plan_lines, plan_row
 from nextquill_core.studies.study.collect import (
     PAGE,
     RESULTS,
+    beside,
     choices_of,
     collect,
     document_files,
     read_document,
     results_of,
+    stored_studies,
     write_files,
 )
 from nextquill_core.studies.study.measure import val_differences
@@ -136,6 +138,18 @@ def test_the_page_can_be_written_again_from_its_numbers_alone(small_study: Study
     written = write_files(document, tmp_path / "docs")
     assert {path.relative_to(tmp_path / "docs").as_posix(): path.read_bytes() for path in written} == stored
     assert json.loads(stored[RESULTS])["studies"][0]["name"] == "small"
+
+
+def test_studies_of_other_names_stay_on_the_page(tmp_path: Path) -> None:
+    old = [{"name": "first", "title": "old"}, {"name": "second", "title": "old"}]
+    new = {"studies": [{"name": "third", "title": "new"}, {"name": "first", "title": "new"}]}
+    found = beside(new, old)["studies"]
+    assert [(one["name"], one["title"]) for one in found] == [("first", "new"), ("second", "old"), ("third", "new")]
+    assert beside(new, []) == new
+    assert stored_studies(tmp_path) == []
+    (tmp_path / "results.json").write_text('{"studies": 3}')
+    with pytest.raises(UserError, match="results.json"):
+        stored_studies(tmp_path)
 
 
 def test_a_question_alone_needs_only_its_cells(small_study: Study) -> None:
