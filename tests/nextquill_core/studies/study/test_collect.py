@@ -148,7 +148,7 @@ def test_studies_of_other_names_stay_on_the_page(tmp_path: Path) -> None:
     assert beside(new, []) == new
     assert stored_studies(tmp_path) == []
     (tmp_path / "results.json").write_text('{"studies": 3}')
-    with pytest.raises(UserError, match="results.json"):
+    with pytest.raises(UserError, match="run `nextquill study` again"):
         stored_studies(tmp_path)
 
 
