@@ -21,11 +21,8 @@ from nextquill_core.schemas import EFFECTS
 from nextquill_core.tokens import TokenPair
 
 logger = logging.getLogger(__name__)
-Scores = list[tuple[Tensor, ...]]
-"""(logp_factual, logp_counterfactual) of each example, nats, fp32 on the CPU, shape (T,) each for T answer tokens.
-
-Scorers of something else say what stands in place of the two.
-"""
+Scores = list[tuple[Tensor, Tensor]]
+"""(logp_factual, logp_counterfactual) of each example, nats, fp32 on the CPU, shape (T,) each for T answer tokens."""
 
 
 class Scorer:
@@ -71,7 +68,7 @@ class Scorer:
             ModelError: Memory does not suffice for a single example.
         """
         tokens = [computed_tokens(pair, self.strategy) for pair in pairs]
-        found: dict[int, tuple[Tensor, ...]] = {}
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         passes = self._passes_side_by_side if self._one_by_one else self._passes_in_turn
         while waiting := [index for index in range(len(pairs)) if index not in found]:
             try:

@@ -147,7 +147,7 @@ def individual_logps(
 
 def steered_logps(
     model: Any, pairs: Sequence[TokenPair], strengths: Sequence[float], batch_tokens: int, advance: Advance = _nothing
-) -> list[tuple[Tensor, ...]]:
+) -> list[Tensor]:
     """Return the log-probability of each answer token under context steering, normalised over the vocabulary.
 
     Args:
@@ -159,13 +159,14 @@ def steered_logps(
         advance: As for `answer_logps`.
 
     Returns:
-        For each example, by strength what `answer_logps` returns.
+        Nats, fp32 on the CPU, (len(strengths), len(target)) each.
 
     Raises:
         ModelError: As `answer_logps`.
     """
     with _attention_kept(model):
-        return SteeredScorer(model, batch_tokens, strengths, _counting(advance)).score(pairs)
+        scorer = SteeredScorer(model, batch_tokens, strengths, _counting(advance))
+        return [logps for logps, _ in scorer.score(pairs)]
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class ContrastHead(Head):
 
 
 class SteeredScorer(Scorer):
-    """A scorer of steered log-probabilities, whose results for a pair are one for each strength.
+    """A scorer of steered log-probabilities, a row for each strength; both results of a pair are the same.
 
     softmax ignores the constant by which log p and z differ, so the steered distribution is
     softmax((1 + s)·z_h − s·z_∅). The weights of that sum add up to 1, so bias, scale and W can be applied after it: one
@@ -223,7 +224,7 @@ class SteeredScorer(Scorer):
         branches = branch_states(self.model, pairs, self.strategy)
         targets = [pair.target for pair in pairs]
         by_strength = [self._steered(branches, targets, strength) for strength in self._strengths]
-        return list(zip(*by_strength, strict=True))
+        return [(logps, logps) for logps in map(torch.stack, zip(*by_strength, strict=True))]
 
     def _steered(
         self, branches: Sequence[tuple[Tensor, Tensor]], targets: Sequence[list[int]], strength: float

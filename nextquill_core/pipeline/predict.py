@@ -169,7 +169,7 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
         pairs = encoder.encode(shard.examples)
         adapters = [shard.adapters[pair.example_id] for pair in pairs] if shard.adapters else []
         if strength:
-            logps = [logp for (logp,) in steered_logps(shard.model, pairs, [strength], batch_tokens, advance)]
+            logps = [found[0] for found in steered_logps(shard.model, pairs, [strength], batch_tokens, advance)]
         elif isinstance(shard.model, IndividualModel):
             individual = [shard.model.prepared(pair) for pair in pairs]
             logps = individual_logps(shard.model, individual, batch_tokens, advance)
@@ -272,7 +272,7 @@ def _build_choice_by_likelihood(run: Run, step: Step, staging: Staging, progress
         advance(0)
         pairs = encoder.encode(shard.examples)
         found = steered_logps(shard.model, pairs, strengths, run.config.score.batch_tokens, advance)
-        totals = [sum(float(logps[place].double().sum()) for logps in found) for place in range(len(strengths))]
+        totals = [sum(parts) for parts in zip(*(logps.double().sum(dim=1).tolist() for logps in found), strict=True)]
         tokens = sum(len(pair.target) for pair in pairs)
         write_json(sums(shard.name), {"sums": totals, "tokens": tokens, "examples": len(pairs)})
     parts = measured()

@@ -36,7 +36,7 @@ def family_model(family: str) -> Any:
 
 
 def steered(model: Any, pairs: Sequence[TokenPair], strength: float) -> list[Tensor]:
-    return [logp for (logp,) in steered_logps(model, pairs, [strength], 300)]
+    return [found[0] for found in steered_logps(model, pairs, [strength], 300)]
 
 
 def steered_oracle(model: Any, one: TokenPair, strength: float) -> Tensor:
