@@ -173,6 +173,18 @@ def test_question_1_compares_the_effects_of_further_models(small_study: Study) -
     assert results["missing"] == ["small: effects, longer, seed 42"]
 
 
+def test_question_1_trains_no_adapters(small_study: Study) -> None:
+    compared = {"evaluate": {"preference_tokens": ["initial", "crossfit"]}}
+    spec = small_study.spec.model_copy(
+        update={"effects": {"longer": {"model.tiny.steps": 7}}, "settings": {**small_study.spec.settings, **compared}}
+    )
+    study = Study(spec, small_study.open_run, {1, 2})
+    assert not any(cell.run.plan.folds for cell in study.effect_cells())
+    assert all(cell.run.plan.folds for cell in study.val_cells())
+    base, *_ = study.effect_cells()
+    assert base.goal.fingerprint == study.val_cells()[0].run.plan.effects.fingerprint, "the others share its effects"
+
+
 def test_garbage_collection_keeps_the_newest_page_and_all_behind_its_cells(small_study: Study) -> None:
     measured_on_val(small_study)
     first = collect([small_study]).artifact
