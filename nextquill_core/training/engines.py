@@ -91,9 +91,11 @@ def connect() -> torch.device:
     if not deepspeed_installed():
         from torch._C._distributed_c10d import HashStore
 
+        from nextquill_core.model.loading import best_device
+
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return best_device()
     import deepspeed
 
     # On a CPU, DeepSpeed would first compile a shared-memory kernel, which takes minutes and saves nothing here.

@@ -12,7 +12,14 @@ import torch
 
 from nextquill_core.config import TrainConfig
 from nextquill_core.errors import UserError
-from nextquill_core.training.engines import PlainEngine, configured, deepspeed_config, deepspeed_installed, engine_for
+from nextquill_core.training.engines import (
+    PlainEngine,
+    configured,
+    connect,
+    deepspeed_config,
+    deepspeed_installed,
+    engine_for,
+)
 from tasks.ranks.launch import run_ranks
 from tests.orders import changed, train_order
 from tests.tasks.ranks.test_launch import adapter, curve, four_users, one_rank, same, write_order
@@ -29,6 +36,15 @@ def without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     assert not deepspeed_installed()
+
+
+@pytest.mark.usefixtures("without_deepspeed")
+def test_a_torch_for_cuda_trains_on_the_cpu_where_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_such_a_torch(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", of_such_a_torch)
+    assert connect() == torch.device("cpu")
 
 
 @pytest.mark.ranks
