@@ -187,10 +187,10 @@ def _better(headlines: Sequence[Difference], method: str, users: int) -> str:
             clauses.append(f"than {reference} in {_listed([_measure(one) for one in better[:2]])}")
     if not clauses:
         references = _listed(list(dict.fromkeys(one.reference for one in headlines)), last="or")
-        return f"For these {users} users, no advantage of {method} over {references} is shown."
+        return f"For these {users:,} users, no advantage of {method} over {references} is shown."
     first, *others = clauses
     marked = first.replace(", ", ", 95 % interval ", 1)
-    return f"For these {users} users, {method} is better {_listed([marked, *others], '; ', last='and')}."
+    return f"For these {users:,} users, {method} is better {_listed([marked, *others], '; ', last='and')}."
 
 
 def _not_shown(headlines: Sequence[Difference], missing: str) -> str:
