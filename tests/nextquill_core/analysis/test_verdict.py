@@ -95,7 +95,8 @@ def test_what_is_not_shown_is_said_with_its_numbers() -> None:
 
 
 def test_thousands_are_separated() -> None:
-    assert sentences(compared("personal_gain", 0.0, 0.1), users=4000)[0].startswith("For these 4,000 users, no advantage")
+    first, *_ = sentences(compared("personal_gain", 0.0, 0.1), users=4000)
+    assert first.startswith("For these 4,000 users, no advantage")
 
 
 def test_a_test_that_fails_after_correction_is_not_shown() -> None:
