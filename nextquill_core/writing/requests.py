@@ -128,7 +128,8 @@ def fault(found: Mapping[str, Any]) -> str:
         found: One of the errors that pydantic lists.
     """
     field = ".".join(str(part) for part in found["loc"] if part not in ("str", ItemFields.__name__))
-    what = str(found["msg"]).removeprefix("Value error, ")
+    unknown = found.get("type") == "extra_forbidden"
+    what = "there is no such field" if unknown else str(found["msg"]).removeprefix("Value error, ")
     return f"`{field}`: {what}" if field else what
 
 

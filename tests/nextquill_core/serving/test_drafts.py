@@ -142,7 +142,7 @@ def test_a_seed_draws_again(client: httpx.Client, users: list[str]) -> None:
     [
         ({"item": "nothing"}, 422, "item: no item 'nothing' in this store"),
         ({}, 422, "item is missing: give an id of the store, or title and description"),
-        ({"item": KETTLE, "starz": 5}, 422, "`starz`: Extra inputs are not permitted"),
+        ({"item": KETTLE, "starz": 5}, 422, "`starz`: there is no such field"),
         ({"item": KETTLE, "rating": "five"}, 422, "`rating`"),
         ({"item": KETTLE, "rating": 1e999}, 422, "`rating`: Input should be a finite number"),
         ({"item": KETTLE, "decoding": "sain"}, 422, "unknown decoding `sain`; did you mean `sane`?"),
