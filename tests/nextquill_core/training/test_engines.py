@@ -44,7 +44,10 @@ def test_a_torch_for_cuda_trains_on_the_cpu_where_there_is_no_card(monkeypatch: 
         return None if check_available else torch.device("cuda")
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", of_such_a_torch)
-    assert connect() == torch.device("cpu")
+    try:
+        assert connect() == torch.device("cpu")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.ranks
