@@ -16,7 +16,7 @@ from nextquill_core.errors import ModelError
 from nextquill_core.memory import is_out_of_memory
 from nextquill_core.model.cpu import completed, fast_feed_forward, feed_forward_parts, passes_at_once
 from nextquill_core.model.forward import Strategy, best_strategy, branch_states, computed_tokens, token_budget_batches
-from nextquill_core.model.head import head_of, target_logprobs
+from nextquill_core.model.head import Head, head_of, target_logprobs
 from nextquill_core.schemas import EFFECTS
 from nextquill_core.tokens import TokenPair
 
@@ -112,15 +112,23 @@ class Scorer:
         branches = [found.split(len(pair.target)) for pair, found in zip(pairs, logps, strict=True)]
         return [(found[0], found[-1]) for found in branches]
 
-    def _of_targets(self, states: Sequence[Tensor], targets: Sequence[list[int]]) -> list[Tensor]:
+    def _of_targets(
+        self, states: Sequence[Tensor], targets: Sequence[list[int]], head: Head | None = None
+    ) -> list[Tensor]:
         """Return the log-probabilities of each example's targets, example by example on a CPU.
 
         There, a matrix product rounds differently with the number of its rows.
+
+        Args:
+            states: The state before each target, (T, D) for each example.
+            targets: The token ids, T for each example.
+            head: A head in place of the model's.
         """
+        head = head or self._head
         ids = [torch.tensor(target, device=rows.device) for rows, target in zip(states, targets, strict=True)]
         if self._on_cpu:
-            return [target_logprobs(self._head, hidden, target) for hidden, target in zip(states, ids, strict=True)]
-        together = target_logprobs(self._head, torch.cat(list(states)), torch.cat(ids)).cpu()
+            return [target_logprobs(head, hidden, target) for hidden, target in zip(states, ids, strict=True)]
+        together = target_logprobs(head, torch.cat(list(states)), torch.cat(ids)).cpu()
         return list(together.split([len(target) for target in targets]))
 
     def _reduce(self, tried: Sequence[TokenPair]) -> None:

@@ -217,7 +217,6 @@ class SteeredScorer(Scorer):
     ) -> None:
         super().__init__(model, batch_tokens, on_scored)
         self._strengths = strengths
-        self._plain_head = self._head
 
     @torch.inference_mode()
     def _log_probabilities(self, pairs: Sequence[TokenPair]) -> Scores:
@@ -229,9 +228,9 @@ class SteeredScorer(Scorer):
     def _steered(
         self, branches: Sequence[tuple[Tensor, Tensor]], targets: Sequence[list[int]], strength: float
     ) -> list[Tensor]:
-        if self._plain_head.softcap is not None:
-            self._head = ContrastHead.of(self._plain_head, steering(strength))
-            return self._of_targets([torch.cat(both, dim=1) for both in branches], targets)
+        if self._head.softcap is not None:
+            head = ContrastHead.of(self._head, steering(strength))  # passes side by side share the scorer's own
+            return self._of_targets([torch.cat(both, dim=1) for both in branches], targets, head)
         # In single precision: the difference of two similar states in half precision has few digits left.
         joined = [
             (1 + strength) * with_history.float() - strength * without.float() for with_history, without in branches

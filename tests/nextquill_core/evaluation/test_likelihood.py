@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextquill_core.evaluation.likelihood import answer_logps, contrasted_logps, personal_logps, steered_logps
+from nextquill_core.evaluation.likelihood import (
+    SteeredScorer,
+    answer_logps,
+    contrasted_logps,
+    personal_logps,
+    steered_logps,
+)
 from nextquill_core.generation.decoding import COPE, Contrast
 from nextquill_core.model import head as heads
 from nextquill_core.model.head import Head, head_of
@@ -90,6 +96,15 @@ def test_strengths_of_one_pass_change_nothing_in_each_other(family: str) -> None
             torch.equal(found[place], alone)
             for found, alone in zip(together, steered(model, PAIRS, strength), strict=True)
         )
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_passes_change_nothing_that_those_beside_them_use(family: str) -> None:
+    """A soft cap needs another head for each strength, and passes run in several threads."""
+    scorer = SteeredScorer(small_model(family), 300, [2.0, 0.0])
+    before = {name: id(value) for name, value in vars(scorer).items()}
+    scorer.score(PAIRS)
+    assert {name: id(value) for name, value in vars(scorer).items()} == before
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
