@@ -3,8 +3,8 @@
 All steps of a small configuration with one method and one decoding preset are built for real, under a profiler. A file
 counts if it is in a room that carries data and one of its functions ran during the build. Not counted are planning,
 stores and manifests, configuration, progress, speed-ups and memory limits that change no number (`model/cpu`,
-`training/budget.py`), the offline base model, pages and figures (`analysis`, `pipeline/report`), and
-model cards.
+`training/budget.py`), the offline base model, pages and figures (`analysis`, `pipeline/report`), and model
+cards.
 """
 
 from __future__ import annotations

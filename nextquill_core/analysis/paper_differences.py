@@ -214,11 +214,11 @@ def _baselines(config: Mapping[str, Any]) -> Iterator[str]:
             "The method cos samples, as its authors do, where the others are greedy; how strongly it steers is chosen "
             "on val."
         )
-    for adapter in ("contextsft", "nextquill"):
-        if f"{adapter}-steered" in methods:
+    for name in methods:
+        if adapter := METHODS[name].adapter:
             yield (
-                f"The method {adapter}-steered is not the paper's: it decodes the adapter of {adapter} as cos decodes "
-                f"the base model, under the same presets as {adapter}; how strongly is chosen on val."
+                f"The method {name} is not the paper's: it decodes the adapter of {adapter} as cos decodes the base "
+                f"model, under the same presets as {adapter}; how strongly is chosen on val."
             )
     if any(METHODS[name].personal for name in methods):
         yield from _unlike("Personal adapters", config)

@@ -205,6 +205,12 @@ def _wrong(name: str, found: Any) -> str:
     return ""
 
 
+def _steered(adapter: str) -> Method:
+    """Return the method that decodes another one's adapter away from its distribution without history."""
+    summary = f"{adapter}, decoded away from its own distribution without history"
+    return Method(f"{adapter}-steered", summary, "newest", adapter=adapter, strengths=(0.0, 0.25, 0.5, 1.0, 2.0))
+
+
 METHODS = Plugins[Method](
     "method",
     "nextquill.methods",
@@ -273,22 +279,10 @@ METHODS = Plugins[Method](
             ),
             Method("causal-only", "contextsft + α·L_p, every token weighted 1", "newest", Training(False, causal=True)),
             Method("mce-dce", "unweighted L_n + α·L_p with preference weights", "newest", ALIGNMENT),
-            Method(
-                "contextsft-steered",
-                "contextsft, decoded away from its own distribution without history",
-                "newest",
-                adapter="contextsft",
-                strengths=(0.0, 0.25, 0.5, 1.0, 2.0),
-            ),
+            _steered("contextsft"),
             Method("norm-only", "preference-weighted L_n alone (α = 0)", "newest", Training(True, causal=False)),
             Method("nextquill", "preference-weighted L_n + α·L_p", "newest", Training(True, causal=True)),
-            Method(
-                "nextquill-steered",
-                "nextquill, decoded away from its own distribution without history",
-                "newest",
-                adapter="nextquill",
-                strengths=(0.0, 0.25, 0.5, 1.0, 2.0),
-            ),
+            _steered("nextquill"),
             Method(
                 "nextquill-official",
                 "as the official code: weights from the model in training, L_p unweighted, α 0.1",

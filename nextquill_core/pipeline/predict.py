@@ -214,11 +214,11 @@ def build_choice(run: Run, step: Step, staging: Staging, progress: Progress) -> 
         staging: Folder of the new artifact.
         progress: Receives the examples that are done, of a choice by likelihood.
     """
+    if step.settings["by"] == LIKELIHOOD:
+        return _build_choice_by_likelihood(run, step, staging, progress)
     from nextquill_core.evaluation.metrics import choosing_metric, score_examples
     from nextquill_core.evaluation.text_metrics import count_letters
 
-    if step.settings["by"] == LIKELIHOOD:
-        return _build_choice_by_likelihood(run, step, staging, progress)
     asked = run.config.evaluate.choose_by
     examples = split_examples(run, "val")
     references = [example.target.text for example in examples]

@@ -124,7 +124,7 @@ def test_live_weights_and_their_sum_exclude_each_other() -> None:
 
 NOT_PUBLISHED = {
     "bm25", "pag", "dpl", "stylevector", "cope", "dep", "perce", "perce-live", "contextsft-steered",
-    "nextquill-steered",    "nextquill-official", "random-weights", "grounded-weights",
+    "nextquill-steered", "nextquill-official", "random-weights", "grounded-weights",
 }  # fmt: skip
 """Methods for which the paper has no row of numbers."""
 
