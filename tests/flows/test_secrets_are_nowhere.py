@@ -127,7 +127,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """Every kind of command that may meet a secret, run for real on one server."""
     folder = tmp_path_factory.mktemp("secrets")
     with ThreadingHTTPServer(("127.0.0.1", 0), EchoingServer) as models, pytest.MonkeyPatch.context() as patch:
@@ -169,7 +169,9 @@ def ran(server: Server, small_world: Path, tmp_path_factory: pytest.TempPathFact
             "echo": from_nothing(config, environment),
         }
         models.shutdown()
-    return Ran(folder, Path(server.environment["PREFECT_HOME"]), said)
+    yield Ran(folder, Path(server.environment["PREFECT_HOME"]), said)
+    removed = Forked(("flows", "alerts", "--remove"), environment).finish()  # other tests set alerts on this server
+    assert removed.returncode == 0, removed.stderr
 
 
 def prepared(config: Path) -> None:

@@ -227,6 +227,7 @@ def setup(
 
     deployments = {stage: deploy(server, stage, f"flows/{stage}.py:{stage}") for stage in STAGES}
     deployments["outer"] = deploy(server, "outer", "tests/flows/watched.py:outer")
+    alerts(server, "--remove")  # a test that failed may have left some
     printed = alerts(server, "--webhook", hook, *QUICK, "--chain")
     setup = Setup(server, hook, printed, got, deployments, good)
     try:
