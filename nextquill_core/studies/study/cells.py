@@ -91,6 +91,14 @@ class Study:
         """The names of the choices that the questions need."""
         return [name for name, users in CHOICES.items() if self.questions & set(users)]
 
+    def chooses(self, name: str) -> bool:
+        """Return whether candidates of a choice must be measured on val: there are several, or question 5 shows them.
+
+        Args:
+            name: Name of the choice.
+        """
+        return name == "variants" or len(self.candidates(name)) > 1
+
     def base_run(self, seed: int) -> Run:
         """Return the run of the base configuration with all methods of the study's rows, on test.
 
@@ -115,6 +123,7 @@ class Study:
         return [
             self._cell(name, candidate, (self.spec.reference, *choosing), "val", seed)
             for name in self.needed_choices
+            if self.chooses(name)
             for choosing in [[m for m in self.spec.choosing(self.choice(name)) if m != self.spec.reference]]
             for candidate in self.candidates(name)
             for seed in self.spec.seeds[: self.choice(name).seeds]

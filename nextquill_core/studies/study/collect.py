@@ -34,7 +34,7 @@ FIRST = ("personal_gain", "history_gain", "log_likelihood")
 
 
 def choices_of(study: Study) -> Choices:
-    """Return what val says to choose; a choice that lacks a cell is left out.
+    """Return what val says to choose; a choice that lacks a cell is left out, and one without candidates is empty.
 
     Args:
         study: The study.
@@ -43,7 +43,10 @@ def choices_of(study: Study) -> Choices:
     found: dict[str, dict[str, Chosen]] = {}
     for name in study.needed_choices:
         own = [cell for cell in cells if cell.choice == name]
-        if not own or not all(map(is_measured, own)):
+        if not study.chooses(name):
+            found[name] = {}
+            continue
+        if not all(map(is_measured, own)):
             continue
         choice, reference = study.choice(name), study.spec.reference
         found[name] = {
@@ -191,7 +194,7 @@ def results_of(study: Study) -> dict[str, Any]:
         "data": _data(base),
         "settings": _settings(base.config),
         "steps": _steps(measured),
-        "choices": [_described(study, name, found) for name, found in choices.items()],
+        "choices": [_described(study, name, found) for name, found in choices.items() if found],
         "candidates": {
             MODELS: spec.effects,
             **{name: study.candidates(name) for name in ("parts", "variants")},

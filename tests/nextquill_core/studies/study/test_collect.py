@@ -22,6 +22,7 @@ from nextquill_core.studies.study.collect import (
     write_files,
 )
 from nextquill_core.studies.study.measure import val_differences
+from nextquill_core.studies.study.spec import Choice
 from storage import UserError
 from tests.nextquill_core.studies.study.conftest import SECONDS, pretend
 
@@ -158,6 +159,22 @@ def test_a_question_alone_needs_only_its_cells(small_study: Study) -> None:
     assert {cell.choice for cell in alone.test_cells({})} == {"variants"}
     decoding = Study(small_study.spec, small_study.open_run, {4})
     assert {cell.methods for cell in decoding.test_cells({})} == {("contextsft", "nextquill")}
+
+
+def test_without_candidates_nothing_is_measured_on_val(small_study: Study) -> None:
+    spec = small_study.spec.model_copy(update={"parts": Choice()})
+    study = Study(spec, small_study.open_run, {2})
+    assert study.val_cells() == []
+    cells = study.test_cells(choices_of(study))
+    assert [(cell.candidate, cell.methods) for cell in cells] == [("base", ("latestk", "contextsft", "nextquill"))] * 2
+    for cell in cells:
+        pretend(cell, value)
+    folder = collect([study]).artifact.folder
+    [results] = read_document(folder / RESULTS)["studies"]
+    assert results["choices"] == []
+    assert {row["method"] for row in results["tables"]["parts"]["rows"]} == {"latestk", "contextsft", "nextquill"}
+    assert "Chosen on val" not in (folder / PAGE).read_text()
+    assert Study(spec, small_study.open_run, {5}).val_cells(), "question 5 shows what is measured on val"
 
 
 def test_question_1_compares_the_effects_of_further_models(small_study: Study) -> None:
