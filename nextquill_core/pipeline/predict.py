@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from nextquill_core.pipeline.methods import (
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
+from nextquill_core.records import Example
 from nextquill_core.schemas import LIKELIHOODS, PREDICTIONS, column_by_example
 from nextquill_core.tokens import TokenPair
 from storage import Staging, write_json
@@ -214,13 +216,23 @@ def build_choice(run: Run, step: Step, staging: Staging, progress: Progress) -> 
         staging: Folder of the new artifact.
         progress: Receives the examples that are done, of a choice by likelihood.
     """
+    examples = split_examples(run, "val")
     if step.settings["by"] == LIKELIHOOD:
-        return _build_choice_by_likelihood(run, step, staging, progress)
+        measured = _by_likelihood(run, step, staging, progress)
+    else:
+        measured = _by_texts(run, step, examples)
+    values = measured["values"]
+    found = {"chosen": max(values, key=lambda candidate: values[candidate]), **measured}
+    write_json(staging.path(CHOICE), found)
+    return found | {"examples": len(examples)}
+
+
+def _by_texts(run: Run, step: Step, examples: Sequence[Example]) -> dict[str, Any]:
+    """Return the value of each candidate's texts in a metric of texts, and why it is this metric."""
     from nextquill_core.evaluation.metrics import choosing_metric, score_examples
     from nextquill_core.evaluation.text_metrics import count_letters
 
     asked = run.config.evaluate.choose_by
-    examples = split_examples(run, "val")
     references = [example.target.text for example in examples]
     letters = count_letters(references)
     name = next(name for name, known in run.plan.evaluation.choices.items() if known.name == step.name)
@@ -236,19 +248,11 @@ def build_choice(run: Run, step: Step, staging: Staging, progress: Progress) -> 
     values = {candidate: found.value(by) for candidate, found in scores.items()}
     if len(values) > 1 and len(set(values.values())) == 1:
         why = f"{why}; " * bool(why) + "all candidates are equal, and the first is taken"
-    found = {
-        "chosen": max(values, key=lambda candidate: values[candidate]),
-        "by": by,
-        "asked": asked,
-        "why": why,
-        "values": values,
-    }
-    write_json(staging.path(CHOICE), found)
-    return found | {"examples": len(examples)}
+    return {"by": by, "asked": asked, "why": why, "values": values}
 
 
-def _build_choice_by_likelihood(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
-    """Write which strength of steering makes the true reviews of val likeliest; of equal ones, the first.
+def _by_likelihood(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
+    """Return the mean log-likelihood of the true reviews of val under each strength of steering.
 
     All strengths are measured in one pass. Finished shards of an interrupted run are kept.
     """
@@ -281,10 +285,7 @@ def _build_choice_by_likelihood(run: Run, step: Step, staging: Staging, progress
         candidate: sum(part["sums"][place] for part in parts) / tokens
         for place, candidate in enumerate(step.settings["candidates"])
     }
-    best = max(values, key=lambda candidate: values[candidate])
-    choice = {"chosen": best, "by": LIKELIHOOD, "asked": LIKELIHOOD, "why": "", "values": values}
-    write_json(staging.path(CHOICE), choice)
-    return choice | {"examples": len(examples)}
+    return {"by": LIKELIHOOD, "asked": LIKELIHOOD, "why": "", "values": values}
 
 
 def chosen(run: Run, name: str) -> dict[str, Any]:

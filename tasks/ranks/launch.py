@@ -70,12 +70,10 @@ def run_ranks(
     rank_logs(order).mkdir()
     output = RankLogs(order, log)
     elsewhere = not isinstance(ranks, int)
-    environment = rank_environment(ranks, HERE) if isinstance(ranks, int) else dict(os.environ)
-    if ranks == 1:
-        environment |= lone_rank_environment(HERE, free_port())
     running: list[subprocess.Popen[bytes]] = []
     try:
         for starter in starters:
+            environment = dict(starter.environment or os.environ)
             process = start(
                 starter.command, log, environment, orphan_signal=starter.orphan_signal, stdin_pipe=elsewhere
             )
@@ -105,9 +103,12 @@ def _starters(order: Path, ranks: Placement) -> list[Starter]:
         return ranks.starters(order)
     if not deepspeed_installed():
         _refuse_more_than_one_process(TrainOrder.load(order), ranks)
+    environment = rank_environment(ranks, HERE)
     if ranks == 1:  # needs no launcher, which would import torch and DeepSpeed for seconds to start it
-        return [Starter([sys.executable, "-u", "-m", WORKER, str(order)])]
-    return [Starter(launcher_command(order, {"localhost": ranks}, 0, HERE, free_port()))]
+        alone = [sys.executable, "-u", "-m", WORKER, str(order)]
+        return [Starter(alone, environment=environment | lone_rank_environment(HERE, free_port()))]
+    launcher = launcher_command(order, {"localhost": ranks}, 0, HERE, free_port())
+    return [Starter(launcher, environment=environment)]
 
 
 def _report_steps(metrics: LineReader, on_step: Callable[[dict[str, float]], None]) -> None:

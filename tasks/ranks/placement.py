@@ -33,11 +33,13 @@ class Starter:
         orphan_signal: Signal that it gets when this process is killed; srun ends its ranks on SIGTERM.
         secrets: Environment variables that it reads as a line of JSON from its standard input, because other users of
             both machines can see command lines.
+        environment: Its environment; None for that of this process.
     """
 
     command: list[str]
     orphan_signal: signal.Signals = signal.SIGKILL
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
