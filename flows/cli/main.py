@@ -249,7 +249,8 @@ def _study(
     if numbers is not None:
         _written(collect.read_document(numbers), output or numbers.parent)
         return
-    stored = collect.stored_studies(output) if output else []
+    if output is not None:
+        collect.stored_studies(output)  # a damaged file is reported before hours of work
     specs = [load_study(file, overrides or [], store) for file in config]
     studies = [cells.Study(spec, open_run, question or cells.QUESTIONS) for spec in specs]
     with announce.notice_if_slow():
@@ -276,7 +277,7 @@ def _study(
         found = collect.collect(studies).artifact
     document = collect.read_document(found.folder / collect.RESULTS)
     if output is not None:
-        _written(collect.beside(document, stored), output)
+        _written(collect.beside(document, collect.stored_studies(output)), output)
     else:
         print(f"results: {found.folder / collect.PAGE}")
 
