@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -239,6 +240,7 @@ def encoder_for(model: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> Pai
 def quiet_libraries() -> None:
     """Turn off progress bars and warnings of other libraries that say less than our own output."""
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT reads it
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed, which other libraries import, warns
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from nextquill_core.model.loading import (
     load_encoder_model,
     load_model,
     load_tokenizer,
+    quiet_libraries,
 )
 from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.pipeline.methods import adapted
@@ -262,6 +264,14 @@ def test_an_adapter_is_refused_without_its_files_and_on_another_base(adapter: Pa
         (folder / name).unlink()
         with pytest.raises(ModelError, match=f"there is no {name}"):
             load_adapter(small_model("qwen2"), folder)
+
+
+def test_an_adapter_is_loaded_without_warnings_of_other_libraries(adapter: Path) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        quiet_libraries()
+        load_adapter(small_model("qwen2"), adapter)
+    assert [str(one.message) for one in seen] == []
 
 
 def test_a_whole_adapter_answers_as_peft_loads_it(adapter: Path) -> None:
