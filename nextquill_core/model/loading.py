@@ -18,8 +18,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from nextquill_core import hub
@@ -32,6 +41,7 @@ from nextquill_core.model.identity import REMEDY, check_limits
 from nextquill_core.prompts import PLAIN, REVIEW, WORDINGS, Template, chat_template
 from nextquill_core.tokens import PairEncoder, prompt_lengths
 
+logger = logging.getLogger(__name__)
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WEIGHTS_REMEDY = "copy or download the model again, all of its files"
 TOKENIZER_REMEDY = "add the tokenizer's files (tokenizer.json, tokenizer_config.json) to the folder"
@@ -179,7 +189,10 @@ def load_gguf_tokenizer(path: Path) -> Any:
 
 
 def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY, **options: Any) -> Any:
-    """Return the model's tokenizer.
+    """Return the model's tokenizer, which splits text as the model's `tokenizer.json` says.
+
+    For some types of models transformers replaces the splitting of that file by that of the type's first model. A model
+    that was trained with its own tokenizer would then read tokens that it has not learned.
 
     Args:
         config: The model.
@@ -190,10 +203,33 @@ def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY, **options: Any)
         ModelError: The tokenizer cannot be found or read, or has no vocabulary.
     """
     tokenizer = load_pretrained(AutoTokenizer, config, remedy=remedy, **options)
+    if not _splits_as_its_file(tokenizer, config):
+        kind = type(tokenizer).__name__
+        logger.info("%s: its tokenizer.json is used, from which %s differs in splitting", config.name_or_path, kind)
+        tokenizer = load_pretrained(PreTrainedTokenizerFast, config, remedy=remedy, **options)
     # Without the tokenizer's files, transformers creates a tokenizer with the special tokens only.
     if len(tokenizer) <= len({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}):
         raise ModelError("there is no tokenizer with a vocabulary", config.name_or_path, TOKENIZER_REMEDY)
     return tokenizer
+
+
+def _splits_as_its_file(tokenizer: Any, config: ModelConfig) -> bool:
+    """Return whether a tokenizer normalises and splits text as its `tokenizer.json`; True where there is none."""
+    ours = type(tokenizer).__module__.startswith("transformers.")  # otherwise the model's own code was asked for
+    if not ours or not tokenizer.is_fast:
+        return True
+    path = cached_file(
+        config.name_or_path,
+        "tokenizer.json",
+        revision=config.revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if path is None:
+        return True
+    file, loaded = Tokenizer.from_file(path), tokenizer.backend_tokenizer
+    pairs = (file.normalizer, loaded.normalizer), (file.pre_tokenizer, loaded.pre_tokenizer)
+    return all((one and one.__getstate__()) == (other and other.__getstate__()) for one, other in pairs)
 
 
 def load_template(name: str, config: ModelConfig, tokenizer: Any) -> Template:

@@ -43,7 +43,7 @@ KINDS: Mapping[str, StepKind] = {
     "ingest": StepKind(3, "ingest", "nextquill_core.pipeline.ingest:build_sequences"),
     # A checkpoint of another torch or transformers would end in other bytes.
     "model": StepKind(
-        3, "model", "nextquill_core.pipeline.ingest:build_base_model", ("torch", "transformers", "tokenizers")
+        4, "model", "nextquill_core.pipeline.ingest:build_base_model", ("torch", "transformers", "tokenizers")
     ),
     "effects": StepKind(2, "score", "nextquill_core.pipeline.score:build_effects"),
     "score": StepKind(1, "score", "nextquill_core.pipeline.score:build_weights"),

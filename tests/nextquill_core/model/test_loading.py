@@ -13,6 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from nextquill_core.causal.worker import with_adapters
 from nextquill_core.config import ModelConfig
@@ -153,6 +158,18 @@ def test_a_missing_tokenizer_is_refused(tiny_folder: Path, tmp_path: Path) -> No
     with pytest.raises(ModelError, match=r"no tokenizer with a vocabulary; add the tokenizer's files"):
         load_tokenizer(ModelConfig(name_or_path=str(tmp_path / "model"), dtype="float32"))
     assert len(load_tokenizer(ModelConfig(name_or_path=str(tiny_folder), dtype="float32"))) > 100
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2", "gpt2"])
+def test_a_tokenizer_splits_as_its_file_whatever_the_type_of_the_model(family: str, tmp_path: Path) -> None:
+    splitting = Tokenizer(WordLevel({"?": 0, " 45": 1, "Rating:": 2, " ": 3, "4": 4, "5": 5, "é": 6}, unk_token="?"))
+    splitting.pre_tokenizer = Split(Regex(r" ?\d+"), "isolated")
+    splitting.normalizer = Lowercase() if family == "gpt2" else None
+    PreTrainedTokenizerFast(tokenizer_object=splitting, unk_token="?").save_pretrained(tmp_path)
+    small_model(family).config.save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelConfig(name_or_path=str(tmp_path)))
+    for text in ("Rating: 45", "4", "e\u0301"):
+        assert loaded(text, add_special_tokens=False).input_ids == splitting.encode(text).ids
 
 
 def bert(folder: Path, tiny_folder: Path, *, kind: str = "AutoModelForMaskedLM") -> Path:

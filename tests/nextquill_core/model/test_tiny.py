@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from nextquill_core.config import TinyModelConfig
+from nextquill_core.config import ModelConfig, TinyModelConfig
 from nextquill_core.errors import UserError
 from nextquill_core.model import tiny
+from nextquill_core.model.loading import load_tokenizer
 from nextquill_core.model.tiny import Checkpoint, train_tiny_model
 from nextquill_core.pipeline import freshness
 from nextquill_core.pipeline.run import Run
@@ -61,6 +62,18 @@ class Interrupted:
         self.shown.append((done, note))
         if done == self.after:
             raise KeyboardInterrupt
+
+
+def test_a_stored_tokenizer_gives_the_ids_that_the_model_was_trained_on(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    train(tmp_path)
+    documents = [prompt + answer for prompt, answer in tiny.pretraining_documents(PROFILES, 2, 3)]
+    trained = tiny.train_tokenizer(documents, CONFIG.vocab_size)
+    folder = tmp_path / "model"
+    ours, theirs = load_tokenizer(ModelConfig(name_or_path=str(folder))), AutoTokenizer.from_pretrained(folder)
+    for text in (*documents, "Rating: 4.5\n\n\tIt's 12  cafe\u0301s, 日本 ... don't\r\n"):
+        assert ours(text).input_ids == theirs(text).input_ids == trained(text).input_ids
 
 
 def test_the_loss_is_that_of_the_whole_batch_with_a_mask() -> None:
