@@ -223,8 +223,8 @@ def _baselines(config: Mapping[str, Any]) -> Iterator[str]:
     if any(METHODS[name].personal for name in methods):
         yield from _unlike("Personal adapters", config)
         yield (
-            "Personal adapters start from scratch for each user, on an adapter trained on other users; the official "
-            "loop of OPPU continues from the previous user."
+            "Personal adapters learn from one user's reviews each, on an adapter trained on other users; the official "
+            "loop of OPPU never empties its list of examples, so an adapter also learns from the users before."
         )
     if "cope" in methods:
         yield (

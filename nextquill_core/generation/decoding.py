@@ -55,18 +55,20 @@ SANE_CANDIDATES = (GREEDY.name, SAMPLED.name)
 class Contrast:
     """How the logits z of an answer and those z′ of a second branch become one: ours · z − theirs · z′.
 
-    Logits serve as log-probabilities, since softmax ignores the shift between them.
-
     Attributes:
         ours: Weight of z.
         theirs: Weight of z′.
         plausibility: Only tokens with at least this share of the probability of z's likeliest token can be chosen
             (Li et al. 2023, arXiv 2210.15097); 0 is all of them.
+        log_probabilities: Contrast log softmax(z), over the tokens that can be chosen, with log softmax(z′). The
+            distribution is the same, because softmax ignores a shift. A repetition penalty is not: it multiplies or
+            divides the numbers themselves.
     """
 
     ours: float
     theirs: float
     plausibility: float = 0.0
+    log_probabilities: bool = False
 
     @property
     def neutral(self) -> bool:
@@ -74,12 +76,13 @@ class Contrast:
         return self == Contrast(1.0, 0.0)
 
     def __call__(self, ours_BV: Tensor, theirs_BV: Tensor) -> Tensor:
-        """Return the contrasted logits, (B, V), up to a constant for each row; −∞ for tokens that cannot be chosen."""
-        logits_BV = self.ours * ours_BV - self.theirs * theirs_BV
-        if not self.plausibility:
-            return logits_BV
-        least_B1 = ours_BV.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
-        return logits_BV.masked_fill(ours_BV < least_B1, -math.inf)
+        """Return the contrasted logits, (B, V); −∞ for tokens that cannot be chosen."""
+        if self.plausibility:
+            least_B1 = ours_BV.amax(dim=-1, keepdim=True) + math.log(self.plausibility)
+            ours_BV = ours_BV.masked_fill(ours_BV < least_B1, -math.inf)
+        if self.log_probabilities:
+            ours_BV, theirs_BV = (logits_BV.float().log_softmax(dim=-1) for logits_BV in (ours_BV, theirs_BV))
+        return self.ours * ours_BV - self.theirs * theirs_BV
 
 
 def steering(strength: float) -> Contrast:
@@ -93,8 +96,12 @@ def steering(strength: float) -> Contrast:
     return Contrast(1 + strength, strength)
 
 
-COPE = Contrast(1.0, 0.1, plausibility=0.1)
-"""CoPe (arXiv 2506.12109): log p_user − α · log p_task where p_user ≥ β · max p_user, with α and β of its code."""
+COPE = Contrast(1.0, 0.1, plausibility=0.1, log_probabilities=True)
+"""CoPe (arXiv 2506.12109): log p_user − α · log p_task where p_user ≥ β · max p_user, with α and β of its code.
+
+As in that code, p_user is normalised over these tokens, and a repetition penalty changes the result: log p becomes
+1.2 · log p, which hardly moves a token that the model is sure of.
+"""
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

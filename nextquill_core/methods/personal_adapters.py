@@ -3,9 +3,10 @@
 The base model has the task's LoRA merged into it (`merge_adapter`). On top, each user has a LoRA that is trained on the
 user's past reviews, each without history, and then generates the user's next review, also without history.
 
-The published loop wraps the model of the previous user and adds to that user's examples. Here every user starts from
-scratch: weights, order and dropout come from a seed that is a hash of the run's seed and the user's key, so that an
-adapter does not depend on the other users. LoRA's layers are inserted once for all users and removed at the end.
+The published loop draws new weights for each user, but it never empties its list of examples: the adapter of the n-th
+user learns from the reviews of the first n users. Here an adapter learns from its user's reviews alone, as the paper
+says. Weights, order and dropout come from a seed that is a hash of the run's seed and the user's key, so an adapter
+does not depend on the other users. LoRA's layers are inserted once for all users and removed at the end.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ ROUNDING = 1e-3
 class PersonalTraining(PersonalConfig):
     """How a user's adapter is trained: the config section with what it does not set.
 
-    Rank, alpha, layers, learning rate and epochs are the paper's; dropout, batch size, weight decay, warm-up and
-    clipping are those of its authors' code. The loss is the mean over a step's answer tokens, the scale that their
-    clipping belongs to.
+    Rank, alpha, layers, learning rate, epochs, dropout, batch size, weight decay, warm-up and clipping are those of the
+    authors' code. The loss is the mean over a step's answer tokens, the scale that their clipping belongs to. In their
+    code the first step has the learning rate 0; here it has a share of the highest one.
 
     Attributes:
         r: Rank.

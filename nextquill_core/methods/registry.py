@@ -170,7 +170,8 @@ LIVE_PERCE = Training(
     policy="perce",
     fixed={"normalization": "sample_weight", "weights_from": "live"},
 )
-"""PerCE's weights as published. Live weights have no sum before the step, so the method has its own normalisation."""
+"""PerCE's weights as published. Live weights have no sum before the step, so the method has its own normalisation: each
+review's Σω, where PerCE has its number of tokens (arXiv 2603.06595, Eq. 8)."""
 ALIGNMENT = Training(
     weighted=True, causal=True, fixed={"causal_loss": {"weighted": True}, "normal_loss": {"weighted": False}}
 )

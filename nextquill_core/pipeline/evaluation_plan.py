@@ -369,11 +369,6 @@ class EvaluationPlanner:
         summed = method.shown in ("summary", *PROFILED)
         return shown | ({"summary_revision": self.wording.summary_revision} if summed else {})
 
-    @staticmethod
-    def _contrast(method: Method) -> dict[str, Any]:
-        """Return how a method contrasts adapters."""
-        return {"contrast": asdict(COPE)} if method.contrasted else {}
-
     def _inputs(self, method: Method) -> tuple[Step, ...]:
         """Return the steps that a method's texts and likelihoods are made from."""
         shown = {"contriever": self.relevance, "summary": self.summaries, **self.profiles}.get(method.shown)
@@ -433,7 +428,8 @@ class EvaluationPlanner:
             settings["style"] = asdict(style)
         elif method.steered:
             settings["strength"] = strength
-        settings |= self._contrast(method)
+        if method.contrasted:
+            settings["contrast"] = asdict(COPE)
         label = f"{name}-{decoding}" + ("" if split == self.settings.split else f"-{split}") + _suffix(history)
         step = Step("predictions", label, {**self.common, **settings}, inputs)
         return PredictionSet(step, name, decoding, split, sampler, strength, history, style)
@@ -443,7 +439,10 @@ class EvaluationPlanner:
         settings: dict[str, Any] = {"method": name, **self._shown(method)}
         settings |= {"split": self.settings.split, "past": history}
         settings |= {"seed": self.config.seed} if history == STRANGER else {}
-        settings |= self._contrast(method)
+        if method.contrasted:  # likelihoods are normalised, so logits and log-probabilities give the same
+            contrast = asdict(COPE)
+            del contrast["log_probabilities"]
+            settings["contrast"] = contrast
         inputs = self._inputs(method) + ((self.choices[steering_choice(name)],) if method.tuned else ())
         return Step("likelihood", f"likelihood:{name}{_suffix(history)}", {**self.common, **settings}, inputs)
 

@@ -118,11 +118,11 @@ def test_baselines() -> None:
     assert "Personal adapters:" not in found
     assert "blocks of 4 reviews, beside the 2 newest" in found
     assert "chosen on val" in found
-    assert "start from scratch for each user" in found
+    assert "learn from one user's reviews each" in found
     other = {"evaluate.methods": ALL, "evaluate.retrieval.encoder": "base", "evaluate.personal.r": 4}
     assert "the base model's own hidden states; the paper's with facebook/contriever" in differences(other)
     assert "Personal adapters: r 4 (published: 8)." in differences(other)
-    assert "scratch" not in differences({"evaluate.methods": ["nextquill"]})
+    assert "one user's reviews" not in differences({"evaluate.methods": ["nextquill"]})
     contrasted = differences({"evaluate.methods": ["cope"], "evaluate.personal.r": 4})
     assert "Personal adapters: r 4 (published: 8)." in contrasted
     assert "weight 0.1, plausibility 0.1); their stage of DPO is left out" in contrasted

@@ -83,6 +83,21 @@ def test_cope_divides_by_a_power_of_the_task_s_probability_among_plausible_token
     assert p.tolist() == pytest.approx([share / sum(shares) for share in shares])
 
 
+def test_a_penalty_on_cope_multiplies_log_probabilities_whatever_the_shift_of_the_logits_is() -> None:
+    """The likeliest token was seen: ln(20/35) − 0.1 · ln(1/2) = −0.4903 becomes −0.5884, above ln(10/35) + 0.2079.
+
+    Raw logits would be divided: with the shifts below (5.9957 + 0.3614) / 1.2 is less than 5.3026 + 0.5.
+    """
+    user = torch.tensor([[20.0, 10.0, 3.0, 2.0001, 1.0]]).log()
+    task = torch.tensor([[4.0, 1.0, 1.0, 1.0, 1.0]]).log()
+    seen = torch.tensor([[True, False, True, False, True]])
+    for shift, other in ((3.0, -5.0), (-40.0, 7.0)):
+        found = penalised(COPE(user + shift, task + other), seen, 1.2)[0]
+        assert found[:4].tolist() == pytest.approx([-0.588362, -1.044819, -2.698583, -2.654207], abs=1e-4)
+        assert found[4] == -math.inf
+        assert next_tokens(found[None], DECODINGS["paper"]).tolist() == [0]
+
+
 def test_a_token_that_is_not_plausible_stays_so_under_penalty_and_in_draws() -> None:
     user, task = torch.tensor([[5.0, 4.0, -3.0]]), torch.tensor([[5.0, 4.0, -90.0]])
     logits = penalised(COPE(user, task), torch.tensor([[True, True, False]]), 1.2)

@@ -75,10 +75,11 @@ def definition(
         if cope:
             with model.disable_adapter():
                 task = logits(model, request.prompt + output)
-            p_user = torch.tensor(scores).softmax(-1).tolist()
+            p_user, p_task = (torch.tensor(found).double().softmax(-1).tolist() for found in (scores, task))
+            plausible = [p for p in p_user if p >= 0.1 * max(p_user)]
             scores = [
-                ours - 0.1 * theirs if p >= 0.1 * max(p_user) else -math.inf
-                for ours, theirs, p in zip(scores, task, p_user, strict=True)
+                math.log(ours / sum(plausible)) - 0.1 * math.log(theirs) if ours in plausible else -math.inf
+                for ours, theirs in zip(p_user, p_task, strict=True)
             ]
         for token in set(request.prompt + output):
             penalty = decoding.repetition_penalty

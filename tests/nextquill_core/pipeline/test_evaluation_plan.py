@@ -102,7 +102,9 @@ def test_cope_shares_the_personal_adapters_of_oppu_and_chooses_nothing(small_wor
     assert list(alone.evaluation.tasks) == ["task-0", "task-1"]
     assert list(plan.evaluation.choices) == ["sane"]
     step = plan.evaluation.predictions["cope", "paper"].step
-    assert step.settings["contrast"] == {"ours": 1.0, "theirs": 0.1, "plausibility": 0.1}
+    weights = {"ours": 1.0, "theirs": 0.1, "plausibility": 0.1}
+    assert step.settings["contrast"] == {**weights, "log_probabilities": True}
+    assert plan.evaluation.likelihoods["cope"].settings["contrast"] == weights, "the same for logits"
     assert step.settings["sampler"] == plan.evaluation.predictions["oppu", "paper"].step.settings["sampler"]
 
 
