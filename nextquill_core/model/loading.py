@@ -216,7 +216,8 @@ def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY, **options: Any)
 def _splits_as_its_file(tokenizer: Any, config: ModelConfig) -> bool:
     """Return whether a tokenizer normalises and splits text as its `tokenizer.json`; True where there is none."""
     ours = type(tokenizer).__module__.startswith("transformers.")  # otherwise the model's own code was asked for
-    if not ours or not tokenizer.is_fast:
+    loaded = getattr(tokenizer, "backend_tokenizer", None)
+    if not ours or loaded is None:
         return True
     path = cached_file(
         config.name_or_path,
@@ -227,7 +228,7 @@ def _splits_as_its_file(tokenizer: Any, config: ModelConfig) -> bool:
     )
     if path is None:
         return True
-    file, loaded = Tokenizer.from_file(path), tokenizer.backend_tokenizer
+    file = Tokenizer.from_file(path)
     pairs = (file.normalizer, loaded.normalizer), (file.pre_tokenizer, loaded.pre_tokenizer)
     return all((one and one.__getstate__()) == (other and other.__getstate__()) for one, other in pairs)
 
