@@ -47,8 +47,8 @@ def render(document: Mapping[str, Any], images: str) -> str:
         "listed": listed,
         "code": lambda names: listed(f"`{name}`" for name in names),
     }
-    helpers = (aim, difference_table, figure_names, gains, overrides_text, pair_sentence, pairs_of, shown_metrics,
-               summary, threats, value_table)  # fmt: skip
+    helpers = (aim, difference_table, effects_answer, figure_names, gains, overrides_text, pair_sentence, pairs_of,
+               shown_metrics, summary, threats, value_table)  # fmt: skip
     environment.globals |= {helper.__name__: helper for helper in helpers}
     text = environment.get_template("results.md.j2").render(studies=document["studies"], images=images)
     return text.rstrip() + "\n"
@@ -252,6 +252,18 @@ def _gain_on_val(study: Study) -> str:
         f"`{name}`: {listed(_stated(at[name, key]) for key in HEADLINES if (name, key) in at)}" for name in gaining
     )
     return f". On val these settings raise the personal gain over `{study['reference']}`: {told}"
+
+
+def effects_answer(study: Study) -> str:
+    """Return how well the best model of question 1 finds the exact effects of the words that taste drew, and the base.
+
+    Args:
+        study: A study with rows of question 1; the first one is the base over these words.
+    """
+    base = study["effects"][0]
+    best = max((row for row in study["effects"] if row["note"] == base["note"]), key=lambda row: row["pearson"])
+    told = [f"r = {row['pearson']:.2f} and AUC = {row['auc']:.2f} under `{row['setting']}`" for row in (best, base)]
+    return f"Over {base['note']}, the best agreement is {' against '.join(told if best is not base else told[:1])}."
 
 
 def threats(study: Study) -> list[str]:

@@ -106,6 +106,8 @@ def test_question_1_names_the_setting_of_every_model() -> None:
     found = page(questions=[1], effects=[row | {"setting": "base"}, row | {"setting": "longer", "pearson": 0.93}])
     assert "| longer | θ0 | 12 | 0.93 | 0.79 | words |" in section(found, "1. Are the effects right?")
     assert "- longer: `model.tiny.steps: 7`" in found
+    best, base = "r = 0.93 and AUC = 0.79 under `longer`", "r = 0.41 and AUC = 0.79 under `base`"
+    assert f"Over words, the best agreement is {best} against {base}." in found
     assert "| 1. Are the effects right? | Pearson r 0.93 with the exact effects (longer; θ0; words) |" in found
 
 
