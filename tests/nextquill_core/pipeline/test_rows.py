@@ -133,14 +133,14 @@ def test_differences_are_to_reviews_of_the_same_item_that_were_known_before(whol
         known_differences = []
         for row in mine:
             place = peers.history(example)[row["position"]]
-            known = peers.known_before(example, place)
+            known = peers.users_before(example, place)
             vectors = np.array([vector(whole, peers.review(one).text).double().numpy() for one in (place, *known)])
             others = [peers.review(known[chosen]) for chosen in representatives(vectors[0], vectors[1:], 2)]
             assert row["others"] == len(others)
             expected = answer(whole, build_difference_prompt(peers.review(place), others), 5)
             assert expected in (row["text"], None)
             checked += expected is not None
-            known_differences += [(peers.review(place).item.title, row["text"])] if row["text"] else []
+            known_differences += [(peers.review(place), row["text"])] if row["text"] else []
         nearest = with_best(example, bm25_scores(example), 3).history
         expected = answer(whole, build_profile_prompt(known_differences, nearest), 6)
         assert expected in (profiles[name], None)
