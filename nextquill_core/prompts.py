@@ -36,6 +36,7 @@ class Wording:
         item: Label of the title of what the text is about.
         description: Label of its description.
         title: Label of the text's own title.
+        same: What texts on one thing share, as in "reviews of the same item".
     """
 
     name: TextKind
@@ -46,6 +47,7 @@ class Wording:
     item: str = "Item"
     description: str = "Description"
     title: str = "Title"
+    same: str = "of the same item"
 
     @property
     def summary_heading(self) -> str:
@@ -91,6 +93,7 @@ WORDINGS: Mapping[TextKind, Wording] = MappingProxyType(
                 "posts",
                 item="About",
                 title="Topic",
+                same="on the same topic",
             ),
             Wording(
                 "abstract",
@@ -100,6 +103,7 @@ WORDINGS: Mapping[TextKind, Wording] = MappingProxyType(
                 "abstracts",
                 item="Paper",
                 description="Points",
+                same="of the same paper",
             ),
             Wording(
                 "article",
@@ -108,6 +112,7 @@ WORDINGS: Mapping[TextKind, Wording] = MappingProxyType(
                 "Article",
                 "articles",
                 title="Headline",
+                same="for the same headline",
             ),
             Wording(
                 "email",
@@ -116,8 +121,17 @@ WORDINGS: Mapping[TextKind, Wording] = MappingProxyType(
                 "Email",
                 "emails",
                 title="Subject",
+                same="with the same subject",
             ),
-            Wording("text", "Write a text about what is below.", "Write a text.", "Text", "texts", item="About"),
+            Wording(
+                "text",
+                "Write a text about what is below.",
+                "Write a text.",
+                "Text",
+                "texts",
+                item="About",
+                same="about the same thing",
+            ),
         )
     }
 )

@@ -107,6 +107,20 @@ class Peers:
         """
         return [other for other in self.others(place) if self._is_known(example, other)]
 
+    def users_before(self, example: Example, place: Place) -> list[Place]:
+        """Return one review by each peer of a past review: the oldest of those in `known_before`.
+
+        A method that chooses among users counts one who wrote about the item several times once.
+
+        Args:
+            example: The example; its target's time is the limit.
+            place: The past review.
+        """
+        first: dict[str, Place] = {}
+        for other in self.known_before(example, place):  # a user's places are in the order of time
+            first.setdefault(other.user_id, other)
+        return list(first.values())
+
     def profile_before(self, example: Example, place: Place) -> list[Place]:
         """Return all reviews of the user of a peer's review that a method may use for an example.
 

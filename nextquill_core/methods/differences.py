@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nextquill_core.generation.engines import CUT, Engine, Generation, Request, no_progress
 from nextquill_core.methods.fitted_prompts import FittedPrompts, cut_review, cut_text, texts_of
 from nextquill_core.methods.summaries import ANSWER, ORDER
-from nextquill_core.prompts import PLAIN, Template, review_section
+from nextquill_core.prompts import PLAIN, REVIEW, Template, Wording, query_section, review_section
 from nextquill_core.records import Example, Item, Review
 from storage.fingerprint import fingerprint
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-COMPARED = "Below is a review of an item by one user, and then reviews of the same item by other users."
+COMPARED = "Below is one user's {text}, and then {texts} {same} by other users."
 OWN, OTHER = "This user:", "Another user:"
 COMPARE = (
-    "Say how this user's review differs from the others, in three respects. Writing: words and sentences. Emotion: how "
+    "Say how this user's {text} differs from the others, in three respects. Writing: words and sentences. Emotion: how "
     "positive or negative it is. Content: how much it says, and how well it holds together."
 )
 DIFFERENCES = "Differences:\n"
-PROFILED = "Below are items that one user has reviewed, each with how this user's review differs from those of others."
-DIFFERENCE = "How this user's review differs:"
-REVIEWS = "Below are reviews by the same user, oldest first."
-REVIEWS_ALONE = "Below are reviews by one user, oldest first."
+PROFILED = "Below is how {texts} by one user differ from {texts} {same} by other users."
+DIFFERENCE = "How this user's {text} differs:"
+ALIKE = "Below are {texts} by the same user, oldest first."
+ALONE = "Below are {texts} by one user, oldest first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,32 +84,43 @@ def representatives(
     return sorted(chosen)
 
 
-def build_difference_prompt(own: Review, others: Sequence[Review]) -> str:
+def build_difference_prompt(own: Review, others: Sequence[Review], wording: Wording = REVIEW) -> str:
     """Return the prompt for the difference of a user's review to others of the same item.
 
     Args:
         own: The user's review.
         others: The other users' reviews.
+        wording: Words for the kind of text.
     """
     nothing = Item("", "")  # the item stands in the user's own review
-    sections = [COMPARED, f"{OWN}\n{review_section(own)}"]
-    sections += [f"{OTHER}\n{review_section(replace(other, item=nothing))}" for other in others]
-    return "\n\n".join([*sections, COMPARE, DIFFERENCES])
+    sections = [_worded(COMPARED, wording), f"{OWN}\n{review_section(own, wording)}"]
+    sections += [f"{OTHER}\n{review_section(replace(other, item=nothing), wording)}" for other in others]
+    return "\n\n".join([*sections, _worded(COMPARE, wording), DIFFERENCES])
 
 
-def build_profile_prompt(differences: Sequence[tuple[str, str]], reviews: Sequence[Review]) -> str:
+def build_profile_prompt(
+    differences: Sequence[tuple[Review, str]], reviews: Sequence[Review], wording: Wording = REVIEW
+) -> str:
     """Return the prompt for a user's profile.
 
     Args:
-        differences: The title of an item, and how the user's review of it differs from those of others.
+        differences: A review of the user, of which only what it is about is shown, and how it differs from others.
         reviews: Past reviews of the user, oldest first.
+        wording: Words for the kind of text.
     """
-    sections = [PROFILED] if differences else []
-    for title, difference in differences:
-        sections.append("\n".join([*([f"Item: {title}"] if title else []), f"{DIFFERENCE}\n{difference}"]))
+    sections = [_worded(PROFILED, wording)] if differences else []
+    for own, difference in differences:
+        about = query_section(own.item, None, "" if own.item.title else own.title, wording)
+        shown = f"{_worded(DIFFERENCE, wording)}\n{difference}"
+        sections.append("\n".join([about, shown] if about else [shown]))
     if reviews:
-        sections += [REVIEWS if differences else REVIEWS_ALONE, *map(review_section, reviews)]
+        sections.append(_worded(ALIKE if differences else ALONE, wording))
+        sections += [review_section(review, wording) for review in reviews]
     return "\n\n".join([*sections, ORDER, ANSWER])
+
+
+def _worded(sentence: str, wording: Wording) -> str:
+    return sentence.format(text=wording.label.lower(), texts=wording.texts, same=wording.same)
 
 
 def compare_reviews(
@@ -123,6 +134,7 @@ def compare_reviews(
     difference_tokens: int,
     profile_tokens: int,
     template: Template = PLAIN,
+    wording: Wording = REVIEW,
     advance: Callable[[int], None] = no_progress,
 ) -> tuple[list[list[str]], list[str], Counter[str]]:
     """Let the model write the differences of each example's reviews to those of others, and then the user's profile.
@@ -137,6 +149,7 @@ def compare_reviews(
         difference_tokens: Maximum number of tokens in one difference.
         profile_tokens: Maximum number of tokens in one profile.
         template: Opening and closing around a prompt's text.
+        wording: Words for the kind of text.
         advance: Receives how many more texts are finished.
 
     Returns:
@@ -152,16 +165,16 @@ def compare_reviews(
     requests = []
     for example, compared in zip(examples, comparisons, strict=True):
         for one in compared:
-            ids, clipped = _difference_prompt(prompts, one)
+            ids, clipped = _difference_prompt(prompts, one, wording)
             counts["prompts_clipped"] += clipped
             requests.append(Request(f"{example.example_id}/difference-{one.position}", ids, limit=difference_tokens))
     answers = iter(engine.generate(requests, advance))
     found = [[_taken(next(answers), counts, "differences") for _ in compared] for compared in comparisons]
     requests, described = [], []
     for row, example in enumerate(examples):
-        known = [(one.own.item.title, text) for one, text in zip(comparisons[row], found[row], strict=True) if text]
+        known = [(one.own, text) for one, text in zip(comparisons[row], found[row], strict=True) if text]
         if known or reviews[row]:
-            ids, clipped = _profile_prompt(prompts, known, reviews[row])
+            ids, clipped = _profile_prompt(prompts, known, reviews[row], wording)
             counts["prompts_clipped"] += clipped
             requests.append(Request(f"{example.example_id}/profile", ids, limit=profile_tokens))
             described.append(row)
@@ -180,10 +193,10 @@ def _taken(answer: Generation, counts: Counter[str], kind: str) -> str:
     return text
 
 
-def _difference_prompt(prompts: FittedPrompts, one: Comparison) -> tuple[list[int], bool]:
+def _difference_prompt(prompts: FittedPrompts, one: Comparison, wording: Wording) -> tuple[list[int], bool]:
     def build(length: int | None) -> str:
         others = [cut_review(other, length) for other in one.others]
-        return build_difference_prompt(cut_review(one.own, length), others)
+        return build_difference_prompt(cut_review(one.own, length), others, wording)
 
     longest = max(len(text) for review in (one.own, *one.others) for text in texts_of(review))
     what = f"the differences of a review to {len(one.others)} others"
@@ -191,23 +204,22 @@ def _difference_prompt(prompts: FittedPrompts, one: Comparison) -> tuple[list[in
 
 
 def _profile_prompt(
-    prompts: FittedPrompts, differences: Sequence[tuple[str, str]], reviews: Sequence[Review]
+    prompts: FittedPrompts, differences: Sequence[tuple[Review, str]], reviews: Sequence[Review], wording: Wording
 ) -> tuple[list[int], bool]:
     def build(length: int | None) -> str:
-        cut = [(cut_text(title, length), cut_text(difference, length)) for title, difference in differences]
-        return build_profile_prompt(cut, [cut_review(review, length) for review in reviews])
+        cut = [(cut_review(own, length), cut_text(difference, length)) for own, difference in differences]
+        return build_profile_prompt(cut, [cut_review(review, length) for review in reviews], wording)
 
-    texts = [text for difference in differences for text in difference]
+    texts = [text for own, difference in differences for text in (*texts_of(replace(own, text="")), difference)]
     texts += [text for review in reviews for text in texts_of(review)]
     what = f"a profile from {len(differences)} differences and {len(reviews)} reviews"
     return prompts.encode(build, max(map(len, texts)), what, "lower evaluate.profiles.compared")
 
 
-def _revision() -> str:
+def difference_revision(wording: Wording) -> str:
+    """Return the fingerprint of the text of prompts for differences and profiles of one kind of text."""
     probe = Review(Item("item", "description"), 4.5, "title", "text")
-    profiles = [build_profile_prompt(known, (probe,)) for known in ([("item", "difference")], [])]
-    return fingerprint([build_difference_prompt(probe, (probe,)), *profiles])
-
-
-DIFFERENCE_REVISION = _revision()
-"""Fingerprint of the wording; it changes with the text of either prompt."""
+    untitled = replace(probe, item=Item("", "description"))
+    shown: list[list[tuple[Review, str]]] = [[(probe, "difference"), (untitled, "difference")], []]
+    profiles = [build_profile_prompt(known, (probe,), wording) for known in shown]
+    return fingerprint([build_difference_prompt(probe, (probe,), wording), *profiles])

@@ -38,6 +38,7 @@ from nextquill_core.methods.example_tensors import AGAIN
 from nextquill_core.methods.individual_model import IndividualModel
 from nextquill_core.model.forward import decoder_of, device_of, last_rows_read
 from nextquill_core.model.head import head_of
+from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.records import TokenPair
 from nextquill_core.training.losses import nextquill_loss
 from nextquill_core.training.trainer import learning_rate_at
@@ -172,10 +173,12 @@ def train_soft_tokens(
     settings: SoftTraining,
     *,
     advance: Callable[[int], None] = lambda finished: None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[SoftTokens, list[dict[str, float]]]:
     """Train the soft tokens of a frozen model.
 
     A step's loss is the mean over its examples of each example's mean over its answer tokens, plus the autoencoder's.
+    Interrupted training resumes at its checkpoint; on a CPU it ends with the same weights.
 
     Args:
         model: The base model; afterwards it is as before.
@@ -184,6 +187,7 @@ def train_soft_tokens(
         place: Where soft tokens stand in a prompt.
         settings: How to train.
         advance: Receives 1 for every example of every epoch.
+        checkpoint: Checkpoint to resume from and to write; None writes no checkpoint.
 
     Returns:
         The trained part on the CPU; and for each step `loss` and its parts `answer` and `autoencoder`.
@@ -200,28 +204,42 @@ def train_soft_tokens(
         raise ModelError(what, "method dep", "leave it out, or ingest more users of the same items")
     size, hidden = inputs[used[0].example_id].shape[2], model.config.get_text_config().hidden_size
     soft = SoftTokens(size, hidden, settings.seed).to(device_of(model))
-    optimizer = torch.optim.AdamW(soft.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = _optimizer(soft, settings.learning_rate)
     batches = [batch for epoch in range(settings.epochs) for batch in _batches(len(used), settings.seed, epoch)]
-    curve = []
+    found: list[tuple[float, float]] = checkpoint.restore(soft, optimizer) if checkpoint else []
+    advance(sum(map(len, batches[: len(found)])))
     with _frozen(model):
-        for step, batch in enumerate(batches):
+        for step, batch in list(enumerate(batches))[len(found) :]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, len(batches), settings.learning_rate, WARMUP_RATIO)
-            found = [0.0, 0.0]
+            parts = (0.0, 0.0)
             for row in batch:
                 answer, autoencoder = _losses(model, soft, used[row], inputs[used[row].example_id], place)
                 ((answer + AUTOENCODER_WEIGHT * autoencoder) / len(batch)).backward()
-                found = [found[0] + answer.item() / len(batch), found[1] + autoencoder.item() / len(batch)]
+                parts = parts[0] + answer.item() / len(batch), parts[1] + autoencoder.item() / len(batch)
                 advance(1)
             norm = float(nn.utils.clip_grad_norm_(soft.parameters(), MAX_GRAD_NORM))
-            loss = found[0] + AUTOENCODER_WEIGHT * found[1]
-            if not (math.isfinite(norm) and math.isfinite(loss)):
+            if not (math.isfinite(norm) and math.isfinite(sum(parts))):
                 remedy = "lower evaluate.dep.learning_rate or set model.dtype to float32"
                 raise ModelError(f"the loss or gradient of step {step + 1} is not finite", "method dep", remedy)
             optimizer.step()
             optimizer.zero_grad()
-            curve.append({"loss": loss, "answer": found[0], "autoencoder": found[1]})
-    return soft.eval().cpu(), curve
+            found.append(parts)
+            if checkpoint:
+                checkpoint.write_if_due(soft, optimizer, found)
+    return soft.eval().cpu(), [
+        {"loss": answer + AUTOENCODER_WEIGHT * autoencoder, "answer": answer, "autoencoder": autoencoder}
+        for answer, autoencoder in found
+    ]
+
+
+def _optimizer(soft: SoftTokens, learning_rate: float) -> torch.optim.AdamW:
+    """Return the optimizer: biases do not decay, as under the trainer of transformers that its authors use."""
+    named = list(soft.named_parameters())
+    biases = [parameter for name, parameter in named if name.endswith("bias")]
+    weights = [parameter for name, parameter in named if not name.endswith("bias")]
+    groups = [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": biases, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate)
 
 
 def _losses(model: Any, soft: SoftTokens, pair: TokenPair, vectors: Tensor, place: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -186,7 +187,7 @@ def _pretrain(
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    losses = checkpoint.restore(model, optimizer) if checkpoint else []
+    losses: list[float] = checkpoint.restore(model, optimizer) if checkpoint else []
     resumed = f", resumed at step {len(losses)}" if losses else ""
     # The order of the batches follows from the seed, so the number of steps is also the position in it.
     batches = islice(_batches(rows, config.batch_tokens, seed), len(losses), None)
@@ -250,6 +251,8 @@ def _padded(batch: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
 
 EVERY_S = 5.0
 LARGEST_SHARE = 0.01
+Losses = Sequence[float] | Sequence[Sequence[float]]
+"""By step, a loss or its parts."""
 WEIGHT, MOMENT, LOSSES, RANDOM = "weight", "optimizer", "losses", "torch_rng"
 
 
@@ -269,13 +272,13 @@ class Checkpoint:
         self._every_s = every_s
         self._due = time.monotonic() + every_s
 
-    def write_if_due(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> bool:
+    def write_if_due(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Losses) -> bool:
         """Write a checkpoint if one is due.
 
         Args:
             model: The model after its last step.
             optimizer: Its optimizer.
-            losses: The loss of each step so far.
+            losses: The loss of each step so far, or its parts.
 
         Returns:
             Whether a checkpoint was written.
@@ -291,7 +294,7 @@ class Checkpoint:
         self._due = now + (max(self._every_s, (now - started) / LARGEST_SHARE) if self._every_s else 0.0)
         return True
 
-    def _write(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+    def _write(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Losses) -> None:
         tensors = {f"{WEIGHT}/{name}": parameter.detach() for name, parameter in model.named_parameters()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{MOMENT}/{number}/{key}": value for key, value in state.items()}
@@ -308,7 +311,7 @@ class Checkpoint:
                 "free space there and run the same command again; training resumes at its last checkpoint",
             ) from error
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
         """Set model, optimizer and random state to the checkpoint.
 
         Args:
@@ -316,7 +319,7 @@ class Checkpoint:
             optimizer: Its optimizer, which has not stepped yet.
 
         Returns:
-            The loss of each step that is done; empty if there is no checkpoint that can be read.
+            The loss of each step that is done, or its parts; empty if there is no checkpoint that can be read.
         """
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -337,5 +340,5 @@ class Checkpoint:
                 saved["state"].setdefault(int(number), {})[key] = value
         optimizer.load_state_dict(saved)
         torch.set_rng_state(tensors[RANDOM])
-        losses: list[float] = tensors[LOSSES].tolist()
+        losses: list[Any] = tensors[LOSSES].tolist()
         return losses

@@ -15,7 +15,7 @@ from typing import Any
 from nextquill_core.config import Config, EvaluateConfig
 from nextquill_core.config.evaluate import RetrievalConfig
 from nextquill_core.generation.decoding import COPE, DECODINGS, PAPER, SAMPLED, SANE_CANDIDATES
-from nextquill_core.methods.differences import DIFFERENCE_REVISION
+from nextquill_core.methods.differences import difference_revision
 from nextquill_core.methods.pooling import Pooling, stored_pooling
 from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Method, Style, served_model
 from nextquill_core.methods.summaries import prompt_revision
@@ -279,7 +279,7 @@ class EvaluationPlanner:
         identity |= {
             "profiles": settings.fingerprint_fields(),
             "peers": self._encoder("evaluate.peers.encoder", peers.encoder, peers.revision),
-            "revision": DIFFERENCE_REVISION,
+            "revision": difference_revision(self.wording),
             "seed": self.config.seed,
         }
         return Step("profiles", "profiles:differences", identity, self.base)

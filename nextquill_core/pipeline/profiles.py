@@ -117,6 +117,7 @@ class _Comparisons:
             difference_tokens=self._settings.difference_tokens,
             profile_tokens=self._settings.max_tokens,
             template=self._encoder.template,
+            wording=self._encoder.wording,
         )
         counts["without_comparison"] = sum(not one for one in compared)
         rows = [
@@ -156,9 +157,9 @@ class _Comparisons:
         return [[comparison(position, *places) for position, places in found.items()] for found in chosen]
 
     def _with_peers(self, example: Example) -> dict[int, tuple[Place, list[Place]]]:
-        """Return the past reviews to compare, by position, with all reviews of the same item that may be used."""
+        """Return the past reviews to compare, by position, with each other user's first review of the same item."""
         history = self._peers.history(example)
-        others = {position: self._peers.known_before(example, place) for position, place in enumerate(history)}
+        others = {position: self._peers.users_before(example, place) for position, place in enumerate(history)}
         able = [position for position in others if len(others[position]) >= self._settings.others]
         nearest = self._nearest(example, able, self._settings.compared)
         return {position: (history[position], others[position]) for position in nearest}

@@ -25,6 +25,7 @@ from nextquill_core.methods.soft_tokens import (
 )
 from nextquill_core.methods.stranger_control import with_strangers_history
 from nextquill_core.model.packaged import encoder_title
+from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.pipeline.evaluation_plan import OWN, STRANGER
 from nextquill_core.pipeline.methods import Shard, base_model, method_encoder, split_examples
 from nextquill_core.pipeline.profiles import peer_encoder
@@ -181,6 +182,7 @@ def build_soft_tokens(run: Run, step: Step, staging: Staging, progress: Progress
         _place(encoder),
         SoftTraining(settings.epochs, settings.learning_rate, run.config.seed),
         advance=advance,
+        checkpoint=Checkpoint(staging.scratch / "checkpoint.safetensors"),
     )
     save_tensors(staging.path(WEIGHTS), soft.state_dict())
     staging.finish(WEIGHTS, rows=1)

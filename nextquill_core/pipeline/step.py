@@ -53,7 +53,7 @@ KINDS: Mapping[str, StepKind] = {
     "personal": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_personal_adapters"),
     "profiles": StepKind(1, "evaluate", "nextquill_core.pipeline.profiles:build_profiles"),
     "peers": StepKind(1, "evaluate", "nextquill_core.pipeline.soft_tokens:build_peer_vectors"),
-    "soft": StepKind(1, "evaluate", "nextquill_core.pipeline.soft_tokens:build_soft_tokens"),
+    "soft": StepKind(2, "evaluate", "nextquill_core.pipeline.soft_tokens:build_soft_tokens", ("torch", "transformers")),
     "style": StepKind(1, "evaluate", "nextquill_core.pipeline.style:build_style_vectors"),
     "predictions": StepKind(3, "evaluate", "nextquill_core.pipeline.predict:build_predictions"),
     "rubrics": StepKind(1, "evaluate", "nextquill_core.pipeline.judge:build_rubrics"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nextquill_core.ingest import sequences
@@ -68,3 +70,17 @@ def test_reviews_of_the_same_item_are_no_other_reviews_of_the_user(tmp_path: Pat
     last = example(world, "C:u1:7")
     assert [peers.review(place).item.title for place in peers.others_of_user(last)] == [f"Item i{i}" for i in range(7)]
     assert peers.of_target(last) == []
+
+
+def test_a_user_with_several_reviews_of_an_item_is_one_user(world: World) -> None:
+    """Published examples may hold such users: here user 2 has written about item 0 three times."""
+    for path in (world.out / "sequences").glob("*.parquet"):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        for row in rows:
+            for position in (1, 2):
+                row["reviews"][position]["item_id"] = "i0" if row["user_id"] == "u2" else f"i{position}"
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    peers, test = Peers(world.out), example(world, "C:u1:5")
+    assert peers.known_before(test, *at("u1:0")) == at("u0:0", "u2:0", "u2:1", "u2:2", "u3:0")
+    assert peers.users_before(test, *at("u1:0")) == at("u0:0", "u2:0", "u3:0")

@@ -18,8 +18,10 @@ from nextquill_core.methods.differences import (
     build_difference_prompt,
     build_profile_prompt,
     compare_reviews,
+    difference_revision,
     representatives,
 )
+from nextquill_core.prompts import REVIEW, WORDINGS, Wording
 from nextquill_core.records import Item, Review
 from nextquill_core.schemas import Example
 from tests.conftest import review
@@ -70,7 +72,7 @@ def test_representatives_beside_a_loop_over_clusters(seed: int) -> None:
 
 def test_a_comparison_word_for_word() -> None:
     assert build_difference_prompt(MINE, (THEIRS, UNTITLED)) == (
-        "Below is a review of an item by one user, and then reviews of the same item by other users.\n\n"
+        "Below is one user's review, and then reviews of the same item by other users.\n\n"
         "This user:\nItem: Emma\nDescription: A novel.\nRating: 4\nTitle: Late love\nReview:\nI wept.\n\n"
         "Another user:\nRating: 2\nTitle: Slow\nReview:\nNothing happens.\n\n"
         "Another user:\nReview:\nFine.\n\n"
@@ -81,9 +83,14 @@ def test_a_comparison_word_for_word() -> None:
 
 
 def test_a_profile_word_for_word() -> None:
-    assert build_profile_prompt([("Emma", "Weeps."), ("", "Short.")], (MINE,)) == (
-        "Below are items that one user has reviewed, each with how this user's review differs from those of others."
-        "\n\nItem: Emma\nHow this user's review differs:\nWeeps.\n\nHow this user's review differs:\nShort.\n\n"
+    """An item is shown whole; where it has no title, the title of the review says what it is about."""
+    unnamed = Review(Item("", "A tale."), 3.0, "Brief", "Hm.")
+    known = [(MINE, "Weeps."), (unnamed, "Shrugs."), (replace(UNTITLED, item=Item("", "")), "Short.")]
+    assert build_profile_prompt(known, (MINE,)) == (
+        "Below is how reviews by one user differ from reviews of the same item by other users.\n\n"
+        "Item: Emma\nDescription: A novel.\nHow this user's review differs:\nWeeps.\n\n"
+        "Description: A tale.\nTitle: Brief\nHow this user's review differs:\nShrugs.\n\n"
+        "How this user's review differs:\nShort.\n\n"
         "Below are reviews by the same user, oldest first.\n\n"
         "Item: Emma\nDescription: A novel.\nRating: 4\nTitle: Late love\nReview:\nI wept.\n\n"
         "In a few sentences, say what this user likes, what this user dislikes, and how the user writes.\n\n"
@@ -91,6 +98,43 @@ def test_a_profile_word_for_word() -> None:
     )
     alone = build_profile_prompt([], (MINE,))
     assert alone.startswith("Below are reviews by one user, oldest first.\n\nItem: Emma\n")
+
+
+def test_a_topic_to_write_about_is_not_an_item_to_review() -> None:
+    mine, theirs = (Review(Item("", ""), None, "My dog", text) for text in ("Woof.", "Meow."))
+    post = WORDINGS["post"]
+    assert build_difference_prompt(mine, (theirs,), post) == (
+        "Below is one user's post, and then posts on the same topic by other users.\n\n"
+        "This user:\nTopic: My dog\nPost:\nWoof.\n\n"
+        "Another user:\nTopic: My dog\nPost:\nMeow.\n\n"
+        "Say how this user's post differs from the others, in three respects. Writing: words and sentences. "
+        "Emotion: how positive or negative it is. Content: how much it says, and how well it holds together.\n\n"
+        "Differences:\n"
+    )
+    assert build_profile_prompt([(mine, "Barks.")], (mine,), post) == (
+        "Below is how posts by one user differ from posts on the same topic by other users.\n\n"
+        "Topic: My dog\nHow this user's post differs:\nBarks.\n\n"
+        "Below are posts by the same user, oldest first.\n\n"
+        "Topic: My dog\nPost:\nWoof.\n\n"
+        "In a few sentences, say what this user likes, what this user dislikes, and how the user writes.\n\n"
+        "Summary:\n"
+    )
+
+
+@pytest.mark.parametrize("wording", WORDINGS.values(), ids=lambda wording: wording.name)
+def test_every_kind_of_text_has_its_own_words_and_revision(wording: Wording, tiny_tokenizer: Any) -> None:
+    example = of("a", 2)
+    engine = Scripted(tiny_tokenizer, lambda prompt: Generation("Short.", 1, STOPPED))
+    run([example], [compared(example, 0)], engine, wording=wording)
+    prompts = [tiny_tokenizer.decode(request.prompt) for call in engine.calls for request in call]
+    one = compared(example, 0)[0]
+    assert prompts == [
+        build_difference_prompt(one.own, one.others, wording),
+        build_profile_prompt([(one.own, "Short.")], example.history[-1:], wording),
+    ]
+    assert all(("review" in prompt.lower()) == (wording is REVIEW) for prompt in prompts)
+    same = [other.name for other in WORDINGS.values() if difference_revision(other) == difference_revision(wording)]
+    assert same == [wording.name]
 
 
 def of(user: str, past: int) -> Example:
@@ -134,7 +178,7 @@ def test_differences_of_all_examples_come_first_and_then_the_profiles(tiny_token
     first = compared(examples[0], 0)[0]
     assert tiny_tokenizer.decode(engine.calls[0][0].prompt) == build_difference_prompt(first.own, first.others)
     assert tiny_tokenizer.decode(engine.calls[1][0].prompt) == build_profile_prompt(
-        [("Book 0", "It differs.")], examples[0].history[-1:]
+        [(examples[0].history[0], "It differs.")], examples[0].history[-1:]
     )
 
 
@@ -157,7 +201,7 @@ def test_a_real_models_profiles_are_its_answers_one_by_one(tiny_model: Any, tiny
             ids = tiny_tokenizer(build_difference_prompt(one.own, one.others))["input_ids"]
             (answer,) = engine.generate([Request("alone", ids, limit=5)])
             assert text == " ".join(answer.text.split())
-            known += [(one.own.item.title, text)] if text else []
+            known += [(one.own, text)] if text else []
         ids = tiny_tokenizer(build_profile_prompt(known, example.history[-1:]))["input_ids"]
         (answer,) = engine.generate([Request("alone", ids, limit=7)])
         assert profile == " ".join(answer.text.split())

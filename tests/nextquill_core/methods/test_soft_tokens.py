@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor
 
 from nextquill_core.errors import ModelError
@@ -15,16 +18,19 @@ from nextquill_core.evaluation.likelihood import individual_logps
 from nextquill_core.generation.decoding import GREEDY, PAPER
 from nextquill_core.generation.engines import Request
 from nextquill_core.generation.local_engine import TransformersEngine
+from nextquill_core.methods import soft_tokens as soft_tokens_module
 from nextquill_core.methods.soft_tokens import (
     SoftModel,
     SoftTokens,
     SoftTraining,
+    _optimizer,
     difference,
     place_of,
     soft_tokens_of,
     train_soft_tokens,
     with_placeholders,
 )
+from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.tokens import TokenPair
 from tests.models import VOCABULARY, small_model
 from tests.nextquill_core.methods.test_style_vectors import Words
@@ -151,7 +157,7 @@ def test_one_step_beside_a_loop_written_out() -> None:
     soft, curve = train_soft_tokens(model, pairs, inputs, PLACE, SETTINGS)
     assert len(curve) == 1
     other = SoftTokens(SIZE, HIDDEN, seed=3)
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.025)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.0)
     answers, autoencoders = [], []
     for one in pairs:
         tokens, autoencoder = other(inputs[one.example_id])
@@ -167,11 +173,61 @@ def test_one_step_beside_a_loop_written_out() -> None:
         assert value.grad is not None
         value.grad *= min(1.0, float(1.0 / norm))
     optimizer.param_groups[0]["lr"] = 1e-3 / 2  # one step of warm-up, which is the whole run
+    with torch.no_grad():
+        for name, value in other.named_parameters():
+            value *= 1 if name.endswith("bias") else 1 - 1e-3 / 2 * 0.025
     optimizer.step()
     assert curve[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert curve[0]["answer"] == pytest.approx(float(sum(answers) / 2), rel=1e-5)
     for (name, ours), theirs in zip(soft.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_weights_decay_and_biases_do_not() -> None:
+    """A step without gradients is the decay alone: w ← w · (1 − 0.1 · 0.025), and biases stay."""
+    soft = SoftTokens(SIZE, HIDDEN, seed=5)
+    with torch.no_grad():
+        for value in soft.parameters():
+            value.fill_(1.0)
+            value.grad = torch.zeros_like(value)
+    _optimizer(soft, 0.1).step()
+    decayed = {name: value.unique().tolist() for name, value in soft.named_parameters()}
+    assert len(decayed) == 12
+    assert all(found == pytest.approx([1.0 if "bias" in name else 0.9975]) for name, found in decayed.items())
+
+
+@pytest.mark.parametrize(("killed_at", "kept"), [(1, 0), (3, 2), (4, 3), (9, 8), (12, 11), (13, 12)])
+def test_an_interrupted_training_resumes_and_ends_in_the_same_bytes(
+    killed_at: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four epochs of two steps, of two examples and one: 2, 3, 5, 6, 8, 9, 11 and 12 examples are whole steps."""
+    monkeypatch.setattr(soft_tokens_module, "GLOBAL_BATCH", 2)
+    model = small_model("qwen2", **LARGE)
+    pairs = [pair(12, 0, 3, 6, seed=1), pair(7, 0, 2, 3, seed=2), pair(5, 0, 2, 3, seed=4)]
+    inputs = {one.example_id: vectors(place, 1 + place) for place, one in enumerate(pairs)}
+    settings = SoftTraining(epochs=4, learning_rate=5e-3, seed=1)
+
+    def train(name: str, advance: Callable[[int], None]) -> tuple[bytes, list[dict[str, float]]]:
+        checkpoint = Checkpoint(tmp_path / name, every_s=0.0)
+        soft, curve = train_soft_tokens(model, pairs, inputs, PLACE, settings, advance=advance, checkpoint=checkpoint)
+        return save(soft.state_dict()), curve
+
+    seen: list[int] = []
+
+    def interrupt(count: int) -> None:
+        seen.append(count)
+        if sum(seen) == killed_at:
+            raise KeyboardInterrupt
+
+    whole = train("whole", lambda count: None)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", interrupt)
+        raise KeyboardInterrupt  # after the last step, before the artifact is written
+    torch.manual_seed(99)  # another process has other random numbers
+    heard: list[int] = []
+    assert train("parts", heard.append) == whole
+    assert len(whole[1]) == 8
+    assert (heard[0], sum(heard)) == (kept, 12), "what stands in the checkpoint is not trained again"
 
 
 def test_training_learns_the_answers_and_leaves_the_model_as_it_was() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from nextquill_core.methods.registry import METHODS
 from nextquill_core.methods.retrieval import bm25_scores, with_best
 from nextquill_core.methods.soft_tokens import soft_tokens_of
 from nextquill_core.methods.summaries import build_summary_prompt
+from nextquill_core.model.tiny import Checkpoint
+from nextquill_core.pipeline import soft_tokens
 from nextquill_core.pipeline.evaluation_plan import OWN, STRANGER, steering_choice
 from nextquill_core.pipeline.methods import (
     base_model,
@@ -43,19 +46,25 @@ pytestmark = pytest.mark.pipeline
 ROWS = ("pag", "dpl", "stylevector", "dep")
 
 
+EVALUATION = {
+    "methods": ["qwen", "latestk", *ROWS],
+    "decoding": ["sane"],
+    "control": "stranger",
+    "peers": {"encoder": "base"},
+    "profiles": {"reviews": 3, "max_tokens": 6, "compared": 2, "others": 2, "difference_tokens": 5},
+    "style": {"newest": 3, "max_tokens": 5},
+    "dep": {"epochs": 2, "learning_rate": 1e-3},
+}
+
+
+def opened(small_world: Path, store: Path) -> Run:
+    return Run(small_config(small_world, store, evaluate=EVALUATION, train={"method": "contextsft"}))
+
+
 @pytest.fixture(scope="module")
 def whole(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = shutil.copytree(prepared_store, tmp_path_factory.mktemp("rows") / "store")
-    evaluation = {
-        "methods": ["qwen", "latestk", *ROWS],
-        "decoding": ["sane"],
-        "control": "stranger",
-        "peers": {"encoder": "base"},
-        "profiles": {"reviews": 3, "max_tokens": 6, "compared": 2, "others": 2, "difference_tokens": 5},
-        "style": {"newest": 3, "max_tokens": 5},
-        "dep": {"epochs": 2, "learning_rate": 1e-3},
-    }
-    run = Run(small_config(small_world, store, evaluate=evaluation, train={"method": "contextsft"}))
+    run = opened(small_world, store)
     make(run, run.plan.evaluate)
     return run
 
@@ -133,14 +142,14 @@ def test_differences_are_to_reviews_of_the_same_item_that_were_known_before(whol
         known_differences = []
         for row in mine:
             place = peers.history(example)[row["position"]]
-            known = peers.known_before(example, place)
+            known = peers.users_before(example, place)
             vectors = np.array([vector(whole, peers.review(one).text).double().numpy() for one in (place, *known)])
             others = [peers.review(known[chosen]) for chosen in representatives(vectors[0], vectors[1:], 2)]
             assert row["others"] == len(others)
             expected = answer(whole, build_difference_prompt(peers.review(place), others), 5)
             assert expected in (row["text"], None)
             checked += expected is not None
-            known_differences += [(peers.review(place).item.title, row["text"])] if row["text"] else []
+            known_differences += [(peers.review(place), row["text"])] if row["text"] else []
         nearest = with_best(example, bm25_scores(example), 3).history
         expected = answer(whole, build_profile_prompt(known_differences, nearest), 6)
         assert expected in (profiles[name], None)
@@ -226,6 +235,32 @@ def test_the_vectors_of_dep_are_those_of_a_loop_over_users(whole: Run) -> None:
     newest = newest_train_examples(folder)
     assert trained == {one.example_id for one in newest}
     assert len({one.user_id for one in newest}) == len(newest)
+
+
+def test_an_interrupted_training_of_soft_tokens_resumes(
+    whole: Run, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = whole.plan.evaluation.soft
+    assert step
+    trained = whole.artifact(step)
+    store = shutil.copytree(trained.folder.parents[1], tmp_path / "store")
+    shutil.rmtree(store / step.kind)
+    run = opened(small_world, store)
+    monkeypatch.setattr(soft_tokens, "Checkpoint", partial(Checkpoint, every_s=0.0))
+    first = 16  # examples in the first step
+
+    def interrupted(done: float, total: float, note: str = "", *, phase: str = "") -> None:
+        if done > first:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.make(step, progress=interrupted)
+    shown: list[float] = []
+    outcome = run.make(step, progress=lambda done, total, note="", *, phase="": shown.append(done))
+    assert min(done for done in shown if done) == first, "the first step is not trained again"
+    again = outcome.artifact
+    assert (again.manifest.content, again.manifest.stats) == (trained.manifest.content, trained.manifest.stats)
+    assert {path.name for path in again.folder.iterdir()} <= {"soft", "manifest.json", ".shards"}
 
 
 @pytest.mark.parametrize("history", [OWN, STRANGER])
