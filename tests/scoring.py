@@ -75,7 +75,7 @@ def open_order(
         staging=folder,
         sequences=sequences,
         model=ModelConfig(name_or_path=str(model), dtype="float32"),
-        prompt=PromptConfig(max_history=2, max_prompt_tokens=150, max_target_tokens=20, template="plain"),
+        prompt=PromptConfig(max_history=2, max_prompt_tokens=110, max_target_tokens=20, template="plain"),
         score=ScoreConfig(batch_tokens=batch_tokens),
         **{"shard_examples": 3, **changes},
     )
