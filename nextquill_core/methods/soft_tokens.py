@@ -12,9 +12,11 @@ prompt of `latestk`. Trained are the autoencoder and the networks alone, by
     L = cross-entropy of the answer + 100 · ( smooth L1(x, x̂) + 0.001 · mean KL(ρ ‖ ρ̂) )     ρ = 0.05
 
 where ρ̂ is the mean of z over an example's vectors. Architecture, constants and optimizer are those of its authors'
-code. Ours in two places: soft tokens stand together and not beside the reviews (in the code the n-th soft token stands
-beside the n-th newest review, whether or not it is of this review), and m is the mean of the reviews that were written
-before the target (in the code the training target is among them).
+code. Ours differs in three places. Soft tokens stand together and not beside the reviews (in the code the n-th soft
+token stands beside the n-th newest review, whether or not it is of this review). m is the mean of the reviews that were
+written before the target (in the code the training target is among them). And the factor is the 100 of the formula:
+under the trainer of transformers that the code uses, a step adds up the autoencoder's losses of its 16 examples, which
+makes it 1,600. Smaller differences are listed in docs/reference/paper.md.
 
     K reviews, P other reviews, E vector size, F features, D hidden size, T positions, B rows
 """

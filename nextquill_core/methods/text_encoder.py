@@ -150,6 +150,7 @@ def load_encoder(
     base: ModelConfig,
     trust_remote_code: bool = False,
     batch_tokens: int = BATCH_TOKENS,
+    own_limit: bool = False,
 ) -> TextEncoder:
     """Load an encoder from a folder or the hub, from safetensors only, in fp32; on the accelerator if there is one.
 
@@ -159,6 +160,7 @@ def load_encoder(
         base: The base language model.
         trust_remote_code: Whether code from the encoder's repository may run.
         batch_tokens: As for `TextEncoder`.
+        own_limit: Whether texts may have as many tokens as the encoder's files say, even if that is above 512.
 
     Raises:
         ModelError: The encoder cannot be found or loaded, or has no safetensors.
@@ -173,7 +175,9 @@ def load_encoder(
     spec = ModelConfig(name_or_path=found, revision=revision, trust_remote_code=trust_remote_code)
     model = load_encoder_model(spec, remedy=remedy)
     tokenizer = load_tokenizer(spec, remedy=remedy)
-    return TextEncoder(model, tokenizer, batch_tokens=batch_tokens, pooling=_pooling(found, revision))
+    pooling = _pooling(found, revision)
+    longest = (pooling.max_tokens if own_limit else None) or LONGEST
+    return TextEncoder(model, tokenizer, max_tokens=longest, batch_tokens=batch_tokens, pooling=pooling)
 
 
 def _pooling(name: str, revision: str) -> Pooling:

@@ -169,7 +169,7 @@ class _Comparisons:
 
 
 def peer_encoder(run: Run) -> TextEncoder:
-    """Return the encoder of reviews that are compared with those of other users."""
+    """Return the encoder of reviews that are compared with those of other users; it cuts them only at its own limit."""
     settings = run.config.evaluate.peers
     return load_encoder(
         settings.encoder,
@@ -177,4 +177,5 @@ def peer_encoder(run: Run) -> TextEncoder:
         base=run.model,
         trust_remote_code=run.config.model.trust_remote_code,
         batch_tokens=run.config.score.batch_tokens,
+        own_limit=True,
     )

@@ -52,7 +52,7 @@ KINDS: Mapping[str, StepKind] = {
     "summaries": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_summaries"),
     "personal": StepKind(2, "evaluate", "nextquill_core.pipeline.methods:build_personal_adapters"),
     "profiles": StepKind(1, "evaluate", "nextquill_core.pipeline.profiles:build_profiles"),
-    "peers": StepKind(1, "evaluate", "nextquill_core.pipeline.soft_tokens:build_peer_vectors"),
+    "peers": StepKind(2, "evaluate", "nextquill_core.pipeline.soft_tokens:build_peer_vectors"),
     "soft": StepKind(2, "evaluate", "nextquill_core.pipeline.soft_tokens:build_soft_tokens", ("torch", "transformers")),
     "style": StepKind(1, "evaluate", "nextquill_core.pipeline.style:build_style_vectors"),
     "predictions": StepKind(3, "evaluate", "nextquill_core.pipeline.predict:build_predictions"),

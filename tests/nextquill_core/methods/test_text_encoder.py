@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from nextquill_core.config import ModelConfig
 from nextquill_core.errors import ModelError
+from nextquill_core.methods import text_encoder
 from nextquill_core.methods.pooling import Pooling
 from nextquill_core.methods.retrieval import dense_scores, query_text, review_text
 from nextquill_core.methods.text_encoder import TextEncoder, batches_by_length, load_encoder
@@ -103,6 +106,24 @@ def test_longer_texts_are_cut_and_counted(bert: TextEncoder) -> None:
     assert encoder.truncated == 2
     shorter = TextEncoder(bert.model, bert.tokenizer, max_tokens=3)
     torch.testing.assert_close(shorter([longer])[0], shorter([WORDS[0]])[0])
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(9, 9), (4, 4), (100, POSITIONS)])
+def test_a_longer_limit_of_the_encoder_counts_where_it_may(
+    asked: int, longest: int, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bge-m3, which reads 8,192 tokens; here its files ask for `asked`, and 5 stands for our 512."""
+    monkeypatch.setattr(text_encoder, "LONGEST", 5)
+    folder = shutil.copytree(bert_folder, tmp_path / "encoder")
+    base = ModelConfig(name_or_path="nowhere", dtype="float32")
+    assert load_encoder(str(folder), base=base, own_limit=True).max_tokens == 5, "its files ask for nothing"
+    (folder / "modules.json").write_text("[]")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": asked}))
+    assert load_encoder(str(folder), base=base).max_tokens == min(5, asked)
+    encoder = load_encoder(str(folder), base=base, own_limit=True)
+    assert encoder.max_tokens == longest
+    ids = [2, *range(4, 2 + longest), 3]
+    torch.testing.assert_close(encoder([" ".join(WORDS)])[0], alone(encoder.model, ids), rtol=1e-4, atol=1e-5)
 
 
 def test_no_texts_no_rows(bert: TextEncoder) -> None:
