@@ -142,6 +142,10 @@ def one_rank(
     return steps
 
 
+SPEAKING = "import os\nif 'RANK' in os.environ: print('this is', os.environ['RANK'], flush=True)\n"
+"""Python runs this file at its start where it is named sitecustomize.py: each rank says a line."""
+
+
 @pytest.fixture(scope="session")
 def two_ranks(
     tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, four_users: Path
@@ -154,7 +158,11 @@ def two_ranks(
         found = [one for pid in workers_of(folder) for one in psutil.Process(pid).net_connections(kind="inet")]
         addresses.update(str(one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN)
 
-    return folder, curve(folder, 2, tiny_folder, four_users, look, deepspeed={"zero_stage": 0}), addresses
+    (folder / "sitecustomize.py").write_text(SPEAKING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        steps = curve(folder, 2, tiny_folder, four_users, look, deepspeed={"zero_stage": 0})
+    return folder, steps, addresses
 
 
 @pytest.mark.ranks
@@ -164,7 +172,8 @@ def test_two_ranks_change_nothing(
     folder, steps, _ = two_ranks
     assert same(steps, one_rank)
     log = (folder / "log").read_text()
-    assert "[rank 0] " in log or "[rank 1] " in log
+    assert "[rank 0] this is 0\n" in log
+    assert "[rank 1] this is 1\n" in log
 
 
 @pytest.mark.ranks
