@@ -83,8 +83,9 @@ def test_a_row_of_examples_is_a_request(predicted: Run) -> None:
     row = run.examples("test").row(0, named=True)
     writer = run.writer("nextquill")
     item = {"title": row["item_title"], "description": row["item_description"]}
-    draft = writer.write(history=row["history"], item=item, rating=row["rating"], title=row["title"])
-    example = writer.write(example=row["example_id"])
+    asked = {"item": item, "rating": row["rating"], "title": row["title"]}
+    draft = writer.write(history=row["history"], **asked, decoding="greedy")
+    example = writer.write(example=row["example_id"], decoding="greedy")
     assert (draft.text, draft.history_shown) == (example.text, example.history_shown)
 
 

@@ -185,9 +185,9 @@ def test_differences_of_all_examples_come_first_and_then_the_profiles(tiny_token
 def test_too_long_prompts_lose_the_ends_of_their_longest_texts(tiny_tokenizer: Any) -> None:
     example = Example("C:u:0", "u", "C", "test", review(99), (review(1, 400),))
     engine = Scripted(tiny_tokenizer, lambda prompt: Generation("Short.", 1, STOPPED))
-    _, _, counts = run([example], [compared(example, 0)], engine, max_prompt_tokens=600)
+    _, _, counts = run([example], [compared(example, 0)], engine, max_prompt_tokens=450)
     assert counts["prompts_clipped"] == 2
-    assert all(len(request.prompt) <= 600 for call in engine.calls for request in call)
+    assert all(len(request.prompt) <= 450 for call in engine.calls for request in call)
 
 
 def test_a_real_models_profiles_are_its_answers_one_by_one(tiny_model: Any, tiny_tokenizer: Any) -> None:
