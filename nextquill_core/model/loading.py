@@ -43,6 +43,7 @@ from nextquill_core.tokens import PairEncoder, prompt_lengths
 
 logger = logging.getLogger(__name__)
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NO_TOKENIZER = "there is no tokenizer with a vocabulary"
 WEIGHTS_REMEDY = "copy or download the model again, all of its files"
 TOKENIZER_REMEDY = "add the tokenizer's files (tokenizer.json, tokenizer_config.json) to the folder"
 
@@ -202,14 +203,19 @@ def load_tokenizer(config: ModelConfig, *, remedy: str = REMEDY, **options: Any)
     Raises:
         ModelError: The tokenizer cannot be found or read, or has no vocabulary.
     """
-    tokenizer = load_pretrained(AutoTokenizer, config, remedy=remedy, **options)
-    if not _splits_as_its_file(tokenizer, config):
+    try:
+        tokenizer = load_pretrained(AutoTokenizer, config, remedy=remedy, **options)
+    except ModelError as error:
+        if "instantiate the backend tokenizer" not in str(error):
+            raise
+        raise ModelError(NO_TOKENIZER, config.name_or_path, TOKENIZER_REMEDY) from error
+    if "gguf_file" not in options and not _splits_as_its_file(tokenizer, config):
         kind = type(tokenizer).__name__
         logger.info("%s: its tokenizer.json is used, from which %s differs in splitting", config.name_or_path, kind)
         tokenizer = load_pretrained(PreTrainedTokenizerFast, config, remedy=remedy, **options)
     # Without the tokenizer's files, transformers creates a tokenizer with the special tokens only.
     if len(tokenizer) <= len({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}):
-        raise ModelError("there is no tokenizer with a vocabulary", config.name_or_path, TOKENIZER_REMEDY)
+        raise ModelError(NO_TOKENIZER, config.name_or_path, TOKENIZER_REMEDY)
     return tokenizer
 
 
