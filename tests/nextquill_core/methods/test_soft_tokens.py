@@ -227,7 +227,7 @@ def test_an_interrupted_training_resumes_and_ends_in_the_same_bytes(
     heard: list[int] = []
     assert train("parts", heard.append) == whole
     assert len(whole[1]) == 8
-    assert (heard[0], sum(heard)) == (kept, 12), "what stands in the checkpoint is not trained again"
+    assert (heard[0], sum(heard)) == (kept, 12), "steps that the checkpoint holds are not trained again"
 
 
 def test_training_learns_the_answers_and_leaves_the_model_as_it_was() -> None:

@@ -157,6 +157,9 @@ def test_a_missing_tokenizer_is_refused(tiny_folder: Path, tmp_path: Path) -> No
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"no tokenizer with a vocabulary; add the tokenizer's files"):
         load_tokenizer(ModelConfig(name_or_path=str(tmp_path / "model"), dtype="float32"))
+    small_model("llama").config.save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"no tokenizer with a vocabulary; add the tokenizer's files"):
+        load_tokenizer(ModelConfig(name_or_path=str(tmp_path / "other"), dtype="float32"))
     assert len(load_tokenizer(ModelConfig(name_or_path=str(tiny_folder), dtype="float32"))) > 100
 
 

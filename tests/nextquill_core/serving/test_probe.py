@@ -85,7 +85,7 @@ def test_another_server_writes_what_this_process_writes(
                     logps.append([token["logp_with"] for token in draft.pop("tokens")])
                     del draft["units"], draft["likelier_words"]
                 assert theirs == ours
-                assert logps[1] == pytest.approx(logps[0], abs=1e-3)
+                assert logps[1] == pytest.approx(logps[0], abs=5e-4)
             assert models.asked == [first, "base", run.plan.train["contextsft"].fingerprint]
             *parts, (_, draft) = events(other, item=KETTLE, decoding="greedy", stream=True)
             assert "".join(data["text"] for _, data in parts) == draft["text"]
