@@ -347,6 +347,7 @@ class OpenAIEngine:
     @contextmanager
     def _failures(self) -> Iterator[None]:
         """Turn what the client raises into errors that are repeated, and errors of the user."""
+        from httpx2 import RequestError
         from openai import APIConnectionError, APIError, APIStatusError
 
         try:
@@ -355,6 +356,8 @@ class OpenAIEngine:
             raise self._refusal(error) from None
         except APIConnectionError as error:
             raise TransientServerError(first_line(error.__cause__ or error)) from None
+        except RequestError as error:  # while a body is read, where the client does not turn it into its own error
+            raise TransientServerError(first_line(error)) from None
         except APIError as error:
             raise TransientServerError(_message(error.body or error.message)) from None
         except (ValueError, RecursionError) as error:  # JSON that cannot be parsed

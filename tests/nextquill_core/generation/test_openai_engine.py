@@ -102,6 +102,17 @@ def no_answer_at_all(handler: Scripted, _body: dict[str, Any]) -> None:
     handler.stream({"choices": "many"})
 
 
+def silent_in_the_middle(handler: Scripted, _body: dict[str, Any]) -> None:
+    handler.stream(part("half an ans"), end=False)
+    time.sleep(1.5)
+
+
+def silent_before_the_message(handler: Scripted, _body: dict[str, Any]) -> None:
+    handler.send_response(500)
+    handler.end_headers()
+    time.sleep(1.5)
+
+
 def hanging(_handler: Scripted, _body: dict[str, Any]) -> None:
     time.sleep(1.5)
 
@@ -153,7 +164,7 @@ def test_answers_come_in_the_order_of_the_requests_and_are_counted(local: Any) -
     "trouble",
     [
         dropped, dropped_in_the_middle, failing_in_the_middle, garbage, no_answer_at_all, hanging,
-        status(500), status(502), status(503), status(429),
+        silent_in_the_middle, silent_before_the_message, status(500), status(502), status(503), status(429),
     ],
 )  # fmt: skip
 def test_failed_requests_are_repeated(trouble: Script, local: Any) -> None:
@@ -173,6 +184,8 @@ def test_failed_requests_are_repeated(trouble: Script, local: Any) -> None:
         (failing_in_the_middle, "the worker died"),
         (garbage, "<html>it works"),
         (hanging, "timed out"),
+        (silent_in_the_middle, "timed out"),
+        (silent_before_the_message, "timed out"),
         (status(500, "boom"), "500: boom"),
     ],
 )
