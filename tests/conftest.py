@@ -146,7 +146,7 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with a random tiny Qwen2 and a byte-level tokenizer."""
+    """A Hugging Face folder with a random tiny Qwen3 and a byte-level tokenizer."""
     from nextquill_core.config import TinyModelConfig
     from nextquill_core.model.tiny import train_tiny_model
 

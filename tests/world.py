@@ -17,7 +17,15 @@ def small_settings(folder: Path, store: Path) -> dict[str, Any]:
         "model": {
             "name_or_path": "tiny",
             "dtype": "float32",
-            "tiny": {"vocab_size": 600, "hidden_size": 32, "layers": 2, "heads": 2, "steps": 12, "batch_tokens": 1024},
+            "tiny": {  # trained for a second, so that it writes words; with 12 steps it writes line ends alone
+                "vocab_size": 600,
+                "hidden_size": 32,
+                "layers": 2,
+                "heads": 2,
+                "steps": 40,
+                "batch_tokens": 1024,
+                "learning_rate": 1e-2,
+            },
         },
         "ingest": {
             "inputs": [

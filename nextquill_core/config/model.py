@@ -10,7 +10,7 @@ from nextquill_core.config.base import OPERATIONAL, Positive, Section
 
 
 class TinyModelConfig(Section):
-    """The offline base model that `model.name_or_path: tiny` trains: a byte-level BPE tokenizer and a small Qwen2."""
+    """The offline base model that `model.name_or_path: tiny` trains: a byte-level BPE tokenizer and a small Qwen3."""
 
     vocab_size: Annotated[int, Field(ge=300)] = 2048
     """number of tokens in the BPE vocabulary, special tokens included"""

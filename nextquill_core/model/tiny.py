@@ -1,4 +1,4 @@
-"""The offline base model: a byte-level BPE tokenizer and a small Qwen2, trained in about two minutes on two cores.
+"""The offline base model: a byte-level BPE tokenizer and a small Qwen3, trained in about two minutes on two cores.
 
 It is trained on base profiles alone, that is, on reviews older than every target of any split: each review is the
 answer to a prompt, with the user's earlier reviews as history or without. So the model has seen both kinds of prompt,
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from nextquill_core.config.model import TinyModelConfig
 from nextquill_core.errors import DataError, UserError
@@ -82,7 +82,7 @@ def train_tiny_model(
     tokenizer = train_tokenizer([prompt + answer for prompt, answer in documents], config.vocab_size)
     rows = _encode(tokenizer, documents, max_tokens)
     torch.manual_seed(seed)
-    model = tiny_qwen2(config, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    model = tiny_qwen3(config, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     losses = _pretrain(model, rows, config, seed, progress, checkpoint)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, safe_serialization=True)
@@ -117,14 +117,9 @@ def pretraining_documents(
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer, which encodes any text and decodes it to its NFC form.
-
-    It normalises and splits text as Qwen2's does, because transformers loads a model of that type with these parts of
-    Qwen2's, whatever the file says.
-    """
-    qwen2 = Qwen2Tokenizer().backend_tokenizer
+    """Return a byte-level BPE tokenizer, which encodes any text and decodes it to the same bytes."""
     bpe = Tokenizer(models.BPE())
-    bpe.normalizer, bpe.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -136,8 +131,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=STOP, pad_token=PAD)
 
 
-def tiny_qwen2(config: TinyModelConfig, vocabulary: int, stop_id: int, pad_id: int) -> Qwen2ForCausalLM:
-    """Return a randomly initialised Qwen2 with tied embeddings.
+def tiny_qwen3(config: TinyModelConfig, vocabulary: int, stop_id: int, pad_id: int) -> Qwen3ForCausalLM:
+    """Return a randomly initialised Qwen3 with tied embeddings.
+
+    Not a Qwen2: transformers 5 loads that type with Qwen2's own splitting of text, whatever `tokenizer.json` says.
 
     Args:
         config: Shape of the model.
@@ -145,14 +142,15 @@ def tiny_qwen2(config: TinyModelConfig, vocabulary: int, stop_id: int, pad_id: i
         stop_id: Token that ends a document.
         pad_id: Token that pads a batch.
     """
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+    return Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=vocabulary,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads,
+            head_dim=config.hidden_size // config.heads,
             max_position_embeddings=32768,
             tie_word_embeddings=True,
             # About 1/√hidden: with the usual 0.02, attention starts so flat at this width that the model does not learn
@@ -175,7 +173,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, s
 
 
 def _pretrain(
-    model: Qwen2ForCausalLM,
+    model: Qwen3ForCausalLM,
     rows: Sequence[list[int]],
     config: TinyModelConfig,
     seed: int,
@@ -208,7 +206,7 @@ def _pretrain(
     return losses
 
 
-def _loss(model: Qwen2ForCausalLM, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+def _loss(model: Qwen3ForCausalLM, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of the tokens of a batch, nats.
 
     Rows are padded at their ends, which no earlier token sees, so attention needs no mask, and padding gets no logits:

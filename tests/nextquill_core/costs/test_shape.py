@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from nextquill_core.config import ModelConfig, TinyModelConfig
 from nextquill_core.costs.shape import KNOWN, ModelShape, model_shape
 from nextquill_core.errors import ModelError
-from nextquill_core.model.tiny import tiny_qwen2
+from nextquill_core.model.tiny import tiny_qwen3
 from tests.gguf_files import write_gguf
 from tests.models import FAMILIES, small_model
 
@@ -50,7 +50,7 @@ def test_the_numbers_of_qwen_are_the_published_ones() -> None:
 def test_the_offline_model_has_the_sizes_that_it_is_built_with() -> None:
     settings = TinyModelConfig(vocab_size=600, hidden_size=48, layers=2, heads=4)
     shape = model_shape(ModelConfig(name_or_path="tiny", tiny=settings))
-    assert shape.parameters == matrices(tiny_qwen2(settings, 600, 0, 1))
+    assert shape.parameters == matrices(tiny_qwen3(settings, 600, 0, 1))
 
 
 def test_a_lora_adapter_has_as_many_numbers_as_peft_makes() -> None:

@@ -93,7 +93,7 @@ COMMON: dict[str, tuple[Change, str]] = {
     "infinite": (first_is(infinite), r"has 1 tensor \(.*not finite"),
 }
 BASE: dict[str, tuple[Change, str]] = COMMON | {
-    "a layer fewer": (lacks_a_layer, r"lacks 12 tensors \(model\.layers\.1\.input_layernorm\.weight, .* and 9 more\)"),
+    "a layer fewer": (lacks_a_layer, r"lacks 11 tensors \(model\.layers\.1\.input_layernorm\.weight, .* and 8 more\)"),
     "no embedding, which the head shares": (lambda t: t.pop("model.embed_tokens.weight"), r"lacks \d tensors?"),
     "a layer more": (
         lambda t: t.__setitem__("model.layers.2.mlp.up_proj.weight", torch.ones(2, 2)),

@@ -72,13 +72,13 @@ def test_a_stored_tokenizer_gives_the_ids_that_the_model_was_trained_on(tmp_path
     trained = tiny.train_tokenizer(documents, CONFIG.vocab_size)
     folder = tmp_path / "model"
     ours, theirs = load_tokenizer(ModelConfig(name_or_path=str(folder))), AutoTokenizer.from_pretrained(folder)
-    for text in (*documents, "Rating: 4.5\n\n\tIt's 12  cafe\u0301s, 日本 ... don't\r\n"):
+    for text in (*documents, "Rating: 45\n\n\tIt's 12  cafe\u0301s, 日本 ... don't\r\n"):
         assert ours(text).input_ids == theirs(text).input_ids == trained(text).input_ids
 
 
 def test_the_loss_is_that_of_the_whole_batch_with_a_mask() -> None:
     torch.manual_seed(0)
-    model = tiny.tiny_qwen2(CONFIG, 300, stop_id=0, pad_id=1)
+    model = tiny.tiny_qwen3(CONFIG, 300, stop_id=0, pad_id=1)
     ids_BT, labels_BT = tiny._padded([[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15]])
     expected = model(input_ids=ids_BT, attention_mask=(labels_BT != tiny.IGNORED).long(), labels=labels_BT).loss
     torch.testing.assert_close(tiny._loss(model, ids_BT, labels_BT), expected)
