@@ -38,9 +38,9 @@ from nextquill_core.errors import ModelError, first_line
 from nextquill_core.generation.engines import BASE
 from nextquill_core.methods.example_tensors import AGAIN
 from nextquill_core.methods.individual_model import IndividualModel
+from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.forward import decoder_of, device_of, last_rows_read
 from nextquill_core.model.head import head_of
-from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.records import TokenPair
 from nextquill_core.training.losses import nextquill_loss
 from nextquill_core.training.trainer import learning_rate_at

@@ -81,7 +81,8 @@ def build_base_model(run: Run, step: Step, staging: Staging, progress: Progress)
 def _trained(run: Run, staging: Staging, progress: Progress) -> dict[str, Any]:
     """Train the tokenizer and the offline base model, and return the facts for the manifest."""
     from nextquill_core.ingest.reader import base_profiles
-    from nextquill_core.model.tiny import Checkpoint, train_tiny_model
+    from nextquill_core.model.checkpoint import Checkpoint
+    from nextquill_core.model.tiny import train_tiny_model
 
     prompt = run.config.prompt
     sequences = run.artifact(run.plan.ingest)

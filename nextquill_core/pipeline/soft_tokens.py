@@ -24,8 +24,8 @@ from nextquill_core.methods.soft_tokens import (
     train_soft_tokens,
 )
 from nextquill_core.methods.stranger_control import with_strangers_history
+from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.packaged import encoder_title
-from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.pipeline.evaluation_plan import OWN, STRANGER
 from nextquill_core.pipeline.methods import Shard, base_model, method_encoder, split_examples
 from nextquill_core.pipeline.profiles import peer_encoder

@@ -30,7 +30,7 @@ from nextquill_core.methods.soft_tokens import (
     train_soft_tokens,
     with_placeholders,
 )
-from nextquill_core.model.tiny import Checkpoint
+from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.tokens import TokenPair
 from tests.models import VOCABULARY, small_model
 from tests.nextquill_core.methods.test_style_vectors import Words

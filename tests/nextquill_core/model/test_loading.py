@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import warnings
@@ -34,7 +33,6 @@ from nextquill_core.model.loading import (
     load_tokenizer,
     quiet_libraries,
 )
-from nextquill_core.model.tiny import Checkpoint
 from nextquill_core.pipeline.methods import adapted
 from nextquill_core.training import checkpoints
 from tests.models import small_model
@@ -336,27 +334,6 @@ def test_a_personal_adapter_with_other_tensors_is_refused() -> None:
             with_personal_adapters(base, {"ann": tensors}, spec),
         ):
             pass
-
-
-def test_a_checkpoint_of_the_base_models_training_that_lacks_weights_is_not_resumed(tmp_path: Path) -> None:
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(3)).sum().backward()
-    optimizer.step()
-    checkpoint = Checkpoint(tmp_path / "c.safetensors", every_s=0)
-    assert checkpoint.write_if_due(model, optimizer, [1.0])
-    assert checkpoint.restore(model, torch.optim.AdamW(model.parameters())) == [1.0]
-    for change in (
-        lambda t: t.pop("weight/bias"),
-        lambda t: t.__setitem__("weight/bias", torch.ones(1)),  # would be broadcast
-        lambda t: t.__setitem__("weight/weight", torch.full((2, 3), float("nan"))),
-    ):
-        tensors = load_file(checkpoint.path)
-        change(tensors)
-        save_file(tensors, tmp_path / "changed", metadata={"facts": json.dumps({"step": 1})})
-        before = model.bias.clone()
-        assert Checkpoint(tmp_path / "changed").restore(model, torch.optim.AdamW(model.parameters())) == []
-        assert torch.equal(model.bias, before)
 
 
 def test_a_checkpoint_of_training_that_lacks_tensors_is_refused(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from nextquill_core.config import ModelConfig, TinyModelConfig
-from nextquill_core.errors import UserError
-from nextquill_core.model import tiny
+from nextquill_core.model import checkpoint, tiny
+from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.loading import load_tokenizer
-from nextquill_core.model.tiny import Checkpoint, train_tiny_model
+from nextquill_core.model.tiny import train_tiny_model
 from nextquill_core.pipeline import freshness
 from nextquill_core.pipeline.run import Run
 from nextquill_core.progress import Progress, silent
@@ -139,10 +138,10 @@ def test_kill_9_after_a_step_and_while_a_checkpoint_is_written(whole: dict[str, 
 def test_the_stage_resumes_and_its_artifact_holds_no_checkpoint(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny, "Checkpoint", partial(Checkpoint, every_s=0.0))
+    monkeypatch.setattr(checkpoint, "Checkpoint", partial(Checkpoint, every_s=0.0))
     contents = []
     for store, interrupted in (("whole", False), ("parts", True)):
-        run = Run(small_config(small_world, tmp_path / store))
+        run = Run(small_config(small_world, tmp_path / store, model={"tiny": CONFIG.model_dump()}))
         assert run.plan.model
         make(run, run.plan.ingest)
         if interrupted:
@@ -173,32 +172,3 @@ def test_without_a_readable_checkpoint_training_starts_at_the_first_step(whole: 
     assert train(tmp_path, started, every_s=1e9) == whole
     assert started.shown[1][0] == 1
     assert "resumed" not in started.shown[1][1]
-
-
-def test_writing_takes_no_more_than_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(tiny.time, "monotonic", lambda: now[0])
-    model = nn.Linear(2, 2)
-    kept = Checkpoint(tmp_path / "it", every_s=5.0)
-    written = kept._write
-
-    def slow(*arguments: object) -> None:
-        written(*arguments)  # type: ignore[arg-type]
-        now[0] += 0.5
-
-    monkeypatch.setattr(kept, "_write", slow)
-    times = []
-    while now[0] < 120:
-        now[0] += 1.0
-        started = now[0]
-        if kept.write_if_due(model, torch.optim.AdamW(model.parameters()), [1.0]):
-            times.append(started)
-    assert times == [5.0, 55.5, 106.0], "after 5 s, and then every 50 s, because writing takes half a second"
-
-
-def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    model = nn.Linear(2, 2)
-    kept = Checkpoint(tmp_path / "file" / "it", every_s=0.0)
-    with pytest.raises(UserError, match="cannot write a checkpoint of"):
-        kept.write_if_due(model, torch.optim.AdamW(model.parameters()), [1.0])

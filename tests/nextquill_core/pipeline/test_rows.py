@@ -23,7 +23,7 @@ from nextquill_core.methods.registry import METHODS
 from nextquill_core.methods.retrieval import bm25_scores, with_best
 from nextquill_core.methods.soft_tokens import soft_tokens_of
 from nextquill_core.methods.summaries import build_summary_prompt
-from nextquill_core.model.tiny import Checkpoint
+from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.pipeline import soft_tokens
 from nextquill_core.pipeline.evaluation_plan import OWN, STRANGER, steering_choice
 from nextquill_core.pipeline.methods import (
