@@ -45,8 +45,8 @@ def _serve(
         typer.Option("--page/--no-page", help="Serve the page at / and its lists of users; on loopback by default."),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Drafts that are written at a time; others get 429.")
-    ] = 64,
+        int, typer.Option("--concurrency", min=1, help="Drafts that are written or wait at a time; others get 429.")
+    ] = 256,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Largest body of a request.")] = 1_000_000,
     drain: Annotated[
         float, typer.Option("--drain", min=1, metavar="SECONDS", help="Time for requests in flight after a signal.")

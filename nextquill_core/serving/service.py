@@ -77,7 +77,7 @@ class Service:
     Args:
         rollout: What is served.
         metrics: Receives what drafts cost.
-        most_requests: Number of drafts that are written at a time.
+        most_requests: Number of drafts that are written or wait at a time.
     """
 
     def __init__(self, rollout: Rollout, metrics: Metrics, most_requests: int) -> None:
@@ -88,7 +88,7 @@ class Service:
         """Return a draft that can be written; the caller closes it.
 
         Raises:
-            ApiError: Too many others are being written, nothing is served, or no such model is.
+            ApiError: Too many others are being written or wait, nothing is served, or no such model is.
             UserError: The request cannot be used.
         """
         with ExitStack() as held:
@@ -105,10 +105,10 @@ class Service:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """Hold one of the places for drafts that are written at the same time."""
+        """Hold one of the places for drafts that are written or wait at the same time."""
         if self._in_flight >= self._most:
             self.metrics.refused.inc()
-            message = f"{self._most} drafts are being written; ask again in a second"
+            message = f"{self._most} drafts are being written or wait; ask again in a second"
             raise ApiError(429, message, "too_many_requests", {"Retry-After": "1"})
         self._in_flight += 1
         self.metrics.in_flight.set(self._in_flight)

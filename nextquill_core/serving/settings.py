@@ -25,7 +25,7 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8081
-    most_requests: int = 64
+    most_requests: int = 256
     most_bytes: int = 1_000_000
     drain_s: float = 5.0
     poll_s: float = 5.0
