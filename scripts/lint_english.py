@@ -4,7 +4,8 @@ Ruff checks that a public name has a docstring and how it is laid out. This scri
 
 - the first sentence of a docstring begins with a capital letter and ends;
 - a public function with three or more parameters describes each of them below `Args:` (not in tests);
-- words of the private dialect that this code base once had do not come back, in Python files and in Markdown.
+- words of the private dialect that this code base once had do not come back, in Python files and in Markdown;
+- no line is a place that its author meant to fill in later.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SAY = {
 }
 """Patterns of words that do not come back, and what to say. Brackets keep a pattern from matching itself."""
 DIALECT = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern in SAY), re.IGNORECASE)
+PLACEHOLDER = re.compile(r"\s*[A-Z]{4,}\s*|.*\b(TO[D]O|FIX[M]E|T[B]D|XX[X])\b.*")
 
 DATA = ("nextquill_core/synthetic/lexicon.py",)
 """Files whose sentences are data: a change would change what is made from them."""
@@ -58,6 +60,8 @@ def check(path: Path) -> Iterator[str]:
         for word in DIALECT.finditer(line):
             better = next(say for pattern, say in SAY.items() if re.fullmatch(pattern, word[0], re.IGNORECASE))
             yield f"{path}:{number}: say {better!r} instead of {word[0]!r}"
+        if PLACEHOLDER.fullmatch(line):
+            yield f"{path}:{number}: fill in {line.strip()!r}"
     if path.suffix == ".py":
         tests = "tests" in path.parts
         yield from (f"{path}:{fault}" for fault in _docstrings(ast.parse(text), with_arguments=not tests))

@@ -137,3 +137,4 @@ def test_a_page_at_rest_is_one_file(address: str, tmp_path: Path) -> None:
     assert "http://" not in answer.text
     assert "https://" not in answer.text
     assert answer.headers["x-frame-options"] == "DENY"
+    assert "phrase of the true review" not in answer.text  # drafts have none to be compared with
