@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nextquill_core.analysis.html import page
 from nextquill_core.analysis.report import number
-from nextquill_core.analysis.result_tables import NOTHING, SIGNIFICANT, p_value_text, signed
+from nextquill_core.analysis.result_tables import NOTHING, SIGNIFICANT, p_value_text, preset_order, signed
 from nextquill_core.evaluation.metrics import GAIN, LENGTH, METRICS, Metric
 from nextquill_core.evaluation.tables import ALL, NO_TEXTS, Row
 
@@ -160,15 +160,26 @@ class ResultTable:
 def comparison_tables(rows: Sequence[Row]) -> list[ResultTable]:
     """Return the tables of a comparison, the union of all categories first; in each, metric by metric.
 
+    In a category, gains and likelihoods come first, then texts as `preset_order`, then texts that were cut.
+
     Args:
         rows: Rows of `between_runs.paired_rows` or `unpaired_rows`.
     """
     known = list(METRICS)
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    presets = preset_order(row["decoding"] for row in rows)
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["category"], row["decoding"], METRICS[row["metric"]].table), []).append(row)
+
+    def place(group: tuple[str, str, str]) -> tuple[bool | int, ...]:
+        category, decoding, table = group
+        kind = (decoding != NO_TEXTS, table != GAIN, table == LENGTH)
+        return category != ALL, categories.index(category), *kind, presets.index(decoding)
+
     tables = []
-    for (category, decoding, table), found in sorted(groups.items(), key=lambda item: item[0][0] != ALL):
+    for category, decoding, table in sorted(groups, key=place):
+        found = groups[category, decoding, table]
         ordered = sorted(found, key=lambda row: known.index(row["metric"]))
         tables.append(ResultTable(_title(category, decoding, table, found[0]), tuple(map(_line, ordered))))
     return tables

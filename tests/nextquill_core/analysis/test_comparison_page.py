@@ -67,14 +67,19 @@ def test_tables_are_by_category_preset_and_group_of_metrics_the_union_first() ->
     rows = [
         row(metric=metric, category=name) for name in ("Books", ALL) for metric in ("meteor", "rouge1_cut", "rouge1")
     ]
-    tables = comparison_tables([*rows, row(metric="history_gain", decoding=NO_TEXTS, n_b=41)])
+    rows += [row(decoding="paper"), row(category=ALL, decoding="paper")]
+    rows += [row(metric=metric, decoding=NO_TEXTS, n_b=41) for metric in ("log_likelihood", "history_gain")]
+    tables = comparison_tables(sorted(rows, key=lambda one: one["decoding"] == "sane"))  # given last, shown first
     cut = "answers cut to the length of the true review"
     assert [table.title for table in tables] == [
         "All categories, sane decoding, n = 40",
+        "All categories, paper decoding, n = 40",
         f"All categories, sane decoding, {cut}, n = 40",
-        "Books, sane decoding, n = 40",
-        f"Books, sane decoding, {cut}, n = 40",
         "Books, gain by history in nats a token, n = 40 and 41",
+        "Books, likelihood of the true reviews, n = 40 and 41",
+        "Books, sane decoding, n = 40",
+        "Books, paper decoding, n = 40",
+        f"Books, sane decoding, {cut}, n = 40",
     ]
     assert [line.metric.key for line in tables[0].lines] == ["rouge1", "meteor"]
 
