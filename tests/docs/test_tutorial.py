@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -44,18 +45,21 @@ class Project:
         for part in ("reviews", "items"):
             (folder / f"{part}.jsonl.gz").write_bytes(gzip.compress((world / f"{part}.jsonl").read_bytes()))
         settings = small_settings(world, folder / "artifacts")
-        settings["model"]["tiny"]["steps"] = 2
         settings["evaluate"]["decoding"] = ["paper"]
         (folder / "configs").mkdir()
         write_config(folder / DEMO, settings)
 
     def run(self, line: str) -> str:
         """Run a command of a page and return what it prints; it must succeed."""
-        program, *words = (DEMO if word in ("books", "small") else word for word in shlex.split(line, comments=True))
-        assert program == "nextquill"
-        done = Forked(("flows", *words), self.environment, self.folder).finish(600)
+        done = self.start(line).finish(600)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def start(self, line: str, *more: str) -> Forked:
+        """Start a command of a page, with more words after its own."""
+        program, *words = (DEMO if word in ("books", "small") else word for word in shlex.split(line, comments=True))
+        assert program == "nextquill"
+        return Forked(("flows", *words, *more), self.environment, self.folder)
 
     def someone(self) -> tuple[str, str]:
         """Return a user of the artifacts and an item that the user has reviewed."""
@@ -107,11 +111,17 @@ def test_the_tutorial_says_what_happens(project: Project) -> None:
 
 @pytest.mark.slow
 def test_the_readme_s_commands_run_as_written(project: Project) -> None:
-    *lines, write = commands("README.md")
+    *lines, write, serve = commands("README.md")
     printed = [project.run(line) for line in lines]
-    assert len(printed) == 4
+    assert len(printed) == 5
     assert states(printed[-2]) == dict.fromkeys(STAGES, "fresh")
     assert Path(printed[-1].strip()).is_file()
     user, item = project.someone()
     assert "--user U --item I " in write
     assert project.run(write.replace("--user U --item I", f"--user {user} --item {item}")).strip()
+    server = project.start(serve, "--port", "0")
+    while server.poll() is None and "http://" not in server.stdout:
+        time.sleep(0.1)
+    server.terminate()
+    assert server.finish(60).returncode == 0
+    assert server.stdout.startswith("http://127.0.0.1:")
