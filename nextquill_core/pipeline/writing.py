@@ -184,6 +184,7 @@ def method_prompter(run: Run, origin: Origin, ingest: Artifact, histories: Histo
             histories or Histories(ingest.folder),
             run.privacy.stored_ids,
             partial(with_selected, method) if selects else None,
+            run.plan.source.ratings,
         ),
     )
 

@@ -5,6 +5,7 @@ A person without stored reviews gets a prompt without history, and never another
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,11 +65,13 @@ class People:
         ids_of: Returns the ids that a user may have in the store; none for a user who is to be forgotten.
         select: Chooses the reviews to show from the whole history, for a method that does not show the newest; None
             for the newest.
+        ratings: Lowest and highest rating of the stored reviews' source; none outside has a meaning for the model.
     """
 
     histories: Histories
     ids_of: Callable[[str], Sequence[str]] = lambda user: (user,)
     select: Callable[[Example, int], Example] | None = None
+    ratings: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,17 @@ class Prompter:
         """Return the example that a request stands for, with the history to show, and what a reader should know.
 
         Raises:
-            UserError: The request names an item, example or category that the store does not have.
+            UserError: The request names an item, example or category that the store does not have, or a rating that
+                its source cannot have.
         """
         if request.example is not None:
             example = self.stored_example(request.example)
             example = replace(example, target=replace(example.target, text=""))
             return self._selected(example), "" if example.history or not self.identity.history else NO_EARLIER
+        lowest, highest = self.people.ratings if self.people else (-math.inf, math.inf)
+        if request.rating is not None and not lowest <= request.rating <= highest:
+            remedy = f"give one from {lowest:g} to {highest:g}, or none"
+            raise UserError(f"no review here has the rating {request.rating:g}", "rating", remedy)
         sequences = self._sequences(request)
         item, category = self._item(request, sequences)
         target = Review(item, request.rating, request.title, "")

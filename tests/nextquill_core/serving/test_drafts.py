@@ -144,6 +144,7 @@ def test_a_seed_draws_again(client: httpx.Client, users: list[str]) -> None:
         ({}, 422, "item is missing: give an id of the store, or title and description"),
         ({"item": KETTLE, "starz": 5}, 422, "`starz`: there is no such field"),
         ({"item": KETTLE, "rating": "five"}, 422, "`rating`"),
+        ({"item": KETTLE, "rating": 9}, 422, "rating: no review here has the rating 9; give one from 1 to 5, or none"),
         ({"item": KETTLE, "rating": 1e999}, 422, "`rating`: Input should be a finite number"),
         ({"item": KETTLE, "decoding": "sain"}, 422, "unknown decoding `sain`; did you mean `sane`?"),
         ({"item": KETTLE, "method": "nextquil"}, 404, "`nextquil` is not served: did you mean `nextquill`?"),

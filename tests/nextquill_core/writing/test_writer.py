@@ -82,6 +82,15 @@ def test_the_category_is_that_of_item_and_user(writer: Writer) -> None:
         assert words in str(caught.value)
 
 
+def test_a_rating_is_one_that_the_source_can_have(tiny_model: Any, tiny_tokenizer: Any, store: Path) -> None:
+    writer = tiny_writer(tiny_model, tiny_tokenizer, People(Histories(store), ratings=(0.0, 10.0)))
+    for rating in (0, 10, None):
+        assert shown(writer, user="ann", item="B7", rating=rating)[0]
+    for rating in (-0.5, 10.5):
+        with pytest.raises(UserError, match=rf"rating: no review here has the rating {rating}; give one from 0 to 10"):
+            shown(writer, user="ann", item="B7", rating=rating)
+
+
 def test_a_forgotten_user_is_unknown_and_a_pseudonym_is_found(
     tiny_model: Any, tiny_tokenizer: Any, store: Path, tmp_path: Path
 ) -> None:
