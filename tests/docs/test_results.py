@@ -17,8 +17,9 @@ def test_the_page_follows_from_the_numbers() -> None:
 
 def test_the_readme_quotes_the_page() -> None:
     _, _, section = (REPO / "README.md").read_text().partition("## On real reviews\n")
-    quoted = re.findall(r"(?:\*\*)?[+−][\d.]+(?:\*\*)? \[[^\]]+\]", section)
-    assert len(quoted) == 6
+    value = r"(?:\*\*)?[+−][\d.]+(?:\*\*)? \[[^\]]+\]"
+    in_table, in_text = re.findall(rf"\| {value}", section), re.findall(rf"[^|] ({value})", " ".join(section.split()))
+    assert (len(in_table), len(in_text)) == (6, 3)
     page = (DOCS / "RESULTS.md").read_text()
-    for value in quoted:
-        assert f"| {value}" in page
+    assert all(quoted in page for quoted in in_table)
+    assert all(f"({quoted} nats a token" in page for quoted in in_text)
