@@ -217,8 +217,13 @@ def summary(study: Study) -> list[tuple[str, str]]:
         found.append(("1. Are the effects right?", text))
     parts = tables.get("parts")
     if 2 in study["questions"]:
-        verdict = answer(parts, method, reference, HEADLINES) if parts else "not measured"
-        found.append(("2. Which part does the work?", f"`{method}` against `{reference}`: {verdict}"))
+        verdicts = [
+            f"`{name}` {answer(parts, name, reference, HEADLINES)}"
+            for name in dict.fromkeys(row["method"] for row in (parts or {"rows": []})["rows"])
+            if name not in study["decoding_methods"] and pairs_of(parts, name, reference)
+        ]
+        text = f"against `{reference}`: {'. '.join(verdicts)}" if verdicts else "not measured"
+        found.append(("2. Which part does the work?", text))
     if 3 in study["questions"]:
         keys = gains(study)
         text = f"`{method}` against `{reference}`: {answer(parts, method, reference, keys)}" if parts and keys else ""

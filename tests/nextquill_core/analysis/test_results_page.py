@@ -111,6 +111,14 @@ def test_question_1_names_the_setting_of_every_model() -> None:
     assert "| 1. Are the effects right? | Pearson r 0.93 with the exact effects (longer; θ0; words) |" in found
 
 
+def test_question_2_in_short_names_every_row_that_was_compared() -> None:
+    random = compared("random-weights", LIKELIHOOD, NONE)
+    parts = study()["tables"]["parts"]
+    found = page(tables={"parts": parts | {"comparisons": [*parts["comparisons"], random]}})
+    words = "`random-weights` no difference in Log-likelihood. `nextquill` wins in Log-likelihood"
+    assert f"| 2. Which part does the work? | against `contextsft`: {words} |" in found
+
+
 def test_question_2_names_the_method_its_controls_and_every_value() -> None:
     found = section(page(), "2. Which part does the work?")
     assert "**Table.** Test, 20 examples of 10 users." in found
