@@ -29,6 +29,7 @@ NO_EARLIER, OWN_REVIEW = (
     "the user's own review of this item, and later ones, are left out",
 )
 """Notes of drafts."""
+ANY_RATING = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class People:
     histories: Histories
     ids_of: Callable[[str], Sequence[str]] = lambda user: (user,)
     select: Callable[[Example, int], Example] | None = None
-    ratings: tuple[float, float] = (-math.inf, math.inf)
+    ratings: tuple[float, float] = ANY_RATING
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Prompter:
             example = self.stored_example(request.example)
             example = replace(example, target=replace(example.target, text=""))
             return self._selected(example), "" if example.history or not self.identity.history else NO_EARLIER
-        lowest, highest = self.people.ratings if self.people else (-math.inf, math.inf)
+        lowest, highest = self.people.ratings if self.people else ANY_RATING
         if request.rating is not None and not lowest <= request.rating <= highest:
             remedy = f"give one from {lowest:g} to {highest:g}, or none"
             raise UserError(f"no review here has the rating {request.rating:g}", "rating", remedy)

@@ -215,6 +215,17 @@ def test_after_a_final_failure_no_further_request_begins(local: Any) -> None:
     assert len(local.seen) < 10
 
 
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [(dropped, "Connection error"), (silent_before_the_message, "timed out"), (status(500, "boom"), "boom")],
+)
+def test_a_server_that_fails_to_score_is_one_line(trouble: Script, said: str, local: Any) -> None:
+    local.script = [trouble]
+    asked = engine(local)
+    with asked.client() as client, pytest.raises(UserError, match=rf"gives no log-probabilities \(.*{said}"):
+        asked.answer_logps(client, [3, 4], [5])
+
+
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_refusals_are_reported_at_once(code: int, local: Any) -> None:
     local.script = [status(code, "go away")] * 20
