@@ -22,6 +22,7 @@ from tests.forked import REPO as REPO
 from tests.longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.longest_first import pytest_runtest_logreport as pytest_runtest_logreport
 from tests.longest_first import pytest_sessionfinish as pytest_sessionfinish
+from tests.prefect_server import make_tables
 from tests.prefect_server import server as server
 
 set_torch_variables()  # before torch is imported, so that tests compute as the command line and the workers do
@@ -130,6 +131,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             Path(f"{folder}.made").touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return Prefect's folder with a database in which nothing has run; servers work on copies of it."""
+    return made_once(tmp_path_factory, "prefect", make_tables)
 
 
 @pytest.fixture(scope="session")

@@ -82,9 +82,9 @@ def copy_of(made: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect's folder, with a database once the first command has run."""
-    return tmp_path_factory.mktemp("prefect")
+def home(prefect_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's folder."""
+    return shutil.copytree(prefect_tables, tmp_path_factory.mktemp("interruption") / "prefect")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

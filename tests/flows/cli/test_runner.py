@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,25 +57,31 @@ if started:
 """
 
 
-def run_beside_a_server(tmp_path: Path, *, url: str = "", killed: bool = False) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def home(prefect_tables: Path, tmp_path: Path) -> Path:
+    """Prefect's folder."""
+    return shutil.copytree(prefect_tables, tmp_path / "prefect")
+
+
+def run_beside_a_server(home: Path, *, url: str = "", killed: bool = False) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    environment |= {"PREFECT_HOME": str(tmp_path)} | ({"PREFECT_API_URL": url} if url else {})
+    environment |= {"PREFECT_HOME": str(home)} | ({"PREFECT_API_URL": url} if url else {})
     code = f"started, killed = {not url}, {killed}\n{SERVER}"
     return subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPO, capture_output=True, text=True)
 
 
 @pytest.mark.flow
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/api"], ids=["none", "one"])
-def test_a_temporary_server_starts_only_if_no_server_is_set(tmp_path: Path, url: str) -> None:
-    done = run_beside_a_server(tmp_path, url=url)
+def test_a_temporary_server_starts_only_if_no_server_is_set(home: Path, url: str) -> None:
+    done = run_beside_a_server(home, url=url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:1] == ([] if url else ["ran"])
 
 
 @pytest.mark.flow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal to orphans")
-def test_the_temporary_server_has_its_own_session_and_ends_with_the_command(tmp_path: Path) -> None:
-    done = run_beside_a_server(tmp_path, killed=True)
+def test_the_temporary_server_has_its_own_session_and_ends_with_the_command(home: Path) -> None:
+    done = run_beside_a_server(home, killed=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     server = int(done.stdout.splitlines()[1])
     deadline = time.monotonic() + 30

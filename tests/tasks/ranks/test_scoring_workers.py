@@ -64,8 +64,8 @@ def test_the_shard_of_a_killed_worker_is_taken_over(
     # A process that only holds a shard stands for a worker in the middle of it.
     order, queue = open_order(tmp_path, sequences, tiny_folder)
     code = (
-        "import sys, time; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print(flush=True);"
-        "time.sleep(600)"
+        "import sys, time; from filelock import FileLock; held = FileLock(sys.argv[1]); held.acquire();"
+        "print(flush=True); time.sleep(600)"
     )
     lock = queue.staging.scratch / "claims" / "00000.lock"
     lock.parent.mkdir()
@@ -74,7 +74,8 @@ def test_the_shard_of_a_killed_worker_is_taken_over(
     holder.stdout.readline()
     worker = subprocess.Popen(worker_command(order, 0), cwd=REPO, env=shared_environment(2))
     wait_for(lambda: len(digests(queue)) == len(queue.shards) - 1)
-    assert worker.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits for the last one
+        worker.wait(timeout=1)
     holder.kill()
     assert worker.wait(timeout=60) == 0
     holder.wait()
