@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from nextquill_core.prompts import Template
 from nextquill_core.records import Item, Review
 
 TEXTS = ("a quiet book about rivers that never ends and never begins", "warm", "slow but bright and always dull")
+DIGITS = ("271828182845904523536028747135", "42", "31415926535897")
+"""The small vocabulary has no token of several digits, so a longer text always has more tokens."""
 
 
-def build(length: int | None) -> str:
-    return "Read:\n" + "\n".join(cut_text(text, length) for text in TEXTS) + "\nSay:\n"
+def build(length: int | None, texts: tuple[str, ...] = TEXTS) -> str:
+    return "Read:\n" + "\n".join(cut_text(text, length) for text in texts) + "\nSay:\n"
 
 
 def test_texts_and_reviews_are_cut_at_their_ends() -> None:
@@ -26,7 +29,8 @@ def test_texts_and_reviews_are_cut_at_their_ends() -> None:
     assert cut_review(review, None) is review
 
 
-def test_the_greatest_length_that_fits_beside_trying_all(tiny_tokenizer: Any) -> None:
+def test_a_prompt_that_is_cut_fits(tiny_tokenizer: Any) -> None:
+    # A longer text can have fewer tokens, so that a length beyond the one that is found may fit too.
     sizes = {length: len(tiny_tokenizer(build(length))["input_ids"]) for length in range(len(TEXTS[0]) + 1)}
     for limit in range(sizes[0], sizes[len(TEXTS[0])] + 1):
         ids, clipped = FittedPrompts(tiny_tokenizer, limit).encode(build, len(TEXTS[0]), "it", "cut it")
@@ -34,8 +38,17 @@ def test_the_greatest_length_that_fits_beside_trying_all(tiny_tokenizer: Any) ->
         assert clipped == (limit < sizes[len(TEXTS[0])])
         assert len(ids) <= limit
         assert tiny_tokenizer.decode(ids) in {build(length) for length in range(greatest + 1)} | {build(None)}
-        if all(sizes[length] <= sizes[length + 1] for length in range(len(TEXTS[0]))):
-            assert tiny_tokenizer.decode(ids) == build(greatest if clipped else None)
+
+
+def test_the_greatest_length_that_fits_beside_trying_all(tiny_tokenizer: Any) -> None:
+    build_digits, longest = partial(build, texts=DIGITS), len(DIGITS[0])
+    sizes = [len(tiny_tokenizer(build_digits(length))["input_ids"]) for length in range(longest + 1)]
+    assert sizes == sorted(set(sizes)), "each digit is a token"
+    for limit in range(sizes[0], sizes[-1] + 1):
+        ids, clipped = FittedPrompts(tiny_tokenizer, limit).encode(build_digits, longest, "it", "cut it")
+        greatest = max(length for length, size in enumerate(sizes) if size <= limit)
+        assert tiny_tokenizer.decode(ids) == build_digits(greatest)
+        assert clipped == (greatest < longest)
 
 
 def test_a_template_stands_around_the_text(tiny_tokenizer: Any) -> None:
