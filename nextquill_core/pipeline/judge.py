@@ -21,6 +21,7 @@ from nextquill_core.pipeline.predict import PREDICTED
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
+from nextquill_core.prompts import WORDINGS
 from nextquill_core.schemas import JUDGED, RUBRICS, Example, column_by_example
 from storage import Staging
 from storage.tables import read_table
@@ -54,7 +55,7 @@ def build_rubrics(run: Run, step: Step, staging: Staging, progress: Progress) ->
         staging: Folder of the new artifact.
         progress: Receives the examples that are done.
     """
-    settings = run.config.evaluate.judge
+    settings, wording = run.config.evaluate.judge, WORDINGS[run.plan.writes]
     examples = split_examples(run, run.config.evaluate.split)
     advance = advancing(progress, len(examples))
     without = 0
@@ -64,7 +65,7 @@ def build_rubrics(run: Run, step: Step, staging: Staging, progress: Progress) ->
             advance(len(part))
             continue
         ask = _asking(run, Journal(staging.scratch / f"rubrics-{number}.jsonl"))
-        asked, rubrics = ask_rubrics(part, ask, reviews=settings.reviews, count=settings.aspects)
+        asked, rubrics = ask_rubrics(part, ask, reviews=settings.reviews, count=settings.aspects, wording=wording)
         by_example = {one.example_id: one for one in asked}
         without += sum(not rubric for rubric in rubrics)
         rows = [
@@ -96,7 +97,7 @@ def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> 
     texts = {example.example_id: example.target.text for example in examples}
     if key != TRUE_REVIEW:
         texts = column_by_example(run.artifact(plan.predictions[key].step).folder / PREDICTED, "text")
-    rubrics = _rubrics(run)
+    rubrics, wording = _rubrics(run), WORDINGS[run.plan.writes]
     advance = advancing(progress, len(examples))
     scores = unread = 0
     for number, part in split_into_shards(examples):
@@ -106,7 +107,7 @@ def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> 
             continue
         ask = _asking(run, Journal(staging.scratch / f"judged-{number}.jsonl"))
         ids = [example.example_id for example in part]
-        asked = ask_scores(part, [texts[one] for one in ids], [rubrics[one] for one in ids], ask)
+        asked = ask_scores(part, [texts[one] for one in ids], [rubrics[one] for one in ids], ask, wording)
         scores += len(asked)
         unread += sum(one.score is None for one in asked)
         staging.write_table(name, pa.Table.from_pylist([asdict(one) for one in asked], schema=JUDGED))
