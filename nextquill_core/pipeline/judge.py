@@ -19,6 +19,7 @@ from nextquill_core.pipeline.evaluation_plan import Key
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.predict import PREDICTED
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.prompts import WORDINGS
@@ -58,16 +59,16 @@ def build_rubrics(run: Run, step: Step, staging: Staging, progress: Progress) ->
     settings, wording = run.config.evaluate.judge, WORDINGS[run.plan.writes]
     examples = split_examples(run, run.config.evaluate.split)
     advance = advancing(progress, len(examples))
-    without = 0
+    counts = ShardCounts(staging, "without_rubric")
     for number, part in split_into_shards(examples):
         name = f"{FOLDER_OF_RUBRICS}/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(part))
             continue
         ask = _asking(run, Journal(staging.scratch / f"rubrics-{number}.jsonl"))
         asked, rubrics = ask_rubrics(part, ask, reviews=settings.reviews, count=settings.aspects, wording=wording)
         by_example = {one.example_id: one for one in asked}
-        without += sum(not rubric for rubric in rubrics)
+        counts.add(number, {"without_rubric": sum(not rubric for rubric in rubrics)})
         rows = [
             {
                 "example_id": example.example_id,
@@ -79,7 +80,7 @@ def build_rubrics(run: Run, step: Step, staging: Staging, progress: Progress) ->
         ]
         staging.write_table(name, pa.Table.from_pylist(rows, schema=RUBRICS))
         advance(len(part))
-    return {"examples": len(examples), "without_rubric": without, "judge": settings.model}
+    return {"examples": len(examples), **counts.total, "judge": settings.model}
 
 
 def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -99,20 +100,19 @@ def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> 
         texts = column_by_example(run.artifact(plan.predictions[key].step).folder / PREDICTED, "text")
     rubrics, wording = _rubrics(run), WORDINGS[run.plan.writes]
     advance = advancing(progress, len(examples))
-    scores = unread = 0
+    counts = ShardCounts(staging, "scores", "unread")
     for number, part in split_into_shards(examples):
         name = f"{FOLDER_OF_SCORES}/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(part))
             continue
         ask = _asking(run, Journal(staging.scratch / f"judged-{number}.jsonl"))
         ids = [example.example_id for example in part]
         asked = ask_scores(part, [texts[one] for one in ids], [rubrics[one] for one in ids], ask, wording)
-        scores += len(asked)
-        unread += sum(one.score is None for one in asked)
+        counts.add(number, {"scores": len(asked), "unread": sum(one.score is None for one in asked)})
         staging.write_table(name, pa.Table.from_pylist([asdict(one) for one in asked], schema=JUDGED))
         advance(len(part))
-    return {"examples": len(examples), "scores": scores, "unread": unread}
+    return {"examples": len(examples), **counts.total}
 
 
 def _rubrics(run: Run) -> dict[str, list[Aspect]]:
