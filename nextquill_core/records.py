@@ -98,6 +98,7 @@ class ShownAnswer:
         target_ids: Token ids of the answer, as in `TokenPair.target`.
         spans: Begin and end, in characters of `text`, of what each token stands for; empty for the stop token.
         history: The past reviews in the prompt, oldest first; a text that was cut to fit is cut here too.
+        about: What the prompt says of the text to write: title and description of the item, and the review's title.
     """
 
     example_id: str
@@ -105,3 +106,4 @@ class ShownAnswer:
     target_ids: list[int]
     spans: list[tuple[int, int]]
     history: tuple[Review, ...]
+    about: tuple[str, ...] = ()

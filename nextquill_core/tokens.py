@@ -110,7 +110,8 @@ class PairEncoder:
         for example, what, target in zip(examples, shown, targets, strict=True):
             text, ids = example.target.text, self._closed(target.ids)
             spans = [*target.spans, (len(text), len(text))][: len(ids)]
-            found.append(ShownAnswer(example.example_id, text, ids, spans, what.history))
+            about = (what.item.title, what.item.description, example.target.title)
+            found.append(ShownAnswer(example.example_id, text, ids, spans, what.history, about))
         return found
 
     def _fitted(self, examples: Sequence[Example]) -> tuple[list[_Shown], list[list[int]], list[list[int]]]:

@@ -71,7 +71,7 @@ def opening_lines(found: Estimate, where: str) -> Iterator[str]:
         f"{tokens.answer:,.0f} in an answer ({sizes.measured})"
     )
     model = found.config.model
-    yield f"  model: {model.name_or_path}, {found.shape.parameters / 1e9:.2f} billion parameters, {model.dtype}"
+    yield f"  model: {model.name_or_path}, {parameters(found.shape.parameters)} parameters, {model.dtype}"
 
 
 def table(found: Estimate) -> Table:
@@ -112,6 +112,11 @@ def closing_lines(found: Estimate) -> Iterator[str]:
     for source in dict.fromkeys(rates.source for rates in found.rates):
         names = [rates.name for rates in found.rates if rates.source == source]
         yield f"rates of {', '.join(names)}: {source}"
+
+
+def parameters(count: float) -> str:
+    """Return a number of parameters in words, such as `3.09 billion`."""
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
 
 
 def duration(seconds: float) -> str:

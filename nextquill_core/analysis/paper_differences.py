@@ -187,6 +187,8 @@ def _normalization(name: str) -> Iterator[str]:
         yield f"Losses are normalised by sequence (Eq. 5); {official}."
     elif name == "weight":
         yield f"Losses are divided by the step's Σω, as in MIRROR's re-implementation; {official}."
+    elif name == "sample_tokens":
+        yield f"The loss of each sample is divided by its number of tokens, as in PerCE; {official}."
 
 
 def _causal_loss(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,10 @@ and the stop token are never grounded.
 
 Nearly every history contains `the` and `and`, so function words are left out unless a setting counts them. The list is
 English; without it the control says little about the choice of words.
+
+Two settings give the control of MIRROR-F, names and numbers that occur anywhere in the input: `names` leaves out all
+other words, and `item` adds what the prompt says of the text to write. A name is a word with a capital letter at its
+beginning or inside, so words that begin a sentence count too.
 """
 
 from __future__ import annotations
@@ -45,7 +49,14 @@ FUNCTION_WORDS = frozenset(_ENGLISH.split())
 
 
 def grounded(
-    effects: TokenEffects, answers: Answers, *, high: float = 0.9, low: float = 0.1, function_words: float = 0.0
+    effects: TokenEffects,
+    answers: Answers,
+    *,
+    high: float = 0.9,
+    low: float = 0.1,
+    function_words: float = 0.0,
+    names: float = 0.0,
+    item: float = 0.0,
 ) -> Tensor:
     """Return λ for tokens whose word occurs in the shown history, else ε; the effects are not read.
 
@@ -55,35 +66,61 @@ def grounded(
         high: λ, the weight of grounded tokens.
         low: ε, the weight of the others.
         function_words: 1 to treat function words as other words, 0 to give them ε.
+        names: 1 to give ε to all words but names and numbers.
+        item: 1 to count words of the item and of the review's title too, as the prompt shows them.
 
     Returns:
         ω, shape (N,).
 
     Raises:
-        UserError: `function_words` is neither 0 nor 1.
+        UserError: One of the last three is neither 0 nor 1.
     """
-    if function_words not in (0, 1):
-        raise UserError(f"function_words is {function_words:g}", "weights.options", "set it to 0 or 1")
+    for name, value in (("function_words", function_words), ("names", names), ("item", item)):
+        if value not in (0, 1):
+            raise UserError(f"{name} is {value:g}", "weights.options", "set it to 0 or 1")
     ignored = frozenset[str]() if function_words else FUNCTION_WORDS
     words_of = cache(words)  # a review is in the histories of several examples
-    found = [token for answer in answers.shown for token in grounded_tokens(answer, ignored, words_of)]
+    found = [
+        token
+        for answer in answers.shown
+        for token in grounded_tokens(answer, ignored, words_of, names=bool(names), item=bool(item))
+    ]
     return effects.effect.new_full(effects.effect.shape, low).masked_fill(effects.effect.new_tensor(found).bool(), high)
 
 
-def grounded_tokens(answer: ShownAnswer, ignored: Set[str], words_of: Callable[[str], Set[str]]) -> list[bool]:
+def grounded_tokens(
+    answer: ShownAnswer,
+    ignored: Set[str],
+    words_of: Callable[[str], Set[str]],
+    *,
+    names: bool = False,
+    item: bool = False,
+) -> list[bool]:
     """Return for each token of an answer whether a word that it is a part of occurs in the shown history.
 
     Args:
         answer: The answer, and the history that its prompt shows.
         ignored: Words that are never grounded.
         words_of: The function `words`, or one that remembers what it returned.
+        names: Whether names and numbers alone count.
+        item: Whether what the prompt says of the text to write counts as well.
     """
-    known = {word for past in answer.history for text in (past.title, past.text) for word in words_of(text)} - ignored
+    texts = [text for past in answer.history for text in (past.title, past.text)] + list(answer.about if item else ())
+    known = {word for text in texts for word in words_of(text)} - ignored
     inside = bytearray(len(answer.text))  # 1 for each character of a grounded word
     for match in WORD.finditer(answer.text):
-        if folded(match[0]) in known:
+        if folded(match[0]) in known and (is_name(match[0]) or not names):
             inside[match.start() : match.end()] = b"\1" * len(match[0])
     return [any(inside[begin:end]) for begin, end in answer.spans]
+
+
+def is_name(word: str) -> bool:
+    """Return whether a word looks like a name or a number, such as `Emma`, `iPhone`, `USB` or `1984`.
+
+    A word of two letters needs a digit or a capital letter after the first.
+    """
+    inside = any(sign.isdigit() for sign in word) or any(sign.isupper() for sign in word[1:])
+    return len(word) > 1 and (inside or (len(word) > 2 and word[0].isupper()))
 
 
 def words(text: str) -> frozenset[str]:

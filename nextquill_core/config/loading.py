@@ -33,6 +33,8 @@ from nextquill_core.config.yaml_text import (
 from storage.errors import UserError
 from storage.redaction import register_secret
 
+KEYS_OF_STUDIES = {"name", "title", "base"}
+"""Keys that every study has and that no configuration has."""
 STORES = "`store` takes one place, or two: {read: s3://team/prod, write: ./mine}"
 
 
@@ -136,6 +138,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = loaded if loaded is not None else {}
     if not isinstance(values, dict):
         raise UserError("a config is a YAML mapping of sections", str(path), "see configs/demo.yaml")
+    if values.keys() >= KEYS_OF_STUDIES:
+        what = "this is a study, not a configuration"
+        raise UserError(what, str(path), f"run it with `nextquill study --config {path}`")
     for override in overrides:
         lay_override(values, override)
     keys = (override.partition("=")[0] for override in overrides)
@@ -214,9 +219,10 @@ def _explained(error: ValidationError, where: str) -> UserError:
         return UserError(what, where, secrets[0]["ctx"]["remedy"])
     key, errors_of_key = first_error(Config, errors)
     if errors_of_key[0]["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5) or difflib.get_close_matches(
-            key.rpartition(".")[2], [known.rpartition(".")[2] for known in known_keys()], n=1
-        )
+        by_last = {known.rpartition(".")[2]: known for known in known_keys()}
+        near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5) or [
+            by_last[last] for last in difflib.get_close_matches(key.rpartition(".")[2], list(by_last), n=1)
+        ]
         remedy = f"did you mean `{near[0]}`?" if near else "remove it"
         return UserError(f"unknown config key `{shortened(key)}`", where, remedy)
     what, remedy = explained(Config, errors_of_key)

@@ -53,7 +53,7 @@ class WeightsConfig(Section):
     or the name of one that another package adds"""
     options: dict[str, float] = {}
     """settings of the policy besides delta, high and low: soft: temperature; perce: floor, ceiling; random: seed;
-    grounded: function_words"""
+    grounded: function_words, names, item"""
     delta: Annotated[float, Field(ge=-1, le=1)] = 0.05
     """threshold δ of the effect, a difference of probabilities"""
     high: Annotated[float, Field(ge=0)] = 0.9

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, Share
 from nextquill_core.config.lora import LoraSettings
 
-Normalization = Literal["sequence", "weight", "sample_weight"]
+Normalization = Literal["sequence", "weight", "sample_weight", "sample_tokens"]
 """What the losses of a step are divided by; `nextquill_core.training.losses` has the equations."""
 
 
@@ -110,7 +110,8 @@ class TrainConfig(Section):
     normalization: Normalization = "sequence"
     """what the losses of a step are divided by: sequence: the number of samples (paper, Eq. 5); weight: the step's Σω,
     the sum of all weights (MIRROR's code); sample_weight: each sample by its own Σω, then the number of samples (the
-    official code); see docs/explanation/training.md"""
+    official code); sample_tokens: each sample by its number of tokens, then the number of samples (PerCE); see
+    docs/explanation/training.md"""
     weights_from: Literal["stored", "live"] = "stored"
     """where preference weights come from: stored: the score stage, once, before training (the paper); live: the model
     in training, in each step, by the same weight policy (the official code, PerCE)"""
@@ -171,7 +172,7 @@ class TrainConfig(Section):
         if self.weights_from == "live" and self.normalization == "weight":
             raise ValueError(
                 "normalization weight divides by the step's sum of weights, which live weights only give after the "
-                "step: set normalization to sample_weight or sequence, or weights_from to stored"
+                "step: set normalization to sample_weight, sample_tokens or sequence, or weights_from to stored"
             )
         return self
 

@@ -7,8 +7,9 @@ points (Salemi and Zamani 2025, arXiv 2506.00137):
     judge(text) = Σ over the aspects of score / (2 · number of aspects)
 
 In LaMP-QA the aspects come from what the asker wrote beside the question. A review has no such text, so they come from
-the user's other reviews, and the true review is scored too, as the ceiling. An answer that cannot be read is asked for
-again at a higher temperature; an aspect that stays without a score is left out, and is counted.
+the user's other reviews, and the true review is scored too, as the ceiling. Questions have the words of the kind of
+text that is judged, such as a post. An answer that cannot be read is asked for again at a higher temperature; an aspect
+that stays without a score is left out, and is counted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from nextquill_core.evaluation.significance import Floats
 from nextquill_core.generation.engines import Generation
 from nextquill_core.generation.openai_chat import ChatRequest
-from nextquill_core.prompts import query_section, review_section
+from nextquill_core.prompts import REVIEW, Wording, query_section, review_section
 from nextquill_core.records import Example, Item, Review
 from storage.fingerprint import fingerprint
 
@@ -36,18 +37,21 @@ POINTS = 2
 TEMPERATURES = (0.0, 0.5, 1.0)
 """Temperature of each attempt at an answer that can be read."""
 
-RUBRIC = "Below are reviews by one user, oldest first."
+RUBRIC = "Below are {texts} by one user, oldest first."
+REVIEWING = "in how this user reviews things, whatever the item: what the user looks for, and how the user writes"
+WRITING = "in {texts} by this user, whatever they are about: what the user looks for, and how the user writes"
 RUBRIC_ORDER = (
-    "Name the {count} aspects that matter most in how this user reviews things, whatever the item: what the user looks "
-    "for, and how the user writes. Answer with a JSON list of {count} objects and nothing else. Each has `aspect` (a "
-    "few words), `reason` (one sentence on why it matters to this user) and `evidence` (a short quotation from a "
-    "review)."
+    "Name the {count} aspects that matter most {place}. Answer with a JSON list of {count} objects and nothing else. "
+    "Each has `aspect` (a few words), `reason` (one sentence on why it matters to this user) and `evidence` (a short "
+    "quotation from {one})."
 )
-JUDGED = "Below are an item, a review of it, and one aspect that matters to the user for whom the review was written."
-JUDGED_TEXT, ASPECT, REASON, EVIDENCE = "Review:", "Aspect:", "Why it matters to this user:", "In the user's own words:"
+JUDGED_REVIEW = "Below are an item, a review of it, and one aspect"
+JUDGED = "Below are what {one} had to be about, the {text}, and one aspect"
+MATTERS = "that matters to the user for whom the {text} was written."
+ASPECT, REASON, EVIDENCE = "Aspect:", "Why it matters to this user:", "In the user's own words:"
 JUDGED_ORDER = (
-    "How well does the review cover this aspect? 0: it does not. 1: somewhat. 2: very well. Answer with a JSON object "
-    'such as {"score": 1} and nothing else.'
+    "How well does the {text} cover this aspect? 0: it does not. 1: somewhat. 2: very well. Answer with a JSON object "
+    'such as {{"score": 1}} and nothing else.'
 )
 _JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 
@@ -80,33 +84,47 @@ class Asked:
     score: int | None = None
 
 
-def rubric_prompt(reviews: Sequence[Review], count: int) -> str:
+def rubric_prompt(reviews: Sequence[Review], count: int, wording: Wording = REVIEW) -> str:
     """Return the question for a user's rubric.
 
     Args:
         reviews: Past reviews of the user, oldest first.
         count: Number of aspects.
+        wording: Words for the kind of text.
     """
-    return "\n\n".join([RUBRIC, *map(review_section, reviews), RUBRIC_ORDER.format(count=count)])
+    place = _worded(REVIEWING if wording == REVIEW else WRITING, wording)
+    order = RUBRIC_ORDER.format(count=count, place=place, one=_one(wording))
+    return "\n\n".join([_worded(RUBRIC, wording), *(review_section(past, wording) for past in reviews), order])
 
 
-def score_prompt(target: Review, text: str, aspect: Aspect) -> str:
+def score_prompt(target: Review, text: str, aspect: Aspect, wording: Wording = REVIEW) -> str:
     """Return the question how well a text covers an aspect.
 
     Args:
         target: The review that was to be written; its text is not shown.
         text: The text to judge.
         aspect: The aspect.
+        wording: Words for the kind of text.
     """
+    judged = JUDGED_REVIEW if wording == REVIEW else JUDGED
     return "\n\n".join(
         [
-            JUDGED,
-            query_section(target.item, target.rating, target.title),
-            f"{JUDGED_TEXT}\n{text}",
+            _worded(f"{judged} {MATTERS}", wording),
+            query_section(target.item, target.rating, target.title, wording),
+            f"{wording.text_label}{text}",
             f"{ASPECT} {aspect.aspect}\n{REASON} {aspect.reason}\n{EVIDENCE} {aspect.evidence}",
-            JUDGED_ORDER,
+            _worded(JUDGED_ORDER, wording),
         ]
     )
+
+
+def _worded(sentence: str, wording: Wording) -> str:
+    return sentence.format(text=wording.label.lower(), texts=wording.texts, one=_one(wording))
+
+
+def _one(wording: Wording) -> str:
+    name = wording.label.lower()
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def read_rubric(answer: str, count: int) -> list[Aspect] | None:
@@ -143,6 +161,7 @@ def ask_rubrics(
     *,
     reviews: int,
     count: int,
+    wording: Wording = REVIEW,
 ) -> tuple[list[Asked], list[list[Aspect]]]:
     """Let the judge write a rubric for the user of each example.
 
@@ -151,12 +170,15 @@ def ask_rubrics(
         ask: Asks the judge.
         reviews: Number of newest past reviews to show.
         count: Number of aspects.
+        wording: Words for the kind of text.
 
     Returns:
         The questions with their answers, of the examples with history; and the aspects of each example, possibly none.
     """
     asked = {
-        row: rubric_prompt(example.history[-reviews:], count) for row, example in enumerate(examples) if example.history
+        row: rubric_prompt(example.history[-reviews:], count, wording)
+        for row, example in enumerate(examples)
+        if example.history
     }
     keys = {row: f"{examples[row].example_id}/rubric" for row in asked}
     answers, read = _answers(ask, asked, keys, lambda answer: read_rubric(answer, count))
@@ -169,6 +191,7 @@ def ask_scores(
     texts: Sequence[str],
     rubrics: Sequence[Sequence[Aspect]],
     ask: Ask,
+    wording: Wording = REVIEW,
 ) -> list[Asked]:
     """Let the judge score a text for each example on each aspect of its user's rubric; an empty text scores 0 unasked.
 
@@ -177,6 +200,7 @@ def ask_scores(
         texts: One text for each.
         rubrics: The aspects of each.
         ask: Asks the judge.
+        wording: Words for the kind of text.
 
     Returns:
         The questions with their answers and scores, aspect by aspect.
@@ -187,7 +211,7 @@ def ask_scores(
     for row, (example, text, rubric) in enumerate(zip(examples, texts, rubrics, strict=True)):
         for number, aspect in enumerate(rubric):
             if text.strip():
-                prompts[row, number] = score_prompt(example.target, text, aspect)
+                prompts[row, number] = score_prompt(example.target, text, aspect, wording)
                 keys[row, number] = f"{example.example_id}/aspect-{number}"
             else:
                 empty.append(Asked(example.example_id, number, "", "", 0))
@@ -248,11 +272,8 @@ def _line(value: Any) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 
-def _revision() -> str:
+def judge_revision(wording: Wording) -> str:
+    """Return the fingerprint of the text of both questions for one kind of text."""
     probe = Review(Item("item", "description"), 4.5, "title", "text")
     aspect = Aspect("aspect", "reason", "evidence")
-    return fingerprint([rubric_prompt([probe], 3), score_prompt(probe, "text", aspect)])
-
-
-JUDGE_REVISION = _revision()
-"""Fingerprint of the wording; it changes with the text of either question."""
+    return fingerprint([rubric_prompt([probe], 3, wording), score_prompt(probe, "text", aspect, wording)])

@@ -311,13 +311,15 @@ def _choose_published(config: IngestConfig, source: Source, scanned: Scanned, fo
         users, on="user_hash", maintain_order="left"
     )
     found = published_examples(ranked, dated=source.dated)
-    reviews.dropped.update(found.dropped)
     if found.examples.is_empty():
+        reasons = [f"{count:,} as `{reason}`" for reason, count in reviews.dropped.most_common(3) if count]
+        dropped = f" (dropped: {', '.join(reasons)})" if reasons else ""
         raise DataError(
-            f"no row of {name} is an example: {reviews.read:,} reviews read, and none of them is a target",
+            f"no row of {name} is an example: {reviews.read:,} reviews read, and none of them is a target{dropped}",
             ", ".join(file for file, _ in scanned.reviews.files),
             f"check that the files are what {source.name} reads, or set {KEY}.name to dpl",
         )
+    reviews.dropped.update(found.dropped)
     texts, _ = gather(scanned, found.rows.select("row", "user"), folder)
     users = users.join(found.rows, on="user", how="semi").sort("user").select("user", "user_id")
     selection = Selection(found.rows, pl.Series("row", [], pl.Int64), reviews)

@@ -15,8 +15,18 @@ from storage.files import read_json
 
 MODULES, LENGTH, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling/config.json"
 FILES = (MODULES, LENGTH, POOLING)
-MODES: dict[str, Literal["mean", "cls"]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-REMEDY = "name an encoder that pools by the mean or by its first token"
+Mode = Literal["mean", "cls", "last"]
+MODES: dict[str, Mode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+REMEDY = "name an encoder that pools by the mean or by its first or last token"
+STATES: dict[Mode, str] = {
+    "mean": "mean of the last hidden states",
+    "cls": "last hidden state of the first token",
+    "last": "last hidden state of the last token",
+}
 
 
 @dataclass(frozen=True)
@@ -24,20 +34,19 @@ class Pooling:
     """How the states of a text's tokens become its vector.
 
     Attributes:
-        mode: The mean of the states, or the state of the first token (`cls`).
+        mode: The mean of the states, or the state of the first token (`cls`) or of the last one, markers included.
         normalized: Whether vectors have the length 1, so that their inner product is the cosine.
         max_tokens: Maximum number of tokens in a text that the model asks for; None for no wish.
     """
 
-    mode: Literal["mean", "cls"] = "mean"
+    mode: Mode = "mean"
     normalized: bool = False
     max_tokens: int | None = None
 
     @property
     def described(self) -> dict[str, str]:
         """How vectors are made and compared, in words."""
-        states = "mean of the last hidden states" if self.mode == "mean" else "last hidden state of the first token"
-        return {"vectors": states, "similarity": "cosine" if self.normalized else "inner product"}
+        return {"vectors": STATES[self.mode], "similarity": "cosine" if self.normalized else "inner product"}
 
 
 def stored_pooling(model: str, revision: str = "main") -> Pooling:
@@ -48,7 +57,7 @@ def stored_pooling(model: str, revision: str = "main") -> Pooling:
         revision: Branch, tag or commit on the hub.
 
     Raises:
-        ModelError: The files ask for something else than a mean or first token, perhaps normalised.
+        ModelError: The files ask for something else than a mean, first or last token, perhaps normalised.
     """
     modules = _read(model_file(model, MODULES, revision), model, list)
     if modules is None:

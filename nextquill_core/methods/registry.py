@@ -168,10 +168,10 @@ LIVE_PERCE = Training(
     weighted=True,
     causal=False,
     policy="perce",
-    fixed={"normalization": "sample_weight", "weights_from": "live"},
+    fixed={"normalization": "sample_tokens", "weights_from": "live"},
 )
-"""PerCE's weights as published. Live weights have no sum before the step, so the method has its own normalisation: each
-review's Σω, where PerCE has its number of tokens (arXiv 2603.06595, Eq. 8)."""
+"""PerCE as published (arXiv 2603.06595, Eqs. 6 to 8): weights of the model in training, and each review's loss divided
+by its number of tokens."""
 ALIGNMENT = Training(
     weighted=True, causal=True, fixed={"causal_loss": {"weighted": True}, "normal_loss": {"weighted": False}}
 )

@@ -75,7 +75,8 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] = no_progress) -> Tensor:
         """Return the vector of each text: Σ_t h_t / T over its tokens, markers included; 0 for a text without tokens.
 
-        Where the encoder's files ask for it, it is the state of the first token, or the vector divided by its length.
+        Where the encoder's files ask for it, it is the state of the first or last token, or the vector divided by its
+        length.
 
         Args:
             texts: In any order; they are encoded longest first, those of similar length together.
@@ -110,6 +111,9 @@ class TextEncoder:
         states_BTD = states_BTD.masked_fill(~mask_BT[..., None], 0.0)
         if self.pooling.mode == "cls":
             vectors_BD = states_BTD[:, 0]
+        elif self.pooling.mode == "last":
+            last_B = mask_BT.sum(dim=1).clamp(min=1) - 1
+            vectors_BD = states_BTD[torch.arange(len(states_BTD), device=last_B.device), last_B]
         else:
             vectors_BD = states_BTD.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)[:, None]
         return (F.normalize(vectors_BD, dim=-1) if self.pooling.normalized else vectors_BD).cpu()

@@ -301,9 +301,9 @@ class EvaluationPlanner:
         return Step("style", "style", {**self.common, **settings}, self.base)
 
     def _judge(self) -> dict[str, Any]:
-        from nextquill_core.evaluation.judge import JUDGE_REVISION
+        from nextquill_core.evaluation.judge import judge_revision
 
-        settings = self.settings.judge.fingerprint_fields() | {"revision": JUDGE_REVISION}
+        settings = self.settings.judge.fingerprint_fields() | {"revision": judge_revision(self.wording)}
         return {"judge": settings, "split": self.settings.split, "seed": self.config.seed}
 
     def _rubrics(self) -> Step:

@@ -19,8 +19,10 @@ from nextquill_core.pipeline.evaluation_plan import Key
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.predict import PREDICTED
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
+from nextquill_core.prompts import WORDINGS
 from nextquill_core.schemas import JUDGED, RUBRICS, Example, column_by_example
 from storage import Staging
 from storage.tables import read_table
@@ -54,19 +56,19 @@ def build_rubrics(run: Run, step: Step, staging: Staging, progress: Progress) ->
         staging: Folder of the new artifact.
         progress: Receives the examples that are done.
     """
-    settings = run.config.evaluate.judge
+    settings, wording = run.config.evaluate.judge, WORDINGS[run.plan.writes]
     examples = split_examples(run, run.config.evaluate.split)
     advance = advancing(progress, len(examples))
-    without = 0
+    counts = ShardCounts(staging, "without_rubric")
     for number, part in split_into_shards(examples):
         name = f"{FOLDER_OF_RUBRICS}/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(part))
             continue
         ask = _asking(run, Journal(staging.scratch / f"rubrics-{number}.jsonl"))
-        asked, rubrics = ask_rubrics(part, ask, reviews=settings.reviews, count=settings.aspects)
+        asked, rubrics = ask_rubrics(part, ask, reviews=settings.reviews, count=settings.aspects, wording=wording)
         by_example = {one.example_id: one for one in asked}
-        without += sum(not rubric for rubric in rubrics)
+        counts.add(number, {"without_rubric": sum(not rubric for rubric in rubrics)})
         rows = [
             {
                 "example_id": example.example_id,
@@ -78,7 +80,7 @@ def build_rubrics(run: Run, step: Step, staging: Staging, progress: Progress) ->
         ]
         staging.write_table(name, pa.Table.from_pylist(rows, schema=RUBRICS))
         advance(len(part))
-    return {"examples": len(examples), "without_rubric": without, "judge": settings.model}
+    return {"examples": len(examples), **counts.total, "judge": settings.model}
 
 
 def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -96,22 +98,21 @@ def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> 
     texts = {example.example_id: example.target.text for example in examples}
     if key != TRUE_REVIEW:
         texts = column_by_example(run.artifact(plan.predictions[key].step).folder / PREDICTED, "text")
-    rubrics = _rubrics(run)
+    rubrics, wording = _rubrics(run), WORDINGS[run.plan.writes]
     advance = advancing(progress, len(examples))
-    scores = unread = 0
+    counts = ShardCounts(staging, "scores", "unread")
     for number, part in split_into_shards(examples):
         name = f"{FOLDER_OF_SCORES}/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(part))
             continue
         ask = _asking(run, Journal(staging.scratch / f"judged-{number}.jsonl"))
         ids = [example.example_id for example in part]
-        asked = ask_scores(part, [texts[one] for one in ids], [rubrics[one] for one in ids], ask)
-        scores += len(asked)
-        unread += sum(one.score is None for one in asked)
+        asked = ask_scores(part, [texts[one] for one in ids], [rubrics[one] for one in ids], ask, wording)
+        counts.add(number, {"scores": len(asked), "unread": sum(one.score is None for one in asked)})
         staging.write_table(name, pa.Table.from_pylist([asdict(one) for one in asked], schema=JUDGED))
         advance(len(part))
-    return {"examples": len(examples), "scores": scores, "unread": unread}
+    return {"examples": len(examples), **counts.total}
 
 
 def _rubrics(run: Run) -> dict[str, list[Aspect]]:

@@ -28,6 +28,7 @@ from nextquill_core.model.loading import encoder_for
 from nextquill_core.model.packaged import encoder_title
 from nextquill_core.pipeline.evaluation_plan import NONE, OWN, PROFILED, STRANGER
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.prompts import WORDINGS
@@ -144,16 +145,19 @@ def build_relevance(run: Run, step: Step, staging: Staging, progress: Progress) 
         batch_tokens=run.config.score.batch_tokens,
     )
     advance = advancing(progress, len(examples))
+    counts = ShardCounts(staging, "texts_cut")
     for number, part in split_into_shards(examples):
         name = f"relevance/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(part))
             continue
+        before = encoder.truncated
         scores = dense_scores(part, encoder, advance, WORDINGS[run.plan.writes])
+        counts.add(number, {"texts_cut": encoder.truncated - before})
         columns = {"example_id": [example.example_id for example in part], "score": scores}
         staging.write_table(name, pa.table(columns, schema=RELEVANCE))
     used = {"encoder": encoder_title(settings.encoder), "max_tokens": encoder.max_tokens, **encoder.pooling.described}
-    return {"examples": len(examples), "texts_cut": encoder.truncated, "retrieval": used}
+    return {"examples": len(examples), **counts.total, "retrieval": used}
 
 
 def build_summaries(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -171,13 +175,14 @@ def build_summaries(run: Run, step: Step, staging: Staging, progress: Progress) 
     settings = run.config.evaluate.summaries
     examples = split_examples(run, run.config.evaluate.split)
     encoder = method_encoder(run, SUMMARISER)
-    total = sum(len(blocks(example.history, settings.newest, settings.block)) for example in examples)
-    counts = dict.fromkeys(("summaries", "empty", "cut", "prompts_clipped"), 0)
+    steps = [len(blocks(example.history, settings.newest, settings.block)) for example in examples]
+    counts = ShardCounts(staging, "summaries", "empty", "cut", "prompts_clipped")
     progress(0, 0, phase="loading the model")
-    advance = advancing(progress, total)
-    for number, part in split_into_shards(examples):
+    advance = advancing(progress, sum(steps))
+    for (number, part), (_, steps_of_part) in zip(split_into_shards(examples), split_into_shards(steps), strict=True):
         name = f"summaries/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
+            advance(sum(steps_of_part))
             continue
         engine = local_engine(run, base_model(run.model), encoder, GREEDY, settings.max_tokens)
         found, counted = summarize(
@@ -192,10 +197,10 @@ def build_summaries(run: Run, step: Step, staging: Staging, progress: Progress) 
             wording=encoder.wording,
             advance=advance,
         )
-        counts = {key: counts[key] + counted[key] for key in counts}
+        counts.add(number, counted)
         columns = {"example_id": [example.example_id for example in part], "summary": found}
         staging.write_table(name, pa.table(columns, schema=SUMMARIES))
-    return {"examples": len(examples), "steps": total, **counts}
+    return {"examples": len(examples), "steps": sum(steps), **counts.total}
 
 
 def build_personal_adapters(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nextquill_core.methods.text_encoder import TextEncoder, load_encoder
 from nextquill_core.model.packaged import encoder_title
 from nextquill_core.pipeline.methods import base_model, local_engine, method_encoder, split_examples
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.records import Example
@@ -43,18 +44,18 @@ def build_profiles(run: Run, step: Step, staging: Staging, progress: Progress) -
     progress(0, 0, phase="loading the model")
     write = _Comparisons(run) if "peers" in step.settings else _Summaries(run)
     advance = advancing(progress, len(examples))
-    counts: Counter[str] = Counter()
+    counts = ShardCounts(staging)
     for number, part in split_into_shards(examples):
         name = f"{PROFILES}/{number}.parquet"
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(part))
             continue
         profiles, counted = write(part, staging, number)
-        counts.update(counted)
+        counts.add(number, counted)
         columns = {"example_id": [example.example_id for example in part], "summary": profiles}
         staging.write_table(name, pa.table(columns, schema=SUMMARIES))
         advance(len(part))
-    return {"examples": len(examples), **write.described, **counts}
+    return {"examples": len(examples), **write.described, **counts.total}
 
 
 class _Summaries:

@@ -30,6 +30,7 @@ from nextquill_core.pipeline.evaluation_plan import OWN, STRANGER
 from nextquill_core.pipeline.methods import Shard, base_model, method_encoder, split_examples
 from nextquill_core.pipeline.profiles import peer_encoder
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.records import Example, Review
@@ -59,19 +60,19 @@ def build_peer_vectors(run: Run, step: Step, staging: Staging, progress: Progres
     progress(0, 0, phase="loading the encoder")
     vectors = _ReviewVectors(run, folder)
     advance = advancing(progress, sum(map(len, groups.values())))
-    without = 0
+    counts = ShardCounts(staging, "without_peers")
     for group, examples in groups.items():
         for number, part in split_into_shards(examples):
             name = f"{group}/{number}.safetensors"
-            if not staging.has(name):
+            if not (staging.has(name) and counts.restore(name)):
                 found = vectors.inputs(part)
-                without += sum(not tensor.shape[1] for tensor in found.values())
+                counts.add(name, {"without_peers": sum(not tensor.shape[1] for tensor in found.values())})
                 save_tensors(staging.path(name), found)
                 staging.finish(name, rows=len(found))
             advance(len(part))
     return {
         "examples": {group: len(examples) for group, examples in groups.items()},
-        "without_peers": without,
+        **counts.total,
         "encoder": encoder_title(run.config.evaluate.peers.encoder),
     }
 

@@ -24,6 +24,7 @@ from nextquill_core.methods.style_vectors import (
 )
 from nextquill_core.pipeline.methods import Shard, base_model, local_engine, method_encoder, split_examples
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.records import Example, Review
@@ -53,23 +54,23 @@ def build_style_vectors(run: Run, step: Step, staging: Staging, progress: Progre
     groups = [_UserReviews(of_user, newest) for of_user in users.values()]
     progress(0, 0, phase="loading the model")
     advance = advancing(progress, sum(len(group.reviews) for group in groups))
-    counts = {"reviews": 0, "empty_texts": 0}
+    counts = ShardCounts(staging, "reviews", "empty_texts")
     for number, part in split_into_shards(groups):
         name = f"{VECTORS}/{number}.safetensors"
         reviews = [example for group in part for example in group.as_examples()]
-        if staging.has(name):
+        if staging.has(name) and counts.restore(number):
             advance(len(reviews))
             continue
         differences = _differences(run, step, reviews, staging, number, advance)
-        counts["reviews"] += len(reviews)
-        counts["empty_texts"] += sum(difference is None for difference in differences)
+        empty = sum(difference is None for difference in differences)
+        counts.add(number, {"reviews": len(reviews), "empty_texts": empty})
         vectors: dict[str, torch.Tensor] = {}
         rest = iter(differences)
         for group in part:
             vectors |= group.vectors([next(rest) for _ in group.reviews], _shape(run, step))
         save_tensors(staging.path(name), vectors)
         staging.finish(name, rows=len(vectors))
-    return {"users": len(groups), **counts}
+    return {"users": len(groups), **counts.total}
 
 
 class _UserReviews:

@@ -8,11 +8,12 @@ With a linear head, f(x, h, ·) − f(x, ∅, ·) = W(h − h_∅): L_p is a sec
 hidden states. Neither needs a vocabulary-sized tensor: logits exist for one chunk of rows at a time, and the gradient
 of the hidden states is computed from them at once.
 
-The factor 1/|D| is one of three normalisations, here for one optimizer step with the samples B:
+The factor 1/|D| is one of four normalisations, here for one optimizer step with the samples B, of T tokens each:
 
     sequence       1/|B| Σ_samples Σ_t ω_t · CE_t                          (the paper, Eq. 5)
     weight         Σ_samples Σ_t ω_t · CE_t / Σ_samples Σ_t ω_t            (MIRROR's re-implementation)
     sample_weight  1/|B| Σ_samples (Σ_t ω_t · CE_t / Σ_t ω_t)              (the official code)
+    sample_tokens  1/|B| Σ_samples (Σ_t ω_t · CE_t / T)                    (PerCE)
 
 `nextquill_loss` is the equations on hidden states; `PreferenceLoss` is the module that is trained, a PEFT model with
 these losses on both of its branches.
@@ -90,7 +91,8 @@ def nextquill_loss(
         sequence_N: Index of the sample that each token belongs to, int64.
         alpha: α, the factor of L_p.
         normalization: `sequence` divides by the number of samples (Eq. 5), `weight` by Σω of all samples (MIRROR),
-            `sample_weight` each sample by its own Σω and then by the number of samples (official code).
+            `sample_weight` each sample by its own Σω and then by the number of samples (official code),
+            `sample_tokens` each sample by its number of tokens and then by the number of samples (PerCE).
         impl: `dense` computes all logits at once, `chunked` never does; `auto` is `chunked`.
         denominator: Number of samples of the whole optimizer step, or its Σω under `weight`, so that the losses of
             micro-batches add up to the loss of the step; None takes that of these tokens.
@@ -136,9 +138,10 @@ def _coefficients(
     """Return the factor of each token's cross-entropy in a loss, (N,); a sample whose weights are all 0 counts 0."""
     if denominator is None:
         denominator = float(weight_N.sum() if normalization == "weight" else sequence_N.unique().numel()) or 1.0
-    if normalization == "sample_weight":
+    if normalization in ("sample_weight", "sample_tokens"):
         _, sample_N = sequence_N.unique(return_inverse=True)
-        sum_S = weight_N.new_zeros(len(weight_N)).index_add_(0, sample_N, weight_N)
+        counted_N = weight_N if normalization == "sample_weight" else torch.ones_like(weight_N)
+        sum_S = weight_N.new_zeros(len(weight_N)).index_add_(0, sample_N, counted_N)
         weight_N = weight_N / sum_S.masked_fill(sum_S == 0, 1.0)[sample_N]
     return weight_N / denominator
 

@@ -24,7 +24,9 @@ SPLIT_NAMES: Mapping[str, str] = {
     "test": "test",
 }
 """The split by the names that it has in files and folders."""
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+LARGEST_TIME = 2**53
+"""Milliseconds, 285,000 years: a time that is as far from 1970 as this is none."""
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 
 
 class BadRowError(Exception):
@@ -232,6 +234,20 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRowError(f"wrong-type-{key}")
     return float(value)
+
+
+def milliseconds(entry: Mapping[str, Any], key: str) -> int | None:
+    """Return a time, None for a null.
+
+    Raises:
+        BadRowError: It is missing, of another type, or too large for a time.
+    """
+    value = number(entry, key)
+    if value is None:
+        return None
+    if abs(value) >= LARGEST_TIME:
+        raise BadRowError(f"wrong-type-{key}")
+    return round(value)
 
 
 def _value(entry: Mapping[str, Any], key: str) -> Any:

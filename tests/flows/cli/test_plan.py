@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli.plan import duration
+from flows.cli.plan import duration, parameters
 from tests.conftest import REPO
 from tests.flows.cli.test_main import nextquill
 from tests.world import small_settings, write_config
@@ -85,6 +85,41 @@ def test_a_category_on_this_machine_is_planned_with_a_guess(
     text = capsys.readouterr().out
     assert "100 train, 50 val, 50 test, of 50 users (--users)" in text
     assert not list((tmp_path / "store").glob("[!.]*")) if (tmp_path / "store").exists() else True
+
+
+CONFIGS = sorted(path.relative_to(REPO).as_posix() for path in (REPO / "configs").rglob("*.yaml"))
+OF_A_MACHINE = ("sources/", "small.yaml", "real.yaml")
+"""Configurations of files or packages that only some machines have."""
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_file_of_the_folder_is_planned_or_refused_in_one_line(
+    config: str, monkeypatch: Any, capsys: Any, caplog: Any
+) -> None:
+    preset = config.startswith("configs/presets/")
+    named = ["--config", BOOKS, "--preset", REPO / config] if preset else ["--config", REPO / config]
+    code = nextquill(monkeypatch, "plan", *named)
+    printed = capsys.readouterr()
+    if config.startswith("configs/studies/"):
+        assert code == 2
+        assert "this is a study, not a configuration; run it with `nextquill study --config " in printed.err
+    elif code == 0:
+        assert f"nextquill plan: {named[1]}" in printed.out
+        assert not {"nan", "inf", "0.00 billion"} & set(printed.out.split())
+        assert "\nall  " in printed.out
+    else:
+        assert code == 2
+        assert any(part in config for part in OF_A_MACHINE), printed.err
+    assert printed.err.count("\n") == (code == 2)
+    assert "Traceback" not in printed.err + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(3.09e9, "3.09 billion"), (1.34e8, "0.13 billion"), (99e6, "99.00 million"), (4e5, "0.40 million")],
+)
+def test_numbers_of_parameters_are_in_words(count: float, text: str) -> None:
+    assert parameters(count) == text
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_what_does_not_apply_is_not_told() -> None:
     assert "Preference weights" not in plain
     assert "chat markup" not in differences({}, template="chat")
     assert "Σω" not in differences({"train.normalization": "sample_weight"})
+    assert "divided by its number of tokens, as in PerCE" in differences({"train.normalization": "sample_tokens"})
 
 
 def test_baselines() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextquill_core.causal.grounding import FUNCTION_WORDS, folded, grounded_tokens, words
+from nextquill_core.causal.grounding import FUNCTION_WORDS, folded, grounded_tokens, is_name, words
 from nextquill_core.causal.weights import weights_table
 from nextquill_core.errors import UserError
 from nextquill_core.records import Example, Item, Review, ShownAnswer
@@ -71,6 +72,40 @@ def test_function_words_are_left_out_unless_they_are_asked_for() -> None:
     assert {folded(word) for word in FUNCTION_WORDS} == set(FUNCTION_WORDS), "they are compared as they stand"
 
 
+@pytest.mark.parametrize("word", ["Emma", "iPhone", "USB", "1984", "5s", "4K", "McCartney", "ΣΩΚ", "Élan"])
+def test_names_and_numbers(word: str) -> None:
+    assert is_name(word)
+
+
+@pytest.mark.parametrize("word", ["emma", "I", "It", "5", "a", "élan", "河川"])
+def test_other_words(word: str) -> None:
+    assert not is_name(word)
+
+
+def test_names_and_numbers_of_the_whole_input() -> None:
+    """The control of MIRROR-F: names and numbers alone, and those of the item and the review's title too."""
+    shown = answer(["Emma", " loves", " the", " Nile", " 1984", " That", "."], past("emma loves THAT"))
+    shown = replace(shown, about=("The Nile", "Of 1984.", "a title"))
+
+    def found(**settings: bool) -> str:
+        return "".join("-x"[flag] for flag in grounded_tokens(shown, FUNCTION_WORDS, words, **settings))
+
+    assert found() == "xx------"
+    assert found(names=True) == "x-------"
+    assert found(item=True) == "xx-xx---"
+    assert found(names=True, item=True) == "x--xx---"
+
+
+def test_what_the_prompt_says_of_the_item_is_what_it_shows(tiny_tokenizer: Any) -> None:
+    target = Review(Item("Book", "long " * 400), 5.0, "Title", "alpha")
+    encoder = PairEncoder(tiny_tokenizer, max_history=2, max_prompt_tokens=200, max_target_tokens=9)
+    (shown,) = encoder.shown_answers([Example("C:u:0", "u", "C", "train", target, ())])
+    title, description, own = shown.about
+    assert (title, own) == ("Book", "Title")
+    assert 0 < len(description) < len(target.item.description)
+    assert target.item.description.startswith(description)
+
+
 def stored(answers: Sequence[ShownAnswer]) -> pa.Table:
     """Return stored effects of answers, which grounded weights do not read."""
     return pa.table(
@@ -103,8 +138,10 @@ def test_weights_by_hand_and_a_slice_is_a_part_of_the_whole() -> None:
     assert derive(table, function_words=1.0) == [[2.0, 2.0, 0.5], [2.0, 0.5, 0.5], [0.5, 0.5]]
     assert [derive(table.slice(place, 1))[0] for place in range(3)] == derive(table)
     assert derive(table.slice(0, 0)) == []
-    with pytest.raises(UserError, match=r"weights\.options: function_words is 0\.5; set it to 0 or 1"):
-        derive(table, function_words=0.5)
+    assert derive(table, names=1.0) == [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.5]]
+    for name in ("function_words", "names", "item"):
+        with pytest.raises(UserError, match=rf"weights\.options: {name} is 0\.5; set it to 0 or 1"):
+            derive(table, **{name: 0.5})
 
 
 def slow_words(text: str) -> list[tuple[str, int, int]]:

@@ -33,6 +33,13 @@ def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     [
         ("train: {alfa: 1}", [], "unknown config key `train.alfa`; did you mean `train.alpha`?"),
         ("", ["wieghts.delta=1"], "unknown config key `wieghts`; did you mean `weights`?"),
+        ("protocol: {}", [], "unknown config key `protocol`; did you mean `ingest.protocol`?"),
+        ("name: x", [], "unknown config key `name`; did you mean `ingest.protocol.name`?"),
+        (
+            "{name: quick, title: Quick, base: demo}",
+            [],
+            "this is a study, not a configuration; run it with `nextquill study --config ",
+        ),
         ("train: {alpha: x}", [], "`train.alpha`: it takes a number; got 'x'"),
         ("train: {alpha: -1}", [], "greater than or equal to 0"),
         ("", ["train.alpha"], "--set takes KEY=VALUE"),

@@ -19,6 +19,7 @@ from nextquill_core.evaluation.judge import (
     Aspect,
     ask_rubrics,
     ask_scores,
+    judge_revision,
     judged_statistics,
     read_rubric,
     read_score,
@@ -27,10 +28,12 @@ from nextquill_core.evaluation.judge import (
 )
 from nextquill_core.evaluation.metrics import JUDGE
 from nextquill_core.generation import openai_engine
+from nextquill_core.generation.engines import Generation
 from nextquill_core.generation.openai_chat import ChatEngine, ChatRequest
 from nextquill_core.pipeline.evaluate import read_results
 from nextquill_core.pipeline.methods import split_examples
 from nextquill_core.pipeline.run import Run
+from nextquill_core.prompts import REVIEW, WORDINGS, Wording
 from nextquill_core.records import Example, Item, Review
 from tests.conftest import review
 from tests.nextquill_core.generation import test_openai_engine as openai_tests
@@ -61,6 +64,41 @@ def test_the_question_for_a_score_word_for_word() -> None:
         "How well does the review cover this aspect? 0: it does not. 1: somewhat. 2: very well. Answer with a JSON "
         'object such as {"score": 1} and nothing else.'
     )
+
+
+def test_the_questions_on_a_post_word_for_word() -> None:
+    post = Review(Item("", ""), None, "My cat", "She sleeps.")
+    assert rubric_prompt((post,), 2, WORDINGS["post"]) == (
+        "Below are posts by one user, oldest first.\n\n"
+        "Topic: My cat\nPost:\nShe sleeps.\n\n"
+        "Name the 2 aspects that matter most in posts by this user, whatever they are about: what the user looks for, "
+        "and how the user writes. Answer with a JSON list of 2 objects and nothing else. Each has `aspect` (a few "
+        "words), `reason` (one sentence on why it matters to this user) and `evidence` (a short quotation from a post)."
+    )
+    assert score_prompt(post, "Cats sleep.", PLOT, WORDINGS["post"]) == (
+        "Below are what a post had to be about, the post, and one aspect that matters to the user for whom the post "
+        "was written.\n\nTopic: My cat\n\nPost:\nCats sleep.\n\n"
+        "Aspect: the plot\nWhy it matters to this user: It wants to be led.\nIn the user's own words: I wept.\n\n"
+        "How well does the post cover this aspect? 0: it does not. 1: somewhat. 2: very well. Answer with a JSON "
+        'object such as {"score": 1} and nothing else.'
+    )
+
+
+@pytest.mark.parametrize("wording", WORDINGS.values(), ids=lambda wording: wording.name)
+def test_every_kind_of_text_has_its_own_questions_and_revision(wording: Wording) -> None:
+    asked: list[str] = []
+
+    def ask(questions: Sequence[ChatRequest]) -> list[Generation]:
+        asked.extend(question.text for question in questions)
+        return [Generation("", 0, "stop") for _ in questions]
+
+    example = Example("C:u:0", "u", "C", "test", EMMA, (EMMA,))
+    ask_rubrics([example], ask, reviews=1, count=1, wording=wording)
+    ask_scores([example], ["Some words."], [[PLOT]], ask, wording)
+    assert all(("review" in question.lower()) == (wording is REVIEW) for question in asked)
+    assert all(wording.label.lower() in question.lower() for question in asked)
+    same = [other.name for other in WORDINGS.values() if judge_revision(other) == judge_revision(wording)]
+    assert same == [wording.name]
 
 
 def bare(name: str) -> Aspect:

@@ -36,6 +36,9 @@ def test_what_the_files_ask_for(tmp_path: Path) -> None:
     assert stored_pooling(str(files(tmp_path / "a", MODULES))) == Pooling("mean", False, 128)
     assert stored_pooling(str(files(tmp_path / "b", [*MODULES, NORMALIZE]))) == Pooling("mean", True, 128)
     assert stored_pooling(str(files(tmp_path / "c", MODULES, "cls_token"))) == Pooling("cls", False, 128)
+    last = stored_pooling(str(files(tmp_path / "d", [*MODULES, NORMALIZE], "lasttoken")))
+    assert last == Pooling("last", True, 128)
+    assert last.described == {"vectors": "last hidden state of the last token", "similarity": "cosine"}
 
 
 @pytest.mark.parametrize(

@@ -110,15 +110,16 @@ def test_all_methods_train_with_the_same_number_of_steps_and_the_same_optimizer(
     assert found.causal_loss == CausalLossConfig(counterfactual_grad="stop", weighted=True), "L_p has ω, the rest stays"
     assert found.alpha == 0.3
     perce = trained["perce-live"].settings(configured.model_copy(update={"normalization": "weight"}))
-    assert (perce.weights_from, perce.normalization) == ("live", "sample_weight"), "it trains under any configuration"
+    assert (perce.weights_from, perce.normalization) == ("live", "sample_tokens"), "it trains under any configuration"
     live = configured.model_copy(update={"weights_from": "live"})
     assert trained["mce-dce"].settings(live).weights_from == "live"
     assert {trained[f"{name}-weights"].settings(live).weights_from for name in ("random", "grounded")} == {"stored"}
 
 
 def test_live_weights_and_their_sum_exclude_each_other() -> None:
-    assert TrainConfig(weights_from="live", normalization="sample_weight")
-    with pytest.raises(ValueError, match="set normalization to sample_weight or sequence"):
+    for possible in ("sequence", "sample_weight", "sample_tokens"):
+        assert TrainConfig(weights_from="live", normalization=possible)
+    with pytest.raises(ValueError, match="set normalization to sample_weight, sample_tokens or sequence"):
         TrainConfig(weights_from="live", normalization="weight")
 
 

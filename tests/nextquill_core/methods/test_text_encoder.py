@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -86,13 +86,14 @@ def test_a_vector_is_the_mean_of_its_own_texts_states(bert: TextEncoder, budget:
     assert encoder.truncated == 0
 
 
-def test_the_first_tokens_state_and_vectors_of_length_one(bert: TextEncoder) -> None:
+@pytest.mark.parametrize("mode", ["cls", "last"])
+def test_the_first_tokens_state_and_vectors_of_length_one(bert: TextEncoder, mode: Literal["cls", "last"]) -> None:
     texts = TEXTS[:3]
-    encoder = TextEncoder(bert.model, bert.tokenizer, pooling=Pooling("cls", normalized=True, max_tokens=4))
+    encoder = TextEncoder(bert.model, bert.tokenizer, pooling=Pooling(mode, normalized=True, max_tokens=4))
     for text, vector in zip(texts, encoder(texts), strict=True):
         ids = [2, *(WORDS.index(word) + 4 for word in text.split()[:2]), 3]
         with torch.no_grad():
-            state = bert.model(torch.tensor([ids])).last_hidden_state[0, 0]
+            state = bert.model(torch.tensor([ids])).last_hidden_state[0, {"cls": 0, "last": -1}[mode]]
         torch.testing.assert_close(vector, state / state.norm(), rtol=1e-4, atol=1e-5)
 
 

@@ -127,7 +127,7 @@ def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> No
         "policy": "random", "delta": 0.05, "high": 0.9, "low": 0.1, "seed": 0.0,
     }  # fmt: skip
     assert stored.weights["grounded"].settings["weights"] == {
-        "policy": "grounded", "high": 0.9, "low": 0.1, "function_words": 0.0,
+        "policy": "grounded", "high": 0.9, "low": 0.1, "function_words": 0.0, "names": 0.0, "item": 0.0,
     }  # fmt: skip
     recipes = {name: step.settings["recipe"] for name, step in stored.train.items()}
     assert [name for name, recipe in recipes.items() if "normal_weighted" in recipe] == ["mce-dce"]
@@ -145,7 +145,7 @@ def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> No
     assert moved(train={"normal_loss": {"weighted": False}}) == {"nextquill", "random-weights", "grounded-weights"}
     recipe = stored.train["mce-dce"].settings
     assert {**unweighted["nextquill"].settings, "seed": recipe["seed"]} == recipe, "the same training by another name"
-    same = plan(train={"weights_from": "live", "normalization": "sample_weight"}).train["perce"]
+    same = plan(train={"weights_from": "live", "normalization": "sample_tokens"}).train["perce"]
     assert same.fingerprint == stored.train["perce-live"].fingerprint
     tuned = plan(train={"normalization": "weight"}).train
     assert tuned["perce-live"].fingerprint == stored.train["perce-live"].fingerprint
@@ -168,8 +168,8 @@ def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> No
             {"train": {"method": "mine", "normalization": "weight"}},
             "train: `mine`, which always has weights_from live, does not go with these settings: normalization "
             "weight divides by the step's sum of weights, which live weights only give after the step: set "
-            "normalization to sample_weight or sequence, or weights_from to stored; change them or leave out "
-            "`mine`",
+            "normalization to sample_weight, sample_tokens or sequence, or weights_from to stored; change them or "
+            "leave out `mine`",
         ),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.forward import Strategy
 from nextquill_core.model.head import Head
 from nextquill_core.orders import TrainOrder
@@ -29,7 +30,8 @@ def written_out(h: Any, h0: Any, w: Any, target: Any, weight: Any, sequence: Any
     z, z0 = h @ w.T, h0 @ w.T
     normal = causal = torch.zeros(())
     for sample in sequence.unique():
-        own = weight[sequence == sample].sum() if by == "sample_weight" else 1
+        mine = weight[sequence == sample]
+        own = {"sample_weight": mine.sum(), "sample_tokens": len(mine)}.get(by, 1)
         for t in (sequence == sample).nonzero().flatten():
             normal = normal + weight[t] * F.cross_entropy(z[t], target[t]) / own
             causal = causal + weight[t] * F.cross_entropy(z[t] - z0[t], target[t]) / own
@@ -37,13 +39,14 @@ def written_out(h: Any, h0: Any, w: Any, target: Any, weight: Any, sequence: Any
     return normal / divisor + alpha * causal / divisor, normal / divisor, causal / divisor
 
 
-def test_three_normalisations_by_hand() -> None:
+def test_four_normalisations_by_hand() -> None:
     """V = 2, W = [1, −1], h = 0: every token's CE is ln 2, and with h_∅ = −1 its CE in L_p is c = ln(1 + e⁻²).
 
     Sample 0 has weights 1 and 3, sample 1 has 4. Σω·CE is 8 CE: over 2 samples 4, over Σω 1, each by its own Σω 1.
     Unweighted there are 3 tokens: over 2 samples 1.5, over 3 tokens 1, each mean averaged 1. For h = [0, ln 2 / 2] of
     sample 0, CE = ln 1.5 there: (1·ln 2 + 3·ln 1.5)/4 and ln 2 average to what `sample_weight` gives. An unweighted L_n
-    is of ln 2 + ln 1.5 and ln 2: their sum over 2 samples or 3 tokens, and the mean of (ln 2 + ln 1.5)/2 and ln 2.
+    is of ln 2 + ln 1.5 and ln 2: their sum over 2 samples or 3 tokens, and the mean of (ln 2 + ln 1.5)/2 and ln 2. By
+    its number of tokens, sample 0 counts half: L_p is (4/2 + 4)/2 c, and unweighted, as every mean, c.
     """
     half = math.log(2) / 2
     hidden, null = torch.tensor([[0.0], [half], [0.0]]), torch.tensor([[-1.0], [half - 1], [-1.0]])
@@ -54,6 +57,7 @@ def test_three_normalisations_by_hand() -> None:
         "sequence": ((two + 3 * low + 4 * two) / 2, 4 * c, 1.5 * c),
         "weight": ((two + 3 * low + 4 * two) / 8, c, c),
         "sample_weight": (((two + 3 * low) / 4 + two) / 2, c, c),
+        "sample_tokens": (((two + 3 * low) / 2 + 4 * two) / 2, 3 * c, c),
     }
     for by, (normal, causal, unweighted) in expected.items():
         both = [
@@ -68,7 +72,7 @@ def test_three_normalisations_by_hand() -> None:
         aligned = nextquill_loss(
             hidden, null, head, target, torch.ones(3), sample, alpha=0.1, normalization=by, causal_weight_N=weight
         )
-        plain = {"sequence": two + low / 2, "weight": (2 * two + low) / 3, "sample_weight": 0.75 * two + low / 4}[by]
+        plain = {"sequence": two + low / 2, "weight": (2 * two + low) / 3}.get(by, 0.75 * two + low / 4)
         assert (aligned.normal.item(), aligned.causal.item()) == pytest.approx((plain, causal))
         assert aligned.loss.item() == pytest.approx(plain + 0.1 * causal)
 
@@ -110,7 +114,7 @@ def test_two_words_by_hand() -> None:
     assert loss.loss.item() == pytest.approx(loss.normal.item() + 0.1 * loss.causal.item())
 
 
-@pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight"])
+@pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight", "sample_tokens"])
 @pytest.mark.parametrize("impl", ["auto", "chunked", "dense"])
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 1.0])
 def test_value_and_every_gradient(monkeypatch: Any, by: Any, impl: Any, alpha: float) -> None:
@@ -155,7 +159,7 @@ def test_effects_instead_of_labels_by_hand_and_by_autograd(monkeypatch: Any) -> 
 
 
 @pytest.mark.parametrize("cuts", [(0, 5, 23), (0, 5, 10, 15, 20, 23)])
-@pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight"])
+@pytest.mark.parametrize("by", ["sequence", "weight", "sample_weight", "sample_tokens"])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_micro_batches_add_up_to_the_step(cuts: tuple[int, ...], by: Any, weighted: bool) -> None:
     # 1 × 5 = 5 × 1: parts with the step's denominators sum to the step's loss.
@@ -372,9 +376,14 @@ def test_the_official_objective_is_the_official_code_s(strategy: Strategy, micro
 
 @pytest.mark.parametrize("strategy", ["reuse", "plain", "packed"])
 def test_perce_takes_its_weights_from_the_model_in_training(strategy: Strategy) -> None:
-    """ω = clip(log p(y | h) − log p(y | ∅), floor, ceiling), and nothing of it has a gradient; there is no L_p."""
+    """ω = clip(log p(y | h) − log p(y | ∅), floor, ceiling), and nothing of it has a gradient; there is no L_p.
+
+    The loss of a review is −1/n Σ_t ω_t log p_t over its n tokens, as published.
+    """
     live = {"policy": "perce", "floor": 0.001, "ceiling": 0.01}
-    model, order = lora(), changed(ORDER, alpha=0.0, normalization="sample_weight", live_weights=live)
+    method = METHODS["perce-live"].training
+    assert method
+    model, order = lora(), changed(ORDER, alpha=0.0, normalization=method.fixed["normalization"], live_weights=live)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected = torch.zeros(())
     for example in EXAMPLES:
@@ -388,7 +397,7 @@ def test_perce_takes_its_weights_from_the_model_in_training(strategy: Strategy) 
             for prompt in (example.pair.factual, example.pair.counterfactual)
         ]
         weight = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
-        expected = expected + (weight * losses[0]).sum() / weight.sum() / len(EXAMPLES)
+        expected = expected + (weight * losses[0]).sum() / len(target) / len(EXAMPLES)
     got = PreferenceLoss(model, order, strategy)(EXAMPLES, denominators(EXAMPLES, order))
     assert got.causal.item() == 0
     torch.testing.assert_close(got.loss, expected, atol=1e-5, rtol=1e-5)
@@ -399,8 +408,11 @@ def test_perce_takes_its_weights_from_the_model_in_training(strategy: Strategy) 
 
 @pytest.mark.parametrize(
     ("by", "live"),
-    [("sequence", False), ("weight", False), ("sample_weight", False), ("sequence", True), ("sample_weight", True)],
-)
+    [
+        ("sequence", False), ("weight", False), ("sample_weight", False), ("sequence", True), ("sample_weight", True),
+        ("sample_tokens", False), ("sample_tokens", True),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("micro", [len(EXAMPLES), 1])
 def test_preference_weights_in_l_p_alone(by: str, live: bool, micro: int) -> None:
     """The row MCE-DCE: in L_n every token counts 1, in L_p ω. All at once and one example at a time, with gradients."""
@@ -417,9 +429,11 @@ def test_preference_weights_in_l_p_alone(by: str, live: bool, micro: int) -> Non
         losses = [F.cross_entropy(logits, target, reduction="none") for logits in (z, z_null, z - z_null)]
         ratio = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
         terms.append([ratio if live else torch.tensor(example.weights), losses[0], losses[2]])
-    if by == "sample_weight":
+    if by in ("sample_weight", "sample_tokens"):
         normal = torch.stack([plain.mean() for _, plain, _ in terms]).mean()
-        causal = torch.stack([(weight * loss).sum() / weight.sum() for weight, _, loss in terms]).mean()
+        own = [weight.sum() if by == "sample_weight" else len(weight) for weight, _, _ in terms]
+        sums = [(weight * loss).sum() for weight, _, loss in terms]
+        causal = torch.stack([total / divisor for total, divisor in zip(sums, own, strict=True)]).mean()
     else:
         weight, plain, loss = (torch.cat(column) for column in zip(*terms, strict=True))
         divisors = (len(plain), weight.sum()) if by == "weight" else (len(EXAMPLES), len(EXAMPLES))

@@ -113,6 +113,12 @@ def test_it_keeps_the_contract_of_sources(tmp_path: Path) -> None:
         ({"data": {"asin": "i", "rating": "five", "title": "t", "text": "x", "timestamp": 1}}, "wrong-type-rating"),
         ({"data": {"asin": "i", "rating": 5.0, "title": "t", "text": 5, "timestamp": 1}}, "wrong-type-text"),
         ({"data": {"asin": "i", "rating": 5.0, "title": "t", "text": "x"}}, "missing-timestamp"),
+        ({"data": {"asin": "i", "rating": 5.0, "title": "t", "text": "x", "timestamp": 1e30}}, "wrong-type-timestamp"),
+        ({"data": {"asin": "i", "rating": 5.0, "title": "t", "text": "x", "timestamp": 2**63}}, "wrong-type-timestamp"),
+        (
+            {"data": {"asin": "i", "rating": 5, "title": "t", "text": "x", "timestamp": "9" * 40}},
+            "wrong-type-timestamp",
+        ),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -146,11 +152,45 @@ def test_a_split_that_is_missing_is_a_note(tmp_path: Path) -> None:
     assert stats["notes"] == ["C: the files hold no examples of train, val"]
 
 
+def test_odd_rows_are_kept_or_dropped_by_a_reason(tmp_path: Path) -> None:
+    """Numbers as texts, nulls, nested values, repeated rows and users: rows read = rows kept + rows dropped."""
+
+    def one(item: str, time: Any = 5, **change: Any) -> dict[str, Any]:
+        return {"asin": item, "rating": 4.0, "title": "t", "text": f"on {item}", "timestamp": time} | change
+
+    usual = {"user_id": "u1", "profile": [one("i0", 1)], "data": one("i1")}
+    rows: list[Any] = [
+        usual,
+        usual,
+        usual | {"profile": [one("i0", 1), one("i2", "3")], "data": one("i3", "1530000000000.0", rating="4.5")},
+        {"user_id": 7, "profile": [], "data": one("i0", -3, rating=None, title=None)},
+        {"user_id": "u2", "profile": [None, [one("i0")], one("i1", 1e30), one("i2", text=None)], "data": one("i3")},
+        {"user_id": "u3", "profile": "[]", "data": one("i3")},
+        {"user_id": "u4", "profile": [one("i0")], "data": one("i1", text=["a"])},
+        {"user_id": "u5", "profile": [one("unknown")], "data": one("i0", extra={"a": [1]})},
+    ]
+    items = [{"asin": f"i{number}", "title": None, "description": None} for number in range(4)]
+    main, meta = write(tmp_path, {}, items)
+    main.mkdir(exist_ok=True)
+    (main / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    world = World(tmp_path)
+    stats = world.run(world.config(main, meta, source="dpl", name="published"))["reviews"]
+    assert stats["dropped"] == {
+        "in_another_example": 2, "not-an-object": 2, "wrong-type-timestamp": 1, "no_text": 1, "wrong-type-profile": 1,
+        "wrong-type-text": 1, "example_without_target": 1, "unknown_item": 1,
+    }  # fmt: skip
+    assert stats["read"] == stats["kept"] + sum(stats["dropped"].values()) == 18
+    assert [(row["user_id"], len(row["reviews"])) for row in world.table("sequences")] == [
+        ("7", 1), ("u1", 5), ("u2", 1), ("u5", 1),
+    ]  # fmt: skip
+
+
 def test_files_without_a_target_hold_no_example(tmp_path: Path) -> None:
     splits, items = processed(*plain_category())
     for row in splits["test"]:
         row["data"]["text"] = ""
     main, meta = write(tmp_path, {"test": splits["test"]}, items)
     world = World(tmp_path)
-    with pytest.raises(DataError, match="no row of C is an example"):
+    what = r"no row of C is an example: 24 reviews read, and none of them is a target \(dropped: 4 as `no_text`\)"
+    with pytest.raises(DataError, match=what):
         world.run(world.config(main, meta, source="dpl", name="published"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 from pathlib import Path
@@ -128,9 +129,9 @@ def settings(name: str) -> IngestConfig:
     return load_config(FOLDER / f"{name}.yaml").ingest
 
 
-def written(folder: Path, name: str) -> IngestConfig:
-    """The settings of a mapping, its files written under their published names."""
-    layout, ingest = LAYOUTS[name], settings(name)
+def written(folder: Path, name: str, layout: Layout | None = None) -> IngestConfig:
+    """The settings of a mapping, its files (by default with the lines above) written under their published names."""
+    layout, ingest = layout or LAYOUTS[name], settings(name)
     paths = []
     for file, lines in ((ingest.inputs[0].reviews, layout.reviews), (ingest.inputs[0].items, layout.items)):
         path = folder / str(file)
@@ -181,6 +182,38 @@ def test_small_data_become_sequences(tmp_path: Path, name: str) -> None:
     assert stats["reviews"]["dropped"] == dropped
     assert stats["examples"]["test"] == 1
     assert len(world.table("sequences")[0]["reviews"]) == 4 - len(dropped)
+
+
+ODD: list[Any] = [
+    None, "", " 5", "five", "1e5", "9" * 400, 0, -1, 1e30, 2**63, 2**70, True, [], [1], {}, {"a": 1}, "\u0000",
+]  # fmt: skip
+
+
+def with_odd_values(lines: list[Any], columns: dict[str, str]) -> list[Any]:
+    """The lines twice, and the first one without each column and with each odd value in it."""
+    first = lines[0]
+    row = ast.literal_eval(first) if isinstance(first, str) else first
+    changed = [row | {column: value} for column in columns.values() for value in ODD]
+    changed += [{key: row[key] for key in row if key != column} for column in columns.values()]
+    return [*lines, *lines, *(repr(each) if isinstance(first, str) else each for each in changed)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_odd_values_are_kept_or_dropped_by_a_reason(tmp_path: Path, name: str) -> None:
+    """Nulls, missing keys, nested values, texts where numbers stand and numbers beyond all limits."""
+    layout, options = LAYOUTS[name], settings(name).options
+    odd = layout._replace(
+        reviews=with_odd_values(layout.reviews, options["reviews"]),
+        items=with_odd_values(layout.items, options["items"]),
+    )
+    ingest = written(tmp_path, name, odd)
+    changes = {"protocol": ProtocolConfig(**SMALL | {"max_description_chars": 2000}), "max_bad_share": 1.0}
+    stats = World(tmp_path).run(ingest.model_copy(update=changes))
+    for part, lines in (("reviews", odd.reviews), ("items", odd.items)):
+        account = stats[part]
+        assert account["read"] == account["kept"] + sum(account["dropped"].values()) == len(lines), part
+        assert account["kept"] >= 3
+        assert {reason.partition("-")[0] for reason in account["dropped"]} >= {"wrong"}, part
 
 
 def test_a_mapping_may_be_laid_over_a_configuration(tmp_path: Path) -> None:
