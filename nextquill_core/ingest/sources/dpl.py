@@ -14,6 +14,7 @@ from nextquill_core.ingest.sources.profiles import (
     entries,
     hub_configuration,
     identifier,
+    integer,
     number,
     text,
 )
@@ -85,12 +86,11 @@ class Dpl(ProfileSource):
         """
         if not isinstance(entry, dict):
             raise BadRowError("not-an-object")
-        time = number(entry, "timestamp")
         return {
             "user_id": user,
             "item_id": identifier(entry, "asin"),
             "rating": number(entry, "rating"),
             "title": text(entry, "title"),
             "text": text(entry, "text"),
-            "timestamp_ms": None if time is None else round(time),
+            "timestamp_ms": integer(entry, "timestamp"),
         }

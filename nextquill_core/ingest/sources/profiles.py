@@ -24,6 +24,8 @@ SPLIT_NAMES: Mapping[str, str] = {
     "test": "test",
 }
 """The split by the names that it has in files and folders."""
+LARGEST = 2**53
+"""From here on a float cannot hold every whole number."""
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 
 
@@ -142,7 +144,10 @@ class ProfileSource(Source):
         first = line + 1
         for place, (entry, own) in enumerate(entries, 1):
             line += 1
-            shown = orjson.dumps(entry)
+            try:
+                shown = orjson.dumps(entry)
+            except orjson.JSONEncodeError:  # nested more deeply than can be written
+                shown = b""
             try:
                 values = self.review(entry, row.user, place, own=own)
             except BadRowError as error:
@@ -232,6 +237,18 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRowError(f"wrong-type-{key}")
     return float(value)
+
+
+def integer(entry: Mapping[str, Any], key: str) -> int | None:
+    """Return a whole number, rounded, which may be written as text; None for a null.
+
+    Raises:
+        BadRowError: It is missing, of another type, or so large that a float does not hold it exactly.
+    """
+    value = number(entry, key)
+    if value is not None and abs(value) >= LARGEST:
+        raise BadRowError(f"wrong-type-{key}")
+    return None if value is None else round(value)
 
 
 def _value(entry: Mapping[str, Any], key: str) -> Any:
