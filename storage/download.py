@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from humanize import naturalsize
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from storage.errors import UserError
+from storage.errors import NO_SPACE, UserError
 from storage.file_systems import (
     CACHE,
     EXTRAS,
@@ -343,8 +343,8 @@ def _explained(error: BaseException, address: str) -> UserError:
         )
     if status in (404, 410) or (isinstance(error, FileNotFoundError) and status is None and len(chain) == 1):
         return UserError("there is no such file", shown, "correct the address")
-    if isinstance(error, OSError) and error.errno and error.filename:
-        return _not_written(error, Path(error.filename))
+    if isinstance(error, OSError) and (error.errno in NO_SPACE or (error.errno and error.filename)):
+        return _not_written(error, Path(error.filename or _inputs()))
     if any(isinstance(each, TimeoutError) for each in chain):
         return UserError("the server does not answer in time", shown, "check the address and the network")
     if protocol not in HTTP and any("NotFound" in type(each).__name__ for each in chain):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storage.redaction import redact
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -58,7 +58,7 @@ def explain_full_disk(where: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if (number := system_error(error)) not in _NO_SPACE:
+        if (number := system_error(error)) not in NO_SPACE:
             raise
         name = error.filename if isinstance(error, OSError) else None
         what = f"cannot be written ({os.strerror(number)}{f': {name}' if name else ''})"

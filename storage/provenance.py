@@ -21,15 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def code_version() -> tuple[str, bool | None]:
-    """Return the commit of this code, and whether it has uncommitted changes; without git the version, and None."""
+    """Return the commit of this code, and whether it has uncommitted changes; without git the version, and None.
+
+    An installed package may lie inside a repository of the user's, whose commit says nothing about this code.
+    """
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        try:
-            return importlib.metadata.version("nextquill"), None
-        except importlib.metadata.PackageNotFoundError:
-            return "unknown", None
+        top, commit = _git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() == ROOT:
+            return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        pass
+    return _installed("nextquill") or "unknown", None
 
 
 def _git(*arguments: str) -> str:

@@ -86,8 +86,11 @@ class _ReadThrough(Store):
                 yield artifact
 
     def manifest_fault(self, kind: str, fingerprint: str) -> str:
-        """Return what is wrong with an artifact's manifest in this store, or else in the other one."""
-        return super().manifest_fault(kind, fingerprint) or self.source.manifest_fault(kind, fingerprint)
+        """Return what is wrong with an artifact's manifest in this store; if it has none, in the other one."""
+        fault = super().manifest_fault(kind, fingerprint)
+        if fault or super().find(kind, fingerprint):
+            return fault
+        return self.source.manifest_fault(kind, fingerprint)
 
     def note_names(self, folder: str) -> list[str]:
         """Return the names of the notes in a folder of both stores."""

@@ -137,7 +137,9 @@ def _known_values() -> set[str]:
             found.add(value.strip())
         elif "://" in value and "@" in value:
             found |= {unquote(value[start:end]) for form in IN_ADDRESS for start, end in _secrets(form, value)}
-    return {form for value in found for form in (value, quote(value, safe="")) if len(value) >= SHORTEST}
+    # The environment may hold bytes that are not UTF-8; Python keeps them as surrogates.
+    quoted = {quote(value, safe="", errors="surrogateescape") for value in found}
+    return {form for form in found | quoted if len(form) >= SHORTEST}
 
 
 def _secrets(form: _Form, text: str) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,7 @@ from storage.errors import UnreadableManifest, UserError
 from storage.files import TEMPORARY, atomic_path, sha256_of, sync, sync_folders, write_json, write_text
 from storage.integrity import stamp_of
 from storage.manifest import MANIFEST_NAME, InputRef, Manifest, Shard, content_digest
+from storage.redaction import redact
 from storage.stored_json import read_checked
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ SCRATCH = "scratch"
 FAILURE = "failure.json"
 BASIS = f"{RECORDS}/basis.json"
 _AGAIN = "run the same command again"
+_UMASK = os.umask(0o077)  # it can only be read by setting it, so it is read once, before threads write files
+os.umask(_UMASK)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Staging:
             log: Whether the file only describes the run and is not part of the content.
         """
         path = self.folder / name
-        path.chmod(0o666 & ~_umask())  # some libraries write files that only the owner can read
+        path.chmod(0o666 & ~_UMASK)  # some libraries write files that only the owner can read
         sync(path)
         shard = Shard(name, rows, path.stat().st_size, sha256_of(path), log)
         self._write_record(shard)
@@ -173,10 +176,10 @@ class Staging:
         shutil.rmtree(self.folder)
 
     def fail(self, error: BaseException) -> None:
-        """Record why the work stopped, for `status` to show; finished shards stay."""
+        """Record why the work stopped, for `status` to show, without secrets; finished shards stay."""
         if not self.folder.is_dir():
             return  # committed or discarded already
-        message = str(error) or type(error).__name__
+        message = redact(str(error) or type(error).__name__).encode(errors="replace").decode()
         write_json(self.folder / FAILURE, {"error": type(error).__name__, "message": message})
 
     def seal(
@@ -262,9 +265,3 @@ class Staging:
             return shard if stamp == known.stamp or sha256_of(path) == shard.sha256 else None
         except (UserError, OSError, ValueError):
             return None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -20,6 +20,7 @@ import polars as pl
 from nextquill_core.config import ProtocolConfig
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.account import REASON, count_reasons
+from nextquill_core.ingest.formats.values import FIRST_MS, LAST_MS
 
 KEY = "ingest.protocol"
 TARGET = "target"
@@ -291,4 +292,5 @@ def _ms(day: date) -> int:
 
 
 def _day(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).date().isoformat()
+    """Return the day of a time, for a message; raw files may hold times that no calendar has."""
+    return datetime.fromtimestamp(min(max(ms, FIRST_MS), LAST_MS) / 1000, UTC).date().isoformat()

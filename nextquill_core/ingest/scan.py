@@ -75,8 +75,9 @@ def scan_category(
     stats: dict[str, Any] = {"scanned_at": scanned_at.isoformat(), "empty_files": {}}
     for part in reversed(PARTS):
         counts, last_row, empty = RowCounts(), 0, list[str]()
+        namesakes = Counter(path.name for path in raw.of(part))
         for number, path in enumerate(raw.of(part)):
-            name = path.name if [file.name for file in raw.of(part)].count(path.name) == 1 else str(path)
+            name = path.name if namesakes[path.name] == 1 else str(path)
             file = _FileScan(config, source, privacy, staging, part, number, path, name, last_row, scanned_at)
             before, first_row = counts.read, last_row
             last_row = file.run(counts, meter)
@@ -280,7 +281,8 @@ class _FileScan:
                 str(self.path),
                 mine.remedies.get(reason) or f"give a file as ingest.source {self.source.name} reads it",
             )
-        if mine.read >= TELLING_ROWS and bad > self.config.max_bad_share * mine.read / share_read:
+        # A source that does not say how far it has read leaves the share at 0; its files are judged at their end.
+        if mine.read >= TELLING_ROWS and share_read and bad > self.config.max_bad_share * mine.read / share_read:
             raise too_many_bad_rows(mine, self.part, self.config.max_bad_share)
 
 

@@ -216,7 +216,7 @@ def select_items(scanned: Scanned, protocol: ProtocolConfig, source: Source) -> 
     account = _account(scanned, "items", rules, rows)
     passed = rows.filter(pl.col(REASON).is_null())
     kept = passed.group_by("item").agg(pl.col("row").max())
-    account.dropped["repeat_item"] = passed.height - kept.height
+    account.dropped["repeat_item"] += passed.height - kept.height
     dropped = rows.select("item").unique().join(kept, on="item", how="anti")["item"]
     return Items(kept, dropped, account)
 
@@ -238,7 +238,7 @@ def select_reviews(scanned: Scanned, config: IngestConfig, items: Items, source:
     twins = kept["twin"].sort()  # sorting finds them ten times faster than hashing
     alike = kept.filter(pl.col("twin").is_in(twins.filter(twins == twins.shift(1)).implode()))
     spare = alike.filter(~pl.struct(pl.exclude("row")).is_first_distinct())["row"]
-    account.dropped[DUPLICATE] = len(spare)
+    account.dropped[DUPLICATE] += len(spare)
     chosen = kept.filter(~pl.col("row").is_in(spare.implode()))
     return Selection(chosen.select("row", "user", "item", text="text_hash", time="timestamp_ms"), spare, account)
 
@@ -272,7 +272,7 @@ def passing_reviews(
     kept, others = passed.filter(known), passed.filter(~known).select("row", "item")
     ruled_out = others["item"].is_in(items.dropped.implode())
     dropped, unknown = others["row"].filter(ruled_out), others["row"].filter(~ruled_out)
-    account.dropped[ITEM_DROPPED], account.dropped[UNKNOWN_ITEM] = len(dropped), len(unknown)
+    account.dropped.update({ITEM_DROPPED: len(dropped), UNKNOWN_ITEM: len(unknown)})
     if len(unknown) and len(unknown) == passed.height:
         raise no_item_matches(
             passed.height,
@@ -435,7 +435,7 @@ def _account(scanned: Scanned, part: Part, rules: Sequence[Rule], judged: pl.Dat
     """
     counts, reasons = scanned.counts(part), judged[REASON]
     dropped = Counter(counts.bad)
-    dropped["forgotten_user"] = counts.forgotten
+    dropped["forgotten_user"] += counts.forgotten
     dropped.update(count_reasons(reasons))
     examples = counts.examples | _examples(scanned, part, rules, reasons)
     cleaned = Counter({name: int(judged[column].sum()) for name, column in scanned.changes(part).items()})

@@ -363,7 +363,7 @@ def _write(config: IngestConfig, chosen: _Chosen, cuts: Cuts | None, staging: St
     reviews, account = chosen.selection.account, chosen.items.account
     reviews.kept = rows.height
     account.kept = items.height
-    account.dropped["in_no_sequence"] = chosen.items.kept.height - items.height
+    account.dropped["in_no_sequence"] += chosen.items.kept.height - items.height
     repeated = repeated_targets(
         *(sorted(staging.path(table).glob(f"{number:03d}-*.parquet")) for table in ("sequences", "examples"))
     )

@@ -121,19 +121,22 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42, world: str = PLA
 
     review_lines = [orjson.dumps(row) for row in reviews]
     malformed = dirt.malformed_lines(review_lines, dirt_rng)
-    _write_shuffled(folder / "reviews.jsonl", review_lines + malformed, dirt_rng)
-    _write_shuffled(folder / "items.jsonl", [orjson.dumps(row) for row in items], dirt_rng)
+    review_lines = _shuffled(review_lines + malformed, dirt_rng)
+    # The reviews are written last: where there are reviews, the other files belong to them.
+    (folder / "reviews.jsonl").unlink(missing_ok=True)
     _write_lines(
         folder / "truth" / "users.jsonl", (orjson.dumps(_user_truth(model, reviewer)) for reviewer in reviewers)
     )
     _write_lines(folder / TOKEN_TRUTH, (orjson.dumps(_review_truth(model, review)) for review in written))
     write_json(folder / WORLD, _world_truth(world, users, seed))
+    _write_lines(folder / "items.jsonl", _shuffled([orjson.dumps(row) for row in items], dirt_rng))
+    _write_lines(folder / "reviews.jsonl", review_lines)
     return SampleSummary(
         folder=folder,
         users=users,
         cold_users=len(reviewers) - users,
         items=usable,
-        review_rows=len(review_lines) + len(malformed),
+        review_rows=len(review_lines),
         item_rows=len(items),
         malformed_lines=len(malformed),
         taste_words=sum(span.driver == "taste" for review in written for span in review.body.spans),
@@ -147,8 +150,8 @@ def _item_count(users: int) -> int:
     return max(high + 4, round(users * (low + high) / 2 / REVIEWERS_PER_ITEM))
 
 
-def _write_shuffled(path: Path, lines: list[bytes], rng: np.random.Generator) -> None:
-    _write_lines(path, (lines[int(index)] for index in rng.permutation(len(lines))))
+def _shuffled(lines: list[bytes], rng: np.random.Generator) -> list[bytes]:
+    return [lines[int(index)] for index in rng.permutation(len(lines))]
 
 
 def _write_lines(path: Path, lines: Iterable[bytes]) -> None:

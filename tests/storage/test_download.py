@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import os
 import socket
@@ -198,6 +199,18 @@ def test_a_broken_download_is_tried_again_and_leaves_nothing_half(web: Web) -> N
     assert sorted(each.name for each in path.parent.iterdir()) == [".r.csv.version.json", "r.csv"]
     with pytest.raises(UserError, match="it is not downloaded yet; download it first"):
         download.local_copies(f"{web.address}/other.csv", "download it first")
+
+
+def test_a_full_disk_is_named_as_such(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_file(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write to an open file raises it
+
+    from fsspec.implementations.http import HTTPFileSystem
+
+    (web.folder / "r.csv").write_bytes(b"x")
+    monkeypatch.setattr(HTTPFileSystem, "get_file", get_file)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); set NEXTQUILL_CACHE"):
+        download.fetch(f"{web.address}/r.csv", everything)
 
 
 @pytest.mark.parametrize(

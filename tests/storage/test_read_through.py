@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from storage import Basis, Store, UserError
-from storage.garbage import inventory, remove, verify_artifacts
+from storage.garbage import inventory, remove, remove_with_dependents, verify_artifacts
 from storage.pointers import Target, move_pointer, pointer_lock, read_pointer
 from storage.read_through import open_stores
 from storage.remote import open_store
@@ -66,6 +66,18 @@ def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple
     assert found == made
     assert store.successor(theirs) == made
     assert [one.home for one in store.newest_first("kind")] == [made.home, there / "kind" / "b"]
+
+
+def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: tuple[Path, Path]) -> None:
+    there, here = places
+    store = open_stores(str(here), str(there))
+    fill(store)
+    other = fill(store, "c")
+    (there / "kind" / "a" / "manifest.json").write_text("{")
+    assert store.manifest_fault("kind", "a") == ""
+    assert store.unreadable("kind") == {}
+    assert remove_with_dependents(store, [other.ref]) == ["kind/c"]
+    assert Store(here).find("kind", "a")
 
 
 def test_a_damaged_file_of_the_other_store_is_seen(places: tuple[Path, Path]) -> None:

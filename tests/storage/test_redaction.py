@@ -98,6 +98,8 @@ def test_variables_are_known_by_their_names_and_passwords_in_addresses(monkeypat
     monkeypatch.setenv("HTTPS_PROXY", "http://me:p%40ssw0rd@proxy:3128")
     assert redact("wrong: op3nai/key+x, op3nai%2Fkey%2Bx") == "wrong: ***, ***"
     assert redact("the proxy took p@ssw0rd and p%40ssw0rd") == "the proxy took *** and ***"
+    monkeypatch.setenv("MY_TOKEN", "bytes\udcff-that-are-not-UTF-8")
+    assert redact("got bytes\udcff-that-are-not-UTF-8 or bytes%FF-that-are-not-UTF-8") == "got *** or ***"
     for name in ("AZURE_OPENAI_API_KEY", "GITHUB_TOKEN", "POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
         assert holds_secret(name)
     for name in (

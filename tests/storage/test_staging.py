@@ -26,6 +26,27 @@ def test_an_error_leaves_finished_shards_and_a_note(tmp_path: Path) -> None:
         assert staging.has("0.parquet")
 
 
+def test_the_note_of_an_error_holds_no_secret_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "not-to-be-stored")
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError), store.write("kind", "a", BASIS):
+        raise RuntimeError("wrong key not-to-be-stored in r\udcff.txt")
+    assert store.progress("kind", "a") == ("failed", "wrong key *** in r?.txt")
+
+
+def test_finishing_a_file_never_changes_the_process_s_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that other threads create at that moment would be writable by everybody."""
+    store = Store(tmp_path)
+    with store.write("kind", "a", BASIS) as staging:
+        staging.path("a.txt").write_text("x")
+        staging.path("a.txt").chmod(0o600)
+        monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask is set"))
+        staging.finish("a.txt")
+        assert staging.path("a.txt").stat().st_mode & 0o700 == 0o600
+
+
 def test_an_interruption_is_no_failure(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt), store.write("kind", "a", BASIS) as staging:

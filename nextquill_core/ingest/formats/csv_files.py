@@ -43,6 +43,9 @@ class Dialect:
         header: Whether the first record names the columns, or the names where none does. With False, columns are
             named by their number, from 1.
         fixed: Whether the delimiter was asked for; otherwise the header may show another one.
+
+    Raises:
+        DataError: Two of the three characters are the same.
     """
 
     delimiter: str = ","
@@ -51,6 +54,15 @@ class Dialect:
     encoding: str = "utf-8"
     header: bool | tuple[str, ...] = True
     fixed: bool = False
+
+    def __post_init__(self) -> None:
+        given = [each for each in (self.delimiter, self.quote, self.escape) if each is not None]
+        if len(set(given)) < len(given):
+            raise DataError(
+                f"delimiter, quote and escape must differ, but are {', '.join(map(repr, given))}",
+                "ingest.options",
+                "set the one that is different in your files",
+            )
 
     def reader(self, lines: Iterator[str]) -> Any:
         """Return Python's reader for this dialect."""
@@ -322,7 +334,8 @@ def _delimiter_of(header: str, keys: Mapping[str, str], dialect: Dialect) -> str
         except csv.Error:
             return False
 
-    fitting = [delimiter for delimiter in DELIMITERS if fits(delimiter)]
+    free = [delimiter for delimiter in DELIMITERS if delimiter not in (dialect.quote, dialect.escape)]
+    fitting = [delimiter for delimiter in free if fits(delimiter)]
     return dialect.delimiter if dialect.delimiter in fitting or len(fitting) != 1 else fitting[0]
 
 

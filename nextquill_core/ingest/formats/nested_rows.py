@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from nextquill_core.errors import DataError, first_line
 from nextquill_core.ingest.formats.json_files import elements
+from nextquill_core.ingest.formats.text_files import unreadable
 
 PARQUET, ARROW = b"PAR1", (b"ARROW1", b"\xff\xff\xff\xff")
 """First bytes of a Parquet file, and of an Arrow file or stream, as `datasets` saves them."""
@@ -24,9 +25,16 @@ Record = tuple[bytes, int, str | None]
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a file is Parquet or Arrow; otherwise it is text."""
-    with path.open("rb") as file:
-        return file.read(len(ARROW[0])).startswith((PARQUET, *ARROW))
+    """Return whether a file is Parquet or Arrow; otherwise it is text.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ARROW[0])).startswith((PARQUET, *ARROW))
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def read_nested_rows(path: Path) -> Iterator[Record]:
@@ -48,14 +56,29 @@ def read_nested_rows(path: Path) -> Iterator[Record]:
     size = path.stat().st_size
     try:
         for row, share in _table_rows(path):
-            yield orjson.dumps(row, default=str), int(size * share), None
+            data, fault = _as_json(row)
+            yield data, int(size * share), fault
     except pa.ArrowException as error:
         raise DataError(f"is damaged ({first_line(error)})", str(path), "fetch the file again") from None
     except OSError as error:
         raise DataError(f"cannot be read ({first_line(error)})", str(path), "fetch the file again") from None
 
 
-def _table_rows(path: Path) -> Iterator[tuple[dict[str, Any], float]]:
+def _as_json(row: pa.RecordBatch) -> tuple[bytes, str | None]:
+    """Return one row as JSON, or why it cannot be read; bytes are UTF-8 text, as writers that know no text store it."""
+    try:
+        return orjson.dumps(row.to_pylist()[0], default=_text), None
+    except (UnicodeDecodeError, orjson.JSONEncodeError):
+        return b"", "invalid-utf8"
+    except (ValueError, OverflowError):  # such as a time after the year 9999
+        return b"", "out-of-range"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _table_rows(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
     """Yield each row, and which share of the file has been read with it."""
     with path.open("rb") as file:
         start = file.read(len(ARROW[0]))
@@ -70,9 +93,9 @@ def _table_rows(path: Path) -> Iterator[tuple[dict[str, Any], float]]:
         yield from _rows(whole.to_batches(max_chunksize=ROWS_AT_ONCE), max(whole.num_rows, 1))
 
 
-def _rows(batches: Any, total: int) -> Iterator[tuple[dict[str, Any], float]]:
+def _rows(batches: Any, total: int) -> Iterator[tuple[pa.RecordBatch, float]]:
     done = 0
     for batch in batches:
-        for row in batch.to_pylist():
+        for place in range(batch.num_rows):
             done += 1
-            yield row, done / total
+            yield batch.slice(place, 1), done / total

@@ -132,7 +132,7 @@ def read_pieces(path: Path, size: int, *, encoding: str = "utf-8") -> Iterator[t
             for number, chunk in enumerate(_chunks(file, path, size, 0, encoding)):
                 yield bytes(chunk if number else _without_mark(chunk)), file.tell()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def beginning(path: Path, size: int, *, encoding: str = "utf-8") -> bytes:
@@ -253,7 +253,7 @@ def encoding_remedy(path: Path) -> str:
         file.seek(0)
         try:
             encoding = likely_encoding((gzip.GzipFile(fileobj=file) if zipped else file).read(SAMPLE_BYTES))
-        except (EOFError, OSError):
+        except (EOFError, OSError, zlib.error):
             encoding = "cp1252"
     return (
         f"the text looks like {encoding}: with ingest.source table set ingest.options.encoding: {encoding}, "
@@ -274,7 +274,7 @@ def _blocks(path: Path, block_bytes: int, start: int, line: int, encoding: str) 
     try:
         file = path.open("rb", buffering=0)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     with file:
         chunks = _chunks(file, path, block_bytes, start, encoding)
         while True:
@@ -352,7 +352,8 @@ def _prefetch(values: Iterator[T]) -> Iterator[T]:
         reader.join()
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that the operating system does not let us read."""
     return DataError(f"cannot be read ({error.strerror})", str(path), "check its permissions")
 
 
@@ -433,11 +434,17 @@ def _encoding(head: bytes, path: Path, encoding: str) -> str:
     if marked or head.startswith(UTF8_MARK):
         return marked or "utf-8"
     encoding = codecs.lookup(encoding).name
-    if encoding == "utf-8" and (found := unmarked_utf16(head)):
+    if encoding in ("utf-8", "utf-16") and (found := unmarked_utf16(head)):
         raise DataError(
             f"is {found.upper()} without a byte order mark",
             str(path),
             f"with ingest.source table set ingest.options.encoding: {found}; or convert it: {iconv(found)}",
+        )
+    if encoding in ("utf-16", "utf-32") and head:
+        raise DataError(
+            f"has no byte order mark, so it is not {encoding}",
+            str(path),
+            f"set ingest.options.encoding to what it is, such as utf-8 or {encoding}-le",
         )
     return encoding
 

@@ -16,6 +16,7 @@ from nextquill_core.errors import DataError, UserError
 from nextquill_core.ingest.batches import BATCH_BYTES, Batch, Column, Part
 from nextquill_core.records import TextKind
 from storage.download import is_remote
+from storage.files import user_path
 
 SYNTHETIC_LAYOUT = "amazon-2023"
 """The source that reads what `nextquill_core.synthetic` writes."""
@@ -127,14 +128,15 @@ class Source:
             raise DataError(
                 "a synthetic category has another layout", where, f"set ingest.source to {SYNTHETIC_LAYOUT}"
             )
-        if not all(path.is_file() for path in (*files.reviews, *files.items)):
-            if not fetch:
-                raise DataError(
-                    "the synthetic category is not written yet", str(folder), "run `nextquill ingest` first"
-                )
-            from nextquill_core.synthetic.sample import write_sample
+        with user_path(folder, "set ingest.inputs[].synthetic.folder to a folder that you can write to"):
+            if not all(path.is_file() for path in (*files.reviews, *files.items)):
+                if not fetch:
+                    raise DataError(
+                        "the synthetic category is not written yet", str(folder), "run `nextquill ingest` first"
+                    )
+                from nextquill_core.synthetic.sample import write_sample
 
-            write_sample(folder, wanted.users, wanted.seed, wanted.world)
+                write_sample(folder, wanted.users, wanted.seed, wanted.world)
         _require_same(folder, wanted)
         return files
 
@@ -212,15 +214,20 @@ def local_files(pattern: str, remedy: str) -> tuple[Path, ...]:
         DataError: There is none, all of them are empty, or one cannot be read.
     """
     path = Path(pattern.removeprefix("file://")).expanduser()
-    if path.is_dir():
-        path, pattern = path / "**" / "*", f"{pattern.rstrip('/')}/"
-    elif path.exists():
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+        wanted = (path / "**" / "*" if is_folder else path).relative_to(anchor)
+        matches = [] if exists and not is_folder else [one for one in anchor.glob(str(wanted)) if one.is_file()]
+    except (OSError, ValueError) as error:  # a name that is too long, no permission, or a glob such as `**.jsonl`
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot be looked up ({reason})", pattern, remedy) from None
+    if is_folder:
+        pattern = f"{pattern.rstrip('/')}/"
+    elif exists:
         return _with_content([path], pattern)
     elif not glob.has_magic(pattern):
         raise DataError("no such file", pattern, remedy)
-    anchor = Path(path.anchor) if path.is_absolute() else Path()
-    wanted = path.relative_to(anchor)
-    matches = [match for match in anchor.glob(str(wanted)) if match.is_file()]
     data = [match for match in matches if is_data(match.relative_to(anchor).parts, wanted.parts)]
     if not data:
         hidden = f" but {len(matches):,} whose names begin with . or _" if matches else ""
@@ -241,11 +248,14 @@ def is_data(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _with_content(paths: Sequence[Path], pattern: str) -> tuple[Path, ...]:
-    """Return the files, if at least one of them has bytes."""
+    """Return the files, if at least one of them has bytes and tables can hold all their names."""
     sizes = []
     for path in paths:
         try:
+            str(path).encode()
             sizes.append(path.stat().st_size)
+        except UnicodeEncodeError:
+            raise DataError("its name is not UTF-8", str(path), "rename it") from None
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", str(path), "check its permissions") from None
     if not any(sizes):

@@ -144,7 +144,10 @@ class ProfileSource(Source):
         first = line + 1
         for place, (entry, own) in enumerate(entries, 1):
             line += 1
-            shown = orjson.dumps(entry)
+            try:
+                shown = orjson.dumps(entry)
+            except orjson.JSONEncodeError:  # nested more deeply than can be written
+                shown = b""
             try:
                 values = self.review(entry, row.user, place, own=own)
             except BadRowError as error:

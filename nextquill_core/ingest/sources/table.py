@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +86,9 @@ class FileOptions(Section):
     def _encoding_is_known(cls, value: str | None) -> str | None:
         try:
             known = value is None or codecs.lookup(value)._is_text_encoding
-        except LookupError:
+            if value is not None and known:  # some, such as idna, cannot pass over what they cannot decode
+                codecs.getincrementaldecoder(value)("backslashreplace").decode(b"", final=True)
+        except (LookupError, UnicodeError):
             known = False
         if not known:
             raise ValueError("Python knows no such encoding; examples: utf-8, cp1252, gb18030, cp932, utf-16")
@@ -104,13 +107,6 @@ class FileOptions(Section):
         if value is not None and value != "none" and (len(value) != 1 or value in "\r\n"):
             raise ValueError("one character or `none` is needed")
         return value
-
-    @model_validator(mode="after")
-    def _characters_differ(self) -> FileOptions:
-        given = [each for each in (self.delimiter, self.quote, self.escape) if each is not None]
-        if len(set(given)) < len(given):
-            raise ValueError("delimiter, quote and escape must be different characters")
-        return self
 
     @field_validator("header")
     @classmethod
@@ -152,7 +148,7 @@ class TableOptions(FileOptions):
             if "%" not in value or value == "%" * len(value):
                 raise ValueError
             datetime.strptime(datetime(2001, 12, 23, 4, 5, 6, tzinfo=UTC).strftime(value), value)
-        except ValueError:
+        except (ValueError, re.error):  # the latter where a directive is there twice
             raise ValueError('s, ms, us, ns, iso or a pattern such as "%Y-%m-%d %H:%M:%S" is needed') from None
         return value
 

@@ -360,6 +360,8 @@ def test_the_message_about_an_empty_split_gives_the_range_of_dates() -> None:
         find_cuts([times], protocol(test_from=date(2020, 1, 1)))
     with pytest.raises(DataError, match="no target is for train"):
         find_cuts([pl.Series([5, 5, 5])], protocol())
+    with pytest.raises(DataError, match="set val_from and test_from between 0001-01-01 and 9999-12-31"):
+        find_cuts([pl.Series([-(10**17), 10**17, 10**17])], protocol())  # no calendar has these times
 
 
 def test_few_targets_leave_at_least_one_for_test_and_val_and_each_share_counts_for_its_own_split() -> None:

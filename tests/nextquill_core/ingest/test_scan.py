@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,43 @@ def test_bad_rows_at_the_beginning_of_a_good_file_do_not_stop_the_run(
         world.write("r.jsonl", [b"x", b"y", *reviews * 20]), world.write("i.jsonl", items), max_bad_share=0.01
     )
     assert world.run(config, batch_bytes=2000)["reviews"]["dropped"]["not-json"] == 2
+
+
+def test_a_source_that_does_not_say_how_far_it_has_read_is_judged_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextquill_core.ingest import scan
+    from nextquill_core.ingest.sources import JsonLines
+
+    monkeypatch.setattr(scan, "TELLING_ROWS", 10)
+    read = JsonLines.read
+    monkeypatch.setattr(JsonLines, "read", lambda *given: (replace(batch, position=0) for batch in read(*given)))
+    reviews, items = plain_category()
+    world = World(tmp_path)
+    config = world.config(world.write("r.jsonl", [b"x", *reviews]), world.write("i.jsonl", items), max_bad_share=0.05)
+    assert world.run(config, batch_bytes=2000)["reviews"]["dropped"]["not-json"] == 1
+    with pytest.raises(DataError, match="1 of 25 rows cannot be read"):
+        world.run(config.model_copy(update={"max_bad_share": 0.01}), out=tmp_path / "again")
+
+
+def test_a_source_may_name_its_reasons_as_the_protocol_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nextquill_core.ingest.sources import JsonLines
+
+    read = JsonLines.read
+    reason = "duplicate_row"
+    monkeypatch.setattr(
+        JsonLines,
+        "read",
+        lambda *given: (
+            replace(batch, bad=[replace(row, reason=reason) for row in batch.bad]) for batch in read(*given)
+        ),
+    )
+    reviews, items = plain_category()
+    world = World(tmp_path)
+    config = world.config(
+        world.write("r.jsonl", [b"x", *reviews, reviews[0]]), world.write("i.jsonl", items), max_bad_share=0.5
+    )
+    assert world.run(config)["reviews"]["dropped"][reason] == 2
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,22 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() != (tmp_path / "c" / file).read_bytes()
 
 
+def test_a_category_that_was_not_written_to_its_end_has_no_reviews(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextquill_core.synthetic import sample
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_sample(tmp_path, users=8, seed=1)
+    for name in ("_world_truth", "_review_truth", "_user_truth"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(sample, name, killed)
+            write_sample(tmp_path, users=8, seed=2)
+        assert not (tmp_path / "reviews.jsonl").exists(), "the truth beside them could be that of others"
+
+
 def test_the_bytes_of_the_plain_world_stay(tmp_path: Path) -> None:
     """Fingerprints of artifacts, and results that were published, depend on them."""
     write_sample(tmp_path, users=8, seed=1)

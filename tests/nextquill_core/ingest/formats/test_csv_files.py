@@ -214,6 +214,28 @@ def test_a_header_of_another_dialect_names_the_option(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (FINE, {"quote": ","}),
+        (FINE, {"escape": ","}),
+        (FINE, {"delimiter": ";", "files": {"reviews": {"quote": ";"}}}),
+        (b'sep="\n', {}),
+        (b"sep=\\\n", {"escape": "\\"}),
+    ],
+)
+def test_characters_that_mean_two_things_are_refused(tmp_path: Path, data: bytes, options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"ingest\.options: delimiter, quote and escape must differ"):
+        batches(write_csv(tmp_path, data), options=options)
+
+
+def test_a_quote_may_be_a_usual_delimiter_where_another_one_is_set(tmp_path: Path) -> None:
+    data = (HEADER + FINE).replace(b",", b";").replace(b"good", b",go;od,")
+    assert rows(batches(write_csv(tmp_path, data), options={"quote": ",", "delimiter": ";"})) == [
+        CANONICAL | {"text": "go;od"}
+    ]
+
+
 SIGNS = st.text("\",;\\\n \t'ñx", max_size=8)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.formats import text_files
-from nextquill_core.ingest.formats.text_files import is_empty_file, likely_encoding, read_blocks
+from nextquill_core.ingest.formats.text_files import encoding_remedy, is_empty_file, likely_encoding, read_blocks
 from nextquill_core.ingest.sources import source
 from tests.nextquill_core.ingest.tables import CANONICAL, FINE, HEADER, batches, rows, write_csv
 from tests.nextquill_core.ingest.world import World, lines, plain_category
@@ -322,6 +322,20 @@ def test_utf16_without_a_mark_is_named(tmp_path: Path) -> None:
         ):
             batches(path)
         assert rows(batches(path, options={"encoding": encoding})) == [CANONICAL]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_an_encoding_that_needs_a_mark_is_refused_where_there_is_none(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match=rf"no byte order mark, so it is not {encoding}; set ingest\.options\.encoding"):
+        batches(write_csv(tmp_path, HEADER + FINE), options={"encoding": encoding})
+
+
+def test_the_encoding_is_guessed_in_damaged_gzip_too(tmp_path: Path) -> None:
+    data = bytearray(gzip.compress("é\n".encode("cp1252") * 9, mtime=0))
+    data[10] |= 0b110  # the first block is of a type that does not exist
+    path = tmp_path / "r.csv.gz"
+    path.write_bytes(data)
+    assert "set ingest.options.encoding: cp1252" in encoding_remedy(path)
 
 
 def test_damaged_files_are_not_empty(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nextquill_core.config.data import RawInput, SyntheticInput
-from nextquill_core.errors import DataError
+from nextquill_core.errors import DataError, UserError
 from nextquill_core.ingest.sources import BUILT_IN, RawFiles, local_files, source
 from nextquill_core.synthetic.sample import write_sample
 from tests.nextquill_core.ingest.world import World, plain_category
@@ -47,6 +47,8 @@ def test_relative_globs_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.
         ("*.nothing", "no file matches"),
         ("empty.jsonl", "the file is empty"),
         ("", "the file is empty"),
+        ("**.jsonl", r"cannot be looked up \(.*\*\*|no file matches"),  # from Python 3.13 on, this is a glob
+        ("n" * 300, r"cannot be looked up \(File name too long\)|no such file"),
     ],
 )
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str, message: str) -> None:
@@ -54,6 +56,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str, message: s
     with pytest.raises(DataError, match=message) as caught:
         find(tmp_path / name, tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"r\xff.jsonl")).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"its name is not UTF-8; rename it"):
+        find(tmp_path / "*.jsonl", tmp_path / "*.jsonl")
 
 
 def test_for_an_unknown_source_the_nearest_is_suggested() -> None:
@@ -143,3 +151,8 @@ def test_a_synthetic_category_is_written_where_it_is_missing_and_never_changed(t
         source("amazon-2014").find(raw, fetch=True)
     with pytest.raises(ValueError, match="leave one of them out"):
         RawInput(category="Demo", reviews="r.jsonl", synthetic=SyntheticInput(folder="demo"))
+    nowhere = RawInput(category="Demo", synthetic=SyntheticInput(folder=str(found.reviews[0] / "below"), users=20))
+    with pytest.raises(
+        UserError, match=r"cannot be written \(Not a directory.*set ingest\.inputs\[\]\.synthetic\.folder"
+    ):
+        source("amazon-2023").find(nowhere, fetch=True)

@@ -12,9 +12,11 @@ import pytest
 
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.conformance import check_source
-from nextquill_core.ingest.sources import source
+from nextquill_core.ingest.sources import Part, source
 from tests.nextquill_core.ingest.reference import examples, procedure
 from tests.nextquill_core.ingest.world import SMALL, Row, World, plain_category
+
+REVIEW: Row = {"asin": "i", "rating": 5.0, "title": "t", "text": "x", "timestamp": 1}
 
 
 def of_dpl(review: Row) -> Row:
@@ -119,14 +121,51 @@ def test_it_keeps_the_contract_of_sources(tmp_path: Path) -> None:
             {"data": {"asin": "i", "rating": 5, "title": "t", "text": "x", "timestamp": "9" * 40}},
             "wrong-type-timestamp",
         ),
+        ({"data": REVIEW | {"timestamp": 1e300}}, "wrong-type-timestamp"),
+        ({"data": REVIEW | {"timestamp": -(2**70)}}, "wrong-type-timestamp"),
+        ({"data": json.loads("[" * 300 + "]" * 300)}, "not-an-object"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    review = {"asin": "i", "rating": 5.0, "title": "t", "text": "x", "timestamp": 1}
     path = tmp_path / "test.jsonl"
-    path.write_text(json.dumps({"user_id": "u", "profile": [review], "data": review} | change) + "\n")
+    path.write_text(json.dumps({"user_id": "u", "profile": [REVIEW], "data": REVIEW} | change) + "\n")
     (batch,) = source("dpl").read("reviews", path)
     assert [row.reason for row in batch.bad] == [reason]
+
+
+def test_text_that_parquet_holds_as_bytes_is_read(tmp_path: Path) -> None:
+    kind = pa.struct(
+        {name: pa.binary() for name in ("asin", "title", "text")} | {"rating": pa.float64(), "timestamp": pa.int64()}
+    )
+    review = REVIEW | {"asin": b"i", "title": b"t", "text": "caf\u00e9".encode()}
+    users = [
+        {"user_id": b"u", "profile": [], "data": review},
+        {"user_id": b"v", "profile": [], "data": review | {"text": b"\xff"}},
+    ]
+    schema = pa.schema({"user_id": pa.binary(), "profile": pa.list_(kind), "data": kind})
+    pq.write_table(pa.Table.from_pylist(users, schema), tmp_path / "test.parquet")
+    (batch,) = source("dpl").read("reviews", tmp_path / "test.parquet")
+    assert batch.rows.select("user_id", "item_id", "text").rows() == [("u", "i", "caf\u00e9")]
+    assert [(row.line, row.reason) for row in batch.bad] == [(2, "invalid-utf8")]
+
+
+def test_text_of_parquet_that_is_not_utf8_spoils_its_row_alone(tmp_path: Path) -> None:
+    ids = pa.array([b"u", b"\xff"]).view(pa.string())
+    other = pa.array([REVIEW, REVIEW])
+    pq.write_table(
+        pa.table({"user_id": ids, "profile": pa.array([[], []], pa.list_(other.type)), "data": other}),
+        tmp_path / "test.parquet",
+    )
+    (batch,) = source("dpl").read("reviews", tmp_path / "test.parquet")
+    assert batch.rows["user_id"].to_list() == ["u"]
+    assert [(row.line, row.reason) for row in batch.bad] == [(2, "invalid-utf8")]
+
+
+@pytest.mark.parametrize("part", ["reviews", "items"])
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, part: Part) -> None:
+    (tmp_path / "test.jsonl").mkdir()  # root, as which tests may run, can read every file
+    with pytest.raises(DataError, match=r"test\.jsonl: cannot be read \(Is a directory\)"):
+        list(source("dpl").read(part, tmp_path / "test.jsonl"))
 
 
 def test_a_file_whose_split_is_unknown_is_refused_in_one_line(tmp_path: Path) -> None:
