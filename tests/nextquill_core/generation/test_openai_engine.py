@@ -27,6 +27,7 @@ from nextquill_core.generation import openai_engine as server
 from nextquill_core.generation.decoding import GREEDY, PAPER, SAMPLED, Decoding
 from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, request_seed
 from nextquill_core.generation.local_engine import TransformersEngine
+from nextquill_core.generation.openai_chat import ChatEngine, ChatRequest
 from nextquill_core.generation.openai_engine import OpenAIEngine
 from nextquill_core.prompts import Template
 from nextquill_core.tokens import UserTextTokenizer
@@ -224,6 +225,68 @@ def test_a_server_that_fails_to_score_is_one_line(trouble: Script, said: str, lo
     asked = engine(local)
     with asked.client() as client, pytest.raises(UserError, match=rf"gives no log-probabilities \(.*{said}"):
         asked.answer_logps(client, [3, 4], [5])
+
+
+def body(content: bytes, kind: str = "application/json") -> Script:
+    def script(handler: Scripted, _body: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return script
+
+
+PAGE = body(b"<html>it works</html>", "text/html")
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (PAGE, "not a part of an answer: '<html>it works"),
+        (body(b"nonsense"), "not a part of an answer: 'nonsense"),
+        (body(b"[]"), "not a part of an answer"),
+        (body(b'{"choices": [7]}'), "not a part of an answer"),
+        (body(b'{"choices": [{"logprobs": {"token_logprobs": 3}}]}'), "not a part of an answer"),
+        (body(b'{"choices": [{"logprobs": {"token_logprobs": [null, -1, null]}}]}'), "of the prompt's tokens"),
+        (body(b'{"choices": [{"logprobs": null}]}'), "of the prompt's tokens"),
+        (body(b'{"choices": []}'), "of the prompt's tokens"),
+    ],
+)
+def test_a_score_of_another_form_is_one_line(reply: Script, said: str, local: Any) -> None:
+    local.script = [reply]
+    asked = engine(local)
+    with asked.client() as client, pytest.raises(UserError, match=f"gives no log-probabilities.*{said}") as caught:
+        asked.answer_logps(client, [3, 4], [5])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_echoed_prompt_gives_the_log_probabilities_of_the_answer(local: Any) -> None:
+    local.script = [body(b'{"choices": [{"logprobs": {"token_logprobs": [null, -1, -2.5, 0, -9]}}]}')]
+    asked = engine(local)
+    with asked.client() as client:
+        assert asked.answer_logps(client, [3, 4], [5, 6]) == [-2.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        PAGE,
+        body(b"nonsense"),
+        body(b"[]"),
+        body(b'{"choices": [7]}'),
+        body(b'{"choices": [{"finish_reason": "stop", "message": {"content": ["x"]}}]}'),
+        body(b'{"choices": [{"finish_reason": "stop", "message": {}}], "usage": {"prompt_tokens": "x"}}'),
+    ],
+)
+def test_a_chat_answer_of_another_form_is_asked_for_again(reply: Script, local: Any) -> None:
+    chat = body(b'{"choices": [{"finish_reason": "stop", "message": {"content": " yes "}}]}')
+    local.script = [reply, chat, reply, reply, reply, reply]
+    settings = engine(local).settings
+    asked = ChatEngine(settings, "judge", max_tokens=9)
+    assert asked.generate([ChatRequest("q", [], text="?")]) == [Generation("yes", 0, STOPPED)]
+    with pytest.raises(UserError, match=r"no answer after 4 attempts .not a part of an answer"):
+        asked.generate([ChatRequest("q", [], text="?")])
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
