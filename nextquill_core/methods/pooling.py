@@ -15,7 +15,10 @@ from storage.files import read_json
 
 MODULES, LENGTH, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling/config.json"
 FILES = (MODULES, LENGTH, POOLING)
-MODES: dict[str, Literal["mean", "cls"]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+MODES: dict[str, Literal["mean", "cls"]] = {
+    "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "mean": "mean", "cls": "cls",
+}  # fmt: skip
+"""Modes by the keys that are true up to sentence-transformers 5.3, and by the value of `pooling_mode` since 5.4."""
 REMEDY = "name an encoder that pools by the mean or by its first token"
 
 
@@ -58,6 +61,8 @@ def stored_pooling(model: str, revision: str = "main") -> Pooling:
         raise ModelError(f"its vectors pass through {', '.join(others)}, which is not supported", model, REMEDY)
     settings = _read(model_file(model, POOLING, revision), model, dict) or {}
     asked = [key for key, value in settings.items() if key.startswith("pooling_mode") and value is True]
+    named = settings.get("pooling_mode", [])
+    asked += map(str, named if isinstance(named, list) else [named])
     if len(asked) > 1 or not set(asked) <= MODES.keys():
         raise ModelError(f"it pools by {', '.join(asked)}, which is not supported", model, REMEDY)
     length = (_read(model_file(model, LENGTH, revision), model, dict) or {}).get("max_seq_length")
