@@ -11,6 +11,7 @@ import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "status_alloc_failed")
 
 
 def free_memory(device: torch.device) -> int:
@@ -40,9 +41,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; the CPU's allocator says so only in its message."""
+    """Return whether an error says that memory ran out; the CPU's allocator and CUDA's libraries say so in words."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+    return known or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def _left_in_cgroups() -> list[int]:

@@ -466,7 +466,8 @@ class OpenAIEngine:
                 )
                 return spelled
         self._warn_once("prompts are sent as text, which the server will split into other tokens than ours")
-        return text
+        opened = self.tokenizer("")["input_ids"][:1] == prompt[:1]
+        return self._decoded(prompt[1:] if opened else prompt)
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
         known = frozenset(self._text.controls.values())

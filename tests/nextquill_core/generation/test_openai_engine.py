@@ -376,6 +376,28 @@ def test_an_opening_marker_is_left_to_the_server(local: Any) -> None:
     assert reply.text == "hello"
 
 
+@pytest.mark.parametrize("opening", [[], [1]])
+def test_a_prompt_that_no_text_gives_is_sent_from_its_first_token(local: Any, opening: list[int]) -> None:
+    class OneSign:
+        """A tokenizer of characters with the control token 0, which no blank inside can keep from being one."""
+
+        chat_template, all_special_tokens = None, ("!",)
+        added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 - as transformers has it
+
+        def convert_tokens_to_ids(self, _text: str) -> int:
+            return 0
+
+        def __call__(self, text: str, **_options: Any) -> dict[str, list[int]]:
+            return {"input_ids": [*opening, *(0 if sign == "!" else ord(sign) for sign in text)]}
+
+        def decode(self, ids: list[int], **_options: Any) -> str:
+            return "".join({0: "!", 1: "<s>"}.get(token) or chr(token) for token in ids)
+
+    local.script = [only_text] * 2
+    (reply,) = engine(local, tokenizer=OneSign()).generate([Request("u", [*opening, *map(ord, "hello!")])])
+    assert reply.text == "hello!"
+
+
 def test_without_counts_the_tokenizer_counts(local: Any, tiny_tokenizer: Any) -> None:
     local.script = [lambda handler, _: handler.stream(part(" 😀 so"), part(" fine", "length"))]
     (reply,) = engine(local, tokenizer=tiny_tokenizer).generate(requests(1))
