@@ -15,10 +15,7 @@ from storage.files import read_json
 
 MODULES, LENGTH, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling/config.json"
 FILES = (MODULES, LENGTH, POOLING)
-MODES: dict[str, Literal["mean", "cls"]] = {
-    "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "mean": "mean", "cls": "cls",
-}  # fmt: skip
-"""Modes by the keys that are true up to sentence-transformers 5.3, and by the value of `pooling_mode` since 5.4."""
+MODES: dict[str, Literal["mean", "cls"]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 REMEDY = "name an encoder that pools by the mean or by its first token"
 
 
@@ -62,13 +59,19 @@ def stored_pooling(model: str, revision: str = "main") -> Pooling:
     settings = _read(model_file(model, POOLING, revision), model, dict) or {}
     asked = [key for key, value in settings.items() if key.startswith("pooling_mode") and value is True]
     named = settings.get("pooling_mode", [])
-    asked += map(str, named if isinstance(named, list) else [named])
+    asked += map(_older_key, named if isinstance(named, list) else [named])
     if len(asked) > 1 or not set(asked) <= MODES.keys():
         raise ModelError(f"it pools by {', '.join(asked)}, which is not supported", model, REMEDY)
     length = (_read(model_file(model, LENGTH, revision), model, dict) or {}).get("max_seq_length")
     return Pooling(
         MODES[asked[0]] if asked else "mean", "Normalize" in kinds, length if isinstance(length, int) else None
     )
+
+
+def _older_key(mode: Any) -> str:
+    """Return the key that sentence-transformers had up to 5.3 for a value that `pooling_mode` has since 5.4."""
+    keys = [f"pooling_mode_{mode}{end}" for end in ("_tokens", "_token", "")]
+    return next((key for key in keys if key in MODES), str(mode))
 
 
 def _read(path: Path | None, model: str, form: type) -> Any:

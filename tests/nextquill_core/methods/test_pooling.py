@@ -55,7 +55,7 @@ def test_what_is_not_supported_is_refused(modules: Any, mode: str, message: str,
 def test_the_newer_form_of_the_files_decides_too(tmp_path: Path) -> None:
     for mode in ("mean", "cls"):
         assert stored_pooling(str(files(tmp_path / mode, MODULES, mode, newer=True))) == Pooling(mode, False, 128)  # type: ignore[arg-type]
-    for mode in ("lasttoken", ["cls", "mean"], None):
+    for mode in ("max", ["cls", "mean"], None):
         with pytest.raises(ModelError, match="which is not supported"):
             stored_pooling(str(files(tmp_path / str(mode), MODULES, mode, newer=True)))
 
