@@ -18,7 +18,7 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that can still be allocated on a device; on a CPU also within the limit of a container."""
     if device.type in ("cpu", "mps"):
         available: int = psutil.virtual_memory().available
-        return min([available, *_left_in_cgroups()])
+        return min([available, *(left for group in _cgroups() if (left := _left_in(group)) is not None)])
     free, _ = torch.accelerator.get_memory_info(device)
     cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return int(free + cached)
@@ -46,11 +46,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
-def _left_in_cgroups() -> list[int]:
-    """Return what each memory limit above this process leaves, in bytes."""
-    return [left for group in _cgroups() if (left := _left_in(group)) is not None]
-
-
 def _cgroups() -> list[Path]:
     """Return the groups that this process is in, from the innermost to the outermost (Linux, cgroup v2)."""
     try:
@@ -69,6 +64,7 @@ def _limit_of(group: Path) -> int | None:
 
 
 def _left_in(group: Path) -> int | None:
+    """Return what the memory limit of a group leaves, in bytes; None without a limit."""
     limit = _limit_of(group)
     try:
         used = int((group / "memory.current").read_text("ascii"))
