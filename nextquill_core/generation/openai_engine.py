@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NotRequired
+from urllib.parse import urlsplit
 
 from tenacity import (
     RetryCallState,
@@ -156,7 +157,7 @@ class OpenAIEngine:
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self._stop = None if stop is None or stop == tokenizer.eos_token_id else stop
         self.usage = Usage()
-        if not settings.url.startswith(("http://", "https://")):
+        if not _is_address(settings.url):
             raise UserError("not an address", settings.url, "write it as in http://127.0.0.1:8000/v1")
         self.address = f"{settings.url.rstrip('/')}/{self.path}"
         self._key = _api_key(settings.api_key_env or "")
@@ -502,6 +503,16 @@ def _give_up_after(done: Future[Reply], given_up: threading.Event) -> None:
     """Keep the requests that wait from beginning, as soon as one has failed."""
     if not done.cancelled() and done.exception() is not None:
         given_up.set()
+
+
+def _is_address(url: str) -> bool:
+    """Return whether the client takes this as the address of a server."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0  # reading the port checks it
+    except ValueError:
+        return False
+    return named and url.startswith(("http://", "https://")) and url.isprintable()
 
 
 def _api_key(variable: str | None) -> str:

@@ -434,9 +434,17 @@ def test_an_invalid_key_is_reported_by_its_variable(key: str, local: Any, monkey
         engine(local, api_key_env="MY_KEY")
 
 
-def test_an_invalid_address_is_reported(local: Any) -> None:
-    with pytest.raises(UserError, match=r"localhost:8000.*not an address"):
-        engine(local, url="localhost:8000/v1")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1", "http://", "http://[::1", "http://host:99999/v1", "http://host:port/v1",
+        "http://host:1/v1\n", "", "file:///v1",
+    ],
+)  # fmt: skip
+def test_an_invalid_address_is_reported(local: Any, url: str) -> None:
+    with pytest.raises(UserError, match=r"not an address; write it as in http://127\.0\.0\.1:8000/v1$") as caught:
+        engine(local, url=url)
+    assert url.strip() in str(caught.value)
 
 
 @pytest.mark.parametrize("request_", [Request("u", [1], counterfactual=[2]), Request("u", [1], adapter="ann")])
