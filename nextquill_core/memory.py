@@ -11,13 +11,14 @@ import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "status_alloc_failed")
 
 
 def free_memory(device: torch.device) -> int:
     """Return the bytes that can still be allocated on a device; on a CPU also within the limit of a container."""
     if device.type in ("cpu", "mps"):
         available: int = psutil.virtual_memory().available
-        return min([available, *_left_in_cgroups()])
+        return min([available, *(left for group in _cgroups() if (left := _left_in(group)) is not None)])
     free, _ = torch.accelerator.get_memory_info(device)
     cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return int(free + cached)
@@ -40,14 +41,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; the CPU's allocator says so only in its message."""
+    """Return whether an error says that memory ran out; the CPU's allocator and CUDA's libraries say so in words."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
-
-
-def _left_in_cgroups() -> list[int]:
-    """Return what each memory limit above this process leaves, in bytes."""
-    return [left for group in _cgroups() if (left := _left_in(group)) is not None]
+    return known or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def _cgroups() -> list[Path]:
@@ -68,6 +64,7 @@ def _limit_of(group: Path) -> int | None:
 
 
 def _left_in(group: Path) -> int | None:
+    """Return what the memory limit of a group leaves, in bytes; None without a limit."""
     limit = _limit_of(group)
     try:
         used = int((group / "memory.current").read_text("ascii"))

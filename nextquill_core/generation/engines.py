@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,11 +151,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        stored: list[_Line] = read_lines(path, _Line, "run the stage with --force") if path.is_file() else []
-        if stored:
-            whole, _, unfinished = path.read_bytes().rpartition(b"\n")
-            if unfinished:
-                path.write_bytes(whole + b"\n")
+        stored: list[_Line] = []
+        if path.is_file():
+            stored = read_lines(path, _Line, "run the stage with --force")
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # without the unfinished line
         self._answers = {found["key"]: found["answer"] for found in stored}
 
     def missing(self, requests: Sequence[Request]) -> list[Request]:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired
+
+from typing_extensions import TypedDict
 
 from nextquill_core.config.evaluate import EndpointConfig
 from nextquill_core.errors import UserError
 from nextquill_core.generation.decoding import GREEDY
 from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, finished_text, request_seed
-from nextquill_core.generation.openai_engine import OpenAIEngine, RejectedError, Reply, TransientServerError
+from nextquill_core.generation.openai_engine import (
+    OpenAIEngine,
+    RejectedError,
+    Reply,
+    TransientServerError,
+    checked_body,
+)
 from nextquill_core.generation.streaming import TextParts
 
 if TYPE_CHECKING:
@@ -29,6 +37,27 @@ class ChatRequest(Request):
 
     text: str = ""
     temperature: float = 0.0
+
+
+class _Message(TypedDict):
+    content: NotRequired[str | None]
+
+
+class _Choice(TypedDict):
+    finish_reason: str | None
+    message: _Message
+
+
+class _Usage(TypedDict):
+    prompt_tokens: NotRequired[int | None]
+    completion_tokens: NotRequired[int | None]
+
+
+class _ChatAnswer(TypedDict):
+    """What is read of an answer."""
+
+    choices: list[_Choice]
+    usage: NotRequired[_Usage | None]
 
 
 class ChatEngine(OpenAIEngine):
@@ -55,7 +84,7 @@ class ChatEngine(OpenAIEngine):
         started = time.perf_counter()
         try:
             with self._failures():
-                answer = client.chat.completions.create(
+                raw = client.chat.completions.with_raw_response.create(
                     model=self.model_name,
                     messages=[{"role": "user", "content": request.text}],
                     temperature=request.temperature,
@@ -65,11 +94,12 @@ class ChatEngine(OpenAIEngine):
                 )
         except RejectedError as rejection:
             raise UserError(f"the server rejects the request ({rejection})", self.address) from None
-        choice = answer.choices[0] if answer.choices else None
-        if choice is None or choice.finish_reason not in ("stop", CUT):
+        answer: _ChatAnswer = checked_body(raw, _ChatAnswer)
+        choice = next(iter(answer["choices"]), None)
+        if choice is None or choice["finish_reason"] not in ("stop", CUT):
             raise TransientServerError("the answer broke off")
-        usage: Any = answer.usage
-        text = finished_text(choice.message.content or "")
-        reason = CUT if choice.finish_reason == CUT else STOPPED
-        sent, counted = (getattr(usage, name, None) or 0 for name in ("prompt_tokens", "completion_tokens"))
-        return Reply(Generation(text, counted, reason), sent, time.perf_counter() - started)
+        text = finished_text(choice["message"].get("content") or "")
+        reason = CUT if choice["finish_reason"] == CUT else STOPPED
+        usage: _Usage = answer.get("usage") or {}
+        generation = Generation(text, usage.get("completion_tokens") or 0, reason)
+        return Reply(generation, usage.get("prompt_tokens") or 0, time.perf_counter() - started)

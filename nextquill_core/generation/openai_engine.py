@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
+from urllib.parse import urlsplit
 
 from tenacity import (
     RetryCallState,
@@ -26,6 +27,7 @@ from tenacity import (
     stop_when_event_set,
     wait_random_exponential,
 )
+from typing_extensions import TypedDict
 
 from nextquill_core.config.evaluate import EndpointConfig
 from nextquill_core.errors import UserError, first_line
@@ -44,6 +46,7 @@ from nextquill_core.generation.engines import (
 from nextquill_core.generation.streaming import TextParts
 from nextquill_core.tokens import UserTextTokenizer
 from storage.redaction import register_secret
+from storage.stored_json import type_adapter
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -80,6 +83,36 @@ class TransientServerError(Exception):
 
 class RejectedError(Exception):
     """The server does not accept the form of a request."""
+
+
+class _Logprobs(TypedDict):
+    token_logprobs: list[float | None]
+
+
+class _EchoChoice(TypedDict):
+    logprobs: NotRequired[_Logprobs | None]
+
+
+class _Echo(TypedDict):
+    """What is read of an echoed prompt."""
+
+    choices: list[_EchoChoice]
+
+
+def checked_body(raw: Any, form: Any) -> Any:
+    """Return the JSON value of a reply, whose form the client does not check.
+
+    Args:
+        raw: What `with_raw_response` of the client returns.
+        form: A type that pydantic can check.
+
+    Raises:
+        TransientServerError: The body is something else, such as the page of another server.
+    """
+    try:
+        return type_adapter(form).validate_json(raw.content)
+    except ValueError:
+        raise TransientServerError(f"not a part of an answer: {raw.text[:80]!r}") from None
 
 
 class OpenAIEngine:
@@ -124,7 +157,7 @@ class OpenAIEngine:
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self._stop = None if stop is None or stop == tokenizer.eos_token_id else stop
         self.usage = Usage()
-        if not settings.url.startswith(("http://", "https://")):
+        if not _is_address(settings.url):
             raise UserError("not an address", settings.url, "write it as in http://127.0.0.1:8000/v1")
         self.address = f"{settings.url.rstrip('/')}/{self.path}"
         self._key = _api_key(settings.api_key_env or "")
@@ -217,7 +250,7 @@ class OpenAIEngine:
 
         ids = [*prompt, *target]
         try:
-            answer = client.completions.create(
+            raw = client.completions.with_raw_response.create(
                 model=self.model_name,
                 prompt=ids,
                 echo=True,
@@ -226,14 +259,17 @@ class OpenAIEngine:
                 temperature=0.0,
                 extra_headers=self.headers,
             )
-        except APIError as error:
-            what = self._masked(_message(error.body or error.message))
+            choices = checked_body(raw, _Echo)["choices"]
+        except (APIError, TransientServerError) as error:
+            said = first_line(error) if isinstance(error, TransientServerError) else error.body or error.message
+            what = self._masked(_message(said))
             raise UserError(f"the server gives no log-probabilities ({what})", self.address, ECHO) from None
-        found = getattr(answer.choices[0].logprobs, "token_logprobs", None) if answer.choices else None
-        logps = (found or [])[len(prompt) : len(ids)]
-        if len(logps) != len(target) or any(value is None for value in logps):
+        echoed = choices[0].get("logprobs") if choices else None
+        found = echoed["token_logprobs"][len(prompt) : len(ids)] if echoed else []
+        logps = [value for value in found if value is not None]
+        if len(logps) != len(target):
             raise UserError("the server gives no log-probabilities of the prompt's tokens", self.address, ECHO)
-        return [float(value) for value in logps if value is not None]
+        return logps
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -431,7 +467,8 @@ class OpenAIEngine:
                 )
                 return spelled
         self._warn_once("prompts are sent as text, which the server will split into other tokens than ours")
-        return text
+        opened = self.tokenizer("")["input_ids"][:1] == prompt[:1]
+        return self._decoded(prompt[1:] if opened else prompt)
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
         known = frozenset(self._text.controls.values())
@@ -466,6 +503,16 @@ def _give_up_after(done: Future[Reply], given_up: threading.Event) -> None:
     """Keep the requests that wait from beginning, as soon as one has failed."""
     if not done.cancelled() and done.exception() is not None:
         given_up.set()
+
+
+def _is_address(url: str) -> bool:
+    """Return whether the client takes this as the address of a server."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0  # reading the port checks it
+    except ValueError:
+        return False
+    return named and url.startswith(("http://", "https://")) and url.isprintable()
 
 
 def _api_key(variable: str | None) -> str:

@@ -67,12 +67,20 @@ def stored_pooling(model: str, revision: str = "main") -> Pooling:
         raise ModelError(f"its vectors pass through {', '.join(others)}, which is not supported", model, REMEDY)
     settings = _read(model_file(model, POOLING, revision), model, dict) or {}
     asked = [key for key, value in settings.items() if key.startswith("pooling_mode") and value is True]
+    named = settings.get("pooling_mode", [])
+    asked += map(_older_key, named if isinstance(named, list) else [named])
     if len(asked) > 1 or not set(asked) <= MODES.keys():
         raise ModelError(f"it pools by {', '.join(asked)}, which is not supported", model, REMEDY)
     length = (_read(model_file(model, LENGTH, revision), model, dict) or {}).get("max_seq_length")
     return Pooling(
         MODES[asked[0]] if asked else "mean", "Normalize" in kinds, length if isinstance(length, int) else None
     )
+
+
+def _older_key(mode: Any) -> str:
+    """Return the key that sentence-transformers had up to 5.3 for a value that `pooling_mode` has since 5.4."""
+    keys = [f"pooling_mode_{mode}{end}" for end in ("_tokens", "_token", "")]
+    return next((key for key in keys if key in MODES), str(mode))
 
 
 def _read(path: Path | None, model: str, form: type) -> Any:

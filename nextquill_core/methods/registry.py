@@ -97,7 +97,7 @@ class Method:
         styles: Layers and strengths for decoding that adds the user's style vector (StyleVector). The pair that is best
             on val is used. Empty for no style vector.
         select: Chooses the reviews to show: (example, number) to at most that many reviews of the example's history,
-            oldest first. Only for methods that do not train.
+            oldest first. The example comes without the target's text. Only for methods that do not train.
     """
 
     name: str

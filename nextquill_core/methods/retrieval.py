@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import bm25s
 
+from nextquill_core.errors import UserError
 from nextquill_core.generation.engines import no_progress
 from nextquill_core.prompts import REVIEW, Wording, query_section, review_section
 from nextquill_core.schemas import Example, Review
@@ -129,14 +130,24 @@ def with_best(example: Example, scores: Sequence[float], k: int) -> Example:
 def with_selected(method: Method, example: Example, k: int) -> Example:
     """Return the example with only the `k` past reviews that a method selects by itself: by `select`, or by BM25.
 
+    Neither sees the text of the target.
+
     Args:
         method: A method with `select`, or one that shows `bm25`.
         example: An example with its whole history.
         k: Number of reviews to keep, at least 0.
+
+    Raises:
+        UserError: `select` returns something else than up to `k` reviews of the history, oldest first.
     """
-    if method.select:
-        return replace(example, history=tuple(method.select(example, k)))
-    return with_best(example, bm25_scores(example), k)
+    if not method.select:
+        return with_best(example, bm25_scores(example), k)
+    chosen = method.select(replace(example, target=replace(example.target, text="")), k)
+    rest = iter(example.history)  # `in` reads it up to what it finds, so the order counts
+    if not isinstance(chosen, Sequence) or len(chosen) > k or not all(one in rest for one in chosen):
+        what = f"method `{method.name}` does not select up to {k} past reviews of {example.example_id}, oldest first"
+        raise UserError(what, "evaluate.methods", "fix `select` in its package")
+    return replace(example, history=tuple(chosen))
 
 
 def with_profile(example: Example, profile: str, count: int) -> Example:

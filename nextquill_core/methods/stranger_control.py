@@ -23,8 +23,8 @@ def with_strangers_history(examples: Sequence[Example], seed: int) -> list[Examp
     example of a user takes the history of the stranger's n-th example, or of the last one where there are fewer.
 
     The whole history is taken, so that as many reviews are shown as the prompt's limits allow. Two kinds of reviews are
-    left out: those of the target's own item (by its title), which would help any user, and those that are, or quote,
-    the text of the target.
+    left out: those of the target's own item (by its title, or by its description where a source has no titles), which
+    would help any user, and those that are, or quote, the text of the target.
 
     Args:
         examples: Examples of any categories and splits.
@@ -68,11 +68,12 @@ def _time(example: Example) -> tuple[int, str]:
 
 def _reveals(past: Review, target: Review) -> bool:
     """Return whether a past review is about the target's item, or contains its text."""
-    if _same(past.item.title, target.item.title) or _same(past.text, target.text):
+    item = _folded(target.item.title or target.item.description)  # LaMP's items have no title, and some nothing at all
+    if item and item == _folded(past.item.title or past.item.description):
         return True
     text = target.text.strip()
-    return len(text) >= QUOTABLE and text in past.text
+    return _folded(past.text) == _folded(text) or (len(text) >= QUOTABLE and text in past.text)
 
 
-def _same(one: str, other: str) -> bool:
-    return one.strip().casefold() == other.strip().casefold()
+def _folded(text: str) -> str:
+    return text.strip().casefold()

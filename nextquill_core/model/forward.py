@@ -237,6 +237,7 @@ def _tree(model: Any, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
+    _require_full_attention(model)
     ids: list[int] = []
     positions: list[int] = []
     example: list[int] = []
@@ -270,9 +271,7 @@ def _tree(model: Any, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]
         return (owner[query] == owner[key]) & (key <= query) & ~apart
 
     mask = create_block_mask(attends, None, None, len(row), len(row), device=str(device), _compile=device.type != "cpu")
-    result = decoder(
-        input_ids=row[None], position_ids=place[None], attention_mask=_checked_mask(model, mask), use_cache=False
-    )
+    result = decoder(input_ids=row[None], position_ids=place[None], attention_mask=mask, use_cache=False)
     states = result.last_hidden_state[0]
     counts = [len(pair.target) for pair in pairs]
     return [
@@ -281,8 +280,8 @@ def _tree(model: Any, pairs: Sequence[TokenPair]) -> list[tuple[Tensor, Tensor]]
     ]
 
 
-def _checked_mask(model: Any, mask: Any) -> Any:
-    """Return the mask if all layers of the model attend to all tokens.
+def _require_full_attention(model: Any) -> None:
+    """Check that all layers of a model attend to all tokens, since one mask is used for all of them.
 
     Raises:
         ValueError: Some layers attend to a window only.
@@ -291,7 +290,6 @@ def _checked_mask(model: Any, mask: Any) -> Any:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
         raise ValueError("some of its layers attend to a window only")
-    return mask
 
 
 def _flat(states: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

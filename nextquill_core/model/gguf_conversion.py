@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from nextquill_core.errors import ModelError
 from nextquill_core.model.gguf import USE_FOLDER, GgufHeader, read_header
-from nextquill_core.model.loading import WEIGHTS_REMEDY, load_gguf_model, load_gguf_tokenizer
+from nextquill_core.model.identity import COPY_MODEL
+from nextquill_core.model.loading import load_gguf_model, load_gguf_tokenizer
 from nextquill_core.model.packaged import INSTALL, MODELS, installed_version
 from nextquill_core.progress import Progress, silent
 
@@ -123,7 +124,7 @@ def _ordinary(loaded: Any) -> Any:
     state = loaded.state_dict()
     found = model.load_state_dict(state, strict=False, assign=True)
     if found.missing_keys or found.unexpected_keys:
-        raise ModelError("the weights cannot be carried over", config.name_or_path, WEIGHTS_REMEDY)
+        raise ModelError("the weights cannot be carried over", config.name_or_path, COPY_MODEL)
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model.eval()

@@ -17,6 +17,7 @@ from nextquill_core.config.model import ModelConfig
 from nextquill_core.errors import ModelError
 from storage import DigestCache
 from storage.files import read_json
+from storage.stored_json import expect_form
 
 WEIGHTS_AND_TOKENIZER = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 HUB_CACHE = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
@@ -27,6 +28,7 @@ CODE = ("*.py",)
 """Python files of a model folder, which run only if `model.trust_remote_code` is set."""
 GGUF = ".gguf"
 """How the name of a GGUF file ends."""
+COPY_MODEL = "copy or download the model again, all of its files"
 REMEDY = "set model.name_or_path to a folder, a .gguf file, a hub name (org/name), `smollm2` or `tiny`"
 
 
@@ -78,7 +80,7 @@ def is_gguf(name: str) -> bool:
 
 def is_hub_name(name: str) -> bool:
     """Return whether a name is a hub name (OWNER/NAME) and neither a folder of this machine nor a GGUF file."""
-    local = name[0] in "./~" or is_gguf(name) or Path(name).expanduser().is_dir()
+    local = name[:1] in "./~" or is_gguf(name) or Path(name).expanduser().is_dir()
     return name.count("/") == 1 and not local
 
 
@@ -149,6 +151,7 @@ def check_limits(model: str, revision: str, lengths: Mapping[str, int]) -> None:
         lengths: Maximum number of tokens in a sequence, by the text that names their settings.
 
     Raises:
+        UserError: A file has an unexpected form.
         ModelError: The tokenizer has a token without an embedding row that may occur, or the model has too few
             positions.
     """
@@ -160,9 +163,10 @@ def check_limits(model: str, revision: str, lengths: Mapping[str, int]) -> None:
         config = _json(model_file(model, "config.json", revision))
         settings = _json(model_file(model, "tokenizer_config.json", revision))
         rows = _text_config(config).get("vocab_size")
-        if isinstance(rows, int):
-            _check_rows(model, revision, settings, rows)
-        positions = _positions(config) or _finite(settings.get("model_max_length"))
+        with expect_form(f"the JSON files of {model}", COPY_MODEL):
+            if isinstance(rows, int):
+                _check_rows(model, revision, settings, rows)
+            positions = _positions(config) or _finite(settings.get("model_max_length"))
     for names, length in lengths.items():
         if positions is not None and length > positions:
             raise ModelError(

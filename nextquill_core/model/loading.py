@@ -37,14 +37,13 @@ from nextquill_core.config.model import ModelConfig
 from nextquill_core.errors import ModelError, UserError, first_line
 from nextquill_core.model.cpu import make_fast
 from nextquill_core.model.gguf import COPY_AGAIN, USE_FOLDER
-from nextquill_core.model.identity import REMEDY, check_limits
+from nextquill_core.model.identity import COPY_MODEL, REMEDY, check_limits
 from nextquill_core.prompts import PLAIN, REVIEW, WORDINGS, Template, chat_template
 from nextquill_core.tokens import PairEncoder, prompt_lengths
 
 logger = logging.getLogger(__name__)
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NO_TOKENIZER = "there is no tokenizer with a vocabulary"
-WEIGHTS_REMEDY = "copy or download the model again, all of its files"
 TOKENIZER_REMEDY = "add the tokenizer's files (tokenizer.json, tokenizer_config.json) to the folder"
 
 
@@ -308,7 +307,7 @@ def _load_weights(kind: Any, config: ModelConfig, *, remedy: str = REMEDY, **opt
     shapes = {name: (found, wanted) for name, found, wanted in info["mismatched_keys"]}
     faults = describe(set(info["missing_keys"]), unexpected, shapes) or model_faults(model)
     if faults:
-        raise ModelError(f"the weights are not complete: the model {faults}", config.name_or_path, WEIGHTS_REMEDY)
+        raise ModelError(f"the weights are not complete: the model {faults}", config.name_or_path, COPY_MODEL)
     return model
 
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from nextquill_core.errors import ModelError
 from nextquill_core.model.gguf import read_header
-from nextquill_core.model.identity import HUB_CACHE, is_gguf, is_hub_name, model_file
+from nextquill_core.model.identity import COPY_MODEL, HUB_CACHE, is_gguf, is_hub_name, model_file
+from storage.stored_json import expect_form
 
 Name = Literal["plain", "chat"]
 
@@ -78,6 +79,7 @@ def choose_template(setting: str, model: str, revision: str = "main", *, strict:
 
     Raises:
         ModelError: See `strict`; or a GGUF file cannot be read.
+        UserError: A file of the model has an unexpected form.
     """
     if setting != "auto":
         return TemplateChoice("chat" if setting == "chat" else "plain", f"prompt.template is {setting}")
@@ -88,8 +90,9 @@ def choose_template(setting: str, model: str, revision: str = "main", *, strict:
     if found := _by_word(own, f"the model is called {own}"):
         return found
     files = _files(model, revision)
-    if found := _by_stop_token(files) or _by_names(files):
-        return found
+    with expect_form(f"the JSON files of {model}", COPY_MODEL):
+        if found := _by_stop_token(files) or _by_names(files):
+            return found
     family = BASE_FAMILIES.search(own.lower())
     exact = family is not None and re.search(r"\d", own) is not None  # with a version or a size, as it was published
     if local and not exact and (found := _by_folders(model, own)):

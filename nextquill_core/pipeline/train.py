@@ -63,7 +63,7 @@ def _stats(run: Run, name: str, folder: Path) -> dict[str, Any]:
         **{key: last[key] for key in ("clipped_share", "left_out_users", "left_out_examples") if key in last},
     }
     if validated := curves.read(folder / curves.VALIDATION):
-        best = min(validated, key=lambda line: line["loss"])
+        best = min(validated, key=curves.val_loss)
         kept = best if run.config.train.keep == "best" else validated[-1]
         stats["validation"] = {key: value for key, value in kept.items() if key != "first_example"}
     return stats

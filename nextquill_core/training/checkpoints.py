@@ -32,7 +32,7 @@ from nextquill_core.training.ranks import Writer, remove_unfinished, whole_folde
 from storage.files import write_text
 from storage.stored_json import expect_form
 
-LATEST = "latest"
+LATEST, STEP = "latest", "step-"
 READ_BACK = "read_back"
 ROUNDING, ROUNDING_HALF = {torch.float32: 1e-4}, 2e-2
 """Relative difference of two log-likelihoods of the same weights, in single and in half precision."""
@@ -63,7 +63,7 @@ class Checkpoints:
         Raises:
             UserError: The disk is full or cannot be written.
         """
-        tag = f"step-{step:06d}"
+        tag = step_name(step)
         size = count_trained(self.engine) * 4 * (1 + len(MOMENTS))
         tensors, facts = gather_state(self.engine)
 
@@ -77,7 +77,7 @@ class Checkpoints:
         def finish() -> None:
             write_text(self.states / LATEST, tag)
             for folder in (self.states, self.adapters):
-                for old in sorted(folder.glob("step-*"))[: -self.keep]:
+                for old in [*step_folders(folder).values()][: -self.keep]:
                     shutil.rmtree(old)
 
         self.writer(finish, "a checkpoint", size)
@@ -91,25 +91,39 @@ class Checkpoints:
 
         Returns:
             Number of steps that are done, 0 without a checkpoint.
+
+        Raises:
+            ModelError: The checkpoint is damaged.
         """
         latest = self.states / LATEST
-        tag = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
-        step = int(tag.removeprefix("step-") or 0)
+        tag = latest.read_text(encoding="utf-8").strip() if latest.is_file() else step_name(0)
+        with expect_form(str(latest), "run the stage with --force"):
+            step = int(tag.removeprefix(STEP))
         if step:
             step_once()
             restore_state(self.engine, self.states / tag)
         self.writer.resumes_at = step
-        self.writer(lambda: self._remove_later_than(tag), "into it")
+        self.writer(lambda: self._remove_later_than(step), "into it")
         return step
 
-    def _remove_later_than(self, latest: str) -> None:
+    def _remove_later_than(self, newest: int) -> None:
         """Remove what a killed run wrote after the newest checkpoint; the same steps write it again."""
         for folder in (self.states, self.adapters, self.writer.output):
             remove_unfinished(folder)
-            for checkpoint in folder.glob("step-*"):
-                if checkpoint.name > latest:
+            for step, checkpoint in step_folders(folder).items():
+                if step > newest:
                     shutil.rmtree(checkpoint)
         self.writer.reserve()
+
+
+def step_name(step: int) -> str:
+    """Return the name of a folder with what is stored after `step` steps."""
+    return f"{STEP}{step:06d}"
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """Return the folders named by `step_name` in a folder, in the order of their steps."""
+    return dict(sorted((int(path.name.removeprefix(STEP)), path) for path in folder.glob(f"{STEP}*")))
 
 
 def save_adapter(engine: Any, folder: Path, writer: Writer) -> None:

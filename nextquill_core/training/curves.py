@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
 from collections import deque
@@ -17,9 +18,11 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from nextquill_core.errors import UserError
+from nextquill_core.errors import UserError, first_line
 from storage.files import write_text
 from storage.stored_json import read_lines
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 VALIDATION = "val.jsonl"
@@ -59,6 +62,12 @@ def cut(path: Path, last: int) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def val_loss(line: Mapping[str, Any]) -> float:
+    """Return the loss in a line of val.jsonl by which the best adapter is chosen; infinite where it is not a number."""
+    loss: float = line["loss"]
+    return math.inf if math.isnan(loss) else loss
+
+
 def progress_note(metrics: Mapping[str, float]) -> str:
     """Return a step's metrics in a few words for a progress bar."""
     minutes, seconds = divmod(round(metrics["remaining_seconds"]), 60)
@@ -88,20 +97,27 @@ class Trackers:
     """Logs the numbers of each step to the trackers of `train.report_to`; exists on rank 0 alone.
 
     No tracker needs a network: Weights & Biases runs offline unless WANDB_MODE says otherwise, and MLflow writes to a
-    folder unless MLFLOW_TRACKING_URI names a server.
+    folder unless MLFLOW_TRACKING_URI names a server. A tracker that fails later gets a warning and no more numbers,
+    and training continues.
 
     Args:
         report_to: Names of trackers, out of `TRACKERS`.
         output: The run's folder.
         settings: Settings of the run, which Weights & Biases and MLflow record.
         first: Step after which the run resumes, 0 for a new one.
+
+    Raises:
+        UserError: A tracker cannot be started.
     """
 
     def __init__(self, report_to: Sequence[str], output: Path, settings: Mapping[str, Any], first: int) -> None:
-        makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-        opened = [makers[name](output, settings, first) for name in report_to]
-        self._logs: list[Log] = [log for log, _ in opened]
-        self._closers = [close for _, close in opened]
+        self._open: dict[str, tuple[Log, Callable[[], None]]] = {}
+        for name in report_to:
+            try:
+                self._open[name] = MAKERS[name](output, settings, first)
+            except Exception as error:  # another package may raise anything
+                what = f"{name} cannot be started: {first_line(error)}"
+                raise UserError(what, "train.report_to", "fix it, or remove it from the list") from error
 
     def log(self, line: Mapping[str, Any], step: int, group: str) -> None:
         """Log a line of a curve.
@@ -112,13 +128,20 @@ class Trackers:
             group: `train` or `val`; a number is logged as `group/NAME`.
         """
         numbers = {f"{group}/{key}": float(value) for key, value in line.items() if key not in COUNTERS}
-        for log in self._logs:
-            log(numbers, step)
+        self._each(lambda log, _: log(numbers, step))
 
     def close(self) -> None:
         """Flush and close all trackers."""
-        for close in self._closers:
-            close()
+        self._each(lambda _, close: close())
+
+    def _each(self, use: Callable[[Log, Callable[[], None]], None]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                use(*tracker)
+            except Exception as error:  # such as a server that no longer answers
+                del self._open[name]
+                what = first_line(error)
+                logger.warning("%s failed and gets no more numbers, which the run's folder has: %s", name, what)
 
 
 def _tensorboard(output: Path, settings: Mapping[str, Any], first: int) -> tuple[Log, Callable[[], None]]:
@@ -158,6 +181,9 @@ def _mlflow(output: Path, settings: Mapping[str, Any], first: int) -> tuple[Log,
     mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
     return lambda numbers, step: mlflow.log_metrics(dict(numbers), step=step), mlflow.end_run
 
+
+MAKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+"""Functions that start a tracker."""
 
 WINDOW = 20
 """Number of steps that are averaged, and for which the average has to stay too high."""

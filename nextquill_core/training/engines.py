@@ -278,7 +278,10 @@ def configured(train: TrainConfig, dtype: str) -> dict[str, Any] | None:
     refused = list(_refused(document, settled))
     zero = document.get("zero_optimization", {})
     for key, ordered in (("offload_optimizer", offload != "none"), ("offload_param", offload == "parameters")):
-        if ordered and isinstance(zero, dict) and isinstance(zero.get(key), dict) and zero[key].get("device") == "none":
+        own = zero.get(key, AUTO) if ordered and isinstance(zero, dict) else AUTO
+        if own != AUTO and not isinstance(own, dict):
+            refused.append(f"zero_optimization.{key}")
+        elif own != AUTO and own.get("device") == "none":
             refused.append(f"zero_optimization.{key}.device")
     if refused:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from nextquill_core.config.lora import ALL_LINEAR, LoraSettings
 from nextquill_core.config.model import ModelConfig
-from nextquill_core.errors import ModelError
+from nextquill_core.errors import ModelError, first_line
 
 SETTING = "train.lora.targets"
 SHOWN_NAMES = 12
@@ -19,7 +19,7 @@ def check_targets(lora: LoraSettings, base: ModelConfig) -> None:
 
     Raises:
         ModelError: A name or expression matches nothing, or a module that is not a linear layer of the decoder; or
-            the model's configuration cannot be read.
+            the model's configuration cannot be read, or is not that of a causal language model.
     """
     if lora.targets != ALL_LINEAR:
         check_modules(lora, _without_weights(base))
@@ -73,8 +73,12 @@ def _without_weights(base: ModelConfig) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from nextquill_core.model.identity import REMEDY
     from nextquill_core.model.loading import load_pretrained
 
     config = load_pretrained(AutoConfig, base)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+    except Exception as error:  # a model's code may raise anything for a configuration that it does not know
+        raise ModelError(f"cannot build it ({first_line(error)})", base.name_or_path, REMEDY) from error

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -120,15 +120,16 @@ def nextquill_loss(
         normal = _plain_cross_entropy(head, hidden_ND, None, target_N, coefficient_N, rows)
     if not alpha:
         return LossOutput(normal, normal, hidden_ND.new_zeros((), dtype=torch.float32))
-    null_ND = _required(hidden_null_ND)
+    if hidden_null_ND is None:
+        raise ValueError("alpha > 0 needs the hidden states without history (hidden_null_ND)")
     if causal_weight_N is not None:
         coefficient_N = _coefficients(causal_weight_N.float(), sequence_N, normalization, causal_denominator)
     if effect_N is not None:
-        causal = _effect_distance(head, hidden_ND, null_ND, target_N, coefficient_N, effect_N, rows)
+        causal = _effect_distance(head, hidden_ND, hidden_null_ND, target_N, coefficient_N, effect_N, rows)
     elif fast:
-        causal = _chunked_cross_entropy(hidden_ND - null_ND, head.weight_VD, target_N, coefficient_N, rows)
+        causal = _chunked_cross_entropy(hidden_ND - hidden_null_ND, head.weight_VD, target_N, coefficient_N, rows)
     else:
-        causal = _plain_cross_entropy(head, hidden_ND, null_ND, target_N, coefficient_N, rows)
+        causal = _plain_cross_entropy(head, hidden_ND, hidden_null_ND, target_N, coefficient_N, rows)
     return LossOutput(normal + alpha * causal, normal, causal)
 
 
@@ -144,12 +145,6 @@ def _coefficients(
         sum_S = weight_N.new_zeros(len(weight_N)).index_add_(0, sample_N, counted_N)
         weight_N = weight_N / sum_S.masked_fill(sum_S == 0, 1.0)[sample_N]
     return weight_N / denominator
-
-
-def _required(hidden_null_ND: Tensor | None) -> Tensor:
-    if hidden_null_ND is None:
-        raise ValueError("alpha > 0 needs the hidden states without history (hidden_null_ND)")
-    return hidden_null_ND
 
 
 def _chunked_cross_entropy(
@@ -303,7 +298,8 @@ class PreferenceLoss(nn.Module):
         """
         settings = self.order.train
         pairs = [example.pair for example in examples]
-        with self._keeping_less():
+        keeping_less = recomputing(self._norms) if self._lean and torch.is_grad_enabled() else nullcontext()
+        with keeping_less, fast_feed_forward(self._feed_forward, gated_forward):
             hidden, null = self._states(pairs, seed)
         head = head_of(self.model)
         target = _flat([pair.target for pair in pairs], hidden, torch.long)
@@ -349,15 +345,6 @@ class PreferenceLoss(nn.Module):
         parameters = {value.untyped_storage().data_ptr() for value in (*self.parameters(), *self.buffers())}
         del states  # not before here, so that no address was used twice
         return sum(size for address, size in kept.kept_bytes.items() if address not in parameters)
-
-    @contextmanager
-    def _keeping_less(self) -> Iterator[None]:
-        if not (self._lean and torch.is_grad_enabled()):
-            with fast_feed_forward(self._feed_forward, gated_forward):
-                yield
-            return
-        with recomputing(self._norms), fast_feed_forward(self._feed_forward, gated_forward):
-            yield
 
     def _states(self, pairs: Sequence[TokenPair], seed: int | None) -> tuple[Tensor, Tensor | None]:
         """Return the states of both branches, (N, D) each; the second is None where it is not computed."""

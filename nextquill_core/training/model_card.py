@@ -92,11 +92,17 @@ class Card:
 
     def _opening(self) -> str:
         what = "The base model with a LoRA adapter merged into its weights" if self.merged else "A LoRA adapter"
+        article = "an" if self.writes[0] in "ae" else "a"
+        one = f"{article} {self.writes}{' of an item' if self.writes == 'review' else ''}"
+        how = f"as one user would, from that user's past {self._texts}" if self.history else "without a user's history"
         return (
-            f"{what}, trained as `{self.method}` ({self.summary}) by the method of [NextQuill]({PAPER}): it writes a "
-            "review of an item as one user would, from that user's past reviews. Fingerprint of the training: "
-            f"`{self.fingerprint}`."
+            f"{what}, trained as `{self.method}` ({self.summary}) by the method of [NextQuill]({PAPER}): it writes "
+            f"{one} {how}. Fingerprint of the training: `{self.fingerprint}`."
         )
+
+    @property
+    def _texts(self) -> str:
+        return WORDINGS[self.writes].texts
 
     def _use(self) -> str:
         revision = f', revision="{self.revision}"' if self.base_id and self.revision != "main" else ""
@@ -152,13 +158,13 @@ class Card:
             if self.template == "chat"
             else "It is given as it stands, without a chat template; the answer follows the last line break."
         )
-        shown = "The newest past reviews, the oldest of them first" if self.history else "No past review is shown"
+        shown = f"The newest past {self._texts}, the oldest of them first" if self.history else "No history is shown"
         return f"{shown}. {around}\n\n```\n{prompt}```"
 
     def _limits(self) -> str:
         return "\n".join(
             [
-                "- Not an assistant: it continues one prompt, the one above, with one review.",
+                f"- Not an assistant: it continues one prompt, the one above, with one {self.writes}.",
                 "- Not the paper authors' model: it was trained by an independent implementation.",
                 "- Not measured by this card: the last training step says that training went on, not how good the "
                 "texts are.",

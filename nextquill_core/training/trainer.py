@@ -19,7 +19,15 @@ from nextquill_core.orders import TrainOrder
 from nextquill_core.progress import Progress, silent
 from nextquill_core.training import curves
 from nextquill_core.training.budget import out_of_memory
-from nextquill_core.training.checkpoints import Checkpoints, check_loads, example_loss, save_adapter, trained
+from nextquill_core.training.checkpoints import (
+    Checkpoints,
+    check_loads,
+    example_loss,
+    save_adapter,
+    step_folders,
+    step_name,
+    trained,
+)
 from nextquill_core.training.curves import Clipping, RunawayLoss
 from nextquill_core.training.data import MicroBatch, TrainExample, micro_batches, step_examples, steps_per_epoch
 from nextquill_core.training.losses import Denominators, LossOutput, denominators
@@ -380,7 +388,7 @@ class Validation:
             line["first_example"] = example_loss(self.engine, self.examples[0])
         self.writer(lambda: curves.append(self._curve, line), "the curve")
         if self._compare(line) and self._keep_best:
-            save_adapter(self.engine, self._adapters / _tag(step), self.writer)
+            save_adapter(self.engine, self._adapters / step_name(step), self.writer)
         return line
 
     @torch.no_grad()
@@ -413,11 +421,11 @@ class Validation:
 
     def prune(self) -> None:
         """Remove, after a checkpoint, the adapters that were the best before the best one."""
-        best = _tag(self._best["step"]) if self._best else ""
+        best = self._best["step"] if self._best else 0
 
         def drop() -> None:
-            for folder in self._adapters.glob("step-*"):
-                if folder.name < best:
+            for step, folder in step_folders(self._adapters).items():
+                if step < best:
                     shutil.rmtree(folder)
 
         self.writer(drop, "the adapter")
@@ -430,7 +438,7 @@ class Validation:
         """
         if not self._keep_best or self._best is None:
             return None
-        source = self._adapters / _tag(self._best["step"])
+        source = self._adapters / step_name(self._best["step"])
 
         def copy() -> None:
             with whole_folder(adapter) as folder:
@@ -441,11 +449,7 @@ class Validation:
         return expected
 
     def _compare(self, line: dict[str, Any]) -> bool:
-        better = self._best is None or line["loss"] < self._best["loss"]
+        better = self._best is None or curves.val_loss(line) < curves.val_loss(self._best)
         if better:
             self._best = line
         return better
-
-
-def _tag(step: int) -> str:
-    return f"step-{step:06d}"

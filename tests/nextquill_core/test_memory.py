@@ -55,3 +55,17 @@ def test_the_whole_memory_is_the_machines_within_its_limits(cgroup: Path) -> Non
     assert memory.total_memory(CPU) == 10 * MB, "whatever is in use"
     limit(cgroup, 4 * MB, 0, 0)
     assert memory.total_memory(CPU) == 4 * MB
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+    ],
+)
+def test_errors_that_say_that_memory_ran_out(error: Exception, expected: bool) -> None:
+    assert memory.is_out_of_memory(error) is expected

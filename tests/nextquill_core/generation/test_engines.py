@@ -10,6 +10,13 @@ REQUESTS = [Request(key, [1]) for key in "abc"]
 ODD = Generation("שלום 👩‍🚀\u2028\n\tend", 3, "stop")
 
 
+def test_half_of_the_first_line_does_not_spoil_what_follows(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"key": "c", "ans')
+    Journal(path).keep(REQUESTS[0], ODD)
+    assert Journal(path).answers(REQUESTS[:1]) == [ODD]
+
+
 def test_what_was_kept_stands_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     journal = Journal(path)

@@ -27,6 +27,7 @@ from nextquill_core.generation import openai_engine as server
 from nextquill_core.generation.decoding import GREEDY, PAPER, SAMPLED, Decoding
 from nextquill_core.generation.engines import CUT, STOPPED, Generation, Request, request_seed
 from nextquill_core.generation.local_engine import TransformersEngine
+from nextquill_core.generation.openai_chat import ChatEngine, ChatRequest
 from nextquill_core.generation.openai_engine import OpenAIEngine
 from nextquill_core.prompts import Template
 from nextquill_core.tokens import UserTextTokenizer
@@ -226,6 +227,68 @@ def test_a_server_that_fails_to_score_is_one_line(trouble: Script, said: str, lo
         asked.answer_logps(client, [3, 4], [5])
 
 
+def body(content: bytes, kind: str = "application/json") -> Script:
+    def script(handler: Scripted, _body: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return script
+
+
+PAGE = body(b"<html>it works</html>", "text/html")
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (PAGE, "not a part of an answer: '<html>it works"),
+        (body(b"nonsense"), "not a part of an answer: 'nonsense"),
+        (body(b"[]"), "not a part of an answer"),
+        (body(b'{"choices": [7]}'), "not a part of an answer"),
+        (body(b'{"choices": [{"logprobs": {"token_logprobs": 3}}]}'), "not a part of an answer"),
+        (body(b'{"choices": [{"logprobs": {"token_logprobs": [null, -1, null]}}]}'), "of the prompt's tokens"),
+        (body(b'{"choices": [{"logprobs": null}]}'), "of the prompt's tokens"),
+        (body(b'{"choices": []}'), "of the prompt's tokens"),
+    ],
+)
+def test_a_score_of_another_form_is_one_line(reply: Script, said: str, local: Any) -> None:
+    local.script = [reply]
+    asked = engine(local)
+    with asked.client() as client, pytest.raises(UserError, match=f"gives no log-probabilities.*{said}") as caught:
+        asked.answer_logps(client, [3, 4], [5])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_echoed_prompt_gives_the_log_probabilities_of_the_answer(local: Any) -> None:
+    local.script = [body(b'{"choices": [{"logprobs": {"token_logprobs": [null, -1, -2.5, 0, -9]}}]}')]
+    asked = engine(local)
+    with asked.client() as client:
+        assert asked.answer_logps(client, [3, 4], [5, 6]) == [-2.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        PAGE,
+        body(b"nonsense"),
+        body(b"[]"),
+        body(b'{"choices": [7]}'),
+        body(b'{"choices": [{"finish_reason": "stop", "message": {"content": ["x"]}}]}'),
+        body(b'{"choices": [{"finish_reason": "stop", "message": {}}], "usage": {"prompt_tokens": "x"}}'),
+    ],
+)
+def test_a_chat_answer_of_another_form_is_asked_for_again(reply: Script, local: Any) -> None:
+    chat = body(b'{"choices": [{"finish_reason": "stop", "message": {"content": " yes "}}]}')
+    local.script = [reply, chat, reply, reply, reply, reply]
+    settings = engine(local).settings
+    asked = ChatEngine(settings, "judge", max_tokens=9)
+    assert asked.generate([ChatRequest("q", [], text="?")]) == [Generation("yes", 0, STOPPED)]
+    with pytest.raises(UserError, match=r"no answer after 4 attempts .not a part of an answer"):
+        asked.generate([ChatRequest("q", [], text="?")])
+
+
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_refusals_are_reported_at_once(code: int, local: Any) -> None:
     local.script = [status(code, "go away")] * 20
@@ -313,6 +376,28 @@ def test_an_opening_marker_is_left_to_the_server(local: Any) -> None:
     assert reply.text == "hello"
 
 
+@pytest.mark.parametrize("opening", [[], [1]])
+def test_a_prompt_that_no_text_gives_is_sent_from_its_first_token(local: Any, opening: list[int]) -> None:
+    class OneSign:
+        """A tokenizer of characters with the control token 0, which no blank inside can keep from being one."""
+
+        chat_template, all_special_tokens = None, ("!",)
+        added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 - as transformers has it
+
+        def convert_tokens_to_ids(self, _text: str) -> int:
+            return 0
+
+        def __call__(self, text: str, **_options: Any) -> dict[str, list[int]]:
+            return {"input_ids": [*opening, *(0 if sign == "!" else ord(sign) for sign in text)]}
+
+        def decode(self, ids: list[int], **_options: Any) -> str:
+            return "".join({0: "!", 1: "<s>"}.get(token) or chr(token) for token in ids)
+
+    local.script = [only_text] * 2
+    (reply,) = engine(local, tokenizer=OneSign()).generate([Request("u", [*opening, *map(ord, "hello!")])])
+    assert reply.text == "hello!"
+
+
 def test_without_counts_the_tokenizer_counts(local: Any, tiny_tokenizer: Any) -> None:
     local.script = [lambda handler, _: handler.stream(part(" 😀 so"), part(" fine", "length"))]
     (reply,) = engine(local, tokenizer=tiny_tokenizer).generate(requests(1))
@@ -349,9 +434,17 @@ def test_an_invalid_key_is_reported_by_its_variable(key: str, local: Any, monkey
         engine(local, api_key_env="MY_KEY")
 
 
-def test_an_invalid_address_is_reported(local: Any) -> None:
-    with pytest.raises(UserError, match=r"localhost:8000.*not an address"):
-        engine(local, url="localhost:8000/v1")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1", "http://", "http://[::1", "http://host:99999/v1", "http://host:port/v1",
+        "http://host:1/v1\n", "", "file:///v1",
+    ],
+)  # fmt: skip
+def test_an_invalid_address_is_reported(local: Any, url: str) -> None:
+    with pytest.raises(UserError, match=r"not an address; write it as in http://127\.0\.0\.1:8000/v1$") as caught:
+        engine(local, url=url)
+    assert url.strip() in str(caught.value)
 
 
 @pytest.mark.parametrize("request_", [Request("u", [1], counterfactual=[2]), Request("u", [1], adapter="ann")])

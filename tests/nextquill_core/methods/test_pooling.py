@@ -21,11 +21,13 @@ MODULES = [{"type": "sentence_transformers.models.Transformer"}, {"type": "sente
 NORMALIZE = {"type": "sentence_transformers.models.Normalize"}
 
 
-def files(folder: Path, modules: Any, mode: str = "mean_tokens", length: int = 128) -> Path:
-    """Write the files of sentence-transformers."""
+def files(folder: Path, modules: Any, mode: Any = "mean_tokens", length: int = 128, *, newer: bool = False) -> Path:
+    """Write the files of sentence-transformers, in the form up to 5.3 or since 5.4."""
     (folder / "1_Pooling").mkdir(parents=True)
     (folder / "modules.json").write_text(json.dumps(modules))
     settings = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": False, f"pooling_mode_{mode}": True}
+    if newer:
+        settings = {"embedding_dimension": 16, "pooling_mode": mode, "include_prompt": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
     return folder
@@ -51,6 +53,14 @@ def test_what_the_files_ask_for(tmp_path: Path) -> None:
 def test_what_is_not_supported_is_refused(modules: Any, mode: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         stored_pooling(str(files(tmp_path / "a", modules, mode)))
+
+
+def test_the_newer_form_of_the_files_decides_too(tmp_path: Path) -> None:
+    for mode in ("mean", "cls"):
+        assert stored_pooling(str(files(tmp_path / mode, MODULES, mode, newer=True))) == Pooling(mode, False, 128)  # type: ignore[arg-type]
+    for mode in ("max", ["cls", "mean"], None):
+        with pytest.raises(ModelError, match="which is not supported"):
+            stored_pooling(str(files(tmp_path / str(mode), MODULES, mode, newer=True)))
 
 
 def plain(folder: str, texts: list[str], length: int) -> Tensor:

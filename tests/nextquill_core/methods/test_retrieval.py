@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextquill_core.methods.retrieval import bm25_scores, dense_scores, query_text, review_text, with_best
+from nextquill_core.errors import UserError
+from nextquill_core.methods.registry import Method
+from nextquill_core.methods.retrieval import (
+    bm25_scores,
+    dense_scores,
+    query_text,
+    review_text,
+    with_best,
+    with_selected,
+)
 from nextquill_core.schemas import Example, Item, Review
 from tests.conftest import review
 
@@ -148,3 +157,19 @@ def test_the_best_stay_in_time_order_and_ties_go_to_the_newer() -> None:
     assert with_best(asked, [-1.0, -3.0, -2.0, -9.0, -9.0], 2).history == (past[0], past[2])
     with pytest.raises(ValueError, match="4 scores for 5 past reviews"):
         with_best(asked, scores[:4], 3)
+
+
+def test_a_method_selects_past_reviews_in_order_without_seeing_the_text_to_be_written() -> None:
+    asked = example(FOX, SLOW, OWL)
+    seen: list[Example] = []
+
+    def selected(*chosen: Review, k: int = 2) -> Example:
+        return with_selected(Method("mine", "", "mine", select=lambda one, _: seen.append(one) or chosen), asked, k)
+
+    assert selected(FOX, OWL) == replace(asked, history=(FOX, OWL))
+    assert (seen[0].target.text, seen[0].target.item) == ("", WANTED.item)
+    for wrong in ((FOX, SLOW, OWL), (OWL, FOX), (FOX, FOX), (WANTED,)):
+        with pytest.raises(UserError, match="method `mine` does not select up to 2 past reviews of C:u:0, oldest"):
+            selected(*wrong)
+    with pytest.raises(UserError, match="fix `select` in its package"):
+        with_selected(Method("mine", "", "mine", select=lambda *_: None), asked, 2)  # type: ignore[arg-type, return-value]

@@ -82,6 +82,16 @@ def test_reviews_of_the_same_item_and_copies_of_the_text_are_left_out() -> None:
     assert found[1].history == person(0).history
 
 
+@pytest.mark.parametrize("description", ["", "A lamp of brass."])
+def test_items_without_a_title_are_told_apart_by_their_descriptions(description: str) -> None:
+    target = Review(Item("", description), 5.0, "t", text(3, 40))
+    same_item = Review(Item("", description.upper()), 1.0, "t", "poor")
+    other_item = Review(Item("", "A chair."), 1.0, "t", "good")
+    giver = replace(person(1), history=(same_item, other_item))
+    shown = with_strangers_history([replace(person(0), target=target), giver], 0)[0].history
+    assert shown == ((other_item,) if description else (same_item, other_item))
+
+
 def test_a_text_of_one_character_is_not_found_in_everything() -> None:
     target = replace(review(7), text="a")
     copy = replace(review(8), text="A")

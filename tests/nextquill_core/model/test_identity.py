@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nextquill_core.errors import ModelError
-from nextquill_core.model.identity import check_limits
+from nextquill_core.errors import ModelError, UserError
+from nextquill_core.model.identity import check_limits, is_hub_name
 
 ROOM = {"a and b": 100}
 
@@ -73,6 +73,28 @@ def test_positions(tmp_path: Path, config: dict[str, Any], settings: dict[str, A
     if allowed:
         with pytest.raises(ModelError, match=rf"the model has {allowed} positions, and x allow {allowed + 1} tokens"):
             check_limits(model, "main", {"x": allowed + 1})
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"model": None},
+        {"model": [1]},
+        {"model": {"vocab": [1]}},
+        {"model": {"vocab": {"a": "b"}}},
+        {"added_tokens": None},
+        {"added_tokens": [{"id": 9, "content": "x"}]},
+    ],
+)
+def test_a_tokenizer_of_another_form_is_one_line(tmp_path: Path, tokenizer: Any) -> None:
+    model = folder(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"the JSON files of .*/m: .* unexpected form .*; copy or download the model"):
+        check_limits(model, "main", ROOM)
+
+
+def test_no_name_is_no_hub_name() -> None:
+    assert not is_hub_name("")
 
 
 def test_a_model_that_is_not_here_is_not_looked_at() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nextquill_core.config import ModelConfig
-from nextquill_core.errors import ModelError
+from nextquill_core.errors import ModelError, UserError
 from nextquill_core.model.template_choice import choose_template
 from tests.gguf_files import write_gguf
 
@@ -119,6 +119,21 @@ def test_a_derived_model_is_not_plain_for_its_base_models_name(tmp_path: Path) -
 def test_broken_files_are_left_to_the_loading_of_the_model(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "x", tokenizer_config="{", generation_config=[1])
     assert choose_template("auto", str(folder)).name == "plain"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"added_tokens_decoder": {"1": {}}}, "generation_config": {"eos_token_id": 1}},
+        {"tokenizer_config": {"added_tokens_decoder": [1]}},
+        {"tokenizer_config": {"chat_template": [1]}},
+        {"tokenizer_config": {"chat_template": "{{ eos_token }}", "eos_token": 5}},
+        {"tokenizer": {"added_tokens": None}},
+    ],
+)
+def test_files_of_another_form_are_one_line(tmp_path: Path, files: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"the JSON files of .*/x: .* unexpected form"):
+        choose_template("auto", str(model_folder(tmp_path / "x", **files)))
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from nextquill_core.config import LoraSettings
 from nextquill_core.errors import ModelError, UserError
 from nextquill_core.model.loading import ADAPTER_FILE
 from nextquill_core.orders import TrainOrder
-from nextquill_core.training.checkpoints import check_loads, example_loss, holds_weights, save_adapter
+from nextquill_core.training.checkpoints import Checkpoints, check_loads, example_loss, holds_weights, save_adapter
 from nextquill_core.training.engines import PlainEngine
-from nextquill_core.training.losses import PreferenceLoss
+from nextquill_core.training.losses import Denominators, PreferenceLoss
 from nextquill_core.training.ranks import Writer
 from tasks.ranks.launch import RanksFailed
 from tests.models import small_model
@@ -179,6 +179,21 @@ class Loaded:
         tensors = load_file(self.folder / ADAPTER_FILE)
         change(tensors)
         save_file(tensors, self.folder / ADAPTER_FILE)
+
+
+def test_the_newest_checkpoints_stay_after_a_million_steps_too(alone: None, tmp_path: Path) -> None:
+    engine = Loaded(tmp_path / "adapter", "q_proj").engine
+    written = Checkpoints(engine, Writer(tmp_path, "cpu"), keep=2)
+    written.resume(lambda: None)
+    engine.backward(engine((EXAMPLES[0],), Denominators(1.0, 1.0)).loss)
+    engine.step()  # an optimizer that has stepped has a state to store
+    for step in (999_998, 999_999, 1_000_000):
+        written.write(step)
+    assert sorted(path.name for path in written.adapters.iterdir()) == ["step-1000000", "step-999999"]
+    assert written.resume(lambda: None) == 1_000_000
+    (written.states / "latest").write_text("?")
+    with pytest.raises(UserError, match=r"/latest: the stored value has an unexpected form .*--force$"):
+        written.resume(lambda: None)
 
 
 REGEX = r".*\.(q_proj|v_proj)"

@@ -41,6 +41,27 @@ def test_a_resumed_run_hides_what_a_killed_one_wrote_of_later_steps(tmp_path: Pa
     assert scalars(tmp_path / "tensorboard") == {"train/loss": [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]}
 
 
+def test_a_tracker_that_fails_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logged: list[int] = []
+
+    def fail(*_: object) -> None:
+        raise ConnectionError("the server is gone\nand more")
+
+    monkeypatch.setitem(curves.MAKERS, "mlflow", lambda *_: (fail, fail))
+    monkeypatch.setitem(curves.MAKERS, "wandb", lambda *_: (lambda _, step: logged.append(step), fail))
+    trackers = Trackers(["mlflow", "wandb"], tmp_path, {}, 0)
+    for step in (1, 2):
+        trackers.log({"loss": 1.0}, step, "train")
+    trackers.close()
+    assert logged == [1, 2]
+    assert [record.message.partition(" failed and")[0] for record in caplog.records] == ["mlflow", "wandb"]
+    monkeypatch.setitem(curves.MAKERS, "mlflow", fail)
+    with pytest.raises(UserError, match=r"^train\.report_to: mlflow cannot be started: the server is gone; fix it"):
+        Trackers(["mlflow"], tmp_path, {}, 0)
+
+
 def test_a_note_tells_loss_pace_memory_and_what_is_left() -> None:
     line = {"loss": 2.3456, "tokens_per_second": 1234.5, "memory_gb": 12.34, "remaining_seconds": 3725.4}
     assert progress_note(line) == "loss 2.346  1,234 tokens/s  12.3 GB  1:02:05 left"

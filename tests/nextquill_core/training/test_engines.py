@@ -178,6 +178,11 @@ def test_a_file_as_transformers_users_have_it_is_laid_under_ours(tmp_path: Path)
             {"offload": "optimizer"},
             "zero_optimization.offload_optimizer.device",
         ),
+        (
+            {"zero_optimization": {"offload_optimizer": None}},
+            {"offload": "optimizer"},
+            "zero_optimization.offload_optimizer",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(

@@ -114,6 +114,12 @@ def test_a_model_is_asked_for_its_layers_without_its_weights(tiny_folder: Any, t
         check_targets(LoraSettings(targets="nosuch"), model)
 
 
+def test_a_model_of_another_kind_is_one_line(tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "d_model": 16, "num_layers": 1, "vocab_size": 20}')
+    with pytest.raises(ModelError, match=r"cannot build it \(Unrecognized configuration class.*T5.*; set model\."):
+        check_targets(LoraSettings(targets="q"), ModelConfig(name_or_path=str(tmp_path)))
+
+
 def test_the_same_list_is_the_same_adapter() -> None:
     written: list[Any] = ["q_proj", ("q_proj",)]
     assert len({str(LoraSettings(targets=targets).fingerprint_fields()) for targets in written}) == 1

@@ -82,3 +82,13 @@ def test_the_prompt_shown_is_the_prompt_built() -> None:
     assert "Past reviews by the same user" in CARD.render()
     assert "Past reviews by the same user" not in replace(CARD, history=False).render()
     assert "Title: Could not put it down\nReview:\n```" in CARD.render()
+
+
+def test_the_card_says_what_is_written_and_from_what() -> None:
+    def opening(**changes: Any) -> str:
+        return replace(CARD, **changes).render().split("): it ")[1].partition(". ")[0]
+
+    assert opening() == "writes a review of an item as one user would, from that user's past reviews"
+    assert opening(writes="email") == "writes an email as one user would, from that user's past emails"
+    assert opening(history=False) == "writes a review of an item without a user's history"
+    assert "review" not in replace(CARD, writes="post").render()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from nextquill_core.model.loading import encoder_for
 from nextquill_core.orders import TrainOrder
 from nextquill_core.training.curves import RunawayLoss
 from nextquill_core.training.data import training_examples, validation_examples, validation_subset
-from nextquill_core.training.trainer import GradientWatch, gradients_finite, learning_rate_at
+from nextquill_core.training.trainer import GradientWatch, Validation, gradients_finite, learning_rate_at
 from tests.models import adapted_model
 from tests.nextquill_core.training.runs import STEPS, Kill, adapter, checkpoints, curve, ordered, sequences, train
 from tests.nextquill_core.training.test_curves import steps_until_found
@@ -138,6 +139,13 @@ def test_the_best_of_nothing_is_refused(tiny_folder: Path, tiny_tokenizer: Any, 
         validation_examples(order, tiny_tokenizer)
     with pytest.raises(ValueError, match="keep best needs validation"):
         TrainConfig(keep="best", val_every=0)
+
+
+def test_a_val_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    order = ordered(tmp_path, tmp_path, tmp_path, val_every=None, keep="best")
+    validation = Validation(order, None, [], SimpleNamespace(output=tmp_path), train_examples=4)  # type: ignore[arg-type]
+    losses = [float("nan"), 2.0, float("nan"), 3.0, 1.0]
+    assert [validation._compare({"loss": loss}) for loss in losses] == [True, True, False, False, True]
 
 
 def test_what_decides_nothing_makes_no_adapter_stale() -> None:
