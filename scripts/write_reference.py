@@ -38,14 +38,25 @@ TABLES = (
     ),
     ("ingest", "quarantine/*.parquet", schemas.QUARANTINE, "One row per input row that could not be read, and why."),
     (
-        "score",
+        "effects, score",
         "effects/*.parquet",
         schemas.EFFECTS,
-        "One value per token of the true review. Log-probabilities are in nats, with and without the history; "
-        "`effect` is the difference of the two probabilities.",
+        "One row per example. Each list has one value per token of the true review and of the token that ends it: the "
+        "token id, its log-probability with the history (factual) and without (counterfactual), and `effect`, the "
+        "difference of the two probabilities.",
     ),
-    ("score", "weights/*.parquet", schemas.WEIGHTS, "One preference weight per token of the true review."),
-    ("relevance", "relevance/*.parquet", schemas.RELEVANCE, "One score per earlier review, in the order of `history`."),
+    (
+        "score",
+        "weights/*.parquet",
+        schemas.WEIGHTS,
+        "One row per example: the preference weight of each token of `target_ids` in `effects/`.",
+    ),
+    (
+        "relevance",
+        "relevance/*.parquet",
+        schemas.RELEVANCE,
+        "One row per example: the score of each earlier review, in the order of `history`.",
+    ),
     ("summaries", "summaries/*.parquet", schemas.SUMMARIES, "A summary of the older reviews of the example's user."),
     (
         "profiles",
@@ -78,7 +89,7 @@ TABLES = (
         "likelihood",
         "likelihoods/*.parquet",
         schemas.LIKELIHOODS,
-        "Log-probability of each token of the true review under a method's model, in nats.",
+        "One row per example: the log-probability of each token of the true review under a method's model, in nats.",
     ),
     (
         "rubrics",
@@ -150,7 +161,7 @@ def artifacts() -> str:
         "# Artifact columns",
         "",
         "Look up which Parquet files an artifact has, and their columns. An artifact is the folder",
-        "`STORE/STAGE/FINGERPRINT/`; `nextquill path STAGE --config FILE` prints it. Times are UTC milliseconds and",
+        "`STORE/KIND/FINGERPRINT/`; `nextquill path STAGE --config FILE` prints it. Times are UTC milliseconds and",
         "log-probabilities nats.",
     ]
     for stage, files, schema, note in TABLES:

@@ -1,8 +1,11 @@
 """Every code block of the README and of docs/ is checked: settings are accepted, commands exist with these options.
 
 Not all commands can be run here: some need a cluster, a server or a GPU. Those of `nextquill` and `prefect` are parsed
-by the programs' own parsers, and paths of the repository in all others must exist. The tutorial is run to its end in
-`tests/docs/test_tutorial.py`; docs/how-to/sources.md in `tests/nextquill_core/ingest/sources/test_third_party.py`.
+by the programs' own parsers, and paths of the repository in all others must exist. Python is compiled here and run
+elsewhere: by the other files of this folder, `tests/nextquill_core/causal/test_weights.py` and
+`tests/nextquill_core/pipeline/test_plugins.py`. The tutorial is run to its end in `tests/docs/test_tutorial.py`;
+docs/how-to/sources.md and docs/tutorials/write-a-source.md in
+`tests/nextquill_core/ingest/sources/test_third_party.py`.
 """
 
 from __future__ import annotations

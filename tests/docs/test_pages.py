@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import main
+from nextquill_core.pipeline.step import KINDS
 from scripts.write_reference import FOLDER, PAGES
 from tests.conftest import REPO
 
@@ -66,6 +67,30 @@ def test_a_page_has_one_title_and_says_first_what_it_is_for(page: Path) -> None:
     if page.parent != REPO:
         first = text.split("\n\n")[1]
         assert first.startswith(("After this page", "Look up")), f"{page} begins with {first!r}"
+
+
+def test_the_page_of_kinds_has_a_row_for_each_kind_with_its_command_and_file() -> None:
+    page = (REPO / "docs/reference/kinds.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| `(\w+)`[^|]* \| `([\w/.]+)` \|$", page, re.MULTILINE)
+    files = {name: kind.path.partition(":")[0].replace(".", "/") + ".py" for name, kind in KINDS.items()}
+    wanted = {
+        (name, kind.command, files[name].removeprefix("nextquill_core/pipeline/")) for name, kind in KINDS.items()
+    }
+    assert set(rows) == wanted
+    assert len(rows) == len(wanted)
+
+
+def test_the_tree_of_the_readme_has_every_package() -> None:
+    tree = (REPO / "README.md").read_text(encoding="utf-8").partition("## The tree")[2]
+    named: set[str] = set()
+    parent = ""
+    for indent, name in re.findall(r"^( *)([\w./]+)  ", tree, re.MULTILINE):
+        parent = parent if indent else name
+        named.add((parent if indent else "") + name.rstrip("/"))
+    assert all((REPO / place).exists() for place in named)
+    for package in ("flows", "tasks", "nextquill_core"):
+        inner = {path.parent.relative_to(REPO).as_posix() for path in (REPO / package).glob("*/__init__.py")}
+        assert inner <= named
 
 
 def test_readme_and_reference_name_every_exit_code() -> None:
