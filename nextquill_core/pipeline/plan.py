@@ -265,6 +265,8 @@ def make_plan(
         "delta": config.weights.delta,
         "seed": config.seed,
     }
+    if len(files) > 1:
+        measuring["resampled"] = "users across categories"  # which changes nothing where there is one category
     if "exact" in config.evaluate.preference_tokens:
         from nextquill_core.synthetic.truth import truth_file
 
