@@ -45,19 +45,23 @@ class Plugins(Mapping[str, T]):
     def added(self) -> dict[str, EntryPoint]:
         """Return the entry points of other packages by name, without importing them."""
         found = _entry_points(self.group, tuple(sys.path))
-        return {name: point for name, point in found.items() if name not in self.built_in}
+        return {name: points[0] for name, points in found.items() if name not in self.built_in}
 
     def load(self, name: str) -> T:
         """Return the one called `name`.
 
         Raises:
-            UserError: There is none (the nearest name is suggested), or its package cannot be loaded.
+            UserError: There is none (the nearest name is suggested), several packages add it, or its package cannot be
+                loaded.
         """
         if name in self.built_in:
             return self.built_in[name]
         others = self.added()
         if name not in others:
             raise self.fault(f"unknown {self.kind} `{name}`", self.setting, suggestion(name, [*self.built_in, *others]))
+        if len(several := _entry_points(self.group, tuple(sys.path))[name]) > 1:
+            what = f"several packages add a {self.kind} `{name}`: {' and '.join(map(_package, several))}"
+            raise self.fault(what, self.setting, "uninstall all of them but one")
         try:
             found: T = others[name].load()
         except Exception as error:  # another package's import may raise anything
@@ -88,20 +92,29 @@ class Plugins(Mapping[str, T]):
         """
         rows, broken = {name: summary(one) for name, one in self.built_in.items()}, []
         for name, point in self.added().items():
-            package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
             try:
-                rows[name] = f"{summary(self.load(name))} [{package}]"
+                rows[name] = f"{summary(self.load(name))} [{_package(point)}]"
             except UserError as error:
-                broken.append(f"{error} [{package}]")
+                broken.append(f"{error} [{_package(point)}]")
             except AttributeError:
-                broken.append(f"{self.kind} `{name}` has no summary; give it one [{package}]")
+                broken.append(f"{self.kind} `{name}` has no summary; give it one [{_package(point)}]")
         return rows, broken
 
 
 @functools.cache
-def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Return the entry points of a group; reading those of all packages takes a while, so once for each `sys.path`."""
-    return {point.name: point for point in entry_points(group=group)}
+def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """Return the entry points of a group by name, usually one each.
+
+    Reading those of all packages takes a while, so they are read once for each `sys.path`.
+    """
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nextquill_core.analysis.example_view import scale
 from nextquill_core.analysis.html import page, script
+from nextquill_core.analysis.token_colours import scale
 from nextquill_core.generation.decoding import DECODINGS
 from nextquill_core.writing.prompter import SANE
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from nextquill_core.analysis.figures import effect_panels, png
 from nextquill_core.analysis.html import page, printable, visible
-from nextquill_core.analysis.token_colours import Unit, units_of
+from nextquill_core.analysis.token_colours import Unit, scale, units_of
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer
 
 Decode = Callable[[Sequence[int]], list[str]]
@@ -55,7 +55,7 @@ def effects_html(summary: EffectsSummary, decode: Decode, *, source: str = "the 
         figure=figure,
         tokens=_top_tokens(summary, decode),
         answers=[_shown(answer, summary.delta, decode) for answer in summary.answers],
-        scale=[Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)],
+        scale=scale(),
     )
 
 

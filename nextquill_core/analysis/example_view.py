@@ -20,7 +20,7 @@ from rich.text import Text
 
 from nextquill_core.analysis import token_colours
 from nextquill_core.analysis.html import page, printable, script
-from nextquill_core.analysis.token_colours import Unit, terminal_safe, terminal_text
+from nextquill_core.analysis.token_colours import Unit, scale, terminal_safe, terminal_text
 from nextquill_core.schemas import Example, Review
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
@@ -306,11 +306,6 @@ def _block(users: Sequence[Sequence[ExplainedExample]], past_chars: int, methods
     value = [[_compact(one, past_chars, methods) for one in examples] for examples in users]
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(printable(text).encode(), 9)).decode("ascii")
-
-
-def scale() -> list[Unit]:
-    """Return the legend of the colours."""
-    return [Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)]
 
 
 def _compact(one: ExplainedExample, past_chars: int, methods: Sequence[str] | None) -> dict[str, Any]:

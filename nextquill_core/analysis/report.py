@@ -35,7 +35,7 @@ from nextquill_core.evaluation.tables import ALL, Row
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One artifact of the run. `note` is for instance "reused"; `seconds` is None where it was not measured."""
+    """One artifact of the run; `seconds` is None where it was not measured."""
 
     name: str
     fingerprint: str
@@ -43,7 +43,6 @@ class Stage:
     rows: int | None = None
     size: int | None = None
     seconds: float | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,6 @@ class Report:
 
     Attributes:
         title: Title of the page.
-        lead: One or two sentences below the title.
         verdict: At most three sentences on what the numbers show, as of `verdict.verdict`.
         about: What the page is about, label and value: date, version, machine, base model, number of users, seed.
         facts: The most important numbers, label and value.
@@ -190,7 +188,7 @@ class Report:
         differences: Differences from the published setting, one or two sentences each.
         costs: Rows of `tables.cost_rows`.
         answers: Rows of `tables.answer_rows`.
-        settings: How the metrics are computed, `metric_notes.settings()`.
+        settings: How the metrics are computed, as of `metrics.metric_settings`.
         scores_figures: Figures beside the tables.
         effect_figures: Figures of the causal effects.
         tokens: Tokens with the highest mean effect, in that order.
@@ -202,7 +200,6 @@ class Report:
     """
 
     title: str
-    lead: str = ""
     verdict: Sequence[str] = ()
     about: Sequence[tuple[str, str]] = ()
     facts: Sequence[tuple[str, str]] = ()

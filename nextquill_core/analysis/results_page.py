@@ -13,14 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from nextquill_core.analysis.figures import difference_panels, png
-from nextquill_core.analysis.result_tables import NOTHING, SIGNIFICANT
-from nextquill_core.evaluation.metrics import METRICS
+from nextquill_core.analysis.result_tables import NOTHING, SIGNIFICANT, p_value_text, signed
+from nextquill_core.evaluation.metrics import LIKELIHOOD, METRICS, PERSONAL_GAIN
 
 Row = Mapping[str, Any]
 Study = Mapping[str, Any]
-MINUS = "\N{MINUS SIGN}"
-GAIN, LIKELIHOOD = "personal_gain", "log_likelihood"
-HEADLINES = (GAIN, LIKELIHOOD)
+HEADLINES = (PERSONAL_GAIN, LIKELIHOOD)
 """The metrics that decide: how much more likely a user's own history makes the true review than a stranger's, and how
 likely the true review is."""
 INDEPENDENT = ("_crossfit", "_exact")
@@ -250,7 +248,9 @@ def _gain_on_val(study: Study) -> str:
     rows = study["tables"].get("variants_val", {}).get("comparisons", [])
     pairs = [row for row in rows if (row["method"], row["reference"]) == (study["method"], study["reference"])]
     at = {(row["candidate"], row["metric"]): row for row in pairs}
-    gaining = [name for name, key in at if key == GAIN and significant(at[name, key]) and _better(at[name, key])]
+    gaining = [
+        name for name, key in at if key == PERSONAL_GAIN and significant(at[name, key]) and _better(at[name, key])
+    ]
     if not gaining:
         return ""
     told = "; ".join(
@@ -413,20 +413,14 @@ def _name(key: str) -> str:
 def _stated(row: Row) -> str:
     """Return a metric with the difference, its interval and its corrected p-value."""
     key = row["metric"]
+    difference, low, high = _differences(row)
     unit = "" if METRICS[key].judges_text else UNIT
-    return (
-        f"{_name(key)} ({_signed(row['difference'], key)} [{_signed(row['ci_low'], key)}, "
-        f"{_signed(row['ci_high'], key)}]{unit}, {_p(row['p_adjusted'])})"
-    )
+    return f"{_name(key)} ({difference} [{low}, {high}]{unit}, {p_value_text(row)})"
 
 
-def _signed(value: float, key: str) -> str:
-    text = METRICS[key].text(value)
-    return text if text.startswith(MINUS) else f"+{text}"
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+def _differences(row: Row) -> list[str]:
+    """Return a difference and the ends of its interval as shown."""
+    return [signed(row[name], METRICS[row["metric"]].decimals) for name in ("difference", "ci_low", "ci_high")]
 
 
 def _value(row: Row | None, column: Sequence[Row]) -> str:
@@ -443,10 +437,8 @@ def _value(row: Row | None, column: Sequence[Row]) -> str:
 def _difference_cell(row: Row | None) -> str:
     if row is None:
         return NOTHING
-    key = row["metric"]
-    value = _signed(row["difference"], key)
-    value = f"**{value}**" if significant(row) else value
-    return f"{value} [{_signed(row['ci_low'], key)}, {_signed(row['ci_high'], key)}], {_p(row['p_adjusted'])}"
+    difference, low, high = _differences(row)
+    return f"{f'**{difference}**' if significant(row) else difference} [{low}, {high}], {p_value_text(row)}"
 
 
 def _cell(text: Any) -> str:

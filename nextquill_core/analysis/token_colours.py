@@ -58,6 +58,11 @@ class Unit:
         return opacity if opacity >= FAINTEST else 0.0
 
 
+def scale() -> list[Unit]:
+    """Return the legend of the colours."""
+    return [Unit(f"{effect:+g}", effect, False, "") for effect in (-0.5, -0.1, -0.02, 0.02, 0.1, 0.5)]
+
+
 def units_of(
     answer: ScoredAnswer, delta: float, texts: Sequence[str], weights: Sequence[float] | None = None
 ) -> Iterator[Unit]:

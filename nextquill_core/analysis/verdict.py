@@ -89,19 +89,20 @@ def metric_order(metric: Metric) -> tuple[int, bool, int]:
     return group, metric.table != GAIN, list(METRICS).index(metric.key)
 
 
-def differences(comparisons: Sequence[Row], method: str, users: int, category: str | None = None) -> list[Difference]:
+def differences(comparisons: Sequence[Row], method: str, users: int) -> list[Difference]:
     """Return the differences of a method to every other one, whichever of the two a comparison names first.
+
+    They are those of the union of all categories, or of the only one.
 
     Args:
         comparisons: Rows of `tables.comparison_rows`.
         method: The method.
         users: Number of users behind them.
-        category: The category; None for the union of all, or the only one.
 
     Returns:
         Presets as `preset_order`, then metrics as `metric_order`, then references, those of `REFERENCES` first.
     """
-    category = category or widest(comparisons)
+    category = widest(comparisons)
     found = []
     for row in comparisons:
         if row["category"] != category or method not in (row["method"], row["reference"]):

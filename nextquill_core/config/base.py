@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -15,6 +25,8 @@ from nextquill_core.methods.registry import METHODS
 
 OPERATIONAL: Any = Field(json_schema_extra={"operational": True})
 """Marks a field that says how a stage runs, not what it makes."""
+NON_EMPTY: Any = Field(pattern=r"\S")
+"""Marks a text that must hold something but white space."""
 DEFAULTS, CHANGED = "Defaults", "Change"
 """What a form calls the two states of a group of settings."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +38,17 @@ def _title(section: type) -> str:
     """Return the title of a section in a form: `TinyModelConfig` becomes Tiny Model."""
     name = re.sub(r"(Config|Settings)$", "", section.__name__) or section.__name__
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the types of a union, or the type itself; of a Literal, the types of its values."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        for part in get_args(annotation):
+            yield from _alternatives(part)
+    elif get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    else:
+        yield annotation
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
@@ -93,6 +116,18 @@ class Section(BaseModel):
         empty = {name for name, field in cls.model_fields.items() if section_of(field) and values.get(name, 0) is None}
         return {name: value for name, value in values.items() if name not in empty}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number, which pydantic reads as 1 and 0: YAML also writes them `yes` and `on`."""
+        if isinstance(value, bool) and info.field_name:
+            kinds = list(_alternatives(cls.model_fields[info.field_name].annotation))
+            if int in kinds and bool not in kinds:
+                raise PydanticCustomError("int_type", "it takes a whole number")
+            if float in kinds and bool not in kinds:
+                raise PydanticCustomError("float_type", "it takes a number")
+        return value
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Describe each field in one line, and each section inside as null or the section, with null as its default."""
@@ -118,15 +153,18 @@ class Section(BaseModel):
             if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"):
                 continue
             value = getattr(self, name)
-            values[name] = value.fingerprint_fields() if isinstance(value, Section) else _plain(value)
+            values[name] = value.fingerprint_fields() if isinstance(value, Section) else plain(value)
         return values
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value of a setting as a JSON value, without the operational fields of sections."""
     if isinstance(value, Section):
         return value.fingerprint_fields()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, date):
         return value.isoformat()
     return value

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nextquill_core.config.base import OPERATIONAL, NonNegative, Positive, Section, Share, variable_name
+from nextquill_core.config.base import NON_EMPTY, OPERATIONAL, NonNegative, Positive, Section, Share, variable_name
 from nextquill_core.records import TextKind
 
 
 class SyntheticInput(Section):
     """A synthetic category in the layout of Amazon Reviews 2023, whose users have known tastes."""
 
-    folder: Annotated[str, Field(min_length=1)]
+    folder: Annotated[str, NON_EMPTY]
     """Folder of the files, which are written if they are missing"""
     users: Positive = 60
     """Number of regular users"""
@@ -28,7 +28,7 @@ class SyntheticInput(Section):
 class RawInput(Section):
     """The raw files of one category."""
 
-    category: Annotated[str, Field(min_length=1)]
+    category: Annotated[str, NON_EMPTY]
     """Name of the category; for a hub data set, its name there"""
     reviews: str | None = None
     """Path, address or glob of the review files; null downloads them from the hub"""

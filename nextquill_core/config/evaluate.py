@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from nextquill_core.config.base import OPERATIONAL, MethodName, NonNegative, Positive, Section, variable_name
+from nextquill_core.config.base import NON_EMPTY, OPERATIONAL, MethodName, NonNegative, Positive, Section, variable_name
 from nextquill_core.methods.registry import BASE_MODEL, METHODS
 from nextquill_core.plugins import Plugins, suggestion
 
@@ -20,20 +20,20 @@ ADDED_METRICS = Plugins[object]("metric", "nextquill.metrics", "evaluate.metrics
 class RetrievalConfig(Section):
     """The encoders that the method `contriever`, the metric BERTScore and the author metric use."""
 
-    encoder: str = "facebook/contriever"
+    encoder: Annotated[str, NON_EMPTY] = "facebook/contriever"
     """encoder of `contriever`: a folder or hub name with safetensors weights; minilm: all-MiniLM-L6-v2 from an
     installed package or the hub; base: the base model's own hidden states, which works offline"""
-    revision: str = "main"
+    revision: Annotated[str, NON_EMPTY] = "main"
     """branch, tag or commit of the encoder on the hub"""
-    bertscore: str | None = None
+    bertscore: Annotated[str | None, NON_EMPTY] = None
     """encoder of BERTScore: a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed package or the hub; null:
     BERTScore is not measured"""
-    bertscore_revision: str = "main"
+    bertscore_revision: Annotated[str, NON_EMPTY] = "main"
     """branch, tag or commit of the BERTScore encoder on the hub"""
-    author: str | None = None
+    author: Annotated[str | None, NON_EMPTY] = None
     """encoder of the author metric: a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed package or the
     hub; base: the base model's own hidden states; null: the author metric is not measured"""
-    author_revision: str = "main"
+    author_revision: Annotated[str, NON_EMPTY] = "main"
     """branch, tag or commit of the author metric's encoder on the hub"""
 
 
@@ -70,10 +70,10 @@ class PersonalConfig(Section):
 class PeersConfig(Section):
     """The encoder by which `dpl` and `dep` compare a user's reviews with those of other users."""
 
-    encoder: str = "minilm"
+    encoder: Annotated[str, NON_EMPTY] = "minilm"
     """a folder or hub name; minilm: all-MiniLM-L6-v2 from an installed package or the hub; base: the base model's own
     hidden states, which works offline"""
-    revision: str = "main"
+    revision: Annotated[str, NON_EMPTY] = "main"
     """branch, tag or commit of the encoder on the hub"""
 
 
@@ -115,7 +115,7 @@ class StyleConfig(Section):
 class EndpointConfig(Section):
     """A server with an OpenAI-compatible API."""
 
-    url: Annotated[str, OPERATIONAL] = "http://127.0.0.1:8000/v1"
+    url: Annotated[str, NON_EMPTY, OPERATIONAL] = "http://127.0.0.1:8000/v1"
     """address of the server, up to and including /v1"""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
     """name of the environment variable that holds the API key"""
@@ -149,7 +149,7 @@ class ServerConfig(EndpointConfig):
 class JudgeConfig(EndpointConfig):
     """A model behind an OpenAI-compatible API that judges texts by a rubric of the user's own aspects."""
 
-    model: str | None = None
+    model: Annotated[str | None, NON_EMPTY] = None
     """the server's name of the judge; past reviews, true reviews and generated texts are sent to it; null: no judge"""
     reviews: Positive = 8
     """number of newest past reviews that a user's rubric is made of"""

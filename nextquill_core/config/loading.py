@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from nextquill_core.config.base import OPERATIONAL, NonNegative, Section, section_of
+from nextquill_core.config.base import NON_EMPTY, OPERATIONAL, NonNegative, Section, section_of
 from nextquill_core.config.data import IngestConfig, PrivacyConfig, PromptConfig
 from nextquill_core.config.evaluate import EvaluateConfig
 from nextquill_core.config.messages import SEE, explained, first_error
@@ -41,10 +41,10 @@ STORES = "`store` takes one place, or two: {read: s3://team/prod, write: ./mine}
 class Config(Section):
     """The settings of a whole run."""
 
-    store: Annotated[str, Field(min_length=1, pattern=r"\S"), OPERATIONAL] = "./artifacts"
+    store: Annotated[str, NON_EMPTY, OPERATIONAL] = "./artifacts"
     """Artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix; or {read: …, write: …}, which sets read_store
     too"""
-    read_store: Annotated[str | None, Field(min_length=1, pattern=r"\S"), OPERATIONAL] = None
+    read_store: Annotated[str | None, NON_EMPTY, OPERATIONAL] = None
     """Second artifact store, whose artifacts are used and which is never written, such as a team's; null: none"""
     seed: Annotated[NonNegative, Field(le=LARGEST_SEED)] = 42
     """Seed of all random draws"""
@@ -86,7 +86,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _variables_are_masked(self) -> Config:
-        for name in (self.privacy.key_env, self.evaluate.server.api_key_env):
+        for name in (self.privacy.key_env, self.evaluate.server.api_key_env, self.evaluate.judge.api_key_env):
             register_secret(variable=name)
         return self
 

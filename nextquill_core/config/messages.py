@@ -116,6 +116,8 @@ def _list_remedy(section: type[Section] | None, value: Any) -> str:
 
 def _sentence(error: Error) -> str:
     words = _wanted(error)
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == r"\S":
+        words = "at least 1 character that is not white space"
     return f"it takes {words}" if words else str(error["msg"]).removeprefix("Value error, ")
 
 

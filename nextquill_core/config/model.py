@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from nextquill_core.config.base import OPERATIONAL, Positive, Section
+from nextquill_core.config.base import NON_EMPTY, OPERATIONAL, Positive, Section
 
 
 class TinyModelConfig(Section):
@@ -27,6 +27,17 @@ class TinyModelConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """learning rate of AdamW in pretraining"""
 
+    @model_validator(mode="after")
+    def _heads_fit_the_hidden_size(self) -> TinyModelConfig:
+        def fits(heads: int) -> bool:  # rotary positions need an even size, and each head of keys serves as many others
+            size = self.hidden_size // heads
+            return size > 0 and size % 2 == 0 and heads % max(1, heads // 2) == 0
+
+        if not fits(self.heads):
+            nearest = min(filter(fits, range(1, self.hidden_size)), key=lambda heads: abs(heads - self.heads))
+            raise ValueError(f"heads {self.heads} does not fit hidden_size {self.hidden_size}: set heads to {nearest}")
+        return self
+
     @property
     def intermediate_size(self) -> int:
         """Size inside a feed-forward part."""
@@ -41,9 +52,9 @@ class TinyModelConfig(Section):
 class ModelConfig(Section):
     """The initial model θ0."""
 
-    name_or_path: str = "Qwen/Qwen2.5-3B"
+    name_or_path: Annotated[str, NON_EMPTY] = "Qwen/Qwen2.5-3B"
     """base model: a hub name, a local Hugging Face folder, a .gguf file, `smollm2` or `tiny`; see `nextquill models`"""
-    revision: str = "main"
+    revision: Annotated[str, NON_EMPTY] = "main"
     """branch, tag or commit of the model on the hub"""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """data type of the weights and of the computation"""

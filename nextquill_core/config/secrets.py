@@ -13,14 +13,17 @@ CLOUD = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or GOOGLE_APPLICATION_CREDENTIALS in the environment"
 )
 HUB = "set HF_TOKEN in the environment"
+VARIABLE = "name the environment variable here and put the key into the variable"
 REMEDIES = {
     "evaluate.server.url": "name the environment variable that holds the key in evaluate.server.api_key_env",
+    "evaluate.judge.url": "name the environment variable that holds the key in evaluate.judge.api_key_env",
     "train.launcher.remote_shell": "set SSHPASS in the environment and write `sshpass -e`, or use a key of ssh",
     "store": CLOUD,
     "read_store": CLOUD,
     "ingest.inputs": f"{CLOUD}; download what only a signed address gives, and name the file",
-    "privacy.key_env": "name the environment variable here and put the key into the variable",
-    "evaluate.server.api_key_env": "name the environment variable here and put the key into the variable",
+    "privacy.key_env": VARIABLE,
+    "evaluate.server.api_key_env": VARIABLE,
+    "evaluate.judge.api_key_env": VARIABLE,
     "model": HUB,
     "evaluate.retrieval": HUB,
 }

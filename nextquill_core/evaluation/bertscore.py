@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -161,15 +162,17 @@ def load_bert_encoder(name_or_path: str, revision: str = "main", *, layer: int |
     """Load an encoder from a folder or the hub, from safetensors only, on the accelerator if there is one.
 
     Args:
-        name_or_path: A folder, hub name or packaged encoder, such as roberta-large, whose 17th layer its authors
-            recommend.
+        name_or_path: A folder, hub name or packaged encoder, such as FacebookAI/roberta-large, whose 17th layer the
+            authors of BERTScore recommend.
         revision: Branch, tag or commit on the hub.
         layer: As for `BertEncoder`.
 
     Raises:
         ModelError: The encoder cannot be found or loaded, has no safetensors, or has fewer layers.
     """
-    spec = ModelConfig(name_or_path=located_encoder(name_or_path), revision=revision)
+    folder = Path(located_encoder(name_or_path)).expanduser()
+    located = str(folder) if folder.is_dir() else located_encoder(name_or_path)
+    spec = ModelConfig(name_or_path=located, revision=revision)
     remedy = hub_remedy(name_or_path, REMEDY)
     model = load_encoder_model(spec, remedy=remedy)
     tokenizer = load_tokenizer(spec, remedy=remedy)

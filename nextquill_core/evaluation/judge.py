@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ JUDGED_ORDER = (
     "How well does the {text} cover this aspect? 0: it does not. 1: somewhat. 2: very well. Answer with a JSON object "
     'such as {{"score": 1}} and nothing else.'
 )
-_JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+_OPENING = re.compile(r"[\[{]")
+_DECODER = json.JSONDecoder(strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,28 +132,29 @@ def read_rubric(answer: str, count: int) -> list[Aspect] | None:
     """Return the aspects in an answer, at most `count`; None where it holds none.
 
     Args:
-        answer: A JSON list, perhaps with other text around it.
+        answer: A JSON list, perhaps with other text around it; of several lists with aspects, the last one counts.
         count: Number of aspects that were asked for.
     """
-    found = _json(answer)
-    entries = found if isinstance(found, list) else []
-    aspects = [
-        Aspect(*(_line(entry.get(name)) for name in ("aspect", "reason", "evidence")))
-        for entry in entries
-        if isinstance(entry, dict) and _line(entry.get("aspect"))
-    ]
-    return aspects[:count] or None
+    found: list[Aspect] = []
+    for entries in _json_values(answer):
+        aspects = [
+            Aspect(*(_line(entry.get(name)) for name in ("aspect", "reason", "evidence")))
+            for entry in (entries if isinstance(entries, list) else ())
+            if isinstance(entry, dict) and _line(entry.get("aspect"))
+        ]
+        found = aspects or found
+    return found[:count] or None
 
 
 def read_score(answer: str) -> int | None:
-    """Return the points in an answer, 0 to 2; None where there are none."""
-    found = _json(answer)
-    score = found.get("score") if isinstance(found, dict) else None
-    if isinstance(score, str) and score.strip().isdigit():
-        score = int(score)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not float(score).is_integer():
+    """Return the points in an answer, 0 to 2; None where there are none. Of several objects, the last one counts."""
+    scores = [found["score"] for found in _json_values(answer) if isinstance(found, dict) and "score" in found]
+    score = scores[-1] if scores else None
+    if isinstance(score, str):
+        return {str(points): points for points in range(POINTS + 1)}.get(score.strip())
+    if isinstance(score, bool) or not isinstance(score, int | float) or score not in range(POINTS + 1):
         return None
-    return int(score) if 0 <= score <= POINTS else None
+    return int(score)
 
 
 def ask_rubrics(
@@ -260,12 +262,18 @@ def _answers(
     return answers, found
 
 
-def _json(answer: str) -> Any:
-    match = _JSON.search(answer)
-    try:
-        return json.loads(match[0], strict=False) if match else None
-    except (ValueError, RecursionError):
-        return None
+def _json_values(answer: str) -> Iterator[Any]:
+    """Yield the JSON lists and objects in an answer, which may stand in other text, such as a model's reasoning."""
+    start = 0
+    while opening := _OPENING.search(answer, start):
+        try:
+            value, start = _DECODER.raw_decode(answer, opening.start())
+        except RecursionError:
+            return
+        except ValueError:
+            start = opening.end()
+        else:
+            yield value
 
 
 def _line(value: Any) -> str:

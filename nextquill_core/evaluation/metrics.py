@@ -254,8 +254,8 @@ def on_same_tokens(key: str, counts: ArrayLike, other: ArrayLike) -> bool:
     return np.array_equal(np.asarray(counts)[..., -1], np.asarray(other)[..., -1])
 
 
-_MEANS: tuple[Statistic, ...] = (ratio_of_sums, difference_of_ratios)
-"""Statistics that divide by the last sum, which is 0 where there is nothing to measure."""
+_MEANS: Mapping[Statistic, int] = {ratio_of_sums: 2, difference_of_ratios: 3}
+"""Statistics that divide by the last sum, which is 0 where there is nothing to measure, and their number of sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,12 +406,20 @@ def _whole_and_cut(
 def _scored(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Floats:
     """Compute a metric by its own `score` and check what it returns."""
     assert metric.score is not None  # noqa: S101 - METRICS checks it
-    values = np.asarray(metric.score(predictions, references), dtype=np.float64)
-    if values.shape[:1] != (len(predictions),) or values.ndim > 2 or not np.isfinite(values).all():
+    returned = metric.score(predictions, references)
+    columns = _MEANS.get(metric.statistic)
+    try:
+        values = np.asarray(returned, dtype=np.float64)
+        fits = values.shape[:1] == (len(predictions),) and values.ndim <= 2 and bool(np.isfinite(values).all())
+        fits = fits and (values.ndim < 2 or columns in (None, values.shape[1]))
+        found = f"values of shape {values.shape}"
+    except (TypeError, ValueError):  # texts, or rows of different lengths
+        fits, found = False, "values that are no table of numbers"
+    if not fits:
         raise UserError(
-            f"metric `{metric.key}` returned values of shape {values.shape} for {len(predictions)} examples",
+            f"metric `{metric.key}` returned {found} for {len(predictions)} examples",
             "evaluate.metrics",
-            "fix its package: finite values of shape (n,) or (n, K) are expected",
+            f"fix its package: finite values of shape (n,) or (n, {columns or 'K'}) are expected",
         )
     return values
 

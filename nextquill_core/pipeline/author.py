@@ -11,6 +11,7 @@ from nextquill_core.evaluation.metrics import AUTHOR
 from nextquill_core.ingest.peers import Peers
 from nextquill_core.methods.text_encoder import load_encoder
 from nextquill_core.model.packaged import encoder_title
+from nextquill_core.pipeline.methods import resampled_users
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import Example
 
@@ -49,7 +50,7 @@ class RunAuthor:
         found = ceiling(
             AUTHOR,
             self.score([example.target.text for example in self._examples]),
-            [f"{example.category}/{example.user_id}" for example in self._examples],
+            resampled_users(self._examples),
             [example.category for example in self._examples],
             samples=self._run.config.evaluate.bootstrap_samples,
             seed=self._run.config.seed,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from nextquill_core.evaluation.forms import EvaluationDocument, TruthRow
 from nextquill_core.methods.registry import METHODS as KNOWN_METHODS
 from nextquill_core.pipeline.evaluation_plan import SANE, Key, steering_choice
-from nextquill_core.pipeline.methods import measured_examples
+from nextquill_core.pipeline.methods import measured_examples, resampled_users
 from nextquill_core.pipeline.predict import CONTROLS, PREDICTED, chosen
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
@@ -71,7 +71,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     judgements, judge = _judgements(run, examples) if plan.judged else ({}, None)
     scores = scorer(texts or _without_texts(plan.likelihoods, last), plan.likelihoods, others, judgements)
     controls = scorer(control_texts or _without_texts(plan.control_likelihoods, last), plan.control_likelihoods, {})
-    users = [f"{example.category}/{example.user_id}" for example in examples]
+    users = resampled_users(examples)
     categories = [example.category for example in examples]
     progress(0, 0, phase="intervals and tests")
     resampling: dict[str, Any] = {"samples": settings.bootstrap_samples, "seed": run.config.seed}

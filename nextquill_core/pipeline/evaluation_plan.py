@@ -222,28 +222,28 @@ class EvaluationPlanner:
             for decoding in settings.decoding
         }
         rubrics = self._rubrics() if settings.judge.model else None
+        controls = controlled if settings.decoding and settings.control == "stranger" else []
         return EvaluationPlan(
-            self.relevance,
-            self.summaries,
-            self.profiles,
-            self.tasks,
-            self.personal,
-            self.style,
-            self.peers,
-            self.soft,
-            candidates,
-            self.choices,
-            predictions,
-            {(name, last): self._measured(name, last, STRANGER) for name in controlled
-             for last in settings.decoding[-1:] if settings.control == "stranger"},
-            {name: self._likelihood(name) for name in settings.methods},
-            {name: self._likelihood(name, STRANGER) for name in controlled},
-            {name: self._bare_likelihood(name) for name in settings.methods if METHODS[name].history},
-            rubrics,
-            self._judged(rubrics, predictions) if rubrics else {},
-            crossfit,
-            self._clusters(effects),
-        )  # fmt: skip
+            relevance=self.relevance,
+            summaries=self.summaries,
+            profiles=self.profiles,
+            tasks=self.tasks,
+            personal=self.personal,
+            style=self.style,
+            peers=self.peers,
+            soft=self.soft,
+            candidates=candidates,
+            choices=self.choices,
+            predictions=predictions,
+            controls={(name, last): self._measured(name, last, STRANGER) for name in controls},
+            likelihoods={name: self._likelihood(name) for name in settings.methods},
+            control_likelihoods={name: self._likelihood(name, STRANGER) for name in controlled},
+            bare_likelihoods={name: self._bare_likelihood(name) for name in settings.methods if METHODS[name].history},
+            rubrics=rubrics,
+            judged=self._judged(rubrics, predictions) if rubrics else {},
+            crossfit=crossfit,
+            clusters=self._clusters(effects),
+        )
 
     def _relevance(self) -> Step:
         retrieval = self.settings.retrieval
@@ -440,9 +440,7 @@ class EvaluationPlanner:
         settings |= {"split": self.settings.split, "past": history}
         settings |= {"seed": self.config.seed} if history == STRANGER else {}
         if method.contrasted:  # likelihoods are normalised, so logits and log-probabilities give the same
-            contrast = asdict(COPE)
-            del contrast["log_probabilities"]
-            settings["contrast"] = contrast
+            settings["contrast"] = {key: value for key, value in asdict(COPE).items() if key != "log_probabilities"}
         inputs = self._inputs(method) + ((self.choices[steering_choice(name)],) if method.tuned else ())
         return Step("likelihood", f"likelihood:{name}{_suffix(history)}", {**self.common, **settings}, inputs)
 

@@ -16,7 +16,7 @@ from nextquill_core.evaluation.significance import Floats
 from nextquill_core.generation.engines import Generation, Journal
 from nextquill_core.generation.openai_chat import ChatEngine, ChatRequest
 from nextquill_core.pipeline.evaluation_plan import Key
-from nextquill_core.pipeline.methods import split_examples
+from nextquill_core.pipeline.methods import resampled_users, split_examples
 from nextquill_core.pipeline.predict import PREDICTED
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.shard_counts import ShardCounts
@@ -158,7 +158,7 @@ def judge_settings(run: Run, examples: Sequence[Example], statistics: Mapping[Ke
         "ceiling": ceiling(
             JUDGE,
             statistics[TRUE_REVIEW],
-            [f"{example.category}/{example.user_id}" for example in examples],
+            resampled_users(examples),
             [example.category for example in examples],
             samples=run.config.evaluate.bootstrap_samples,
             seed=run.config.seed,

@@ -82,6 +82,14 @@ def measured_examples(run: Run) -> tuple[list[Example], int]:
     return kept, len(repeated)
 
 
+def resampled_users(examples: Sequence[Example]) -> list[str]:
+    """Return the user of each example, by whom intervals and tests resample.
+
+    A user with reviews in several categories is one user: the reviews are not independent of each other.
+    """
+    return [example.user_id for example in examples]
+
+
 def shown_examples(run: Run, method: Method, split: str, history: str) -> list[Example]:
     """Return the examples of a split with the history that a method shows, before it is cut to the prompt's limits.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.ingest.batches import PARTS
 from nextquill_core.ingest.sources import RawFiles, Source, source
 from nextquill_core.methods.registry import BASE_ENCODER, METHODS, Training
-from nextquill_core.model.identity import external_model_identity, is_gguf
+from nextquill_core.model.identity import external_model_identity, is_gguf, is_hub_name
 from nextquill_core.model.packaged import located_encoder, located_model
 from nextquill_core.model.template_choice import TemplateChoice, choose_template
 from nextquill_core.pipeline.evaluation_plan import (
@@ -266,6 +265,8 @@ def make_plan(
         "delta": config.weights.delta,
         "seed": config.seed,
     }
+    if len(files) > 1:
+        measuring["resampled"] = "users across categories"  # which changes nothing where there is one category
     if "exact" in config.evaluate.preference_tokens:
         from nextquill_core.synthetic.truth import truth_file
 
@@ -309,14 +310,12 @@ def _crossfit(config: Config, common: Mapping[str, Any], inputs: tuple[Step, ...
 
 def _bertscore(config: Config, digests: DigestCache) -> dict[str, Any] | None:
     """Return which encoder BERTScore uses, or None without one; of a hub model, the data type is not part of it."""
-    revision = config.evaluate.retrieval.bertscore_revision
+    key, revision = "evaluate.retrieval.bertscore", config.evaluate.retrieval.bertscore_revision
     if (configured := config.evaluate.retrieval.bertscore) is None:
         return None
     name = located_encoder(configured)
-    if not Path(name).is_dir():
-        return {"name": name, "revision": revision}
-    key = "evaluate.retrieval.bertscore"
-    return encoder_identity(config, key, name, revision, digests, trust_remote_code=False)
+    identity = encoder_identity(config, key, name, revision, digests, trust_remote_code=False)
+    return {"name": name, "revision": revision} if is_hub_name(name) else identity
 
 
 def _author(config: Config, digests: DigestCache) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.forms import Choice
 from nextquill_core.generation.decoding import COPE, DECODINGS, Contrast, steering
-from nextquill_core.generation.engines import BASE, Journal, Request, Usage
+from nextquill_core.generation.engines import BASE, STOPPED, Journal, Request, Usage
 from nextquill_core.methods.registry import METHODS, Method, Style
 from nextquill_core.pipeline.evaluation_plan import LIKELIHOOD, OWN, SANE, steering_choice
 from nextquill_core.pipeline.methods import (
@@ -91,7 +92,9 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
             engine = server_engine(run, method, encoder, decoding, planned.limit)
         else:
             engine = local_engine(run, shard.model, encoder, decoding, planned.limit, contrast)
+        encoder.truncation.clear()
         pairs = encoder.encode(shard.examples)
+        write_json(_left_out(staging, shard.name), encoder.truncation)
         if isinstance(shard.model, IndividualModel):
             pairs = [shard.model.prepared(pair) for pair in pairs]
         requests = [_request(pair, method, shard.adapters.get(pair.example_id)) for pair in pairs]
@@ -117,11 +120,11 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
     ]
     return {
         "examples": len(examples),
-        "stopped": reasons.count("stop"),
+        "stopped": reasons.count(STOPPED),
         "sampler": decoding.name,
         **({} if strength is None else {"strength": strength}),
         **({} if style is None else {"style": asdict(style)}),
-        "truncation": dict(encoder.truncation),
+        "truncation": _total_left_out(staging, names),
         "usage": asdict(_total_usage(staging, names)),
     }
 
@@ -326,8 +329,23 @@ def _rows(staging: Staging, name: str) -> int:
     return rows
 
 
+def _left_out(staging: Staging, name: str) -> Path:
+    """Return the file with what the prompts of a shard leave out, which a resumed run counts too."""
+    return staging.scratch / f"truncation-{name}.json"
+
+
+def _total_left_out(staging: Staging, names: Sequence[str]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for path in (_left_out(staging, name) for name in names):
+        total.update(read_checked(path, dict[str, int], REMEDY) if path.is_file() else {})
+    return dict(total)
+
+
 def _total_usage(staging: Staging, names: list[str]) -> Usage:
-    """Return the usage of all shards, those of interrupted runs included; of memory, the highest."""
+    """Return the usage of all shards, those of earlier processes included; of memory, the highest.
+
+    A shard that was interrupted has the usage of the process that finished it.
+    """
     paths = [staging.scratch / f"usage-{name}.json" for name in names]
     usages = [asdict(read_checked(path, Usage, REMEDY)) for path in paths if path.is_file()]
     summed = {field.name: sum(usage[field.name] for usage in usages) for field in fields(Usage)}

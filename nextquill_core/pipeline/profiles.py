@@ -36,7 +36,7 @@ def build_profiles(run: Run, step: Step, staging: Staging, progress: Progress) -
 
     Args:
         run: The run; sequences and base model are in its store.
-        step: `EvaluationPlan.profiles` or `EvaluationPlan.differences`.
+        step: One of `EvaluationPlan.profiles`.
         staging: Folder of the new artifact.
         progress: Receives the texts that are written.
     """

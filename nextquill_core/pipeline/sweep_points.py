@@ -10,10 +10,10 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Any
 
 from nextquill_core.config import Config, parse_config
+from nextquill_core.config.base import plain
 from nextquill_core.config.loading import set_key
 from nextquill_core.errors import UserError
 from nextquill_core.evaluation.forms import SweepDocument
@@ -63,7 +63,7 @@ def grid_configs(config: Config, grid: Grid) -> list[tuple[dict[str, Any], Confi
         raise UserError("a sweep always looks at val", "evaluate.split", "choose on val, then `run` what you chose")
     found = []
     for chosen in itertools.product(*grid.values()):
-        values = {key: _plain(value) for key, value in zip(grid, chosen, strict=True)}
+        values = {key: plain(value) for key, value in zip(grid, chosen, strict=True)}
         settings = config.model_dump(mode="json")
         for key, value in values.items():
             set_key(settings, key, value)
@@ -154,11 +154,6 @@ def measured_steps(run: Run) -> dict[str, str]:
     plan = run.plan.evaluation
     texts = {"/".join(key): one.step.fingerprint for key, one in plan.predictions.items()}
     return texts or {f"{name}/{NO_TEXTS}": step.fingerprint for name, step in plan.likelihoods.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Return a YAML value as a JSON value."""
-    return value.isoformat() if isinstance(value, date) else value
 
 
 def shown_value(value: Any) -> str:

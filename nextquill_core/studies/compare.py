@@ -91,13 +91,9 @@ def find_evaluations(a: str, b: str, store: str | None, open_run: OpenRun) -> tu
         UserError: A name means no evaluation.
     """
     found = {name: _named(name, store, open_run) for name in dict.fromkeys((a, b))}
-    places = [open_store(store)] if store else [one.store for one in found.values() if one]
-    for name in found:
-        if found[name] is None:
-            found[name] = _by_fingerprint(name, (places or [open_store(Config().store)])[0])
-    first, second = found[a], found[b]
-    if first is None or second is None:
-        raise RuntimeError("a name without an evaluation")
+    known = [one.store for one in found.values() if one]
+    place = open_store(store) if store else known[0] if known else open_store(Config().store)
+    first, second = (found[name] or _by_fingerprint(name, place) for name in (a, b))
     return first, second
 
 
@@ -113,15 +109,18 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     mine, theirs = shared_scores(scores_a, scores_b, shown)
     first, second, changed, notes = _same_examples(a, b, ids_a, ids_b)
     ids = [ids_a[place] for place in first]
-    users = [name.rpartition(":")[0] for name in ids]
+    known = sorted({str(row["category"]) for one in results for row in one.rows} - {ALL}, key=len, reverse=True)
+    categories = [_category(name, known) for name in ids]
+    users = [
+        name.removeprefix(f"{category}:").rpartition(":")[0] for name, category in zip(ids, categories, strict=True)
+    ]
     overlap = Overlap(len(ids), len(set(users)), len(ids_a) - len(ids), len(ids_b) - len(ids), changed)
     if ids:
-        known = sorted({str(row["category"]) for one in results for row in one.rows} - {ALL}, key=len, reverse=True)
         rows = paired_rows(
             {key: scores.take(first) for key, scores in mine.items()},
             {key: scores.take(second) for key, scores in theirs.items()},
             users,
-            [_category(name, known) for name in users],
+            categories,
             unlike=_unlike(*results),
             samples=max(a.samples, b.samples),
         )
@@ -323,9 +322,9 @@ def _same_examples(
     return first[same], second[same], int((~same).sum()), []
 
 
-def _category(user: str, known: Sequence[str]) -> str:
-    """Return the category of a user, whose name begins with it; `known` has the longest category first."""
-    return next((name for name in known if user.startswith(f"{name}:")), user.partition(":")[0])
+def _category(example_id: str, known: Sequence[str]) -> str:
+    """Return the category of an example, whose id begins with it; `known` has the longest category first."""
+    return next((name for name in known if example_id.startswith(f"{name}:")), example_id.partition(":")[0])
 
 
 def _origin(one: Evaluation, results: Results) -> dict[str, Any]:

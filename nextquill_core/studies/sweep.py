@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
-
+from nextquill_core.config.yaml_text import InvalidYaml, parse_yaml, shortened
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Step, freshness, lineage, outdated
 from nextquill_core.pipeline.run import Outcome, Run
@@ -54,9 +53,10 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     for text in texts:
         key, separator, listed = text.partition("=")
         try:
-            values = yaml.safe_load(f"[{listed}]")
-        except yaml.YAMLError:
-            raise UserError("the values are not valid YAML", key, "quote those with commas or brackets") from None
+            values = parse_yaml(f"[{listed}]")
+        except InvalidYaml as error:
+            remedy = "quote those with commas or brackets"
+            raise UserError(f"the values are not valid YAML ({error})", shortened(key), remedy) from None
         if not separator or not key or not values:
             raise UserError(f"a sweep takes KEY=VALUE,VALUE,…, got {text!r}", remedy="for example train.alpha=0.01,0.1")
         if key in grid:

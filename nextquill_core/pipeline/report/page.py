@@ -46,6 +46,7 @@ from nextquill_core.evaluation.tables import ALL, Row, answer_rows, cost_rows
 from nextquill_core.generation.decoding import DECODINGS, PAPER, SANE_CANDIDATES
 from nextquill_core.methods.registry import METHODS
 from nextquill_core.model.loading import load_tokenizer
+from nextquill_core.pipeline.methods import resampled_users
 from nextquill_core.pipeline.model_card import base_source
 from nextquill_core.pipeline.report.against_truth import AgainstTruth
 from nextquill_core.pipeline.run import Run
@@ -88,8 +89,8 @@ class Measured:
 
     @property
     def users(self) -> list[str]:
-        """The user of each example, with the category."""
-        return [f"{example.category}/{example.user_id}" for example in self.examples]
+        """The user of each example."""
+        return resampled_users(self.examples)
 
     def differences(self, method: str) -> list[Difference]:
         """Return the differences of a method to every other one."""

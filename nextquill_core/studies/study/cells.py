@@ -264,11 +264,14 @@ def _typical_seconds(run: Run, step: Step) -> float | None:
 
 
 def require_one_store(studies: Sequence[Study]) -> None:
-    """Make sure that all studies have their artifacts in one store.
+    """Make sure that all studies have their artifacts in one store and different names.
 
     Raises:
         UserError: They do not.
     """
+    names = Counter(study.spec.name for study in studies)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"several studies have the name {twice[0]}", "study", "give each another `name`")
     stores = {str(study.base_run(study.spec.seeds[0]).store.root) for study in studies}
     if len(stores) > 1:
         raise UserError("the studies name different stores", "study", "give all of them one by --store")

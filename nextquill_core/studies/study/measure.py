@@ -38,7 +38,7 @@ class Measured:
     """What one cell measured.
 
     Attributes:
-        users: The user of each example, with the category.
+        users: The user of each example.
         scores: The scores of each method and decoding preset, examples sorted by id.
         shown: The metrics that the evaluation shows.
     """
@@ -76,11 +76,10 @@ def read_cell(cell: Cell) -> Measured:
     run = cell.run
     evaluation = run.artifact(run.plan.evaluate)
     ids, scores = read_scores(evaluation)
-    examples = run.artifact(run.plan.ingest).folder / "examples"
-    users, categories = column_by_example(examples, "user_id"), column_by_example(examples, "category")
+    users = column_by_example(run.artifact(run.plan.ingest).folder / "examples", "user_id")
     order = np.argsort(np.array(ids, dtype=np.str_), kind="stable")
     return Measured(
-        tuple(f"{categories[ids[row]]}/{users[ids[row]]}" for row in order),
+        tuple(users[ids[row]] for row in order),
         {key: found.take(order) for key, found in scores.items()},
         frozenset(str(row["metric"]) for row in read_results(evaluation).rows),
     )

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nextquill_core.config.base import OPERATIONAL, Positive, Section
 from nextquill_core.config.loading import Config, lay_override, load_config, parse_config, set_key
-from nextquill_core.config.packaged import FOLDER, named_file
+from nextquill_core.config.packaged import FOLDER, leaves, named_file
 from nextquill_core.config.yaml_text import InvalidYaml, parse_yaml
 from nextquill_core.errors import UserError
 from nextquill_core.methods.registry import METHODS
+from nextquill_core.plugins import suggestion
 
 STUDIES = FOLDER / "studies"
 BASE = "base"
@@ -36,6 +37,18 @@ class Choice(Section):
     """metric whose difference to the reference method under the same candidate is highest"""
     not_below: tuple[str, ...] = ("log_likelihood",)
     """metrics in which the candidate may not be below the reference method, as long as any is not"""
+
+    @field_validator("by", "not_below")
+    @classmethod
+    def _measured_on_val(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        from nextquill_core.evaluation.metrics import METRICS
+
+        known = [key for key, metric in METRICS.built_in.items() if not metric.judges_text]
+        for name in (value,) if isinstance(value, str) else value:
+            if name not in known:
+                what = f"`{name}` is not measured on val, where no texts are generated"
+                raise ValueError(f"{what}; {suggestion(name, known)}")
+        return value
 
     @property
     def all_candidates(self) -> dict[str, Overrides]:
@@ -91,11 +104,15 @@ class StudyConfig(Section):
                 raise ValueError(f"{name}.seeds is {choice.seeds}, but the study has {len(self.seeds)} seeds")
             if unknown := [method for method in choice.methods if method not in self.rows]:
                 raise ValueError(f"{name}.methods names {unknown[0]}, which is not among methods")
-        fixed = {"seed", "store", "evaluate.split", "evaluate.methods", "evaluate.decoding", "train.method"}
+        fixed = {"seed", "evaluate.split", "evaluate.methods", "evaluate.decoding", "train.method"}
+        if taken := fixed & dict(leaves(self.settings)).keys():
+            raise ValueError(f"settings sets {min(taken)}, which the study itself sets")
         varied = {"parts.candidates": self.parts.candidates, "variants.candidates": self.variants.candidates}
         for where, candidates in (*varied.items(), ("effects", self.effects)):
+            if BASE in candidates:
+                raise ValueError(f"{where} names one `{BASE}`, which stands for the base configuration; rename it")
             for candidate, overrides in candidates.items():
-                if taken := fixed & overrides.keys():
+                if taken := (fixed | {"store"}) & overrides.keys():
                     raise ValueError(f"{where}.{candidate} sets {min(taken)}, which the study itself sets")
         return self
 

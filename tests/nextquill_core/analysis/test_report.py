@@ -119,7 +119,6 @@ def small_report() -> Report:
     """Return a report with numbers made by hand in every section."""
     return Report(
         title="NextQuill on Books",
-        lead="Two methods.",
         verdict=["It helps.", "Nothing is worse."],
         about=[("base model", "tiny, 4 layers")],
         facts=[("users", "317")],
@@ -130,7 +129,7 @@ def small_report() -> Report:
         truth_figures=[picture("Calibration")],
         truth_facts=[("AUC", "0.93")],
         config=[("model", "tiny")],
-        stages=[Stage("ingest", "a1b2c3", "store/ingest/a1b2c3", 1234, 4_500_000, 75.0, "reused")],
+        stages=[Stage("ingest", "a1b2c3", "store/ingest/a1b2c3", 1234, 4_500_000, 75.0)],
         counts=[RowCount("reviews", 1000, 900, {"no item kept": 60, "not valid JSON": 40})],
         cohorts=[Cohort("Books", 317, 5012, 12034, {"train": 2536, "test": 317})],
         rows=[
@@ -364,10 +363,9 @@ def hostile_report() -> Report:
     """Return a report in which every text is an attack."""
     return Report(
         title=EVIL,
-        lead=EVIL,
         facts=[(EVIL, EVIL)],
         config=[(EVIL, EVIL)],
-        stages=[Stage(EVIL, EVIL, EVIL, note=EVIL)],
+        stages=[Stage(EVIL, EVIL, EVIL)],
         counts=[RowCount(EVIL, 2, 1, {EVIL: 1})],
         cohorts=[Cohort(EVIL, 1, 1, 1, {EVIL: 1})],
         rows=[row(EVIL, "rouge1", 0.1, EVIL, EVIL), row(EVIL, "rouge1", 0.1, EVIL + "2", EVIL)],

@@ -116,6 +116,7 @@ VALUES: dict[str, Any] = {
     "read_store": "../another",
     "model.name_or_path": "org/other-base",
     "model.tiny.hidden_size": 64,
+    "model.tiny.heads": 1,
     "ingest.source": "amazon-2018",
     "ingest.protocol.name": "global-time",
     "ingest.protocol.val_from": "2020-01-01",

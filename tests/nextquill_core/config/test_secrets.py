@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from nextquill_core.config import Config, load_config, parse_config
 from nextquill_core.config.base import Section
 from storage.errors import UserError
+from storage.redaction import redact
 
 S = "pl4nt3d-S3cret"
 URL = f"https://me:{S}@host/v1"
@@ -33,6 +34,9 @@ CASES: tuple[tuple[str, Any, str], ...] = (
     ("evaluate.server.url", f"http://host/v1?api_key={S}", r"evaluate\.server\.api_key_env"),
     ("evaluate.server.models", {"base": URL}, "environment variable"),
     ("evaluate.server.api_key_env", f"sk-{S}-aaaaaaaaaaaaaaaa", "put the key into the variable"),
+    ("evaluate.judge.url", URL, r"evaluate\.judge\.api_key_env"),
+    ("evaluate.judge.api_key_env", f"sk-{S}-aaaaaaaaaaaaaaaa", "put the key into the variable"),
+    ("evaluate.judge.api_key_env", "hf_" + "a1B2c3D4" * 4, "put the key into the variable"),
     ("privacy.key_env", "0123456789abcdef" * 4, "put the key into the variable"),
     ("privacy.key_env", "abcdef0123456789" * 4, "put the key into the variable"),
     ("train.launcher.remote_shell", f"sshpass -p {S} ssh", "SSHPASS.*`sshpass -e`"),
@@ -100,3 +104,11 @@ def test_settings_without_secrets_are_read(tmp_path: Path) -> None:
         ("store", "s3://bucket/a@b"),
     ):
         parse_config(nested(key, value), "the file")
+
+
+def test_variables_that_settings_name_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("privacy.key_env", "evaluate.server.api_key_env", "evaluate.judge.api_key_env"):
+        name = f"PLAIN_{key.split('.')[1].upper()}"
+        monkeypatch.setenv(name, f"value of {name}")
+        parse_config(nested(key, name), "the file")
+        assert redact(f"it said: value of {name}!") == "it said: ***!"

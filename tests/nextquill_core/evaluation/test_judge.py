@@ -115,6 +115,8 @@ def bare(name: str) -> Aspect:
         ('{"aspect": "a"}', None),
         ("I cannot.", None),
         ("[{", None),
+        ('<think>[the aspects] {1}, [0]</think>\n[{"aspect": "a"}] as in [1]', [bare("a")]),
+        ('First [{"aspect": "a"}], or better: [{"aspect": "b"}]', [bare("b")]),
     ],
 )  # fmt: skip
 def test_what_is_read_of_a_rubric(answer: str, aspects: list[Aspect] | None) -> None:
@@ -127,6 +129,8 @@ def test_what_is_read_of_a_rubric(answer: str, aspects: list[Aspect] | None) -> 
         ('{"score": 2}', 2), ('```json\n{"score": 0}\n```', 0), ('{"score": "1"}', 1), ('{"score": 1.0}', 1),
         ('{"score": 1.5}', None), ('{"score": 3}', None), ('{"score": -1}', None), ('{"score": true}', None),
         ('{"score": NaN}', None), ('{"score": Infinity}', None), ("2", None), ("{}", None), ('{"score": null}', None),
+        ('{"score": "²"}', None), ('{"score": 1%s}' % ("0" * 400), None), ('{"score": "%s"}' % ("9" * 5000), None),
+        ('<think>[the aspect] {x}, {"score": 0}?</think> {"score": 2}, see {}', 2), ("[" * 100_000, None),
     ],
 )  # fmt: skip
 def test_what_is_read_of_a_score(answer: str, score: int | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from nltk.translate.meteor_score import single_meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from nextquill_core.errors import ModelError
+from nextquill_core.errors import ModelError, UserError
 from nextquill_core.evaluation.metrics import (
     METRICS,
     ExampleScores,
+    Metric,
     letters_note,
     likelihood_sums,
     metric_settings,
@@ -292,6 +295,24 @@ def test_wrong_numbers() -> None:
     nothing: ExampleScores = score_examples([], [])
     with pytest.raises(ValueError, match="no examples"):
         nothing.value("bleu")
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        (["a", "b"], "no table of numbers"),
+        ([[1.0], [2.0, 3.0]], "no table of numbers"),
+        (None, "shape ()"),
+        ([[1.0], [2.0]], "shape (2, 1)"),
+        ([1.0, None], "shape (2,)"),
+        ([1.0], "shape (1,)"),
+    ],
+)
+def test_what_a_package_s_metric_may_not_return(returned: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Metric("wrong", "Wrong", 2, True, score=lambda predictions, references: returned)
+    monkeypatch.setitem(METRICS.built_in, "wrong", wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"metric `wrong` returned values .*{re.escape(found)} .*2\\) are expected"):
+        score_examples(["a", "b"], ["a", "b"])
 
 
 def test_settings_are_plain_and_complete() -> None:

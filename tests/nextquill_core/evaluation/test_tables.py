@@ -26,16 +26,32 @@ from nextquill_core.evaluation.tables import (
 )
 from nextquill_core.evaluation.text_metrics import bleu_of_sums
 from nextquill_core.generation.engines import Usage
-from nextquill_core.schemas import EXAMPLE_SCORES
+from nextquill_core.pipeline.methods import resampled_users
+from nextquill_core.schemas import EXAMPLE_SCORES, Example
 from nextquill_core.schemas import METRICS as METRICS_SCHEMA
 from storage import write_json
 from storage.stored_json import read_checked
+from tests.conftest import review
 
 REFERENCES = [f"a very good book about the number {number} and its many friends" for number in range(12)]
 USERS = [f"user{number // 2}" for number in range(12)]
 TEXTS = {"rouge1", "rougeL", "meteor", "bleu"}
 CUT = {"rouge1_cut", "rougeL_cut", "meteor_cut"}
 CATEGORIES = ["Books"] * 8 + ["Movies"] * 4
+
+
+def test_a_user_of_two_categories_is_drawn_as_one() -> None:
+    """The users have the same scores in both categories, so the second one says nothing more about other users."""
+    examples = [
+        Example(f"{category}:u{number}:0", f"u{number}", category, "test", review(0), ())
+        for category in "AB"
+        for number in range(8)
+    ]
+    scores = ExampleScores({}).plus({"rouge1": [number / 8 for _ in "AB" for number in range(8)]})
+    categories = [example.category for example in examples]
+    rows = metric_rows({("qwen", "sane"): scores}, resampled_users(examples), categories, samples=500)
+    one, _, both = [(row["value"], row["ci_low"], row["ci_high"]) for row in rows]
+    assert one == both
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from nextquill_core.causal.shard_queue import split_into_shards
 from nextquill_core.config import EvaluateConfig
 from nextquill_core.errors import UserError
 from nextquill_core.folds import fold_of
 from nextquill_core.generation.decoding import GREEDY
 from nextquill_core.methods.registry import METHODS
+from nextquill_core.pipeline import methods as pipeline_methods
+from nextquill_core.pipeline import predict
 from nextquill_core.pipeline.evaluation_plan import NONE, OWN, SANE, STRANGER, steering_choice
 from nextquill_core.pipeline.methods import (
     method_encoder,
@@ -67,6 +70,23 @@ def texts(run: Run, name: str, decoding: str) -> dict[str, str]:
     folder = run.artifact(run.plan.evaluate).folder / "predictions"
     rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     return {row["example_id"]: row["text"] for row in rows if (row["method"], row["decoding"]) == (name, decoding)}
+
+
+def test_an_interrupted_generation_counts_all_prompts_that_were_cut(
+    small_world: Path, prepared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of the second shard fails, and the step is resumed."""
+    store = shutil.copytree(prepared_store, tmp_path / "store")
+    run = Run(small_config(small_world, store, evaluate={"methods": ["latestk"], "decoding": ["paper"]}))
+    step = run.plan.evaluation.predictions["latestk", "paper"].step
+    monkeypatch.setattr(pipeline_methods, "split_into_shards", lambda examples: split_into_shards(examples, 4))
+    engines = iter([predict.local_engine])
+    with monkeypatch.context() as broken, pytest.raises(StopIteration):
+        broken.setattr(predict, "local_engine", lambda *options: next(engines)(*options))
+        run.make(step)
+    resumed = run.make(step).artifact.manifest.stats["truncation"]
+    assert resumed == run.make(step, force=True).artifact.manifest.stats["truncation"]
+    assert resumed["targets_cut"] > 4, "more than in the first shard"
 
 
 def test_each_method_generates_for_every_example_under_both_presets(whole: Run) -> None:

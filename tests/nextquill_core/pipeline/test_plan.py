@@ -274,6 +274,28 @@ def test_an_encoder_for_bertscore_counts_by_its_files(small_world: Path, tmp_pat
     assert {name for name, _ in before - changed()} == {"evaluate"}
 
 
+@pytest.mark.parametrize("name", ["nowhere/at/all", "./bert", "~/no-such-encoder", "roberta large"])
+def test_an_encoder_for_bertscore_that_is_nowhere_is_refused_before_the_work(
+    small_world: Path, tmp_path: Path, name: str
+) -> None:
+    config = small_config(small_world, tmp_path, evaluate={"retrieval": {"bertscore": name}})
+    with pytest.raises(UserError, match=r"no such model folder; set evaluate\.retrieval\.bertscore to a folder"):
+        fingerprints(config)
+
+
+def test_an_encoder_for_bertscore_in_the_home_folder_counts_by_its_files(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = [
+        fingerprints(small_config(small_world, tmp_path, evaluate={"retrieval": {"bertscore": name}}))
+        for name in ("~/bert", str(tmp_path / "bert"))
+    ]
+    assert named[0] == named[1]
+
+
 @pytest.mark.parametrize(
     ("policy", "change", "moves"),
     [

@@ -57,6 +57,13 @@ def no_config(config: Config) -> Run:
     raise AssertionError(f"{config.store} was opened")
 
 
+def test_a_user_of_two_categories_is_one_user(tmp_path: Path) -> None:
+    ids = ["A:u:0", "A:v:0", "B:u:0", "B:w:x:1"]
+    found = compared(tmp_path, commit_evaluation(tmp_path, A, ids), commit_evaluation(tmp_path, B, ids))
+    assert (found.overlap.examples, found.overlap.users) == (4, 3)
+    assert {row["category"] for row in found.rows} == {"A", "B", ALL}
+
+
 def test_differences_by_hand(tmp_path: Path) -> None:
     found = compared(tmp_path, commit_evaluation(tmp_path, A, IDS), commit_evaluation(tmp_path, B, IDS))
     rows = by_metric(found)

@@ -36,6 +36,8 @@ def test_values_are_yaml_and_commas_part_them() -> None:
         (["=1"], "a sweep takes KEY=VALUE,VALUE"),
         (["train.alpha=[1"], "train.alpha: the values are not valid YAML"),
         (["train.alpha=1", "train.alpha=2"], "train.alpha: the key is named twice"),
+        (["ingest.protocol.val_from=2020-13-45"], "ingest.protocol.val_from: the values are not valid YAML (`2020-13"),
+        (["weights={high: 1, high: 2}"], "weights: the values are not valid YAML (the key `high` is there twice"),
     ],
 )
 def test_what_is_no_grid_is_one_line(texts: list[str], message: str) -> None:
@@ -56,6 +58,8 @@ def test_all_combinations_and_always_on_val() -> None:
     values, config = grid_configs(Config(), parse_grid(timed))[0]
     assert json.loads(json.dumps(values))["ingest.protocol.test_from"] == "2020-01-01"
     assert config.ingest.protocol.test_from == date(2020, 1, 1)
+    values, _ = grid_configs(Config(), parse_grid(["ingest.protocol={name: global-time, val_from: 2019-01-01}"]))[0]
+    assert label_of(values) == 'ingest.protocol={"name": "global-time", "val_from": "2019-01-01"}'
 
 
 @pytest.mark.parametrize(

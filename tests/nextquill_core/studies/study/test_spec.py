@@ -55,6 +55,12 @@ def test_base_is_always_a_candidate_and_the_rows_end_with_the_method() -> None:
             "variants.candidates.x sets seed, which the study itself sets",
         ),
         ({"effects": {"x": {"store": "s"}}}, "effects.x sets store, which the study itself sets"),
+        ({"variants": {"candidates": {"base": {"train.alpha": 1.0}}}}, "variants.candidates names one `base`"),
+        ({"effects": {"base": {}}}, "effects names one `base`"),
+        ({"settings": {"evaluate": {"methods": ["sft"]}}}, "settings sets evaluate.methods, which the study itself"),
+        ({"settings": {"seed": 3}}, "settings sets seed, which the study itself sets"),
+        ({"parts": {"by": "personal_gian"}}, "`personal_gian` is not measured on val"),
+        ({"variants": {"not_below": ["rouge1"]}}, "`rouge1` is not measured on val"),
         ({"name": "Not a slug"}, "`name`"),
     ],
 )
