@@ -34,7 +34,7 @@ from benchmarks import train
 from benchmarks.score import factual, flops, products, reference
 from nextquill_core.causal.scorer import Scorer
 from nextquill_core.costs.cards import CARDS, Card
-from nextquill_core.costs.random_model import decode_seconds, random_model
+from nextquill_core.costs.random_model import decode_seconds, random_model, synchronize
 from nextquill_core.costs.shape import KNOWN, ModelShape
 from nextquill_core.model.forward import computed_tokens
 from nextquill_core.tokens import TokenPair
@@ -80,11 +80,6 @@ def drawn_pairs(count: int, vocabulary: int, scale: float = 1.0) -> list[TokenPa
         history = ids(length(1650, 0.35, LIMIT - 340))
         pairs.append(TokenPair(str(number), opening + history + rest, opening + rest, ids(length(311, 0.6, LIMIT))))
     return pairs
-
-
-def synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def seconds(work: Callable[[], Any], rounds: int) -> float:

@@ -306,7 +306,10 @@ def arguments(about: str | None, sides: Sequence[str], *, examples: int, few: in
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--pairs", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if not given.side and not (given.reviews and given.items):
+        parser.error("name the files of a category with --reviews and --items")
+    return given
 
 
 def main() -> Iterator[dict[str, Any]]:

@@ -120,7 +120,7 @@ def run_name(flow: str, parameters: Mapping[str, Any], changed: Mapping[str, Any
         changed: Values by dotted key that differ from the usual ones; those that the flow does not depend on are left
             out.
     """
-    words = [flow, *_methods(flow, parameters), counted(categories(parameters))]
+    words = [flow, counted(_trained(flow, parameters)), counted(categories(parameters))]
     shown = [f"{_short(key)}={_value(value)}" for key, value in _relevant(flow, changed)]
     shown += [f"{_short(key)}={_value(values)}" for key, values in (parameters.get("grid") or {}).items()]
     words += shown[:MOST_CHANGES] + ([f"+{len(shown) - MOST_CHANGES}"] if len(shown) > MOST_CHANGES else [])
@@ -152,7 +152,7 @@ def picked(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 def categories(parameters: Mapping[str, Any]) -> list[str]:
     """Return the categories of a flow run's data, each once."""
-    configs = parameters.get("configs") or [parameters["config"]]
+    configs = parameters["configs"] if "configs" in parameters else [parameters["config"]]
     return list(dict.fromkeys(raw["category"] for config in configs for raw in config["ingest"]["inputs"]))
 
 
@@ -164,11 +164,6 @@ def counted(names: Sequence[str]) -> str:
 def typed_by_a_person(name: str) -> bool:
     """Return whether a flow run has a name that Prefect did not generate."""
     return bool(name) and not GENERATED.fullmatch(name)
-
-
-def _methods(flow: str, parameters: Mapping[str, Any]) -> list[str]:
-    trained = _trained(flow, parameters)
-    return [counted(trained)] if trained else []
 
 
 def _trained(flow: str, parameters: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from prefect import State
 from prefect.logging import get_run_logger
@@ -14,12 +14,11 @@ from flows.results import announce, as_result
 from flows.runs import open_run
 from flows.stage import nextquill_flow
 from nextquill_core.config import Config, MethodName
-from nextquill_core.registry.promote import missing_steps, val_run
+from nextquill_core.registry.promote import Metric, missing_steps, val_run
 from tasks.steps import make_step
 from tasks.ui import decide_promotion
 
 ACCEPTED, REJECTED = "Accepted", "Rejected"
-Metric = Literal["log_likelihood", "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"]
 
 
 @nextquill_flow("promote")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from flows.forms import SETTINGS
 from flows.pipeline import PipelineSettings, pipeline
@@ -14,7 +16,9 @@ from tasks.ui import collect_numbers
 
 
 @nextquill_flow("reproduce")
-def reproduce(configs: list[PipelineSettings] = SETTINGS, force: bool = False) -> dict[str, Any]:
+def reproduce(
+    configs: Annotated[list[PipelineSettings], Field(min_length=1)] = SETTINGS, force: bool = False
+) -> dict[str, Any]:
     """Run the pipeline on each configuration with every method of the paper's table, and set the numbers side by side.
 
     Args:

@@ -26,7 +26,7 @@ from tasks.sweep import collect_study
 
 @nextquill_flow("study")
 def study(
-    studies: list[StudyConfig] = SETTINGS,
+    studies: Annotated[list[StudyConfig], Field(min_length=1)] = SETTINGS,
     questions: list[Annotated[int, Field(ge=1, le=5)]] | None = None,
     force: bool = False,
 ) -> dict[str, Any]:

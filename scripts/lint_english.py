@@ -55,6 +55,9 @@ def main(places: list[str]) -> int:
 
 def check(path: Path) -> Iterator[str]:
     """Yield the faults of one file as `file:line: what is wrong`."""
+    if not path.is_file():
+        yield f"{path}: there is no such file or folder"
+        return
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate([] if path.as_posix().endswith(DATA) else text.splitlines(), 1):
         for word in DIALECT.finditer(line):
@@ -68,7 +71,7 @@ def check(path: Path) -> Iterator[str]:
 
 
 def _files(place: Path) -> Iterator[Path]:
-    if place.is_file():
+    if not place.is_dir():
         yield place
     else:
         yield from sorted(path for path in place.rglob("*") if path.suffix in {".py", ".md"})

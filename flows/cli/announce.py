@@ -29,14 +29,9 @@ OUTLOOK = {
 
 
 @contextmanager
-def notice_if_slow(line: str = READING, after_s: float = SLOW_AFTER_S) -> Iterator[None]:
-    """Print a line if the block takes long, as it does for raw files on a slow disk.
-
-    Args:
-        line: The line.
-        after_s: Seconds after which it is printed.
-    """
-    timer = threading.Timer(after_s, lambda: print(line, file=sys.stderr, flush=True))
+def notice_if_slow() -> Iterator[None]:
+    """Print a line if the block takes long, as it does for raw files on a slow disk."""
+    timer = threading.Timer(SLOW_AFTER_S, lambda: print(READING, file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
     try:

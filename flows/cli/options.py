@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from inspect import Parameter
@@ -40,6 +41,13 @@ PresetOption = Annotated[
     ),
 ]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store; overrides the config's.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse a number that is not finite; as the callback of an option, since bounds let `nan` pass."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 class Panel(StrEnum):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import interruption
-from flows.cli.options import ConfigOption, Panel, with_settings
+from flows.cli.options import ConfigOption, Panel, finite, with_settings
 from storage.errors import UserError
 
 END_S = 4.0
@@ -49,11 +49,20 @@ def _serve(
     ] = 256,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Largest body of a request.")] = 1_000_000,
     drain: Annotated[
-        float, typer.Option("--drain", min=1, metavar="SECONDS", help="Time for requests in flight after a signal.")
+        float,
+        typer.Option(
+            "--drain", min=1, callback=finite, metavar="SECONDS", help="Time for requests in flight after a signal."
+        ),
     ] = 5.0,
     poll: Annotated[
         float,
-        typer.Option("--poll", min=0.1, metavar="SECONDS", help="Time between looks for another accepted adapter."),
+        typer.Option(
+            "--poll",
+            min=0.1,
+            callback=finite,
+            metavar="SECONDS",
+            help="Time between looks for another accepted adapter.",
+        ),
     ] = 5.0,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write prompts and texts to the log.")] = False,
 ) -> None:

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import Panel
+from flows.cli.options import Panel, finite
 from storage.errors import UserError
 
 MIN_MINUTES = 0.2
 """Prefect waits at least 10 seconds for an event that does not come."""
+MAX_MINUTES = 525_600.0
+"""A year."""
 HomeOption = Annotated[
     Path, typer.Option("--home", metavar="FOLDER", help="Folder for the server's database, its logs, and its state.")
 ]
@@ -66,12 +68,24 @@ def _alerts(
     late: Annotated[
         float | None,
         typer.Option(
-            "--late", min=MIN_MINUTES, metavar="MINUTES", help="How long a run may wait to start; 10 by default."
+            "--late",
+            min=MIN_MINUTES,
+            max=MAX_MINUTES,
+            callback=finite,
+            metavar="MINUTES",
+            help="How long a run may wait to start; 10 by default.",
         ),
     ] = None,
     long: Annotated[
         float | None,
-        typer.Option("--long", min=MIN_MINUTES, metavar="MINUTES", help="How long a run may take; 1440 by default."),
+        typer.Option(
+            "--long",
+            min=MIN_MINUTES,
+            max=MAX_MINUTES,
+            callback=finite,
+            metavar="MINUTES",
+            help="How long a run may take; 1440 by default.",
+        ),
     ] = None,
     details: Annotated[
         bool | None, typer.Option("--details", help="Send a run's last message too; it may quote data.")

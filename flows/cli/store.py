@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import ConfigOption, ConfigsOption, Panel, with_settings
+from flows.cli.options import ConfigOption, ConfigsOption, Panel, finite, with_settings
 from flows.cli.runner import run_flow
 from storage.errors import UserError
 
@@ -111,7 +111,8 @@ def _gc(
     settings: Any,
     apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed.")] = False,
     older_than: Annotated[
-        float, typer.Option("--older-than", min=0, metavar="DAYS", help="Keep artifacts that are younger.")
+        float,
+        typer.Option("--older-than", min=0, callback=finite, metavar="DAYS", help="Keep artifacts that are younger."),
     ] = 0,
 ) -> None:
     """List the artifacts that neither a configuration nor an accepted adapter needs; --apply removes them.
@@ -133,11 +134,11 @@ def _gc(
     unneeded = removable(found, needed(found, wanted, younger_than_s=older_than * DAY_S))
     if apply:
         store.require_writable()
-        gone, busy = [], 0
+        gone = []
         for held, removed in remove(store, unneeded):
             print(f"{'removed' if removed else 'kept, another process is making it'}  {_line(held, what(held))}")
             gone += [held] if removed else []
-            busy += not removed
+        busy = len(unneeded) - len(gone)
         kept = f", {busy} kept" if busy else ""
         print(f"removed {len(gone)} of {len(found)}, {naturalsize(total_bytes(gone))}{kept}")
         return

@@ -104,25 +104,24 @@ def _write(
                 "the file of --requests names user and item", "nextquill write", "leave out the options for one review"
             )
         forms = read_forms(requests, WriteRequest)
-        source = _Source(settings, method, adapter, base)
-        _write_file(source.writer(), forms, out, decoding=decoding, explain=explain)
+        writer = _open_writer(settings, method, adapter, base)
+        _write_file(writer, forms, out, decoding=decoding, explain=explain)
         return
     if history is not None:
         one["history"] = read_forms(history, PastReview)
     form = checked(WriteRequest, {name: value for name, value in one.items() if value is not None}, "nextquill write")
-    source = _Source(settings, method, adapter, base)
-    writer = source.writer()
+    writer = _open_writer(settings, method, adapter, base)
     writer.preset(decoding)
     writer.resolve(form)  # finds invalid input before the model is loaded
     (draft,) = writer.write_many([form], decoding=decoding, explain=explain)
     if as_json:
         print(json.dumps(draft.to_dict(), ensure_ascii=False))
     else:
-        _show(draft, source.delta)
+        _show(draft, _delta(settings, writer))
 
 
-class _Source:
-    """Where the model comes from: a configuration with its store, or an exported folder.
+def _open_writer(settings: Any, method: str | None, adapter: Path | None, base: Path | None) -> Writer:
+    """Return the writer of a configuration or of an exported folder; the model is loaded when it first writes.
 
     Args:
         settings: The configuration; None for an exported folder.
@@ -131,41 +130,34 @@ class _Source:
         base: Folder of its base model.
 
     Raises:
-        UserError: On construction: both are named, or neither.
+        UserError: Both a configuration and a folder are named, or neither.
     """
+    from nextquill_core.writing.writer import Writer
 
-    def __init__(self, settings: Any, method: str | None, adapter: Path | None, base: Path | None) -> None:
-        if (settings is None) == (adapter is None):
-            what = "--config and --adapter are two models" if adapter else "no model is named"
-            raise UserError(what, "nextquill write", "name a configuration with --config, or a folder with --adapter")
-        if adapter is None and base is not None:
-            raise UserError("--base belongs to --adapter", "nextquill write", "leave it out")
-        if adapter is not None and method is not None:
-            raise UserError("an exported folder has one method", "--method", "leave it out")
-        self._settings, self._method, self._adapter, self._base = settings, method, adapter, base
+    if (settings is None) == (adapter is None):
+        what = "--config and --adapter are two models" if adapter else "no model is named"
+        raise UserError(what, "nextquill write", "name a configuration with --config, or a folder with --adapter")
+    if adapter is None and base is not None:
+        raise UserError("--base belongs to --adapter", "nextquill write", "leave it out")
+    if adapter is not None and method is not None:
+        raise UserError("an exported folder has one method", "--method", "leave it out")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if adapter is not None:
+        return Writer.from_adapter(adapter, base=base)
+    from flows.runs import open_run
+    from nextquill_core.pipeline.writing import run_writer
 
-    def writer(self) -> Writer:
-        """Return the writer; the model is loaded when it first writes."""
-        from nextquill_core.writing.writer import Writer
+    return run_writer(open_run(settings, fetch=False), method)
 
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        if self._adapter is not None:
-            return Writer.from_adapter(self._adapter, base=self._base)
-        from flows.runs import open_run
-        from nextquill_core.pipeline.writing import run_writer
 
-        return run_writer(open_run(self._settings, fetch=False), self._method)
+def _delta(settings: Any, writer: Writer) -> float:
+    """Return the effect above which a token is a preference token: the configuration's, or the exported adapter's."""
+    from nextquill_core.config.score import WeightsConfig
 
-    @property
-    def delta(self) -> float:
-        """The effect above which a token is a preference token."""
-        if self._adapter is None:
-            return float(self._settings.weights.delta)
-        from nextquill_core.config.score import WeightsConfig
-        from nextquill_core.writing.exported import read_description
-
-        weights = read_description(self._adapter).weights or {}
-        return float(weights.get("delta", WeightsConfig().delta))
+    if settings is not None:
+        return float(settings.weights.delta)
+    weights = writer.identity.settings.get("weights") or {}
+    return float(weights.get("delta", WeightsConfig().delta))
 
 
 def _write_file(writer: Writer, forms: list[Any], out: Path, *, decoding: str, explain: bool) -> None:

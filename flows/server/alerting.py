@@ -66,8 +66,12 @@ def check_webhook(address: str, *, allow_private: bool) -> None:
     Raises:
         UserError: The address is no URL, or private.
     """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, or a port that is no number up to 65535
+        usable = False
+    if not usable:
         raise UserError("that is no http or https address", "--webhook", "give the receiver's whole URL")
     if allow_private:
         return

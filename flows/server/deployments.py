@@ -35,13 +35,13 @@ class Project:
     Attributes:
         folder: Folder of the file; relative paths of its flow runs begin there.
         pools: Work pools that it names.
-        deployments: Number of deployments.
+        deployments: Names of its deployments.
         digest: Hash of the file and of the code from which the UI's forms are made.
     """
 
     folder: Path
     pools: tuple[str, ...]
-    deployments: int
+    deployments: frozenset[str]
     digest: str
 
 
@@ -67,7 +67,8 @@ def find_project(folder: Path) -> Project:
     digest = hashlib.sha256(str(place).encode())
     for path in sources:
         digest.update(path.read_bytes())
-    return Project(place, tuple(pools), len(deployments), digest.hexdigest())
+    names = frozenset(deployment["name"] for deployment in deployments)
+    return Project(place, tuple(pools), names, digest.hexdigest())
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -76,7 +77,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
     try:
         known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        ours = known["name"] == "nextquill" and all(one["work_pool"]["name"] for one in known["deployments"])
+        ours = known["name"] == "nextquill" and all(
+            one["name"] and one["work_pool"]["name"] for one in known["deployments"]
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -147,9 +150,9 @@ def deploy(project: Project, log: Path, environment: Mapping[str, str]) -> bool:
 
 
 def missing_deployments(project: Project) -> bool:
-    """Return whether the server has fewer deployments than the project."""
+    """Return whether the server lacks a deployment of the project."""
     with _client() as client:
-        return len(client.read_deployments(limit=200)) < project.deployments
+        return not project.deployments <= {deployment.name for deployment in client.read_deployments(limit=200)}
 
 
 def active_schedules() -> list[str]:

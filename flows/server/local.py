@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from flows.server.deployments import POOLS, Project, find_project
 from flows.server.processes import Home, Process, alive
+from flows.server.settings import bypass_proxy_for_loopback
 from storage.errors import UserError
 from tasks.ranks.logs import last_lines
 from tasks.waiting import wait_until
@@ -68,6 +69,7 @@ def start(folder: Path, host: str, port: int | None, *, deploy: bool) -> None:
         UserError: The folder or the address cannot be used, or there is no prefect.yaml.
         StartFailed: A process does not work.
     """
+    bypass_proxy_for_loopback()
     project = find_project(Path.cwd()) if deploy else None
     with _locked(folder):
         home = Home.open(folder)
@@ -88,6 +90,7 @@ def stop(folder: Path) -> None:
     Raises:
         UserError: The folder cannot be used.
     """
+    bypass_proxy_for_loopback()
     if not folder.is_dir():
         print(f"nothing runs: there is no {folder}")
         return
@@ -157,7 +160,7 @@ def _deploy(home: Home, project: Project, environment: Mapping[str, str]) -> Non
         raise StartFailed(f"Prefect refuses {file}", log)
     home.deployed = project.digest
     home.save()
-    print(f"deployments: {project.deployments} from {file}; relative paths in them begin in its folder")
+    print(f"deployments: {len(project.deployments)} from {file}; relative paths in them begin in its folder")
 
 
 def _await_worker(home: Home, pool: str, since: datetime) -> None:
@@ -190,7 +193,7 @@ def _require_free(host: str, port: int, url: str) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the second for a name whose parts are empty or too long
         raise UserError(f"no such address: {host!r}", "--host", "use one of this machine's, or omit it") from None
     except OSError as error:
         if error.errno != errno.EADDRINUSE:

@@ -26,7 +26,8 @@ KEY = "PREFECT_API_KEY"
 CONNECT_S, ANSWER_S = 5.0, 10.0
 """Timeouts in seconds for the connection, and for the answer of a busy server."""
 CLOUD = re.compile(r"https?://([\w-]+\.)*prefect\.cloud(/|:|$)")
-CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+CREDENTIALS = re.compile(r"(?:^|(?<=://))[^/]*@")
+"""Name and password before a host, which may contain @, in an address with or without a scheme."""
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -145,7 +146,7 @@ def refuse_credentials(url: str, where: str) -> None:
 
 
 def bypass_proxy_for_loopback() -> None:
-    """Exclude the loopback addresses from the proxy, so that a temporary server on this machine is reached directly."""
+    """Exclude the loopback addresses from the proxy, so that a server on this machine is reached directly."""
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
         if "*" not in hosts:

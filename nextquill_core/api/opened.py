@@ -45,6 +45,8 @@ def open(
     from nextquill_core.pipeline.run import Run
 
     if isinstance(config, Config):
+        if overrides or preset is not None:
+            raise UserError("overrides and preset change a file", "open", "change the settings, or name their file")
         settings = config if store is None else config.model_copy(update={"store": str(store)})
     else:
         settings = read_config(str(config), overrides, None if store is None else str(store), preset)

@@ -84,14 +84,15 @@ def median_seconds(work: Callable[[], Any]) -> float:
     work()
     taken: list[float] = []
     while len(taken) < LEAST_ROUNDS or (sum(taken) < TRIED_S and len(taken) < MOST_ROUNDS):
-        _synchronize()
+        synchronize()
         started = time.perf_counter()
         work()
-        _synchronize()
+        synchronize()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until the accelerator has done its work; there is nothing to wait for on a CPU."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

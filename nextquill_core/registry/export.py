@@ -173,7 +173,7 @@ def _read_back(run: Run, folder: Path) -> None:
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill, which takes the name `folder` if the block ends without an error."""
-    unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
+    unfinished = folder.absolute().parent / f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with user_path(folder, "name another folder with --to"):
             if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

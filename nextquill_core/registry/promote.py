@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 SPLIT = "val"
 LIKELIHOOD = "log_likelihood"
-METRICS = (LIKELIHOOD, "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu")
+Metric = Literal["log_likelihood", "rouge1", "rougeL", "rouge1_unicode", "rougeL_unicode", "meteor", "bleu"]
+METRICS = get_args(Metric)
 """Metrics that can decide: those of which more is better and that need no further model."""
 FEWEST_USERS = 20
 """Number of users below which two adapters are not compared."""

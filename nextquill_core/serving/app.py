@@ -32,7 +32,7 @@ def make_app(rollout: Rollout, settings: ServeSettings) -> FastAPI:
         title="NextQuill", version=version("nextquill"), description=ABOUT, docs_url=None, redoc_url=None
     )  # fmt: skip
     metrics = Metrics()
-    metrics.show_models(lambda: _models(rollout), lambda: rollout.failures)
+    metrics.show_models(rollout)
     service = Service(rollout, metrics, settings.most_requests)
     app.include_router(drafts.routes(service, log_texts=settings.log_texts))
     app.include_router(chat.routes(service, log_texts=settings.log_texts))
@@ -43,8 +43,3 @@ def make_app(rollout: Rollout, settings: ServeSettings) -> FastAPI:
     app.add_middleware(Limits, settings=settings)
     app.add_middleware(RequestLog, metrics=metrics)
     return app
-
-
-def _models(rollout: Rollout) -> dict[str, str]:
-    current = rollout.current
-    return {name: one.model_id for name, one in current.catalog.methods.items()} if current else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nextquill_core.config import ModelConfig
@@ -101,6 +101,11 @@ class Catalog:
         """The method that answers where a request names none."""
         return self.methods[self.selection.default]
 
+    @property
+    def models(self) -> dict[str, str]:
+        """The name of each method's model, by the method's name."""
+        return {name: one.model_id for name, one in self.methods.items()}
+
     def find(self, name: str | None) -> ServedMethod | None:
         """Return a method by its name or the name of its model, or None; without a name, the default one."""
         if name is None:
@@ -114,9 +119,7 @@ class Catalog:
             names: Why each is left out, by name.
         """
         kept = {name: one for name, one in self.methods.items() if name not in names}
-        return Catalog(
-            self.selection, kept, {**self.left_out, **names}, self.histories, self.ids_of, self.delta
-        )  # fmt: skip
+        return replace(self, methods=kept, left_out={**self.left_out, **names})
 
 
 class CatalogReader:

@@ -141,27 +141,32 @@ class Rollout:
         started = not any(one.backend is backend for one in self._known())
         loaded = {name for one in self._known() if one.backend is backend for name in one.adapters}
         refused: dict[str, str] = {}
+        added: list[str] = []
         try:
             for served in reversed(list(catalog.methods.values())):  # the default method is loaded last
-                if served.origin.adapter is None or served.adapter in loaded:
-                    continue
+                if served.origin.adapter is None or served.adapter in (*loaded, *added):
+                    continue  # methods may share an adapter
+                added.append(served.model_id)
                 try:
                     backend.load(served.origin.adapter)
                     logger.info("probed", extra={"method": served.name, "result": self._probe(backend, served)})
                 except UserError as error:
-                    backend.unload(served.adapter or "")
+                    backend.unload(added.pop())
                     if served.name == catalog.selection.default:
                         raise
                     refused[served.name] = str(error)
         except BaseException:
             if started:
                 backend.close()
+            else:
+                for name in added:
+                    backend.unload(name)
             raise
         for name, reason in {**catalog.left_out, **refused}.items():
             logger.info("not served", extra={"method": name, "reason": reason})
         found = Deployment(catalog.without(refused) if refused else catalog, backend)
-        served_as = {name: one.model_id for name, one in found.catalog.methods.items()}
-        logger.info("deployed", extra={"models": served_as, "history": catalog.selection.ingest.fingerprint})
+        facts = {"models": found.catalog.models, "history": catalog.selection.ingest.fingerprint}
+        logger.info("deployed", extra=facts)
         return found
 
     def _backend_of(self, catalog: Catalog) -> Backend:

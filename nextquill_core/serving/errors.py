@@ -18,8 +18,8 @@ from nextquill_core.writing.requests import fault
 logger = logging.getLogger(__name__)
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 LONGEST = 500
-ROUTING = (404, 405)
-"""Statuses of paths and methods that no route has; the router raises them as Starlette's own exception."""
+BY_STATUS = (400, 404, 405)
+"""Statuses of unreadable bodies and of paths and methods that no route has; they come as Starlette's own exception."""
 
 
 class ErrorBody(BaseModel):
@@ -66,6 +66,7 @@ def error_body(status: int, message: str, code: str | None = None) -> dict[str, 
     """
     kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     line = message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
+    line = line.encode(errors="backslashreplace").decode()  # it may quote half of a surrogate pair
     return ErrorReply(error=ErrorBody(message=line, type=kind, code=code)).model_dump()
 
 
@@ -85,26 +86,30 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "internal error; the server's log has the rest")
 
 
+def error_response(error: Exception) -> JSONResponse:
+    """Return the answer to a request that ended with an error."""
+    found = as_api_error(error)
+    return JSONResponse(error_body(found.status, str(found), found.code), found.status, found.headers)
+
+
 def register(app: FastAPI) -> None:
-    """Let the app answer every error with one line."""
+    """Let the app answer requests that cannot be answered with one line; `logs.RequestLog` answers all other errors."""
 
     def answer(_request: Request, error: Exception) -> JSONResponse:
-        found = as_api_error(error)
-        return JSONResponse(error_body(found.status, str(found), found.code), found.status, found.headers)
+        return error_response(error)
 
     def invalid(_request: Request, error: Exception) -> JSONResponse:
-        first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
-        place = tuple(part for part in first["loc"] if part != "body")
-        if first.get("type") == "json_invalid":
-            return JSONResponse(error_body(422, "the body is not JSON"), 422)
-        return JSONResponse(error_body(422, fault({**first, "loc": place})), 422)
+        found = error.errors() if isinstance(error, RequestValidationError) else [{"loc": (), "msg": str(error)}]
+        not_json = any(one.get("type") == "json_invalid" for one in found)
+        placed = [{**one, "loc": tuple(part for part in one["loc"] if part != "body")} for one in found]
+        return JSONResponse(error_body(422, "the body is not JSON" if not_json else fault(placed)), 422)
 
     def refused(_request: Request, error: Exception) -> JSONResponse:
         status, detail = getattr(error, "status_code", 500), getattr(error, "detail", "")
         return JSONResponse(error_body(status, f"{detail}"), status)
 
     app.add_exception_handler(RequestValidationError, invalid)
-    for known in (HTTPException, *ROUTING):
+    for known in (HTTPException, *BY_STATUS):
         app.add_exception_handler(known, refused)
-    for kind in (ApiError, UserError, Exception):
+    for kind in (ApiError, UserError):
         app.add_exception_handler(kind, answer)

@@ -30,8 +30,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
         rollout = service.rollout
         if rollout.current is None:
             return JSONResponse({"status": "nothing is served", "problem": rollout.problem}, 503)
-        models = {name: one.model_id for name, one in rollout.current.catalog.methods.items()}
-        return {"status": "ready", "models": models, "problem": rollout.problem}
+        return {"status": "ready", "models": rollout.current.catalog.models, "problem": rollout.problem}
 
     @router.get("/metrics", summary="Metrics in Prometheus' text format")
     async def read_metrics() -> Response:

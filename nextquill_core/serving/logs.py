@@ -8,9 +8,9 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import FastAPI
 from pythonjsonlogger.json import JsonFormatter
 
+from nextquill_core.serving.errors import error_response
 from nextquill_core.serving.metrics import Metrics
 
 FIELDS = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -32,7 +32,9 @@ def log_as_json() -> None:
 
 
 class RequestLog:
-    """Middleware that counts, times and logs every request, and gives it an id.
+    """Middleware that counts, times and logs every request, gives it an id, and answers errors that no route expects.
+
+    It is the outermost middleware, so that such an answer has the id and is counted too.
 
     Args:
         app: The app below.
@@ -66,6 +68,10 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, sending)
+        except Exception as error:
+            if status:
+                raise
+            await error_response(error)(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", UNMATCHED)
@@ -74,8 +80,3 @@ class RequestLog:
             if not route.startswith(("/healthz", "/readyz", "/metrics")):
                 facts = {"id": request_id, "method": scope["method"], "route": route, "status": status or 499}
                 logger.info("request", extra={**facts, "seconds": round(seconds, 4), **about})
-
-
-def add_request_log(app: FastAPI, metrics: Metrics) -> None:
-    """Let an app log its requests; it must be the outermost middleware."""
-    app.add_middleware(RequestLog, metrics=metrics)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+
+from nextquill_core.serving.deployment import Rollout
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -36,14 +36,9 @@ class Metrics:
         self.refused = self._counter("refused", "Requests refused because of too many others")
         self.in_flight = Gauge("nextquill_in_flight", "Drafts that are being written", registry=self._registry)
 
-    def show_models(self, served: Callable[[], dict[str, str]], failures: Callable[[], int]) -> None:
-        """Let every reading of the metrics show what is served at that moment.
-
-        Args:
-            served: Returns the name of each method's model.
-            failures: Returns how often a change of the store could not be taken over.
-        """
-        self._registry.register(_Models(served, failures))
+    def show_models(self, rollout: Rollout) -> None:
+        """Let every reading of the metrics show what is served at that moment."""
+        self._registry.register(_Models(rollout))
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
@@ -60,14 +55,15 @@ class Metrics:
 class _Models:
     """A collector of what is served."""
 
-    def __init__(self, served: Callable[[], dict[str, str]], failures: Callable[[], int]) -> None:
-        self._served, self._failures = served, failures
+    def __init__(self, rollout: Rollout) -> None:
+        self._rollout = rollout
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Return the metrics of the moment."""
         models = GaugeMetricFamily("nextquill_model", "1 for each served model", labels=["method", "model"])
-        for method, model in self._served().items():
+        current = self._rollout.current
+        for method, model in current.catalog.models.items() if current else ():
             models.add_metric([method, model], 1)
         failed = GaugeMetricFamily("nextquill_refresh_failures", "Changes of the store that were not taken over")
-        failed.add_metric([], self._failures())
+        failed.add_metric([], self._rollout.failures)
         return [models, failed]

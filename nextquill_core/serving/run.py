@@ -58,7 +58,7 @@ def serve(
         if not settings.on_loopback and settings.key is None:
             logger.warning("anybody who reaches this address reads people's reviews; set a key with --api-key-env")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        models = {name: one.model_id for name, one in deployment.catalog.methods.items()}
+        models = deployment.catalog.models
         url = f"http://{host}:{listener.getsockname()[1]}"
         _run(make_app(rollout, settings), listener, settings.drain_s, lambda: started(url, models))
 
@@ -140,9 +140,11 @@ def _listener(settings: ServeSettings) -> Iterator[socket.socket]:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for a name whose parts are empty or too long
         raise UserError(
-            f"no such address ({error.strerror})", f"--host {settings.host}", "name one of this machine"
+            f"no such address ({getattr(error, 'strerror', 'not a host name')})",
+            f"--host {settings.host}",
+            "name one of this machine",
         ) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

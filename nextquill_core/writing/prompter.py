@@ -184,10 +184,7 @@ class Prompter:
             example = self.stored_example(request.example)
             example = replace(example, target=replace(example.target, text=""))
             return self._selected(example), "" if example.history or not self.identity.history else NO_EARLIER
-        lowest, highest = self.people.ratings if self.people else ANY_RATING
-        if request.rating is not None and not lowest <= request.rating <= highest:
-            remedy = f"give one from {lowest:g} to {highest:g}, or none"
-            raise UserError(f"no review here has the rating {request.rating:g}", "rating", remedy)
+        self._check_rating(request.rating)
         sequences = self._sequences(request)
         item, category = self._item(request, sequences)
         target = Review(item, request.rating, request.title, "")
@@ -227,17 +224,19 @@ class Prompter:
         """Make sure that the store has the items, categories and examples of requests, without loading a model.
 
         Raises:
-            UserError: It does not have one, or there is no store; the message has the number of the request.
+            UserError: It does not have one, there is no store, or a rating is one that its source cannot have; the
+                message has the number of the request.
         """
-        named = {request.item for request in requests if isinstance(request.item, str)} if self.people else set()
+        named = {name for request in requests for name in self._item_ids(request)} if self.people else set()
         known = {name for _, name in self._histories("item").items(named)} if named else set()
         for number, request in enumerate(requests, 1):
             try:
+                self._check_rating(request.rating)
                 self._check_category(request.category)
                 if request.user is not None and self.identity.history:
                     self._histories("user")
-                if isinstance(request.item, str) and request.item not in known:
-                    raise self._unknown_item(request.item)
+                if unknown := [name for name in self._item_ids(request) if name not in known]:
+                    raise self._unknown_item(unknown[0])
                 if request.example is not None:
                     self._example(request.example)
             except UserError as error:
@@ -279,6 +278,12 @@ class Prompter:
         ids = self.people.ids_of(request.user) if self.people else ()
         return histories.sequences(ids, request.category)
 
+    def _check_rating(self, rating: float | None) -> None:
+        lowest, highest = self.people.ratings if self.people else ANY_RATING
+        if rating is not None and not lowest <= rating <= highest:
+            remedy = f"give one from {lowest:g} to {highest:g}, or none"
+            raise UserError(f"no review here has the rating {rating:g}", "rating", remedy)
+
     def _check_category(self, category: str | None) -> None:
         if category is None or self.people is None:
             return
@@ -299,6 +304,11 @@ class Prompter:
             raise self._unknown_item(request.item)
         names = ", ".join(category for category, _ in places)
         raise UserError(f"the item {request.item!r} is in {names}", "category", "name one of them")
+
+    def _item_ids(self, request: WriteRequest) -> list[str]:
+        """Return the ids of items that must be in the store: those of the request and of the past reviews it shows."""
+        shown = (request.history or ()) if self.identity.history else ()
+        return [item for item in (request.item, *(past.item for past in shown)) if isinstance(item, str)]
 
     def _past_item(self, past: PastReview) -> Item:
         if isinstance(past.item, ItemFields):

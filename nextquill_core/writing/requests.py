@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from nextquill_core.config.base import Section
 from nextquill_core.errors import UserError
@@ -16,10 +16,20 @@ from storage.stored_json import check_form
 FORM = "docs/how-to/write.md lists the fields"
 FLAT = {"item_title": "title", "item_description": "description"}
 """Fields of a past review that describe its item, as `nextquill_core.open(...).examples()` names them."""
+LONGEST = 1 << 30
+"""Characters of a text at most. Pydantic decodes a text that has a limit, and so refuses half of a surrogate pair."""
+UNION = ("str", "constrained-str", "ItemFields")
+"""Names of the forms of an item, which pydantic puts into the place of an error."""
 Form = TypeVar("Form", bound=Section)
 
 
-class ItemFields(Section):
+class TextForm(Section):
+    """A form whose texts can be encoded as UTF-8."""
+
+    model_config = ConfigDict(str_max_length=LONGEST)
+
+
+class ItemFields(TextForm):
     """An item that need not be in a store."""
 
     title: str = ""
@@ -36,7 +46,7 @@ class ItemFields(Section):
         return Item(self.title, self.description)
 
 
-class PastReview(Section):
+class PastReview(TextForm):
     """A review that a person wrote earlier.
 
     The item is an id of the store, or title and description: as `item`, or as `item_title` and `item_description`
@@ -67,7 +77,7 @@ class PastReview(Section):
         return Review(item, self.rating, self.title, " ".join(self.text.split()), self.timestamp_ms)
 
 
-class WriteRequest(Section):
+class WriteRequest(TextForm):
     """One review to write."""
 
     id: str | None = None
@@ -118,16 +128,18 @@ def checked(form: type[Form], values: Any, where: str, remedy: str = FORM) -> Fo
     try:
         return form.model_validate(values)
     except ValidationError as error:
-        raise UserError(fault(error.errors(include_url=False)[0]), where, remedy) from None
+        raise UserError(fault(error.errors(include_url=False)), where, remedy) from None
 
 
-def fault(found: Mapping[str, Any]) -> str:
+def fault(errors: Sequence[Any]) -> str:
     """Return one line about a wrong field, with its place in the form.
 
     Args:
-        found: One of the errors that pydantic lists.
+        errors: What pydantic lists. For an item it lists what is wrong with a text and with a form; the place that lies
+            deepest belongs to the one that was meant.
     """
-    field = ".".join(str(part) for part in found["loc"] if part not in ("str", ItemFields.__name__))
+    found = max(errors, key=lambda error: len(error["loc"]))
+    field = ".".join(str(part) for part in found["loc"] if part not in UNION)
     unknown = found.get("type") == "extra_forbidden"
     what = "there is no such field" if unknown else str(found["msg"]).removeprefix("Value error, ")
     return f"`{field}`: {what}" if field else what

@@ -95,7 +95,7 @@ def run_ranks(
         limit_size(log)
         mask_files([log, *logs_by_rank(order).values()])
     if any(codes):
-        raise _failed(order, log, next(code for code in codes if code))
+        raise _failed(order, log, next(code for code in codes if code), elsewhere=elsewhere)
 
 
 def _starters(order: Path, ranks: Placement) -> list[Starter]:
@@ -143,8 +143,8 @@ def _end(running: list[subprocess.Popen[bytes]]) -> None:
         end_group(process)
 
 
-def _failed(order: Path, log: Path, code: int) -> Exception:
+def _failed(order: Path, log: Path, code: int, *, elsewhere: bool) -> Exception:
     rank = first_failed(order)
     own_log = logs_by_rank(order).get(rank) if rank is not None else None
     what = "training" if own_log is None else f"training failed first on rank {rank} and"
-    return process_error(RanksFailed, what, code, log, part=own_log)
+    return process_error(RanksFailed, what, code, log, part=own_log or (log if elsewhere else None))

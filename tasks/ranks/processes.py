@@ -20,6 +20,8 @@ from storage.redaction import redact
 from tasks.ranks.logs import last_lines
 from tasks.waiting import wait_until
 
+INVALID_INPUT = 2
+"""Exit code of a process that found invalid input."""
 TAIL_LINES = 40
 """Lines of a log that an error message ends with."""
 KILLED_WITHIN_S = 5.0
@@ -95,20 +97,22 @@ def cuda_devices() -> list[str]:
 def process_error(kind: type[Exception], what: str, code: int, log: Path, part: Path | None = None) -> Exception:
     """Return the error for a process that failed.
 
-    A process that found invalid input has printed one line that begins with `nextquill: `, which becomes the error.
-    Any other failure is reported with the last lines of its log.
+    A process that found invalid input ends with exit code 2 and a line that begins with `nextquill: `, which becomes
+    the error. Such a line before another exit code, as an interruption prints it, does not. Any other failure is
+    reported with the last lines of its log.
 
     Args:
         kind: Class of the error if the process printed no such line.
         what: Name of the process for the message.
         code: Its exit code.
         log: File with all output, which the message names.
-        part: File with the part of the output that says why it failed; None is the log itself.
+        part: File with the output of the process that failed first, whose exit code a launcher may have replaced; None
+            if it is not known.
     """
     tail = last_lines(part or log, TAIL_LINES)
-    for line in tail:
-        if line.startswith("nextquill: "):
-            return UserError(line.removeprefix("nextquill: ").strip())
+    lines = [line.removeprefix("nextquill: ").strip() for line in tail if line.startswith("nextquill: ")]
+    if lines and (code == INVALID_INPUT or part):
+        return UserError(lines[-1])  # an earlier one may come from an earlier attempt
     return kind(f"{what} ended with exit code {code}; the log is {log}, its last lines:\n{redact(''.join(tail))}")
 
 

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.score import read_pairs, run_side
+from benchmarks.score import main, read_pairs, run_side
 from nextquill_core.tokens import TokenPair
 
 PAIRS = [TokenPair(str(number), list(range(40 + number)), list(range(20)), [1, 2, 3]) for number in range(2)]
+
+
+def test_missing_files_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["score", "--reviews", "reviews.jsonl"])
+    with pytest.raises(SystemExit) as ended:
+        next(main())
+    assert ended.value.code == 2
+    assert "name the files of a category with --reviews and --items" in capsys.readouterr().err
 
 
 @pytest.mark.process

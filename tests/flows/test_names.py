@@ -50,6 +50,7 @@ def test_several_categories_and_methods_are_counted() -> None:
     assert run_name("train", many, {}) == "train nextquill +1 Books +2", "a shared adapter is trained once"
     both = {"configs": [parameters(name)["config"] for name in ("Books", "CDs")]}
     assert run_name("reproduce", both, {}) == "reproduce Books +1"
+    assert run_name("reproduce", {"configs": []}, {}) == "reproduce", "Prefect names a run before it checks parameters"
 
 
 def test_values_are_short() -> None:

@@ -52,6 +52,16 @@ def test_the_bar_names_the_phase_and_knows_no_total_without_one(monkeypatch: pyt
         assert (task.description, task.completed, task.total) == ("train", 3, 40)
 
 
+def test_brackets_in_a_note_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    with ShownProgress("scan") as shown:
+        shown._started -= 2
+        shown(1, 2, "reviews[/old].jsonl")
+        assert shown._bar is not None
+        table = shown._bar.make_tasks_table(shown._bar.tasks)
+        assert "reviews[/old].jsonl" in {str(cell) for column in table.columns for cell in column.cells}
+
+
 def test_a_phase_of_another_process_is_shown_while_it_lasts_and_its_end_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,12 +208,14 @@ def test_a_world_that_is_written_first_is_announced_before(tmp_path: Path) -> No
     assert not list(announce.unwritten_lines("run", config))
 
 
-def test_a_line_is_printed_if_reading_is_slow(capsys: Any) -> None:
-    with announce.notice_if_slow("slow", after_s=0.05):
+def test_a_line_is_printed_if_reading_is_slow(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(announce, "SLOW_AFTER_S", 0.05)
+    with announce.notice_if_slow():
         time.sleep(0.3)
-    with announce.notice_if_slow("never", after_s=5):
+    monkeypatch.setattr(announce, "SLOW_AFTER_S", 5.0)
+    with announce.notice_if_slow():
         pass
-    assert capsys.readouterr().err == "slow\n"
+    assert capsys.readouterr().err == f"{announce.READING}\n"
 
 
 @pytest.mark.parametrize("command", ["score", "train", "evaluate"])

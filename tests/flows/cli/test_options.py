@@ -39,6 +39,23 @@ def test_invalid_input_is_one_line(
     assert (captured.err.count("\n"), captured.out) == (1, "")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["gc", "--older-than", "nan", "--apply"],
+        ["serve", "--poll", "nan"],
+        ["serve", "--drain", "inf"],
+        ["alerts", "--late", "nan"],
+        ["alerts", "--long", "1e300"],
+    ],
+)
+def test_a_number_without_an_end_is_refused(monkeypatch: Any, capsys: Any, config: Path, arguments: list[str]) -> None:
+    """As a minimum age it would compare as false, and everything would be removed."""
+    options = [] if arguments[0] == "alerts" else ["--config", config]
+    assert nextquill(monkeypatch, *arguments, *options) == 2
+    assert f"Invalid value for '{arguments[1]}'" in capsys.readouterr().err
+
+
 def test_a_preset_leads_to_other_artifacts_and_set_overrides_it(monkeypatch: Any, capsys: Any, config: Path) -> None:
     def trained(*arguments: str) -> str:
         assert nextquill(monkeypatch, "status", "--json", "--config", config, *arguments) == 0

@@ -113,6 +113,7 @@ def test_a_port_that_is_taken_is_one_line_before_a_model_is_loaded(
         (("--method", "contextsft"), "this config trains no `contextsft`"),
         (("--method", "nextquil"), "did you mean `nextquill`?"),
         (("--host", "no.such.host.invalid"), "no such address"),
+        (("--host", "a..b"), "--host a..b: no such address (not a host name)"),
         (("--api-key-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE: this variable is not set"),
         (("--set", "evaluate.engine=openai", "--set", "evaluate.server.url=http://127.0.0.1:9/v1"),
          "the server does not list its models"),

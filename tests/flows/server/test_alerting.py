@@ -363,7 +363,10 @@ def test_the_chain_is_switched_off_and_everything_is_removed(setup: Setup) -> No
     ("options", "fault"),
     [
         (["--webhook", "http://127.0.0.1:9/secret"], "127.0.0.1 is private, loopback or unknown here"),
-        (["--webhook", "hooks.example.org/secret"], "no http or https address"),
+        *(
+            (["--webhook", address], "no http or https address")
+            for address in ("hooks.example.org/secret", "https://[::1/secret", "https://hooks.example.org:99999/secret")
+        ),
         (["--late", "5"], "--late needs a webhook"),
         (["--body", "xml", "--webhook", "http://127.0.0.1:9/secret", "--allow-private-urls"], "no body `xml`"),
         (["--remove", "--chain"], "--remove removes everything"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flows.server import deployments
 from flows.server.deployments import find_project, training_limits
 from storage import UserError
 from tests.conftest import REPO
@@ -33,6 +36,16 @@ def test_a_changed_file_or_folder_changes_the_digest(tmp_path: Path) -> None:
     with (tmp_path / "prefect.yaml").open("a") as file:
         file.write("# a comment\n")
     assert find_project(tmp_path).digest != copied.digest
+
+
+def test_a_deployment_of_the_project_is_missing_whatever_else_the_server_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = find_project(REPO)
+    known = [SimpleNamespace(name=name) for name in (*sorted(project.deployments)[1:], "theirs", "another")]
+    client = SimpleNamespace(read_deployments=lambda limit: known)
+    monkeypatch.setattr(deployments, "_client", lambda: nullcontext(client))
+    assert deployments.missing_deployments(project)
+    known.append(SimpleNamespace(name=min(project.deployments)))
+    assert not deployments.missing_deployments(project)
 
 
 def test_trainings_take_turns_only_in_pools_of_gpus() -> None:

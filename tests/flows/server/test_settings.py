@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows.server import local
 from flows.server.settings import LOOPBACK, bypass_proxy_for_loopback, require_server, server_settings
 from storage import UserError
 from tests.flows.cli.test_main import nextquill
@@ -154,6 +156,25 @@ def test_a_proxy_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
     said = fault(tmp_path, PREFECT_API_URL="http://prefect.example:4200/api")
     assert "through the proxy http://127.0.0.1:9 (HTTP_PROXY; NO_PROXY=prefect.example goes around it)" in said
+
+
+@pytest.mark.parametrize("address", ["htp://me:pass@word@host/api", "me:word@host:4200/api"])
+def test_no_part_of_a_password_is_shown(tmp_path: Path, address: str) -> None:
+    said = fault(tmp_path, PREFECT_API_URL=address)
+    assert "host" in said
+    assert "word" not in said
+
+
+def test_a_server_on_this_machine_is_reached_without_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Callable[..., str]
+) -> None:
+    url = site(PREFECT)
+    for name, value in (("http_proxy", NOWHERE), ("NO_PROXY", ""), ("no_proxy", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # reads the proxies once
+    assert not local._healthy(url)
+    local.stop(tmp_path / "nowhere")
+    assert local._healthy(url)
 
 
 def test_the_temporary_server_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

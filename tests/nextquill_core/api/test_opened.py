@@ -97,6 +97,9 @@ def test_a_run_is_opened_by_its_file(predicted: Run, small_world: Path, tmp_path
     assert "elsewhere" not in repr(run)
     with pytest.raises(nq.UserError, match="unknown config key"):
         nq.open(config, overrides=["train.alfa=1"])
+    for more in ({"overrides": ["train.alpha=1"]}, {"preset": "tuned"}):
+        with pytest.raises(nq.UserError, match="overrides and preset change a file"):
+            nq.open(predicted.config, **more)  # type: ignore[arg-type]
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -175,6 +175,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(run: Run, tmp_pat
     (taken / "file").touch()
     assert "there is something already" in refused(METHOD, taken)
     assert "there is something already" in refused(METHOD, taken / "file")
+    assert "there is something already" in refused(METHOD, Path("/"))
     assert "`qwen` trains no adapter" in refused("qwen", tmp_path / "new")
     assert "this config trains no `sft`" in refused("sft", tmp_path / "new")
     assert "did you mean `nextquill`?" in refused("nextquil", tmp_path / "new")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 from nextquill_core.pipeline.run import Run
 from nextquill_core.serving.app import make_app
+from nextquill_core.serving.catalog import Catalog, ServedMethod
 from nextquill_core.serving.deployment import Rollout
 from nextquill_core.serving.settings import ServeSettings
 from nextquill_core.writing import prompter as notes
@@ -171,6 +173,55 @@ def test_methods_of_the_configuration_that_cannot_be_served_are_left_out(small_w
     assert catalog.left_out.keys() == {"contriever", "oppu", "cos"}
     assert "made for the measured users alone" in catalog.left_out["oppu"]
     rollout.close()
+
+
+class Loaded:
+    """A backend without a model that knows which adapters it has."""
+
+    def __init__(self) -> None:
+        self.adapters: set[str] = set()
+
+    def load(self, adapter: Any) -> None:
+        self.adapters.add(adapter)
+
+    def unload(self, fingerprint: str) -> None:
+        self.adapters.remove(fingerprint)
+
+    def close(self) -> None:
+        self.adapters.clear()
+
+
+def catalog(*methods: tuple[str, str]) -> Any:
+    """Return a catalog of methods and their adapters, the default method first."""
+    served = {
+        name: ServedMethod(
+            SimpleNamespace(method=SimpleNamespace(name=name), adapter=adapter),  # type: ignore[arg-type]
+            SimpleNamespace(identity=SimpleNamespace(adapter=adapter)),  # type: ignore[arg-type]
+        )
+        for name, adapter in methods
+    }
+    selection = SimpleNamespace(default=methods[0][0], base="base", ingest=SimpleNamespace(fingerprint="ingest"))
+    return Catalog(selection, served, {}, None, tuple, 0.0)  # type: ignore[arg-type]
+
+
+def test_a_default_adapter_that_fails_leaves_none_of_the_others_loaded() -> None:
+    catalogs = iter([catalog(("a", "A1")), catalog(("a", "A2"), ("b", "B2")), catalog(("a", "A3"), ("b", "A3"))])
+    probed: list[str] = []
+
+    def probe(_backend: Any, served: ServedMethod) -> str:
+        probed.append(served.model_id)
+        if served.model_id == "A2":
+            raise UserError("it does not answer as trained")
+        return ""
+
+    reader: Any = SimpleNamespace(read=lambda known: next(catalogs), signs=object, gone=lambda catalog: "")
+    rollout = Rollout(reader, lambda base: Loaded(), probe)  # type: ignore[arg-type, return-value]
+    backend: Any = rollout.start().backend
+    rollout.look()
+    assert rollout.problem == "it does not answer as trained"
+    assert (probed, backend.adapters) == (["A1", "B2", "A2"], {"A1"})
+    rollout.look()
+    assert (probed[3:], backend.adapters) == (["A3"], {"A3"}), "methods that share an adapter are probed once"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,23 @@ def test_invalid_requests_are_found_before_anything_is_generated(
     tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path
 ) -> None:
     engine = Echo()
-    writer = tiny_writer(tiny_model, tiny_tokenizer, people, engine=engine)
-    item, example, category = (
+    rated = replace(people, ratings=(1.0, 5.0))
+    writer = tiny_writer(tiny_model, tiny_tokenizer, rated, engine=engine)
+    item, past, example, category, rating = (
         [*requests(3), checked(WriteRequest, values, "here")]
-        for values in ({"item": "B99"}, {"example": "Books:ann:1"}, {"item": "B7", "category": "Toys"})
+        for values in (
+            {"item": "B99"},
+            {"item": "B7", "history": [{"item": "B99", "text": "good"}]},
+            {"example": "Books:ann:1"},
+            {"item": "B7", "category": "Toys"},
+            {"item": "B7", "rating": 9},
+        )
     )
     for asked, options, words in (
         (item, {}, "request 4: no item 'B99' in this store"),
+        (past, {}, "request 4: no item 'B99' in this store"),
         (example, {}, "request 4: there is no example 'Books:ann:1'"),
+        (rating, {}, "request 4: no review here has the rating 9"),
         (category, {}, "request 4: no category 'Toys' in this store"),
         ([], {}, "there is no request"),
         (requests(1), {"decoding": "sain"}, "unknown decoding"),

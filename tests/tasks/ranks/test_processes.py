@@ -57,9 +57,25 @@ def test_a_failure_is_the_line_for_the_user_or_the_last_lines(tmp_path: Path) ->
     assert str(error).count("\n") == 41
     part = tmp_path / "rank-1.log"
     part.write_text("nextquill: model.safetensors: it is empty; download it again\nTraceback\n")
-    refused = process_error(RuntimeError, "training", 2, log, part)
-    assert isinstance(refused, UserError)
-    assert str(refused) == "model.safetensors: it is empty; download it again"
+    for code in (2, 137):  # srun kills the other ranks, and ends with their exit code
+        refused = process_error(RuntimeError, "training", code, log, part)
+        assert isinstance(refused, UserError)
+        assert str(refused) == "model.safetensors: it is empty; download it again"
+
+
+def test_only_invalid_input_is_a_line_for_the_user(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for code, line in (
+        (1, "nextquill: reads the raw files and the store"),
+        (1, "nextquill: Prefect's temporary server ended; the same command resumes"),
+        (143, "nextquill: interrupted; the same command resumes"),
+    ):
+        log.write_text(f"{line}\nTraceback\n")
+        error = process_error(RuntimeError, "slurm.score: Slurm job 7 (TIMEOUT)", code, log)
+        assert type(error) is RuntimeError
+        assert f"(TIMEOUT) ended with exit code {code}" in str(error)
+    log.write_text("nextquill: a: an earlier attempt; fix a\nnextquill: b: the last one; fix b\n")
+    assert str(process_error(RuntimeError, "training", 2, log)) == "b: the last one; fix b"
 
 
 def test_processes_share_the_cores() -> None:
