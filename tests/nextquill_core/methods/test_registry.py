@@ -118,7 +118,7 @@ def test_all_methods_train_with_the_same_number_of_steps_and_the_same_optimizer(
 
 def test_live_weights_and_their_sum_exclude_each_other() -> None:
     for possible in ("sequence", "sample_weight", "sample_tokens"):
-        assert TrainConfig(weights_from="live", normalization=possible)
+        assert TrainConfig.model_validate({"weights_from": "live", "normalization": possible})
     with pytest.raises(ValueError, match="set normalization to sample_weight, sample_tokens or sequence"):
         TrainConfig(weights_from="live", normalization="weight")
 
