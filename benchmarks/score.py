@@ -48,7 +48,7 @@ PROMPT, TARGET = 2048, 2048
 VOCABULARY = {"proportional": 8192, "full": 151_936}
 PROTOCOL = {"min_item_users": 1, "min_profile_item_users": 1}  # the published one but for these: the slices are small
 TORCHS_OWN = {"THP_MEM_ALLOC_ENABLE": "0", "MKL_CBWR": "AUTO", "GOMP_SPINCOUNT": "300000"}
-"""Environment variables that undo what nextquill_core/__init__.py sets."""
+"""Environment variables that undo what `nextquill_core.environment` sets."""
 
 
 def shape(name: str) -> Any:

@@ -234,7 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from nextquill_core.environment import set_torch_variables
-
-    set_torch_variables()
     main()

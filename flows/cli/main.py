@@ -330,8 +330,11 @@ def _path(
     from flows.runs import open_run
 
     current = open_run(settings, fetch=False)
-    if stage.partition(":")[0] == "accepted":
-        print(store_commands.accepted_folder(current, stage.partition(":")[2]))
+    what, _, name = stage.partition(":")
+    if what == "accepted":
+        from nextquill_core.registry.promote import accepted
+
+        print(accepted(current, name or settings.train.method).folder)
         return
     step = current.plan.stage(stage)
     if step is None:
@@ -551,7 +554,3 @@ def _list(rows: dict[str, str], indent: int = 0) -> None:
     width = max(map(len, rows))
     for name, summary in rows.items():
         print(f"{'':<{indent}}{name:<{width}}  {summary}")
-
-
-if __name__ == "__main__":
-    main()

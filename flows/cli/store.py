@@ -15,7 +15,6 @@ from flows.cli.runner import run_flow
 from storage.errors import UserError
 
 if TYPE_CHECKING:
-    from nextquill_core.pipeline.run import Run
     from storage.garbage import StoredItem
 
 DAMAGED = 1
@@ -229,17 +228,6 @@ def list_store(settings: Any, *, as_json: bool = False) -> None:
     for kind, (count, size) in by_kind(found).items():
         print(f"{kind:<12}  {count:>6,}  {naturalsize(size):>10}")
     print(f"{'all':<12}  {len(found):>6,}  {naturalsize(total_bytes(found)):>10}")
-
-
-def accepted_folder(run: Run, name: str) -> Path:
-    """Return the folder of an accepted adapter; without a name, of the one of `train.method`.
-
-    Raises:
-        UserError: No adapter has been accepted under this name, or it has been removed.
-    """
-    from nextquill_core.registry.promote import accepted
-
-    return accepted(run, name or run.config.train.method).folder
 
 
 def _line(held: StoredItem, what: str) -> str:

@@ -28,6 +28,7 @@ LONGEST_NAME = 1000
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": about}
     for status, about in {
+        400: "the body cannot be read",
         404: "no such model",
         413: "the body is too large",
         422: "the request cannot be used",

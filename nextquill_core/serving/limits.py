@@ -61,7 +61,7 @@ class Limits:
 
     def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str] | None:
         # A page of another site that gives its name this address would otherwise read people's reviews.
-        name = headers.get("host", "").rpartition("@")[2]
+        name = headers.get("host", "").lower().rpartition("@")[2]
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
         if self._settings.on_loopback and name not in LOOPBACK:
             return 400, f"the server does not answer for the host {name[:80]!r}; use {self._settings.host}"

@@ -16,7 +16,7 @@ from storage.stored_json import check_form
 FORM = "docs/how-to/write.md lists the fields"
 FLAT = {"item_title": "title", "item_description": "description"}
 """Fields of a past review that describe its item, as `nextquill_core.open(...).examples()` names them."""
-LONGEST = 1 << 30
+LONGEST = 10_000_000
 """Characters of a text at most. Pydantic decodes a text that has a limit, and so refuses half of a surrogate pair."""
 UNION = ("str", "constrained-str", "ItemFields")
 """Names of the forms of an item, which pydantic puts into the place of an error."""
