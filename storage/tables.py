@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import Damaged
+from storage.file_systems import first_line
 
 
 def write_table(path: Path, table: pa.Table, group_rows: int | None = None) -> None:
@@ -85,5 +86,4 @@ def _damage(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
-        reason = (str(error).splitlines() or ["it cannot be read"])[0]
-        raise Damaged(f"is damaged ({reason})", str(path), "run `nextquill verify --repair`") from None
+        raise Damaged(f"is damaged ({first_line(error)})", str(path), "run `nextquill verify --repair`") from None

@@ -31,7 +31,7 @@ class Column:
         keys: The raw key, then other keys that some dumps use for it; the first that is not null counts.
         required: Whether a row must have one of the keys; without, the value is null.
         identifies: Whether the value must not be null either.
-        convert: Applied to the values last. A value of which it makes null is a bad one.
+        convert: Applied to the values last; a value that it turns into null is a bad one.
     """
 
     kind: Kind

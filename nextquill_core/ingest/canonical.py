@@ -1,6 +1,6 @@
 """The canonical columns, how raw columns become them, and what is derived from them.
 
-A row with a value that does not fit is named.
+A row with a value that does not fit is left out and returned with its fault.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ import polars as pl
 
 from nextquill_core.config import IngestConfig, RawInput
 from nextquill_core.errors import DataError, first_line
-from nextquill_core.ingest.account import describe, first_by_reason
+from nextquill_core.ingest.account import describe, first_by_reason, shorten
 from nextquill_core.ingest.batches import PARTS, RAW_CHARS, BadRow, Batch, Part
 from nextquill_core.ingest.canonical import CANONICAL, IDS, LINE, PUBLISHED
 from nextquill_core.ingest.cohort import KEY
@@ -78,7 +78,18 @@ def check_source(source: Source, raw: RawInput, *, rows: int = ROWS) -> list[Fin
     Raises:
         DataError: A file is missing.
     """
-    files = source.find(raw, fetch=bool(raw.reviews) and (bool(raw.items) or source.items_in_reviews))
+    files: Any = None
+    wrong = list(_wrong_types(source))
+    try:
+        files = wrong or source.find(raw, fetch=bool(raw.reviews) and (bool(raw.items) or source.items_in_reviews))
+    except DataError:
+        raise
+    except Exception as error:  # whatever another package's code may raise
+        wrong = [Finding("error", source.name, f"`find` {_raises(error)}; raise DataError for what is missing")]
+    if not wrong and not isinstance(files, RawFiles):
+        wrong = [Finding("error", source.name, f"`find` returns {_short(files)}; return RawFiles")]
+    if wrong:
+        return wrong
     found = [*_declared(source), *_missing_file(source, raw), *_unknown_option(source)]
     seen: dict[Part, list[_Reading]] = {}
     empty: dict[Part, list[Path]] = {}
@@ -195,13 +206,20 @@ class _FileCheck:
             raise _FaultError(f"it cannot be read{start}: {error}") from None
         except Exception as error:  # whatever another package's code may raise
             raise _FaultError(
-                f"reading{start} raises {type(error).__name__}: {first_line(error)}; give what is no row as a BadRow, "
-                "and raise DataError where the file as a whole is of no use"
+                f"reading{start} {_raises(error)}; give what is no row as a BadRow, and raise DataError where the file "
+                "as a whole is of no use"
             ) from None
         reading.complete = True
         return reading
 
     def _check_form(self, batch: Batch) -> None:
+        kinds = {"rows": pl.DataFrame, "bad": list | tuple, "blank": int, "last_line": int, "position": int}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(batch, name, None), kind):
+                raise _FaultError(f"`{name}` of a batch is {_short(value)}; give batches as `Batch` declares them")
+        for row in batch.bad:
+            if not isinstance(row, BadRow) or not isinstance(row.line, int) or not _has_texts(row):
+                raise _FaultError(f"a bad row is {_short(row)}; give bad rows as `BadRow` declares them")
         published = PUBLISHED if self.source.publishes and self.part == "reviews" else {}
         wanted = {LINE: pl.Int64(), **CANONICAL[self.part], **published}
         schema = dict(batch.rows.schema)
@@ -257,8 +275,13 @@ class _FileCheck:
             reasons.update(row.reason for row in batch.bad)
             if (long := max((len(row.raw) for row in batch.bad), default=0)) > RAW_CHARS:
                 self._add("error", f"a bad row's raw has {long} characters; cut it at {RAW_CHARS}")
-            if batch.raw is not None and lines and not isinstance(batch.raw(lines[0]), str):
-                self._add("error", f"raw({lines[0]}) is no text; return the row's text, or leave `raw` out")
+            if batch.raw is not None and lines:
+                try:
+                    fault = "" if isinstance(batch.raw(lines[0]), str) else "is no text"
+                except Exception as error:  # whatever another package's code may raise
+                    fault = _raises(error)
+                if fault:
+                    self._add("error", f"raw({lines[0]}) {fault}; return the row's text, or leave `raw` out")
         odd = [reason for reason in reasons if not REASON.fullmatch(reason) or len(reason) > REASON_CHARS]
         if odd:
             raise _FaultError(
@@ -334,6 +357,38 @@ def _compare(reading: _Reading, wanted: Sequence[Batch], when: str, remedy: str)
         wrong += [name for name in names if _plain(getattr(one, name)) != _plain(getattr(other, name))]
         if wrong:
             raise _FaultError(f"{when} it gives other batches (first in {wrong[0]}, batch {number} of these); {remedy}")
+
+
+def _wrong_types(source: Source) -> Iterator[Finding]:
+    """Find attributes of types with which no file can be checked."""
+    numbers = [each for each in source.ratings if isinstance(each, int | float)] if _is_pair(source.ratings) else []
+    wanted = {
+        "absent": ("a set of columns, as `items.title`", isinstance(source.absent, Set)),
+        "zero_is_missing": ("a set of columns, as `items.rating_number`", isinstance(source.zero_is_missing, Set)),
+        "ratings": ("the lowest and the highest rating", len(numbers) == 2),
+        "batch_bytes": ("a number of bytes", isinstance(source.batch_bytes, int)),
+    }
+    for name, (what, fits) in wanted.items():
+        if not fits:
+            yield Finding(
+                "error", type(source).__name__, f"`{name}` is {_short(getattr(source, name))}; set it to {what}"
+            )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
+
+
+def _has_texts(row: BadRow) -> bool:
+    return all(isinstance(text, str) for text in (row.reason, row.raw, row.detail, row.remedy))
+
+
+def _short(value: object) -> str:
+    return shorten(repr(value))
+
+
+def _raises(error: Exception) -> str:
+    return f"raises {type(error).__name__}: {first_line(error)}"
 
 
 def _declared(source: Source) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """Read CSV files: records with their text, and their fields into canonical columns.
 
-What is no record is named, and it hides nothing behind it.
+A record that cannot be split into fields becomes a bad row, and reading continues at its second line.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def read_csv(
 ) -> Iterator[Batch]:
     """Read CSV; `line` numbers the records, blank lines included.
 
-    A record that cannot be split into fields is `not-csv`; reading then continues at its second line, so that a quote
-    that is never closed hides nothing behind it.
+    A record that cannot be split into fields is `not-csv`. Reading continues at its second line, so that the records
+    after a quote that is never closed are read.
 
     Args:
         path: The file, plain or gzip.

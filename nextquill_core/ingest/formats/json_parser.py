@@ -27,7 +27,7 @@ import pyarrow.json
 from nextquill_core.ingest.batches import RAW_CHARS, BadRow, Batch, Part
 from nextquill_core.ingest.canonical import LINE, Fault, Field, RawColumn, read_fields, short_name
 from nextquill_core.ingest.formats.text_files import LONG_LINE_BYTES, MAX_LINE_BYTES, Block
-from nextquill_core.ingest.formats.values import EXACT
+from nextquill_core.ingest.formats.values import EXACT, REFUSALS
 
 PARSER_BYTES = 4 << 20  # the unit in which pyarrow reads a block
 CHUNK_LINES = 1024  # lines tried together in a block that is not read as a whole
@@ -40,7 +40,6 @@ _WORD = re.compile(r"[^\s,\[\]{}\"':]+")
 _NESTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_INTEGER = 400  # digits; Python refuses to convert more than 4,300
-REFUSALS = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 class NotARowError(Exception):

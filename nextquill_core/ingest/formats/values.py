@@ -52,6 +52,8 @@ EXACT = 2**53  # from here on a float cannot hold every whole number
 LAST_MS = 253_402_300_799_999  # the end of the year 9999
 FIRST_MS = -62_135_596_800_000  # the beginning of the year 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+REFUSALS = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+"""What `ast` raises for text that is no literal of Python."""
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _INTEGER = r"^[+-]?[0-9]{1,18}$"
 _NUMBER_RE, _ANY_INTEGER_RE = re.compile(_NUMBER), re.compile(r"[+-]?[0-9]+")
@@ -173,7 +175,7 @@ class ValueRules:
         except (ValueError, RecursionError):
             try:
                 found = _python_list(inner)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            except REFUSALS:
                 return [text]
         try:
             return self._list(found) if isinstance(found, list) else [text]

@@ -5,7 +5,9 @@ Imports nothing heavy, because `nextquill status` and `nextquill sources` load i
 
 from __future__ import annotations
 
+import errno
 import glob
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -248,12 +250,14 @@ def is_data(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _with_content(paths: Sequence[Path], pattern: str) -> tuple[Path, ...]:
-    """Return the files, if at least one of them has bytes and tables can hold all their names."""
+    """Return the files, if all can be read, at least one has bytes, and tables can hold their names."""
     sizes = []
     for path in paths:
         try:
             str(path).encode()
             sizes.append(path.stat().st_size)
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except UnicodeEncodeError:
             raise DataError("its name is not UTF-8", str(path), "rename it") from None
         except OSError as error:

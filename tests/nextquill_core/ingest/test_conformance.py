@@ -64,7 +64,7 @@ def test_only_the_beginning_of_a_large_file_is_read(tmp_path: Path) -> None:
     assert max(read) < 12
 
 
-Change = Callable[[Batch, int], Batch]
+Change = Callable[[Batch, int], Any]
 swap = dataclasses.replace
 
 
@@ -92,6 +92,12 @@ BROKEN: Mapping[str, tuple[Change, str]] = {
     "reason": (bad(reason="Cannot read {broken!"), "'Cannot read {broken!' is no name of a reason"),
     "raw": (bad(raw="x" * 5000), "has 5000 characters; cut it at 2000"),
     "text": (lambda b, n: swap(b, raw=lambda line: line), "raw(1) is no text"),
+    "text raises": (lambda b, n: swap(b, raw=lambda line: {}[line]), "raw(1) raises KeyError"),
+    "nothing": (lambda b, n: None, "`rows` of a batch is None; give batches as `Batch` declares them"),
+    "no count": (lambda b, n: swap(b, blank=None), "`blank` of a batch is None"),
+    "no list": (lambda b, n: swap(b, bad=None), "`bad` of a batch is None"),
+    "no bad row": (lambda b, n: swap(b, bad=[(7, "x", "y")]), "a bad row is (7, 'x', 'y'); give bad rows as `BadRow`"),
+    "no reason": (bad(reason=None), "a bad row is BadRow(line=7, reason=None"),
     "resume is no JSON": (lambda b, n: swap(b, resume={1, 2}), "resume of batch 0 is no JSON value"),
     "resume is wrong": (lambda b, n: swap(b, resume=[0, 1]), "resumed after batch 0 it gives"),
     "not the same": (lambda b, n: swap(b, rows=b.rows.with_columns(title=pl.lit(str(n)))), "read twice it gives other"),
@@ -175,6 +181,24 @@ def test_the_attributes_of_a_source_are_checked(tmp_path: Path) -> None:
     for what in ("`name`", "`summary`", "`revision`", "only name canonical", "may not name ids", "`ratings` must be",
                  "an unknown option is accepted", "`find` raises nothing where a file is missing"):  # fmt: skip
         assert what in found
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("absent", ["items.title"], "`absent` is ['items.title']; set it to a set of columns"),
+        ("ratings", None, "`ratings` is None; set it to the lowest and the highest rating"),
+        ("ratings", ("1", "5"), "`ratings` is ('1', '5')"),
+        ("batch_bytes", None, "`batch_bytes` is None; set it to a number of bytes"),
+        ("find", lambda *_, **__: None, "`find` returns None; return RawFiles"),
+        ("find", lambda *_, **__: {}["x"], "`find` raises KeyError: 'x'; raise DataError"),
+    ],
+)
+def test_attributes_of_another_type_are_findings_and_no_errors(
+    tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    (found,) = findings(type("Broken", (Amazon2023,), {name: value})(), raw_category(tmp_path))
+    assert found.startswith(message)
 
 
 def test_empty_columns_and_absent_ones_with_values_are_warned_of(tmp_path: Path) -> None:

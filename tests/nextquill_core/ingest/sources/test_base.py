@@ -64,6 +64,15 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         find(tmp_path / "*.jsonl", tmp_path / "*.jsonl")
 
 
+def test_a_file_without_permission_is_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r.jsonl").write_bytes(b"x")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, as which tests may run, can read every file
+    with pytest.raises(DataError, match=r"r\.jsonl: cannot be read \(Permission denied\); check its permissions"):
+        find(tmp_path / "*.jsonl", tmp_path / "r.jsonl")
+
+
 def test_for_an_unknown_source_the_nearest_is_suggested() -> None:
     with pytest.raises(DataError, match=r"unknown source `amazon-2032`; did you mean `amazon-2023`\?"):
         raw_files("amazon-2032", RawInput(category="C", reviews="r", items="i"))
