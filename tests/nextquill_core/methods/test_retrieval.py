@@ -163,13 +163,18 @@ def test_a_method_selects_past_reviews_in_order_without_seeing_the_text_to_be_wr
     asked = example(FOX, SLOW, OWL)
     seen: list[Example] = []
 
-    def selected(*chosen: Review, k: int = 2) -> Example:
-        return with_selected(Method("mine", "", "mine", select=lambda one, _: seen.append(one) or chosen), asked, k)
+    def selected(*chosen: Review) -> Example:
+        def select(one: Example, _count: int) -> Sequence[Review]:
+            seen.append(one)
+            return chosen
+
+        return with_selected(Method("mine", "", "mine", select=select), asked, 2)
 
     assert selected(FOX, OWL) == replace(asked, history=(FOX, OWL))
     assert (seen[0].target.text, seen[0].target.item) == ("", WANTED.item)
     for wrong in ((FOX, SLOW, OWL), (OWL, FOX), (FOX, FOX), (WANTED,)):
         with pytest.raises(UserError, match="method `mine` does not select up to 2 past reviews of C:u:0, oldest"):
             selected(*wrong)
+    nothing: Any = lambda *_: None  # noqa: E731 - short
     with pytest.raises(UserError, match="fix `select` in its package"):
-        with_selected(Method("mine", "", "mine", select=lambda *_: None), asked, 2)  # type: ignore[arg-type, return-value]
+        with_selected(Method("mine", "", "mine", select=nothing), asked, 2)
