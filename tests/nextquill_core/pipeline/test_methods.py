@@ -33,6 +33,7 @@ from nextquill_core.pipeline.predict import choice, chosen, chosen_strength
 from nextquill_core.pipeline.run import Run
 from nextquill_core.prompts import REVIEW, build_prompt
 from nextquill_core.schemas import Example, column_by_example
+from nextquill_core.tokens import PairEncoder, TokenPair
 from tests.models import adapted_model, oracle
 from tests.stages import make
 from tests.world import small_config
@@ -75,18 +76,30 @@ def texts(run: Run, name: str, decoding: str) -> dict[str, str]:
 def test_an_interrupted_generation_counts_all_prompts_that_were_cut(
     small_world: Path, prepared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine of the second shard fails, and the step is resumed."""
+    """Every target counts as cut. The engine of the second shard fails, and the step is resumed."""
+
+    def cutting(*of: Any) -> PairEncoder:
+        encoder = method_encoder(*of)
+        encode = encoder.encode
+
+        def counted(examples: Sequence[Example]) -> list[TokenPair]:
+            encoder.truncation["targets_cut"] += len(examples)
+            return encode(examples)
+
+        monkeypatch.setattr(encoder, "encode", counted)
+        return encoder
+
     store = shutil.copytree(prepared_store, tmp_path / "store")
     run = Run(small_config(small_world, store, evaluate={"methods": ["latestk"], "decoding": ["paper"]}))
     step = run.plan.evaluation.predictions["latestk", "paper"].step
     monkeypatch.setattr(pipeline_methods, "split_into_shards", lambda examples: split_into_shards(examples, 4))
+    monkeypatch.setattr(predict, "method_encoder", cutting)
     engines = iter([predict.local_engine])
     with monkeypatch.context() as broken, pytest.raises(StopIteration):
         broken.setattr(predict, "local_engine", lambda *options: next(engines)(*options))
         run.make(step)
-    resumed = run.make(step).artifact.manifest.stats["truncation"]
-    assert resumed == run.make(step, force=True).artifact.manifest.stats["truncation"]
-    assert resumed["targets_cut"] > 4, "more than in the first shard"
+    stats = run.make(step).artifact.manifest.stats
+    assert stats["truncation"] == {"targets_cut": stats["examples"]}
 
 
 def test_each_method_generates_for_every_example_under_both_presets(whole: Run) -> None:
