@@ -62,7 +62,8 @@ class _Models:
         """Return the metrics of the moment."""
         models = GaugeMetricFamily("nextquill_model", "1 for each served model", labels=["method", "model"])
         current = self._rollout.current
-        for method, model in current.catalog.models.items() if current else ():
+        served = current.catalog.models if current else {}
+        for method, model in served.items():
             models.add_metric([method, model], 1)
         failed = GaugeMetricFamily("nextquill_refresh_failures", "Changes of the store that were not taken over")
         failed.add_metric([], self._rollout.failures)
