@@ -279,10 +279,10 @@ def configured(train: TrainConfig, dtype: str) -> dict[str, Any] | None:
     zero = document.get("zero_optimization", {})
     for key, ordered in (("offload_optimizer", offload != "none"), ("offload_param", offload == "parameters")):
         own = zero.get(key, AUTO) if ordered and isinstance(zero, dict) else AUTO
-        if own != AUTO and not isinstance(own, dict):
+        if isinstance(own, dict):
+            refused += [f"zero_optimization.{key}.device"] if own.get("device") == "none" else []
+        elif own != AUTO:
             refused.append(f"zero_optimization.{key}")
-        elif own != AUTO and own.get("device") == "none":
-            refused.append(f"zero_optimization.{key}.device")
     if refused:
         raise UserError(
             f"cannot honour {', '.join(refused)}",
