@@ -42,7 +42,7 @@ def document(store: Path, points: int) -> dict[str, object]:
 def test_two_points_in_turn_and_one_table_of_val(server: Server, config: Path) -> None:
     code, out, err = sweep(server, config, "train.alpha=0.0,0.5")
     assert code == 0, err
-    assert "all measured on val; test is not looked at" in err
+    assert "all measured on val; the test split is not used" in err
     assert "Small, sane decoding, val, n = 20" in out
     assert out.count("nextquill ") == 2
     assert out.count("contextsft ") == 1, "a method that α does not touch has one line"
