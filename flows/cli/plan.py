@@ -95,9 +95,12 @@ def table(found: Estimate) -> Table:
 
 
 def closing_lines(found: Estimate) -> Iterator[str]:
-    """Yield downloads, money, the most that it can take, and where the rates are from."""
+    """Yield cards that are too small, downloads, money, the most that it can take, and where the rates are from."""
     from humanize import naturalsize
 
+    if found.too_small:
+        names, weights = ", ".join(found.too_small), naturalsize(found.model_bytes)
+        yield f"too small: {names}; one card cannot hold the model, whose weights alone are {weights}"
     for what, size in found.downloads.items():
         yield f"download: {what}, about {naturalsize(size)}"
     costs = [

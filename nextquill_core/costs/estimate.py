@@ -145,6 +145,13 @@ class Estimate:
         return price
 
     @property
+    def too_small(self) -> list[str]:
+        """Names of the cards whose memory is smaller than the weights of the base model."""
+        return [
+            rates.name for rates in self.rates if rates.name in CARDS and CARDS[rates.name].memory < self.model_bytes
+        ]
+
+    @property
     def stored(self) -> float:
         """Bytes of all artifacts that are made."""
         return sum(one.work.stored for one in self.steps if one.missing)
@@ -180,6 +187,7 @@ class Estimate:
                 }
                 for one in self.steps
             ],
+            "too_small": self.too_small,
             "hours": {rates.name: round(self.hours(rates), 3) for rates in self.rates},
             "hours_at_most": {rates.name: round(self.hours(rates, longest=True), 3) for rates in self.rates},
             "dollars": {

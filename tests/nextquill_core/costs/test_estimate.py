@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.cli.plan import closing_lines
 from nextquill_core.config import Config, parse_config
 from nextquill_core.costs.estimate import GROUPS, estimate
 from nextquill_core.costs.rates import Rates
+from nextquill_core.costs.shape import ModelShape
 from nextquill_core.errors import DataError
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import KINDS
@@ -57,6 +60,21 @@ def test_money_is_hours_times_the_price_of_the_settings(small_world: Path, tmp_p
         "H100": round(3.0 * hours["H100"], 2),
         "H200": round(4.0 * hours["H200"], 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype", "cards"),
+    [(64, "bfloat16", []), (64, "float32", ["A100", "H100"]), (160, "float32", ["A100", "H100", "H200"])],
+)
+def test_cards_that_cannot_hold_the_weights_are_named(
+    layers: int, dtype: str, cards: list[str], small_world: Path, tmp_path: Path
+) -> None:
+    found = estimate(small_config(small_world, tmp_path, model={"dtype": dtype}), open_run, users=20)
+    shape = ModelShape(152_064, 5120, 27_648, layers, 40, 8, 128, tied=False)  # with 64 layers Qwen2.5-32B
+    found = replace(found, shape=shape)
+    assert found.too_small == found.document["too_small"] == cards
+    lines = [line for line in closing_lines(found) if line.startswith("too small")]
+    assert [line.partition(";")[0] for line in lines] == ([f"too small: {', '.join(cards)}"] if cards else [])
 
 
 def test_raw_files_and_a_model_that_are_not_here_are_downloads(monkeypatch: Any, tmp_path: Path) -> None:
