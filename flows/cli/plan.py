@@ -99,8 +99,8 @@ def closing_lines(found: Estimate) -> Iterator[str]:
     from humanize import naturalsize
 
     if found.too_small:
-        names, weights = ", ".join(found.too_small), naturalsize(found.model_bytes)
-        yield f"too small: {names}; one card cannot hold the model, whose weights alone are {weights}"
+        cards, weights = ", ".join(found.too_small), naturalsize(found.model_bytes)
+        yield f"too small: {cards}; one card cannot hold the model, whose weights alone are {weights}"
     for what, size in found.downloads.items():
         yield f"download: {what}, about {naturalsize(size)}"
     costs = [
