@@ -438,7 +438,7 @@ def test_an_invalid_key_is_reported_by_its_variable(key: str, local: Any, monkey
     "url",
     [
         "localhost:8000/v1", "http://", "http://[::1", "http://host:99999/v1", "http://host:port/v1",
-        "http://host:1/v1\n", "", "file:///v1",
+        "http://host:1/v1\n", "file:///v1",
     ],
 )  # fmt: skip
 def test_an_invalid_address_is_reported(local: Any, url: str) -> None:
