@@ -209,7 +209,7 @@ def test_a_full_disk_is_named_as_such(web: Web, monkeypatch: pytest.MonkeyPatch)
 
     (web.folder / "r.csv").write_bytes(b"x")
     monkeypatch.setattr(HTTPFileSystem, "get_file", get_file)
-    HTTPFileSystem.clear_instance_cache()  # an instance of an earlier test has methods of its own
+    HTTPFileSystem.clear_instance_cache()  # an instance that an earlier test made keeps the library's method
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); set NEXTQUILL_CACHE"):
         download.fetch(f"{web.address}/r.csv", everything)
     HTTPFileSystem.clear_instance_cache()
