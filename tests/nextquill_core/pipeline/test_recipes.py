@@ -133,7 +133,7 @@ def curve(run: Run, name: str) -> list[dict[str, float]]:
 def test_the_first_losses_follow_from_stored_effects_and_weights(trained: Run) -> None:
     """L_n = 1/|B| Σ ω_t · (−log p_θ0(y_t | h)) over the first step's examples, with the ω of each recipe.
 
-    `perce-live` divides each example by its own Σω.
+    `perce-live` divides each example by its number of tokens.
     """
     run = trained
     ids = [example.example_id for example in read_examples(run.artifact(run.plan.ingest).folder, ("train",))]
@@ -156,7 +156,7 @@ def test_the_first_losses_follow_from_stored_effects_and_weights(trained: Run) -
     expected = {
         "nextquill": normal(weights(run, run.plan.score)),
         "mce-dce": normal({example_id: [1.0] * len(row["effect"]) for example_id, row in effects.items()}),
-        "perce-live": normal({example_id: [ratio / sum(row) for ratio in row] for example_id, row in ratios.items()}),
+        "perce-live": normal({example_id: [ratio / len(row) for ratio in row] for example_id, row in ratios.items()}),
         "random-weights": normal(weights(run, run.plan.weights["random"])),
         "grounded-weights": normal(weights(run, run.plan.weights["grounded"])),
     }
