@@ -170,8 +170,9 @@ def load_bert_encoder(name_or_path: str, revision: str = "main", *, layer: int |
     Raises:
         ModelError: The encoder cannot be found or loaded, has no safetensors, or has fewer layers.
     """
-    folder = Path(located_encoder(name_or_path)).expanduser()
-    located = str(folder) if folder.is_dir() else located_encoder(name_or_path)
+    located = located_encoder(name_or_path)
+    folder = Path(located).expanduser()
+    located = str(folder) if folder.is_dir() else located
     spec = ModelConfig(name_or_path=located, revision=revision)
     remedy = hub_remedy(name_or_path, REMEDY)
     model = load_encoder_model(spec, remedy=remedy)

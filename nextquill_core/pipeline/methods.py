@@ -90,6 +90,11 @@ def resampled_users(examples: Sequence[Example]) -> list[str]:
     return [example.user_id for example in examples]
 
 
+def resampled_by_example(examples: Sequence[Example]) -> dict[str, str]:
+    """Return `resampled_users` by the id of their example."""
+    return dict(zip((example.example_id for example in examples), resampled_users(examples), strict=True))
+
+
 def shown_examples(run: Run, method: Method, split: str, history: str) -> list[Example]:
     """Return the examples of a split with the history that a method shows, before it is cut to the prompt's limits.
 

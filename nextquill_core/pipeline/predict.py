@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,6 +26,7 @@ from nextquill_core.pipeline.methods import (
     split_examples,
 )
 from nextquill_core.pipeline.run import Run
+from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
 from nextquill_core.progress import Progress, advancing
 from nextquill_core.records import Example
@@ -73,7 +73,9 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         return f"{folder}/{planned.method}-{planned.decoding}-{name}.parquet"
 
     names = shard_names(run, method, examples)
-    finished = sum(_rows(staging, path(name)) for name in names if staging.has(path(name)))
+    counts = ShardCounts(staging)
+    made = {name for name in names if staging.has(path(name)) and counts.restore(name)}
+    finished = sum(_rows(staging, path(name)) for name in made)
     advance = advancing(progress, len(examples), finished)
     if finished < len(examples):
         progress(0, 0, phase="loading the model")
@@ -82,7 +84,7 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         run,
         method,
         examples,
-        lambda name: not staging.has(path(name)),
+        lambda name: name not in made,
         served=served,
         style=style,
         history=planned.history,
@@ -94,7 +96,7 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
             engine = local_engine(run, shard.model, encoder, decoding, planned.limit, contrast)
         encoder.truncation.clear()
         pairs = encoder.encode(shard.examples)
-        write_json(_left_out(staging, shard.name), encoder.truncation)
+        counts.add(shard.name, encoder.truncation)
         if isinstance(shard.model, IndividualModel):
             pairs = [shard.model.prepared(pair) for pair in pairs]
         requests = [_request(pair, method, shard.adapters.get(pair.example_id)) for pair in pairs]
@@ -124,7 +126,7 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         "sampler": decoding.name,
         **({} if strength is None else {"strength": strength}),
         **({} if style is None else {"style": asdict(style)}),
-        "truncation": _total_left_out(staging, names),
+        "truncation": dict(counts.total),
         "usage": asdict(_total_usage(staging, names)),
     }
 
@@ -158,7 +160,9 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
         return f"likelihoods/{name}.parquet"
 
     names = shard_names(run, method, examples)
-    finished = sum(_rows(staging, path(name)) for name in names if staging.has(path(name)))
+    counts = ShardCounts(staging)
+    made = {name for name in names if staging.has(path(name)) and counts.restore(name)}
+    finished = sum(_rows(staging, path(name)) for name in made)
     advance = advancing(progress, len(examples), finished)
     progress(0, 0, phase="loading the model")
     shards = missing_shards(
@@ -327,18 +331,6 @@ def chosen_style(run: Run, method: Method) -> Style:
 def _rows(staging: Staging, name: str) -> int:
     rows: int = pq.read_metadata(staging.path(name)).num_rows
     return rows
-
-
-def _left_out(staging: Staging, name: str) -> Path:
-    """Return the file with what the prompts of a shard leave out, which a resumed run counts too."""
-    return staging.scratch / f"truncation-{name}.json"
-
-
-def _total_left_out(staging: Staging, names: Sequence[str]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for path in (_left_out(staging, name) for name in names):
-        total.update(read_checked(path, dict[str, int], REMEDY) if path.is_file() else {})
-    return dict(total)
 
 
 def _total_usage(staging: Staging, names: list[str]) -> Usage:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from storage import Staging
-from storage.files import read_json, write_json
+from storage import Staging, UserError
+from storage.files import write_json
+from storage.stored_json import read_checked
 
 
 class ShardCounts:
@@ -46,8 +47,8 @@ class ShardCounts:
             Whether they are known; if not, the shard is to be made again, which gives the same bytes.
         """
         try:
-            counts = read_json(self._staging.scratch / self._name(shard))
-        except (OSError, ValueError):
+            counts = read_checked(self._staging.scratch / self._name(shard), dict[str, int], "make the shard again")
+        except UserError:
             return False
         self.total.update(counts)
         return True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from nextquill_core.config import Config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Plan, Step, lineage
-from nextquill_core.pipeline.methods import resampled_users, split_examples
+from nextquill_core.pipeline.methods import resampled_by_example, split_examples
 from nextquill_core.pipeline.run import OpenRun, Run
 from nextquill_core.registry.export import trained
 from nextquill_core.schemas import column_by_example
@@ -231,8 +231,7 @@ def _verdict(
         return Verdict(name, metric, True, f"{made} is accepted as `{name}` already", made, made, value)
     other = _stats(run, measurement(run, known.target, metric), metric)
     ids = [key for key, row in candidate.items() if _comparable(metric, row, other.get(key))]
-    examples = split_examples(run, SPLIT)
-    owners = dict(zip((example.example_id for example in examples), resampled_users(examples), strict=True))
+    owners = resampled_by_example(split_examples(run, SPLIT))
     users = [owners[key] for key in ids]
     if len(set(users)) < FEWEST_USERS or len(ids) < FEWEST_COMMON * len(candidate):
         raise UserError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextquill_core.errors import UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline.methods import method_encoder, resampled_users, split_examples
+from nextquill_core.pipeline.methods import method_encoder, resampled_by_example, split_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.promote import (
     FEWEST_COMMON,
@@ -105,7 +105,7 @@ def fall_of(run: Run, method: str) -> Fall | None:
     value = -float(validation["nll"])
     examples = _validated(run)
     tokens = _target_tokens(run, method, examples)
-    users = dict(zip((example.example_id for example in examples), resampled_users(examples), strict=True))
+    users = resampled_by_example(examples)
     for name, target in known:
         sums = _sums(run, target)
         ids = [key for key, count in tokens.items() if key in sums and sums[key][1] == count]

@@ -35,8 +35,9 @@ def test_counts_of_earlier_processes_are_added(tmp_path: Path) -> None:
     later.add("own/00001", {"texts": 2, "cut": 5})
     assert later.total == {"texts": 5, "empty": 1, "cut": 5}
     assert not later.restore("own/00002"), "a shard without counts is made again"
-    (staged(tmp_path).scratch / "counts-own-00000.json").write_text("{")
-    assert not later.restore("own/00000")
+    for damaged in ("{", '"texts"', '{"texts": "three"}'):
+        (staged(tmp_path).scratch / "counts-own-00000.json").write_text(damaged)
+        assert not later.restore("own/00000")
 
 
 def test_a_judge_that_was_interrupted_counts_all_of_its_answers(
