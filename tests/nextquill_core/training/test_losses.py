@@ -77,6 +77,50 @@ def test_four_normalisations_by_hand() -> None:
         assert aligned.loss.item() == pytest.approx(plain + 0.1 * causal)
 
 
+def lowest(weight: Tensor, alpha: float, *, normal: float = 1.0) -> tuple[Tensor, Tensor, float]:
+    # Both branches' logits at the minimum of normal·L_n + α·L_p, with every token as a target and any logits possible.
+    logits = torch.zeros(2, len(weight), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    tokens, eye = torch.arange(len(weight)), torch.eye(len(weight), dtype=torch.float64)
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        with_history, without = (branch.expand(len(weight), -1) for branch in logits)
+        parts = nextquill_loss(with_history, without, eye, tokens, weight, torch.zeros_like(tokens), alpha=alpha)
+        found = normal * parts.normal + alpha * parts.causal
+        found.backward()
+        return found
+
+    search.step(loss)
+    return logits[0].detach(), logits[1].detach(), loss().item()
+
+
+def test_weights_tilt_what_the_loss_converges_to() -> None:
+    """p = (0.6, 0.3, 0.1) and w = (0.1, 0.9, 0.1): w·p = (0.06, 0.27, 0.01), so q = (6, 27, 1)/34 and not p.
+
+    Under q, the log-likelihood is lower by KL(p ‖ q) = log Σ w·p − Σ p·log w. One weight for all tokens leaves p.
+    """
+    p, w = torch.tensor([0.6, 0.3, 0.1]).double(), torch.tensor([0.1, 0.9, 0.1]).double()
+    q = torch.tensor([6.0, 27.0, 1.0]).double() / 34
+    assert lowest(p * w, 0)[0].softmax(0).tolist() == pytest.approx(q.tolist(), rel=1e-4)
+    assert lowest(p * 0.1, 0)[0].softmax(0).tolist() == pytest.approx(p.tolist(), rel=1e-4)
+    price = (p * (p / q).log()).sum().item()
+    assert price == pytest.approx(math.log(0.34) - (0.7 * math.log(0.1) + 0.3 * math.log(0.9)))
+
+
+def test_l_n_and_l_p_agree_only_if_nothing_is_predicted_without_history() -> None:
+    """L_p alone wants softmax(z_h − z_∅) = q, whatever z_∅ is; with L_n it makes z_∅ the same for all tokens."""
+    weight = torch.tensor([0.06, 0.27, 0.01]).double()
+    q = (weight / weight.sum()).tolist()
+    with_history, without, _ = lowest(weight, 1.0, normal=0.0)
+    assert (with_history - without).softmax(0).tolist() == pytest.approx(q, rel=1e-3)
+    with_history, without, least = lowest(weight, 0.5)
+    assert with_history.softmax(0).tolist() == pytest.approx(q, rel=1e-3)
+    assert without.softmax(0).tolist() == pytest.approx([1 / 3] * 3, rel=1e-3)
+    entropy = -sum(share * math.log(share) for share in q)
+    assert least == pytest.approx(1.5 * weight.sum().item() * entropy)
+
+
 def test_a_sample_without_any_weight_counts_nothing() -> None:
     h, h0, w, target, _, sequence = batch()
     for by, share in (("sample_weight", 4 / 5), ("weight", 1.0)):
