@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := NEXTQUILL_QUICK_TESTS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m pytest --dist worksteal
 
-PROSE := flows tasks nextquill_core storage tests benchmarks scripts docs deploy README.md CONTRIBUTING.md
+PROSE := flows tasks nextquill_core storage tests benchmarks scripts docs deploy README.md CONTRIBUTING.md CHANGELOG.md
 
 TRIALS ?= 100
 SEED ?= $(shell date +%Y%m%d)
