@@ -13,7 +13,7 @@ from storage.pointers import Target, move_pointer, pointer_lock, read_pointer
 from storage.read_through import open_stores
 from storage.remote import open_store
 from tests.s3 import opened
-from tests.storage.helpers import fill
+from tests.storage.helpers import existing, fill
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -39,8 +39,7 @@ def test_both_are_read_and_one_is_written(places: tuple[Path, Path]) -> None:
     there, here = places
     before = state_of(there)
     store = open_stores(str(here), str(there))
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert found.folder == there / "kind" / "a"
     assert store.location("kind", "a") == str(there / "kind" / "a")
     assert store.fault(found) == ""
@@ -58,8 +57,7 @@ def test_both_are_read_and_one_is_written(places: tuple[Path, Path]) -> None:
 def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple[Path, Path]) -> None:
     there, here = places
     store = open_stores(str(here), str(there))
-    theirs = store.find("kind", "a")
-    assert theirs is not None
+    theirs = existing(store)
     assert store.successor(theirs) is None
     made = fill(store, "a", rows=9)
     found = store.find("kind", "a")
@@ -84,8 +82,7 @@ def test_a_damaged_file_of_the_other_store_is_seen(places: tuple[Path, Path]) ->
     there, here = places
     store = open_stores(str(here), str(there))
     (there / "kind" / "a" / "part" / "0.parquet").write_bytes(b"x")
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert "part/0.parquet is damaged" in store.fault(found)
 
 
@@ -94,8 +91,7 @@ def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[P
     store = open_stores(str(here), str(there))
     own = fill(store, "c")
     before = state_of(there)
-    for name, origin, linked in (("d", store.find("kind", "a"), False), ("e", own, True)):
-        assert origin is not None
+    for name, origin, linked in (("d", existing(store), False), ("e", own, True)):
         with store.write("kind", name, Basis()) as staging:
             staging.adopt(origin.folder, origin.shards("part/"))
             copy = staging.path("part/0.parquet")
@@ -120,8 +116,7 @@ def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path,
 def test_pointers_are_read_from_both_and_moved_here(places: tuple[Path, Path]) -> None:
     there, here = places
     production = Store(there)
-    artifact = production.find("kind", "a")
-    assert artifact is not None
+    artifact = existing(production)
     move_pointer(production, "best", Target(artifact.ref, artifact.ref))
     before = state_of(there)
     store = open_stores(str(here), str(there))
@@ -149,8 +144,7 @@ def test_an_object_store_is_read_and_never_written(s3: str, server: str, tmp_pat
     made = fill(opened(s3), rows=7)
     keys = {key: opened(s3).objects.get(key) for key in opened(s3).objects.keys("")}
     store = open_stores(str(tmp_path / "mine"), s3)
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert found.manifest == made.manifest
     assert (found.folder / "part" / "0.parquet").is_file()
     assert store.location("kind", "a") == f"{s3}/kind/a"
