@@ -27,16 +27,16 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> tuple[Path, Path]:
-    """A store of production with two artifacts, and the folder of another one."""
+def places(tmp_path: Path) -> tuple[Path, Path, Store]:
+    """A store of production with two artifacts, the folder of another one, and the store that reads both."""
     production = Store(tmp_path / "prod")
     fill(production)
     fill(production, "b", rows=5)
-    return tmp_path / "prod", tmp_path / "mine"
+    return tmp_path / "prod", tmp_path / "mine", open_stores(str(tmp_path / "mine"), str(tmp_path / "prod"))
 
 
-def test_both_are_read_and_one_is_written(places: tuple[Path, Path]) -> None:
-    there, here = places
+def test_both_are_read_and_one_is_written(places: tuple[Path, Path, Store]) -> None:
+    there, here, _ = places
     before = state_of(there)
     store = open_stores(str(here), str(there))
     found = existing(store)
@@ -54,9 +54,8 @@ def test_both_are_read_and_one_is_written(places: tuple[Path, Path]) -> None:
     assert state_of(there) == before
 
 
-def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     theirs = existing(store)
     assert store.successor(theirs) is None
     made = fill(store, "a", rows=9)
@@ -66,9 +65,8 @@ def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple
     assert [one.home for one in store.newest_first("kind")] == [made.home, there / "kind" / "b"]
 
 
-def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: tuple[Path, Path, Store]) -> None:
+    there, here, store = places
     fill(store)
     other = fill(store, "c")
     (there / "kind" / "a" / "manifest.json").write_text("{")
@@ -78,17 +76,15 @@ def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: t
     assert Store(here).find("kind", "a")
 
 
-def test_a_damaged_file_of_the_other_store_is_seen(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_a_damaged_file_of_the_other_store_is_seen(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     (there / "kind" / "a" / "part" / "0.parquet").write_bytes(b"x")
     found = existing(store)
     assert "part/0.parquet is damaged" in store.fault(found)
 
 
-def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     own = fill(store, "c")
     before = state_of(there)
     for name, origin, linked in (("d", existing(store), False), ("e", own, True)):
@@ -100,9 +96,8 @@ def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[P
     assert state_of(there) == before
 
 
-def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     fill(store, "c")
     before = state_of(there)
     found = inventory(store)
@@ -113,13 +108,12 @@ def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path,
     assert state_of(there) == before
 
 
-def test_pointers_are_read_from_both_and_moved_here(places: tuple[Path, Path]) -> None:
-    there, here = places
+def test_pointers_are_read_from_both_and_moved_here(places: tuple[Path, Path, Store]) -> None:
+    there, here, store = places
     production = Store(there)
     artifact = existing(production)
     move_pointer(production, "best", Target(artifact.ref, artifact.ref))
     before = state_of(there)
-    store = open_stores(str(here), str(there))
     assert store.note_names("accepted") == ["best.json", "best.jsonl"]
     assert store.note_location("accepted", "best.json") == str(there / "accepted" / "best.json")
     other = fill(store, "c")
