@@ -18,10 +18,6 @@ from nextquill_core.errors import UserError, first_line
 T = TypeVar("T")
 
 
-def _accept(name: str, found: Any) -> str:
-    return ""
-
-
 @dataclass(frozen=True, eq=False)
 class Plugins(Mapping[str, T]):
     """All things of one kind by name: the built-in ones first, then those of other packages, imported when asked for.
@@ -40,7 +36,7 @@ class Plugins(Mapping[str, T]):
     setting: str
     built_in: Mapping[str, T]
     fault: type[UserError] = UserError
-    check: Callable[[str, Any], str] = _accept
+    check: Callable[[str, Any], str] = lambda *_: ""
 
     def added(self) -> dict[str, EntryPoint]:
         """Return the entry points of other packages by name, without importing them."""

@@ -29,15 +29,8 @@ class Progress(Protocol):
         """
 
 
-def silent(done: float, total: float, note: str = "", *, phase: str = "") -> None:
-    """Show nothing; a `Progress` that ignores all its arguments.
-
-    Args:
-        done: Units that are done.
-        total: Units in all.
-        note: A few words.
-        phase: Name of work other than the main work.
-    """
+def silent(*_: object, **__: object) -> None:
+    """Show nothing; a `Progress` that ignores all its arguments."""
 
 
 def advancing(progress: Progress, total: float, done: float = 0) -> Callable[[int], None]:

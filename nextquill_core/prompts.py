@@ -30,9 +30,7 @@ class Wording:
     Attributes:
         name: Kind of the text, as in `prompt.writes`.
         task: The task where something is known about what the text is about.
-        task_alone: The task otherwise.
-        label: Label of the text.
-        texts: What several such texts are called.
+        task_alone: The task otherwise; empty for the same.
         item: Label of the title of what the text is about.
         description: Label of its description.
         title: Label of the text's own title.
@@ -41,13 +39,21 @@ class Wording:
 
     name: TextKind
     task: str
-    task_alone: str
-    label: str
-    texts: str
+    task_alone: str = ""
     item: str = "Item"
     description: str = "Description"
     title: str = "Title"
     same: str = "of the same item"
+
+    @property
+    def label(self) -> str:
+        """Label of the text."""
+        return self.name.capitalize()
+
+    @property
+    def texts(self) -> str:
+        """What several such texts are called."""
+        return f"{self.name}s"
 
     @property
     def summary_heading(self) -> str:
@@ -79,62 +85,22 @@ class Wording:
         return fingerprint(probes)
 
 
-REVIEW = Wording("review", "Write a review of the item below.", "Write a review.", "Review", "reviews")
-WORDINGS: Mapping[TextKind, Wording] = MappingProxyType(
-    {
-        wording.name: wording
-        for wording in (
-            REVIEW,
-            Wording(
-                "post",
-                "Write a post on the topic below.",
-                "Write a post on the topic below.",
-                "Post",
-                "posts",
-                item="About",
-                title="Topic",
-                same="on the same topic",
-            ),
-            Wording(
-                "abstract",
-                "Write the abstract of the paper below.",
-                "Write the abstract of the paper below.",
-                "Abstract",
-                "abstracts",
-                item="Paper",
-                description="Points",
-                same="of the same paper",
-            ),
-            Wording(
-                "article",
-                "Write the article for the headline below.",
-                "Write the article for the headline below.",
-                "Article",
-                "articles",
-                title="Headline",
-                same="for the same headline",
-            ),
-            Wording(
-                "email",
-                "Write the email with the subject below.",
-                "Write the email with the subject below.",
-                "Email",
-                "emails",
-                title="Subject",
-                same="with the same subject",
-            ),
-            Wording(
-                "text",
-                "Write a text about what is below.",
-                "Write a text.",
-                "Text",
-                "texts",
-                item="About",
-                same="about the same thing",
-            ),
-        )
-    }
+REVIEW = Wording("review", "Write a review of the item below.", "Write a review.")
+_WORDINGS = (
+    REVIEW,
+    Wording("post", "Write a post on the topic below.", item="About", title="Topic", same="on the same topic"),
+    Wording(
+        "abstract",
+        "Write the abstract of the paper below.",
+        item="Paper",
+        description="Points",
+        same="of the same paper",
+    ),
+    Wording("article", "Write the article for the headline below.", title="Headline", same="for the same headline"),
+    Wording("email", "Write the email with the subject below.", title="Subject", same="with the same subject"),
+    Wording("text", "Write a text about what is below.", "Write a text.", item="About", same="about the same thing"),
 )
+WORDINGS: Mapping[TextKind, Wording] = MappingProxyType({wording.name: wording for wording in _WORDINGS})
 """The words of prompts by kind of text."""
 
 
@@ -238,7 +204,7 @@ def build_prompt(
         wording: Words for the kind of text.
     """
     shown_item = _item_lines(item, wording)
-    sections = [wording.task, shown_item] if shown_item else [wording.task_alone]
+    sections = [wording.task, shown_item] if shown_item else [wording.task_alone or wording.task]
     if summary:
         sections.append(f"{wording.summary_heading}\n{summary}")
     if history:

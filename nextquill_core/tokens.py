@@ -121,18 +121,13 @@ class PairEncoder:
         for row, example in enumerate(examples):
             if len(counterfactual[row]) > self._item_limit:
                 shown[row], counterfactual[row] = self._fit_item(example, shown[row], counterfactual[row])
-        shown = [
-            replace(item, history=self._newest(example), summary=example.summary)
-            for example, item in zip(examples, shown, strict=True)
-        ]
+            newest = example.history[-self.max_history :] if self.max_history else ()
+            shown[row] = replace(shown[row], history=newest, summary=example.summary)
         factual = self._prompts(examples, shown)
         for row, example in enumerate(examples):
             if len(factual[row]) > self.max_prompt_tokens:
                 shown[row], factual[row] = self._fit_history(example, shown[row])
         return shown, factual, counterfactual
-
-    def _newest(self, example: Example) -> tuple[Review, ...]:
-        return example.history[-self.max_history :] if self.max_history else ()
 
     def _prompts(self, examples: Sequence[Example], shown: Sequence[_Shown]) -> list[list[int]]:
         texts = [

@@ -204,7 +204,6 @@ def needed(found: Iterable[StoredItem], wanted: Iterable[Name], *, younger_than_
     """
     origins: dict[Name, frozenset[Name]] = {}
     waiting = list(wanted)
-    asked = set(waiting)
     for item in found:
         origins[item.name] = origins.get(item.name, frozenset()) | item.inputs
         recent = item.state == "complete" and item.age_s < younger_than_s
@@ -216,7 +215,7 @@ def needed(found: Iterable[StoredItem], wanted: Iterable[Name], *, younger_than_
         if name not in kept:
             kept.add(name)
             waiting += origins.get(name, ())
-    return kept | asked
+    return kept
 
 
 def removable(found: Iterable[StoredItem], kept: set[Name]) -> list[StoredItem]:

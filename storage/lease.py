@@ -30,12 +30,13 @@ LIFE = 45.0
 
 
 class Lease:
-    """A lease that this process holds.
+    """A lease that this process can hold, once.
 
     Args:
         objects: The object store.
         key: Key of the lease.
-        place: Name of the working copy whose file lock the caller holds.
+        place: Name of the working copy whose file lock the caller holds: two holders from one place cannot both be
+            alive.
 
     Attributes:
         lost: Whether another process has taken the lease over, because this one did not renew it in time.
@@ -48,8 +49,9 @@ class Lease:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease {key}", daemon=True)
 
-    def acquire(self, what: str, patience: float) -> None:
-        """Become the holder.
+    @contextmanager
+    def hold(self, what: str, patience: float) -> Iterator[Lease]:
+        """Hold the lease while the block runs.
 
         Args:
             what: Kind and fingerprint of the artifact, for the message.
@@ -67,9 +69,12 @@ class Lease:
             if current is not None and self._objects.get(self._key) == current:
                 self._objects.delete([self._key])
         self._thread.start()
+        try:
+            yield self
+        finally:
+            self._release()
 
-    def release(self) -> None:
-        """Release the lease."""
+    def _release(self) -> None:
         self._done.set()
         self._thread.join()
         try:
@@ -115,29 +120,6 @@ class Lease:
 
     def _value(self, beat: int) -> bytes:
         return json.dumps({**self._record, "beat": beat, "time": datetime.now(UTC).isoformat()}).encode()
-
-
-@contextmanager
-def hold_lease(objects: Objects, key: str, place: str, what: str, patience: float) -> Iterator[Lease]:
-    """Hold a lease while the block runs.
-
-    Args:
-        objects: The object store.
-        key: Key of the lease.
-        place: Name of the working copy whose file lock the caller holds: two holders from one place cannot both be
-            alive.
-        what: Kind and fingerprint of the artifact, for the message.
-        patience: Seconds to wait for a living holder.
-
-    Raises:
-        Busy: Another process holds it.
-    """
-    lease = Lease(objects, key, place)
-    lease.acquire(what, patience)
-    try:
-        yield lease
-    finally:
-        lease.release()
 
 
 def is_leased_elsewhere(objects: Objects, key: str, place: str) -> bool:

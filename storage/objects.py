@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -127,10 +128,8 @@ class Objects:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; keys without an object are skipped."""
         for key in keys:
-            try:
+            with suppress(FileNotFoundError):
                 self._call(self._fs.rm_file, self._path(key))
-            except FileNotFoundError:
-                continue
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys of all objects under a folder, as far as the store lists them yet."""

@@ -75,7 +75,8 @@ class _ReadThrough(Store):
 
     def fault(self, artifact: Artifact) -> str:
         """Return which file of an artifact is missing or damaged, in the store that has it."""
-        return self.source.fault(artifact) if self._is_of_source(artifact) else super().fault(artifact)
+        is_of_source = artifact.home.is_relative_to(self.source.root)
+        return self.source.fault(artifact) if is_of_source else super().fault(artifact)
 
     def newest_first(self, kind: str) -> Iterator[Artifact]:
         """Yield the artifacts of this store, and then those that only the other one has, each the newest first."""
@@ -106,9 +107,6 @@ class _ReadThrough(Store):
         """Return the text of a note of this store, or else of the other one."""
         own = super().read_note(folder, name)
         return self.source.read_note(folder, name) if own is None else own
-
-    def _is_of_source(self, artifact: Artifact) -> bool:
-        return artifact.home.is_relative_to(self.source.root)
 
 
 class _FolderReadThrough(_ReadThrough):

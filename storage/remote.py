@@ -27,7 +27,7 @@ from storage.errors import Busy, Damaged, DamagedManifest, NewerManifest, UserEr
 from storage.file_systems import CACHE, cache_folder, endpoint
 from storage.files import atomic_path, sha256_of, user_path, write_text
 from storage.fingerprint import fingerprint as digest
-from storage.lease import Lease, hold_lease, is_leased_elsewhere
+from storage.lease import Lease, is_leased_elsewhere
 from storage.locks import WriterLock
 from storage.manifest import MANIFEST_NAME, Manifest, Shard
 from storage.objects import Objects
@@ -255,11 +255,10 @@ class RemoteStore(Store):
         Raises:
             Busy: Another process still holds it.
         """
-        name = (kind, fingerprint)
-        lease_key = _lease_key(kind, fingerprint)
+        name, key = (kind, fingerprint), _lease_key(kind, fingerprint)
         with (
             super().writer_lock(kind, fingerprint, patience),
-            hold_lease(self.objects, lease_key, self._place, f"{kind} {fingerprint}", patience) as lease,
+            Lease(self.objects, key, self._place).hold(f"{kind} {fingerprint}", patience) as lease,
         ):
             try:
                 before = self._manifest(kind, fingerprint)

@@ -69,7 +69,8 @@ class Staging:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FAILURE).unlink(missing_ok=True)
-        self.discard_unfinished()
+        for leftover in folder.rglob(f".*{TEMPORARY}"):  # of a killed run
+            leftover.unlink()
         write_json(folder / BASIS, asdict(basis))
 
     @classmethod
@@ -165,11 +166,6 @@ class Staging:
         records = [path for path in (self.folder / RECORDS).rglob("*.json") if path != basis]
         shards = (self._finished(record) for record in records)
         return sorted((shard for shard in shards if shard), key=lambda shard: shard.path)
-
-    def discard_unfinished(self) -> None:
-        """Remove the temporary files that a killed run left behind."""
-        for leftover in self.folder.rglob(f".*{TEMPORARY}"):
-            leftover.unlink()
 
     def discard(self) -> None:
         """Discard the work, for a writer that finds that another process has finished it."""

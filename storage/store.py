@@ -330,11 +330,6 @@ class Store:
         """Return the kinds of which the store holds anything."""
         return {path.name for path in self.root.glob("[!.]*") if path.is_dir()}
 
-    @property
-    def digests(self) -> DigestCache:
-        """The digests of raw files that this store remembers."""
-        return self.raw_digests(save=True)
-
     def raw_digests(self, *, save: bool) -> DigestCache:
         """Return the digests of raw files that this store remembers; new ones are written to it only with `save`."""
         return DigestCache(self.root / ".digests.json", save=save)

@@ -64,13 +64,7 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
     "lists": pa.list_(ARROW_STRINGS),
 }
 POLARS_TYPES: Mapping[Kind, pl.DataType] = {
-    "string": pl.String(),
-    "number": pl.Float64(),
-    "integer": pl.Int64(),
-    "seconds": pl.Int64(),
-    "strings": STRINGS,
-    "text": pl.String(),
-    "lists": pl.List(pl.List(pl.String)),
+    kind: pl.Series(pl.from_arrow(pa.nulls(0, arrow))).dtype for kind, arrow in ARROW_TYPES.items()
 }
 
 
@@ -283,9 +277,7 @@ def _table_type(role: Role, value: Any) -> pa.DataType | None:
         return {"rating": pa.float64(), "count": pa.float64(), "id": pa.int64(), "time": pa.int64()}.get(role)
     if isinstance(value, float):
         return pa.float64() if role in ("rating", "count", "time", "id") else None
-    if role == "list" and isinstance(value, list) and all(each is None or isinstance(each, str) for each in value):
-        return ARROW_STRINGS
-    return None
+    return ARROW_STRINGS if role == "list" and _are_texts(value) else None
 
 
 def _layout_type(kind: Kind, value: Any) -> pa.DataType:
@@ -343,9 +335,12 @@ def _strict_value(kind: Kind, value: Any) -> Any:
     if kind in ("string", "text"):
         if isinstance(value, str):
             return value if kind == "string" else [value]
-    elif kind in ("strings", "lists"):
-        if isinstance(value, list) and all(each is None or _is_element(kind, each) for each in value):
-            return value if kind == "strings" else [text for each in value if each for text in each if text is not None]
+    elif kind == "strings":
+        if _are_texts(value):
+            return value
+    elif kind == "lists":
+        if isinstance(value, list) and all(each is None or _are_texts(each) for each in value):
+            return [text for each in value if each for text in each if text is not None]
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidValueError
     elif kind == "number":
@@ -362,7 +357,5 @@ def _strict_value(kind: Kind, value: Any) -> Any:
     raise InvalidValueError
 
 
-def _is_element(kind: Kind, value: Any) -> bool:
-    if kind == "lists":
-        return isinstance(value, list) and all(each is None or isinstance(each, str) for each in value)
-    return isinstance(value, str)
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(each is None or isinstance(each, str) for each in value)

@@ -78,18 +78,16 @@ def check_source(source: Source, raw: RawInput, *, rows: int = ROWS) -> list[Fin
     Raises:
         DataError: A file is missing.
     """
-    files: Any = None
-    wrong = list(_wrong_types(source))
+    if wrong := list(_wrong_types(source)):
+        return wrong
     try:
-        files = wrong or source.find(raw, fetch=bool(raw.reviews) and (bool(raw.items) or source.items_in_reviews))
+        files: Any = source.find(raw, fetch=bool(raw.reviews) and (bool(raw.items) or source.items_in_reviews))
     except DataError:
         raise
     except Exception as error:  # whatever another package's code may raise
-        wrong = [Finding("error", source.name, f"`find` {_raises(error)}; raise DataError for what is missing")]
-    if not wrong and not isinstance(files, RawFiles):
-        wrong = [Finding("error", source.name, f"`find` returns {_short(files)}; return RawFiles")]
-    if wrong:
-        return wrong
+        return [Finding("error", source.name, f"`find` {_raises(error)}; raise DataError for what is missing")]
+    if not isinstance(files, RawFiles):
+        return [Finding("error", source.name, f"`find` returns {_short(files)}; return RawFiles")]
     found = [*_declared(source), *_missing_file(source, raw), *_unknown_option(source)]
     seen: dict[Part, list[_Reading]] = {}
     empty: dict[Part, list[Path]] = {}
@@ -361,11 +359,12 @@ def _compare(reading: _Reading, wanted: Sequence[Batch], when: str, remedy: str)
 
 def _wrong_types(source: Source) -> Iterator[Finding]:
     """Find attributes of types with which no file can be checked."""
-    numbers = [each for each in source.ratings if isinstance(each, int | float)] if _is_pair(source.ratings) else []
+    ratings = source.ratings
+    is_pair = isinstance(ratings, list | tuple) and len(ratings) == 2
     wanted = {
         "absent": ("a set of columns, as `items.title`", isinstance(source.absent, Set)),
         "zero_is_missing": ("a set of columns, as `items.rating_number`", isinstance(source.zero_is_missing, Set)),
-        "ratings": ("the lowest and the highest rating", len(numbers) == 2),
+        "ratings": ("the lowest and the highest rating", is_pair and all(isinstance(n, int | float) for n in ratings)),
         "batch_bytes": ("a number of bytes", isinstance(source.batch_bytes, int)),
     }
     for name, (what, fits) in wanted.items():
@@ -373,10 +372,6 @@ def _wrong_types(source: Source) -> Iterator[Finding]:
             yield Finding(
                 "error", type(source).__name__, f"`{name}` is {_short(getattr(source, name))}; set it to {what}"
             )
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _has_texts(row: BadRow) -> bool:

@@ -29,13 +29,9 @@ from nextquill_core.ingest.cohort import (
     second_core,
 )
 
-# From the threshold that is least likely to be too strict to the one that is changed first.
-ORDER = (
-    "max_user_reviews", "min_profile_item_users", "min_profile_reviews", "min_item_users", "n_targets",
-    "min_user_reviews",
-)  # fmt: skip
 OF_LENGTH: Mapping[str, Part] = {"short_text": "reviews", "short_description": "items", "long_description": "items"}
 SEARCH_S = 30.0
+# From the threshold that is least likely to be too strict to the one that is changed first.
 LOOSEST: Mapping[str, int] = {
     "max_user_reviews": 1 << 31,
     "min_profile_item_users": 0,
@@ -74,7 +70,7 @@ class Trial:
 
     def users(self, values: Mapping[str, int]) -> int:
         """Return how many users pass under these thresholds; 0 also where a split would have no target."""
-        key = tuple(values[name] for name in ORDER)
+        key = tuple(values[name] for name in LOOSEST)
         if key not in self._tried:
             self._tried[key] = self._users(self.protocol.model_copy(update=dict(values)))
         return self._tried[key]
@@ -90,7 +86,7 @@ class Trial:
         values["max_user_reviews"] = max(self.protocol.max_user_reviews, self.rows.height)
         if not self.users(values):
             return None
-        for name in ORDER:
+        for name in LOOSEST:
             configured, works = getattr(self.protocol, name), values[name]
             if time.monotonic() > until and configured != works:
                 changed[name] = works
@@ -116,7 +112,7 @@ class Trial:
                 f"no thresholds help: give reviews of users with {DPL_REVIEWS} reviews or more"
                 f" (then {KEY}.min_user_reviews of {DPL_REVIEWS} is enough)"
             )
-        values = {name: getattr(self.protocol, name) for name in ORDER} | changed
+        values = {name: getattr(self.protocol, name) for name in LOOSEST} | changed
         n = self.users(values)
         named = " and ".join(f"{KEY}.{name} to {value}" for name, value in changed.items())
         return f"set {named}, which leaves {n:,} user{'' if n == 1 else 's'}"

@@ -94,9 +94,7 @@ class Peers:
     def others_of_user(self, example: Example) -> list[Place]:
         """Return all other reviews of the example's user, later ones included, but none of the target's item."""
         target = self._targets[example.example_id]
-        reviews = self._reviews[target.category, target.user_id]
-        places = (Place(target.category, target.user_id, position) for position in range(len(reviews)))
-        return [place for place in places if self._item_of[place] != self._item_of[target]]
+        return [place for place in self._of_user(target) if self._item_of[place] != self._item_of[target]]
 
     def known_before(self, example: Example, place: Place) -> list[Place]:
         """Return the peers of a past review that a method may use for an example.
@@ -128,9 +126,11 @@ class Peers:
             example: The example; its target's time is the limit.
             place: A review of the other user.
         """
+        return [other for other in self._of_user(place) if self._is_known(example, other)]
+
+    def _of_user(self, place: Place) -> list[Place]:
         reviews = self._reviews[place.category, place.user_id]
-        places = (Place(place.category, place.user_id, position) for position in range(len(reviews)))
-        return [other for other in places if self._is_known(example, other)]
+        return [place._replace(position=position) for position in range(len(reviews))]
 
     def _is_known(self, example: Example, place: Place) -> bool:
         if place in self._held_out:

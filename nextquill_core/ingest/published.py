@@ -11,7 +11,8 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import polars as pl
@@ -171,20 +172,9 @@ def _in_order_of(paths: Sequence[Sequence[int]], priority: Sequence[tuple[int, i
 
 def _by_user(rows: pl.DataFrame) -> Iterator[tuple[int, list[RawExample]]]:
     """Yield the raw rows of each user, users in order of their number."""
-    columns = ("user", "example", "own", "time", "row", "key", "split")
+    columns = ("user", "example", "split", "row", "key", "time")
+    user_of, example_of, review_of = itemgetter(0), itemgetter(1, 2), itemgetter(3, 4, 5)
     in_order = rows.sort("user", "example", "own", "time", "row").select(columns)
-    user, mine = None, list[RawExample]()
-    number, split, reviews = None, "", list[tuple[int, int, int]]()
-    for of, example, _own, time, row, key, name in in_order.iter_rows():
-        if (of, example) != (user, number) and reviews:
-            mine.append(RawExample(split, tuple(reviews)))
-            reviews = []
-        if of != user:
-            if user is not None:
-                yield user, mine
-            user, mine = of, []
-        number, split = example, name
-        reviews.append((row, key, time))
-    if user is not None:
-        mine.append(RawExample(split, tuple(reviews)))
-        yield user, mine
+    for user, mine in groupby(in_order.iter_rows(), user_of):
+        by_example = groupby(mine, example_of)
+        yield user, [RawExample(split, tuple(map(review_of, found))) for (_, split), found in by_example]

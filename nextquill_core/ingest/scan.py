@@ -143,16 +143,17 @@ class _FileScan:
     def run(self, counts: RowCounts, meter: _Meter) -> int:
         """Scan the file, add its rows to `counts` and return the last `row`."""
         mine, done, resume, last_line = RowCounts(), 0, None, 0
+        before, digest = self.path.stat(), _Digest(self.path)
+        size = before.st_size
         if is_empty_file(self.path):
-            counts.digests.append(_Digest(self.path).whole())
+            digest.read_to(size)
+            counts.digests.append(digest.hexadecimal)
             return self.first_row
         for record in self._finished():
             mine.add(record)
             done, resume, last_line = done + 1, record["resume"], record["last_line"]
         batches = self.source.read(self.part, self.path, resume)
         batches = batches if resume is not None else islice(batches, done, None)
-        before, digest = self.path.stat(), _Digest(self.path)
-        size = before.st_size
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="ingest-writer") as writers:
             writing: deque[Future[None]] = deque()
             for number, whole in enumerate(batches, done):
@@ -301,11 +302,6 @@ class _Digest:
             while self._done < position and (piece := file.read(min(DIGEST_BYTES, position - self._done))):
                 self._state.update(piece)
                 self._done += len(piece)
-
-    def whole(self) -> str:
-        """Return the digest of all bytes of a small file."""
-        self.read_to(self._path.stat().st_size)
-        return self.hexadecimal
 
     @property
     def hexadecimal(self) -> str:

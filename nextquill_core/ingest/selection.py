@@ -57,16 +57,14 @@ class Scanned:
     Attributes:
         category: The category's name.
         folder: Where its tables are.
-        reviews: The row counts of the files of reviews.
-        items: The row counts of the files of items.
+        counts: The row counts of the files, by part.
         empty_files: Names of files without a row, by part; others of the same part have rows.
         html: What happens to HTML in the texts of `table` and `read`.
     """
 
     category: str
     folder: Path
-    reviews: RowCounts
-    items: RowCounts
+    counts: Mapping[Part, RowCounts]
     empty_files: Mapping[str, list[str]] = field(default_factory=dict)
     html: HtmlCleaning = "keep"
 
@@ -79,12 +77,8 @@ class Scanned:
             folder: Where its tables are.
             stats: The stats that `scan_category` returned.
         """
-        reviews, items = (RowCounts.model_validate(stats[part]) for part in PARTS)
-        return cls(category, folder, reviews, items, stats.get("empty_files", {}))
-
-    def counts(self, part: Part) -> RowCounts:
-        """Return the row counts of a part."""
-        return self.reviews if part == "reviews" else self.items
+        counts = {part: RowCounts.model_validate(stats[part]) for part in PARTS}
+        return cls(category, folder, counts, stats.get("empty_files", {}))
 
     def parts(self, table: str) -> list[Path]:
         """Return the Parquet files of a table, in the order of their rows."""
@@ -183,7 +177,7 @@ def check_bad_rows(scanned: Scanned, config: IngestConfig) -> None:
         DataError: There are bad rows though none are allowed, or too many.
     """
     for part in reversed(PARTS):
-        counts = scanned.counts(part)
+        counts = scanned.counts[part]
         suspect = counts.suspect if config.suspect_rows == "bad" else Counter[str]()
         whole = counts.model_copy(update={"bad": counts.bad + suspect})
         bad = whole.bad.total()
@@ -265,7 +259,7 @@ def passing_reviews(
     judged = scanned.read("reviews", *columns, *scanned.changes("reviews").values(), reason)
     account = _account(scanned, "reviews", rules, judged)
     if config.suspect_rows == "list":
-        account.suspect = Counter(scanned.reviews.suspect)
+        account.suspect = Counter(scanned.counts["reviews"].suspect)
     passed = judged.filter(pl.col(REASON).is_null()).drop(REASON, *scanned.changes("reviews").values())
     del judged
     known = passed["item"].is_in(items.kept["item"].implode())
@@ -278,7 +272,7 @@ def passing_reviews(
             passed.height,
             scanned.item_ids("reviews", passed["row"]),
             scanned.item_ids("items"),
-            ", ".join(name for name, _ in scanned.items.files),
+            ", ".join(name for name, _ in scanned.counts["items"].files),
             scanned.category,
         )
     for name, rows, why in (
@@ -287,7 +281,7 @@ def passing_reviews(
     ):
         if len(rows):
             (item,) = scanned.item_ids("reviews", rows.head(1))
-            file, line = scanned.reviews.place(rows[0])
+            file, line = scanned.counts["reviews"].place(rows[0])
             account.examples[name] = f"{file}:{line}: item {shorten(item)!r}, {why}"
     return kept, account
 
@@ -298,7 +292,7 @@ def duplicates(scanned: Scanned, selection: Selection) -> pl.DataFrame:
     raw = replace(scanned, html="keep").table("reviews")
     rows = raw.join(selection.duplicates.to_frame().lazy(), on="row", how="semi")
     found = rows.select("row", *columns).collect().sort("row")
-    places = (scanned.reviews.place(row) for row in found["row"])
+    places = (scanned.counts["reviews"].place(row) for row in found["row"])
     texts = (json.dumps(row, ensure_ascii=False) for row in found.select(columns).iter_rows(named=True))
     return quarantine_table(
         (file, BadRow(line, DUPLICATE, text[:RAW_CHARS])) for (file, line), text in zip(places, texts, strict=True)
@@ -433,7 +427,7 @@ def _account(scanned: Scanned, part: Part, rules: Sequence[Rule], judged: pl.Dat
         rules: The rules.
         judged: All rows of the part, with the reason and the columns that say which texts cleaning changed.
     """
-    counts, reasons = scanned.counts(part), judged[REASON]
+    counts, reasons = scanned.counts[part], judged[REASON]
     dropped = Counter(counts.bad)
     dropped["forgotten_user"] += counts.forgotten
     dropped.update(count_reasons(reasons))
@@ -454,7 +448,7 @@ def _examples(scanned: Scanned, part: Part, rules: Sequence[Rule], reasons: pl.S
         if rule.reason in places:
             one = scanned.table(part).slice(places[rule.reason], 1)
             row, item, value = one.select("row", "item_id", value=rule.value).collect().row(0)
-            file, line = scanned.counts(part).place(row)
+            file, line = scanned.counts[part].place(row)
             found[rule.reason] = f"{file}:{line}: item {shorten(item)!r}, {value}; {rule.remedy}"
     return found
 

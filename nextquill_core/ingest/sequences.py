@@ -300,7 +300,7 @@ def _choose_published(config: IngestConfig, source: Source, scanned: Scanned, fo
     columns = ("row", "user", "item", "timestamp_ms", SPLIT, "example", "own", pl.struct(same).hash().alias("key"))
     passed, reviews = passing_reviews(scanned, config, items, source, columns)
     if (nowhere := passed.filter(pl.col(SPLIT).is_null())).height:
-        file, _ = scanned.reviews.place(nowhere["row"][0])
+        file, _ = scanned.counts["reviews"].place(nowhere["row"][0])
         raise DataError(
             "its name does not show the split of its examples",
             file,
@@ -316,7 +316,7 @@ def _choose_published(config: IngestConfig, source: Source, scanned: Scanned, fo
         dropped = f" (dropped: {', '.join(reasons)})" if reasons else ""
         raise DataError(
             f"no row of {name} is an example: {reviews.read:,} reviews read, and none of them is a target{dropped}",
-            ", ".join(file for file, _ in scanned.reviews.files),
+            ", ".join(file for file, _ in scanned.counts["reviews"].files),
             f"check that the files are what {source.name} reads, or set {KEY}.name to dpl",
         )
     reviews.dropped.update(found.dropped)

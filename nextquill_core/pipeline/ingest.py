@@ -30,7 +30,7 @@ def build_scan(run: Run, step: Step, staging: Staging, progress: Progress) -> di
 
     category = next(name for name, scan in run.plan.scans.items() if scan.fingerprint == step.fingerprint)
     raw = next(files for files in run.plan.files if files.category == category)
-    digests = run.store.digests
+    digests = run.store.raw_digests(save=True)
     for part in PARTS:
         if [digests(path) for path in raw.of(part)] != step.settings["raw"][part]:
             raise UserError(f"the {part} changed since the run began", category, "run the command again")

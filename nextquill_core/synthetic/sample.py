@@ -45,7 +45,6 @@ class SampleSummary:
         review_rows: Lines of `reviews.jsonl`, the malformed ones included.
         item_rows: Lines of `items.jsonl`.
         malformed_lines: Lines of `reviews.jsonl` that are not JSON.
-        taste_words: Taste-driven words in `truth/tokens.jsonl`.
         dirt: Number of rows with each kind of dirt, without malformed lines.
     """
 
@@ -56,7 +55,6 @@ class SampleSummary:
     review_rows: int
     item_rows: int
     malformed_lines: int
-    taste_words: int
     dirt: dict[str, int]
 
 
@@ -139,7 +137,6 @@ def write_sample(folder: Path, users: int = 60, seed: int = 42, world: str = PLA
         review_rows=len(review_lines),
         item_rows=len(items),
         malformed_lines=len(malformed),
-        taste_words=sum(span.driver == "taste" for review in written for span in review.body.spans),
         dirt=dict(counts),
     )
 

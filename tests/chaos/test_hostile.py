@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work.prepare()
     work.do()
     (folder / "raw.jsonl").write_text("{}")
-    work.store.digests(folder / "raw.jsonl")
+    work.store.raw_digests(save=True)(folder / "raw.jsonl")
     with suppress(ZeroDivisionError), work.store.write(UNUSED.kind, UNUSED.fingerprint, Basis(tools="t")) as staging:
         staging.path("part.txt").write_text("done")
         staging.finish("part.txt")

@@ -21,55 +21,38 @@ from nextquill_core.schemas import Item, Review
 
 BOOK = Item("Emma", "A novel.")
 PAST = Review(Item("Persuasion", "Another."), 4.0, "Late love", "I wept.")
+ITEM = "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\n"
+HISTORY = (
+    "Past reviews by the same user, oldest first:\n\n"
+    "Item: Persuasion\nDescription: Another.\nRating: 4\nTitle: Late love\nReview:\nI wept.\n\n"
+)
 
 
-def test_with_history() -> None:
-    assert build_prompt(BOOK, 5.0, "Clever", (PAST,), template=PLAIN) == (
-        "Write a review of the item below.\n\n"
-        "Item: Emma\nDescription: A novel.\n\n"
-        "Past reviews by the same user, oldest first:\n\n"
-        "Item: Persuasion\nDescription: Another.\nRating: 4\nTitle: Late love\nReview:\nI wept.\n\n"
-        "Rating: 5\nTitle: Clever\nReview:\n"
-    )
+@pytest.mark.parametrize(
+    ("history", "summary", "shown"),
+    [
+        ((PAST,), "", HISTORY),
+        ((PAST,), "Short and kind. ❤", f"What this user's reviews are like:\nShort and kind. ❤\n\n{HISTORY}"),
+        ((), "Kind.", "What this user's reviews are like:\nKind.\n\n"),
+    ],
+)
+def test_summary_and_history_stand_between_item_and_query(
+    history: tuple[Review, ...], summary: str, shown: str
+) -> None:
+    expected = f"{ITEM}{shown}Rating: 5\nTitle: Clever\nReview:\n"
+    assert build_prompt(BOOK, 5.0, "Clever", history, summary=summary, template=PLAIN) == expected
+    chat = Template("chat", "<", ">")
+    assert build_prompt(BOOK, 5.0, "Clever", history, summary=summary, template=chat) == f"<{expected}>"
 
 
 def test_without_history_nothing_mentions_one() -> None:
     prompt = build_prompt(BOOK, 4.5, "Clever", (), template="plain")
-    assert prompt == (
-        "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\n"
-        "Rating: 4.5\nTitle: Clever\nReview:\n"
-    )
+    assert prompt == f"{ITEM}Rating: 4.5\nTitle: Clever\nReview:\n"
     assert not {"past", "history", "previous", "none", "user"} & set(prompt.lower().replace(":", " ").split())
 
 
-def test_a_summary_stands_between_item_and_history() -> None:
-    assert build_prompt(BOOK, 5.0, "Clever", (PAST,), summary="Short and kind. ❤") == (
-        "Write a review of the item below.\n\n"
-        "Item: Emma\nDescription: A novel.\n\n"
-        "What this user's reviews are like:\nShort and kind. ❤\n\n"
-        "Past reviews by the same user, oldest first:\n\n"
-        "Item: Persuasion\nDescription: Another.\nRating: 4\nTitle: Late love\nReview:\nI wept.\n\n"
-        "Rating: 5\nTitle: Clever\nReview:\n"
-    )
-
-
-def test_a_summary_needs_no_history() -> None:
-    assert build_prompt(BOOK, 5.0, "Clever", (), summary="Kind.", template=Template("chat", "<", ">")) == (
-        "<Write a review of the item below.\n\n"
-        "Item: Emma\nDescription: A novel.\n\n"
-        "What this user's reviews are like:\nKind.\n\n"
-        "Rating: 5\nTitle: Clever\nReview:\n>"
-    )
-
-
-def test_an_empty_summary_changes_no_prompt() -> None:
-    for history in ((PAST,), ()):
-        without = build_prompt(BOOK, 5.0, "Clever", history)
-        assert build_prompt(BOOK, 5.0, "Clever", history, summary="") == without
-
-
 def test_prompts_without_summary_keep_their_revision() -> None:
-    assert PLAIN.revision == REVIEW.revision == "103462f9383db10c"
+    assert PLAIN.revision == REVIEW.revision == "103462f9383db10c" != Template("chat", "<", ">").revision
     assert REVIEW.summary_revision == "450699eea219d75a"
 
 
@@ -104,26 +87,8 @@ def test_sections_are_those_of_the_prompt() -> None:
     )
 
 
-def test_both_branches_share_their_beginning() -> None:
-    shared = "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\n"
-    assert build_prompt(BOOK, 5, "t", (PAST,)).startswith(shared)
-    assert build_prompt(BOOK, 5, "t", ()).startswith(shared)
-
-
-def test_an_item_without_description_has_no_empty_line_for_it() -> None:
-    assert "Description" not in build_prompt(Item("Emma", ""), 5, "t", ())
-
-
-def test_template_stands_around_the_text() -> None:
-    chat = Template("chat", "<user>", "<assistant>")
-    assert build_prompt(BOOK, 5, "t", (), template=chat) == f"<user>{build_prompt(BOOK, 5, 't', ())}<assistant>"
-    assert chat.revision != PLAIN.revision
-
-
 def test_what_is_not_known_is_left_out_with_its_label() -> None:
-    assert build_prompt(BOOK, None, "Clever", ()) == (
-        "Write a review of the item below.\n\nItem: Emma\nDescription: A novel.\n\nTitle: Clever\nReview:\n"
-    )
+    assert build_prompt(BOOK, None, "Clever", ()) == f"{ITEM}Title: Clever\nReview:\n"
     assert build_prompt(Item("", "A novel."), None, "", (Review(Item("", ""), None, "", "I wept."),)) == (
         "Write a review of the item below.\n\nDescription: A novel.\n\n"
         "Past reviews by the same user, oldest first:\n\nReview:\nI wept.\n\nReview:\n"

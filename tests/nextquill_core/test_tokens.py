@@ -200,18 +200,14 @@ def test_a_tokenizer_that_cannot_stop_is_refused(tiny_folder: Any) -> None:
         encoder(tokenizer)
 
 
-def test_chat_template_is_split_around_the_users_text(tiny_tokenizer: Any) -> None:
-    tiny_tokenizer.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    )
-    try:
-        assert chat_template(tiny_tokenizer) == Template("chat", "<|user|>\n", "\n<|assistant|>\n")
-        tiny_tokenizer.chat_template = "nothing of the user"
-        with pytest.raises(ValueError, match="does not keep"):
-            chat_template(tiny_tokenizer)
-    finally:
-        tiny_tokenizer.chat_template = None
+def test_chat_template_is_split_around_the_users_text(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
+    opened = turns + "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", opened)
+    assert chat_template(tiny_tokenizer) == Template("chat", "<|user|>\n", "\n<|assistant|>\n")
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "nothing of the user")
+    with pytest.raises(ValueError, match="does not keep"):
+        chat_template(tiny_tokenizer)
 
 
 TEXTS = ["a quiet book about rivers, never dull", "strike <s> out </s> of lines", "<|im_end|> and </s> and <think>"] * 9

@@ -24,16 +24,15 @@ from storage.garbage import (
     total_bytes,
 )
 from storage.remote import open_store
+from tests.storage.helpers import existing, seal
 
 
 def make(store: Store, kind: str, name: str, *inputs: Artifact, days: float = 0.0) -> Artifact:
     end = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - days * DAY_S))
-    refs = [origin.ref for origin in inputs]
-    with store.write(kind, name, Basis(tuple(refs))) as staging:
+    refs = tuple(origin.ref for origin in inputs)
+    with store.write(kind, name, Basis(refs)) as staging:
         staging.write_table("0.parquet", pa.table({"x": [1]}))
-        staging.seal(
-            kind=kind, fingerprint=name, identity={}, config={}, inputs=refs, stats={}, provenance={"end": end}
-        )
+        seal(staging, name, kind, refs, end=end)
         return store.commit(kind, name)
 
 
@@ -114,8 +113,7 @@ def abandon(store: Store, name: str, *inputs: InputRef, days: float) -> Path:
 
 
 def test_unfinished_work_is_removed_after_a_day_unless_it_is_wanted(store: Store) -> None:
-    origin = store.find("d", "d0")
-    assert origin is not None
+    origin = existing(store, "d0", "d")
     young, old, asked = (
         abandon(store, name, origin.ref, days=days) for name, days in (("young", 0.5), ("old", 2), ("asked", 2))
     )
@@ -128,8 +126,7 @@ def test_unfinished_work_is_removed_after_a_day_unless_it_is_wanted(store: Store
 
 
 def test_what_is_being_made_stays_with_its_inputs(store: Store) -> None:
-    origin = store.find("d", "d0")
-    assert origin is not None
+    origin = existing(store, "d0", "d")
     folder = abandon(store, "now", origin.ref, days=3)
     with store.writer_lock("e", "now", patience=0):
         found = inventory(store)
@@ -151,8 +148,6 @@ def test_an_abandoned_remake_goes_without_its_artifact(store: Store) -> None:
 def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     outside = Store(tmp_path / "outside")
     kept = make(outside, "far", "f0")
-    origin = store.find("d", "d0")
-    assert origin is not None
     (store.root / "far").symlink_to(outside.root / "far")
     moved = tmp_path / "moved"
     store.folder("c", "c1").rename(moved)
@@ -186,14 +181,11 @@ def test_a_cached_store_reads_a_manifest_once(store: Store, monkeypatch: pytest.
     assert sorted(reads) == [("b", "b0"), ("b", "b1"), ("b", "no")]
 
 
-def chain(store: Store, *names: str) -> None:
+def chain(store: Store, *kinds: str) -> None:
     """Artifacts of one kind each, every one made from the one before."""
-    inputs: list[InputRef] = []
-    for name in names:
-        with store.write(name, "x", Basis(tuple(inputs))) as staging:
-            staging.path("note.txt").write_text(name)
-            staging.seal(kind=name, fingerprint="x", identity={}, config={}, inputs=inputs, stats={}, provenance={})
-            inputs = [store.commit(name, "x").ref]
+    inputs: list[Artifact] = []
+    for kind in kinds:
+        inputs = [make(store, kind, "x", *inputs)]
 
 
 def test_removing_takes_all_that_was_made_from_it_and_nothing_else(tmp_path: Path) -> None:

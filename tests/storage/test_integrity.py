@@ -14,15 +14,12 @@ import storage.integrity
 from storage import Artifact, Basis, Store
 from storage.errors import Damaged
 from storage.manifest import Shard
+from tests.storage.helpers import existing, fill, seal
 
 
 def committed(root: Path) -> tuple[Store, Artifact]:
     store = Store(root)
-    with store.write("kind", "a", Basis()) as staging:
-        staging.write_table("part/0.parquet", pa.table({"x": list(range(100))}))
-        staging.path("note.txt").write_text("kept")
-        staging.seal(kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={})
-        return store, store.commit("kind", "a")
+    return store, fill(store, rows=100, files=1)
 
 
 def flip(path: Path) -> None:
@@ -53,14 +50,13 @@ def test_a_damaged_file_is_named_and_never_handed_out(tmp_path: Path, damage: Ca
     assert store.fault(artifact) == ""
     damage(artifact.home / "part/0.parquet")
     for looked in (store, Store(tmp_path)):  # the process that made it, and another one
-        found = looked.find("kind", "a")
-        assert found is not None
+        found = existing(looked)
         assert looked.fault(found).startswith("file part/0.parquet is ")
         with pytest.raises(Damaged, match=r"part/0\.parquet"):
             _ = found.folder
         with pytest.raises(Damaged, match=r"part/0\.parquet"):
             found.files("part/")
-        assert [path.read_text() for path in found.files("note")] == ["kept"]
+        assert [path.read_text() for path in found.files("empty")] == [""]
 
 
 @pytest.fixture
@@ -80,8 +76,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_what_a_writer_has_hashed_is_not_hashed_again(tmp_path: Path, hashed: list[Path]) -> None:
     store, artifact = committed(tmp_path)
     _ = artifact.folder
-    found = Store(tmp_path).find("kind", "a")
-    assert found is not None
+    found = existing(Store(tmp_path))
     _ = found.folder
     assert store.fault(found) == ""
     assert hashed == []
@@ -94,16 +89,14 @@ def test_a_copied_store_is_hashed_when_it_is_read_and_not_when_it_is_looked_at(
     shutil.copytree(tmp_path / "there", tmp_path / "here")
     shutil.rmtree(tmp_path / "here" / ".verified")
     store = Store(tmp_path / "here")
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert store.fault(found) == ""
     assert hashed == []
     _ = found.folder, found.folder
     assert len(hashed) == 2
     assert store.verify(found) == ""
     assert len(hashed) == 4, "whatever is remembered"
-    again = Store(tmp_path / "here").find("kind", "a")
-    assert again is not None
+    again = existing(Store(tmp_path / "here"))
     _ = again.folder
     assert len(hashed) == 4
 
@@ -113,8 +106,7 @@ def test_looking_and_reading_write_nothing(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / ".verified")
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     store = Store(tmp_path)
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert (store.fault(found), store.progress("kind", "a"), store.progress("kind", "b")) == (
         "",
         ("absent", ""),
@@ -142,7 +134,7 @@ def test_sealed_work_is_taken_up_without_its_records_unless_it_is_damaged(tmp_pa
     for damaged in (False, True):
         with store.write("kind", "a", Basis(), restart=True) as staging:
             staging.write_table("0.parquet", pa.table({"x": [1]}))
-            staging.seal(kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={})
+            seal(staging)
         shutil.rmtree(tmp_path / "kind" / ".staging-a" / ".shards")  # killed within `commit`
         if damaged:
             flip(tmp_path / "kind" / ".staging-a" / "0.parquet")

@@ -17,7 +17,7 @@ from storage import lease
 from storage.errors import Busy
 from storage.remote import open_store
 from tests.s3 import elsewhere, opened
-from tests.storage.helpers import BASIS, fill, finish
+from tests.storage.helpers import BASIS, existing, fill, finish
 
 
 def test_a_living_writer_elsewhere_is_not_disturbed(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,6 @@ def test_two_processes_make_one_artifact(s3: str, tmp_path: Path) -> None:
         writer.join(60)
     assert {writer.exitcode for writer in writers} <= {0, 3}
     store = opened(s3)
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert pq.read_table(found.folder / "part/0.parquet").num_rows in (3, 4)
     assert len(store.objects.keys("kind")) == 4

@@ -8,11 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage import Basis, Store, UserError
+from storage import Store, UserError
 from storage.garbage import inventory
-from tests.storage.test_store import fill
-
-BASIS = Basis(tools="b")
+from tests.storage.helpers import BASIS, fill, seal
 
 
 def test_equal_content_has_equal_digest_and_logs_do_not_count(tmp_path: Path) -> None:
@@ -23,10 +21,7 @@ def test_equal_content_has_equal_digest_and_logs_do_not_count(tmp_path: Path) ->
             staging.write_table("0.parquet", pa.table({"x": [1]}))
             staging.path("log.txt").write_text(f"run {number}")
             staging.finish("log.txt", log=True)
-            manifest = staging.seal(
-                kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={}
-            )
-        digests.append(manifest.content)
+            digests.append(seal(staging).content)
     assert digests[0] == digests[1]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from storage import InputRef, Store, UserError
+from storage import Store, UserError
 from storage.pointers import Target, move_back, move_pointer, pointer_lock, pointer_names, read_pointer
-from tests.storage.test_store import fill
+from tests.storage.helpers import fill
 
 
 def target(store: Store, name: str) -> Target:
-    ref = InputRef("kind", name, fill(store, name).content)
+    ref = fill(store, name).ref
     return Target(ref, ref, {"value": 1.5})
 
 

@@ -13,7 +13,7 @@ from storage.pointers import Target, move_pointer, pointer_lock, read_pointer
 from storage.read_through import open_stores
 from storage.remote import open_store
 from tests.s3 import opened
-from tests.storage.helpers import fill
+from tests.storage.helpers import existing, fill
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -27,20 +27,19 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> tuple[Path, Path]:
-    """A store of production with two artifacts, and the folder of another one."""
+def places(tmp_path: Path) -> tuple[Path, Path, Store]:
+    """A store of production with two artifacts, the folder of another one, and the store that reads both."""
     production = Store(tmp_path / "prod")
     fill(production)
     fill(production, "b", rows=5)
-    return tmp_path / "prod", tmp_path / "mine"
+    return tmp_path / "prod", tmp_path / "mine", open_stores(str(tmp_path / "mine"), str(tmp_path / "prod"))
 
 
-def test_both_are_read_and_one_is_written(places: tuple[Path, Path]) -> None:
-    there, here = places
+def test_both_are_read_and_one_is_written(places: tuple[Path, Path, Store]) -> None:
+    there, here, _ = places
     before = state_of(there)
     store = open_stores(str(here), str(there))
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert found.folder == there / "kind" / "a"
     assert store.location("kind", "a") == str(there / "kind" / "a")
     assert store.fault(found) == ""
@@ -55,11 +54,9 @@ def test_both_are_read_and_one_is_written(places: tuple[Path, Path]) -> None:
     assert state_of(there) == before
 
 
-def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
-    theirs = store.find("kind", "a")
-    assert theirs is not None
+def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
+    theirs = existing(store)
     assert store.successor(theirs) is None
     made = fill(store, "a", rows=9)
     found = store.find("kind", "a")
@@ -68,9 +65,8 @@ def test_what_was_made_again_hides_the_artifact_of_the_other_store(places: tuple
     assert [one.home for one in store.newest_first("kind")] == [made.home, there / "kind" / "b"]
 
 
-def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: tuple[Path, Path, Store]) -> None:
+    there, here, store = places
     fill(store)
     other = fill(store, "c")
     (there / "kind" / "a" / "manifest.json").write_text("{")
@@ -80,22 +76,18 @@ def test_a_damaged_manifest_of_the_other_store_says_nothing_about_ours(places: t
     assert Store(here).find("kind", "a")
 
 
-def test_a_damaged_file_of_the_other_store_is_seen(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_a_damaged_file_of_the_other_store_is_seen(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     (there / "kind" / "a" / "part" / "0.parquet").write_bytes(b"x")
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert "part/0.parquet is damaged" in store.fault(found)
 
 
-def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     own = fill(store, "c")
     before = state_of(there)
-    for name, origin, linked in (("d", store.find("kind", "a"), False), ("e", own, True)):
-        assert origin is not None
+    for name, origin, linked in (("d", existing(store), False), ("e", own, True)):
         with store.write("kind", name, Basis()) as staging:
             staging.adopt(origin.folder, origin.shards("part/"))
             copy = staging.path("part/0.parquet")
@@ -104,9 +96,8 @@ def test_files_of_the_other_store_are_copied_and_own_ones_linked(places: tuple[P
     assert state_of(there) == before
 
 
-def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path, Path]) -> None:
-    there, here = places
-    store = open_stores(str(here), str(there))
+def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path, Path, Store]) -> None:
+    there, _, store = places
     fill(store, "c")
     before = state_of(there)
     found = inventory(store)
@@ -117,14 +108,12 @@ def test_what_is_removed_or_listed_is_of_the_own_store_alone(places: tuple[Path,
     assert state_of(there) == before
 
 
-def test_pointers_are_read_from_both_and_moved_here(places: tuple[Path, Path]) -> None:
-    there, here = places
+def test_pointers_are_read_from_both_and_moved_here(places: tuple[Path, Path, Store]) -> None:
+    there, here, store = places
     production = Store(there)
-    artifact = production.find("kind", "a")
-    assert artifact is not None
+    artifact = existing(production)
     move_pointer(production, "best", Target(artifact.ref, artifact.ref))
     before = state_of(there)
-    store = open_stores(str(here), str(there))
     assert store.note_names("accepted") == ["best.json", "best.jsonl"]
     assert store.note_location("accepted", "best.json") == str(there / "accepted" / "best.json")
     other = fill(store, "c")
@@ -149,8 +138,7 @@ def test_an_object_store_is_read_and_never_written(s3: str, server: str, tmp_pat
     made = fill(opened(s3), rows=7)
     keys = {key: opened(s3).objects.get(key) for key in opened(s3).objects.keys("")}
     store = open_stores(str(tmp_path / "mine"), s3)
-    found = store.find("kind", "a")
-    assert found is not None
+    found = existing(store)
     assert found.manifest == made.manifest
     assert (found.folder / "part" / "0.parquet").is_file()
     assert store.location("kind", "a") == f"{s3}/kind/a"

@@ -24,7 +24,7 @@ from storage.remote import open_store
 from tests.conftest import REPO
 from tests.proxy import Proxy, Times
 from tests.s3 import elsewhere, opened
-from tests.storage.helpers import BASIS, files_under, fill, finish
+from tests.storage.helpers import BASIS, existing, files_under, fill, finish, seal
 from tests.world import small_config, small_settings, write_config
 
 NUMBER = itertools.count()
@@ -38,8 +38,7 @@ def test_what_one_machine_made_another_reads_file_by_file(uri: str, tmp_path: Pa
         *(f"kind/a/{generation}/{name}" for name in ("empty.txt", "part/0.parquet", "part/1.parquet")),
         "kind/a/manifest.json",
     ]
-    found = there.find("kind", "a")
-    assert found is not None
+    found = existing(there)
     assert found.manifest == made.manifest
     assert not found.home.exists()
     (table,) = found.files("part/1")
@@ -61,16 +60,14 @@ def test_no_manifest_no_artifact_and_no_copy_of_it(uri: str, tmp_path: Path) -> 
 def test_an_artifact_made_again_replaces_the_old_one_and_leaves_nothing_behind(uri: str, tmp_path: Path) -> None:
     here, there = opened(uri), elsewhere(uri, tmp_path / "there")
     old = fill(here, rows=3)
-    read = there.find("kind", "a")
-    assert read is not None
+    read = existing(there)
     new = fill(here, rows=5, files=1, restart=True)
     assert len(here.objects.keys("kind")) == 3
     assert not any(old.manifest.generation in key for key in here.objects.keys("kind"))
     assert [path.name for path in here.folder("kind", "a").iterdir()] == [new.manifest.generation]
     with pytest.raises(UserError, match="removed or replaced while it was read; run the same command again"):
         _ = read.folder
-    again = there.find("kind", "a")
-    assert again is not None
+    again = existing(there)
     assert pq.read_table(again.folder / "part/0.parquet").num_rows == 5
 
 
@@ -114,8 +111,7 @@ def test_damaged_bytes_are_never_read(uri: str, tmp_path: Path) -> None:
     size = here.objects.size(key)
     assert size
     here.objects.put(key, b"x" * size)
-    found = there.find("kind", "a")
-    assert found is not None
+    found = existing(there)
     with pytest.raises(UserError, match="the bytes differ from the manifest"):
         found.files("part/0")
     assert files_under(found.home) == []
@@ -126,7 +122,7 @@ def test_removing_takes_manifest_files_copies_and_what_others_left(uri: str, tmp
     first = fill(here)
     with here.write("other", "o", Basis((first.ref,))) as staging:
         staging.path("note.txt").write_text("made from it")
-        staging.seal(kind="other", fingerprint="o", identity={}, config={}, inputs=[first.ref], stats={}, provenance={})
+        seal(staging, "o", "other", [first.ref])
         here.commit("other", "o")
     fill(here, "unrelated")
     here.objects.put("kind/torn/data-0/part/0.parquet", b"of an upload that was interrupted")
@@ -153,15 +149,13 @@ def test_a_store_that_was_copied_works_in_either_direction(tmp_path: Path, monke
     for key in remote.objects.keys(""):
         (tmp_path / "copy" / key).parent.mkdir(parents=True, exist_ok=True)
         remote.objects.download(key, tmp_path / "copy" / key)
-    down = Store(tmp_path / "copy").find("kind", "a")
-    assert down is not None
+    down = existing(Store(tmp_path / "copy"))
     assert pq.read_table(down.folder / "part/0.parquet").num_rows == 3
     made = fill(Store(tmp_path / "plain"), "b", rows=4)
     for path in made.folder.rglob("*"):
         if path.is_file():
             remote.objects.upload(path, f"kind/b/{path.relative_to(made.folder).as_posix()}")
-    up = remote.find("kind", "b")
-    assert up is not None
+    up = existing(remote, "b")
     assert pq.read_table(up.folder / "part/0.parquet").num_rows == 4
     # Its files have no generation, and stay when abandoned ones beside them are removed.
     monkeypatch.setattr("storage.remote.ABANDONED", -1.0)
@@ -199,8 +193,7 @@ def test_listings_that_lag_hide_nothing_that_is_asked_for_by_name(
         here = opened(s3)
         fill(here)
         assert here.objects.keys("kind") == []
-        found = elsewhere(s3, tmp_path / "there").find("kind", "a")
-        assert found is not None
+        found = existing(elsewhere(s3, tmp_path / "there"))
         assert pq.read_table(found.folder / "part/0.parquet").num_rows == 3
         assert [artifact.manifest.fingerprint for artifact in here.newest_first("kind")] == ["a"]
         assert remove_with_dependents(here, [found.ref]) == ["kind/a"]
@@ -244,8 +237,7 @@ def test_abandoned_files_are_also_removed_when_the_artifact_is_reused(
     there.objects.put(key, b"of the artifact that was replaced")
 
     def reuse() -> None:
-        found = there.find("kind", "a")
-        assert found is not None
+        found = existing(there)
         assert there.fault(found) == ""
         there.remove_leftovers("kind", "a")
 
@@ -319,8 +311,7 @@ def test_a_run_killed_after_the_manifest_only_settles_its_copy(uri: str) -> None
     (staging / "manifest.json").write_text(Manifest(**{**vars(made.manifest), "generation": ""}).to_json())
     # Nothing is left to download, so what is found can only be what was here.
     store.objects.delete(store.objects.keys(f"kind/a/{made.manifest.generation}"))
-    again = store.find("kind", "a")
-    assert again is not None
+    again = existing(store)
     assert files_under(again.folder) == ["empty.txt", "part/0.parquet", "part/1.parquet"]
     assert not staging.exists()
 

@@ -10,9 +10,7 @@ import pyarrow as pa
 import pytest
 
 from storage import Basis, Store, UserError
-from tests.storage.test_store import fill
-
-BASIS = Basis(tools="b")
+from tests.storage.helpers import BASIS, fill, seal
 
 
 def test_an_error_leaves_finished_shards_and_a_note(tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_a_run_killed_between_manifest_and_rename_only_renames(tmp_path: Path) -
     store = Store(tmp_path)
     with store.write("kind", "a", BASIS) as staging:
         staging.write_table("0.parquet", pa.table({"x": [1]}))
-        staging.seal(kind="kind", fingerprint="a", identity={}, config={}, inputs=[], stats={}, provenance={})
+        seal(staging)
     with store.write("kind", "a", BASIS) as staging:
         assert staging.sealed
         artifact = store.commit("kind", "a")
@@ -92,12 +90,10 @@ def test_a_run_killed_between_manifest_and_rename_only_renames(tmp_path: Path) -
 
 def test_adopted_shards_outlive_their_source(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    fill(store)
-    source = store.find("kind", "a")
-    assert source is not None
+    source = fill(store)
     with store.write("other", "o", BASIS) as staging:
         staging.adopt(source.folder, source.shards("part/"))
-        staging.seal(kind="other", fingerprint="o", identity={}, config={}, inputs=[], stats={}, provenance={})
+        seal(staging, "o", "other")
         adopted = store.commit("other", "o")
     (source.folder / "part" / "0.parquet").unlink()
     assert pa.parquet.read_table(adopted.folder / "part" / "0.parquet").num_rows == 3

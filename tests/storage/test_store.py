@@ -11,36 +11,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage import Basis, Store, UserError
-from storage.manifest import Manifest
+from storage import Store, UserError
 from storage.remote import open_store
-
-BASIS = Basis(tools="b")
-
-
-def fill(store: Store, name: str = "a", rows: int = 3, basis: str = "b", **options: bool) -> Manifest:
-    with store.write("kind", name, Basis(tools=basis), **options) as staging:
-        staging.write_table("part/0.parquet", pa.table({"x": list(range(rows))}))
-        (staging.scratch / "half.txt").write_text("not kept")
-        staging.path("note.txt").write_text("kept")
-        staging.seal(
-            kind="kind", fingerprint=name, identity={"a": 1}, config={}, inputs=[], stats={"rows": rows}, provenance={}
-        )
-        return store.commit("kind", name).manifest
+from tests.storage.helpers import BASIS, existing, files_under, fill, finish
 
 
 def test_commit_gives_the_folder_its_name_and_lists_every_file(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    manifest = fill(store)
-    folder = store.folder("kind", "a")
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
-        "0.parquet",
-        "manifest.json",
-        "note.txt",
-    ]
-    assert [(shard.path, shard.rows) for shard in manifest.shards] == [("note.txt", None), ("part/0.parquet", 3)]
-    found = store.find("kind", "a")
-    assert found is not None
+    with store.write("kind", "a", BASIS) as staging:
+        (staging.scratch / "half.txt").write_text("not kept")
+        manifest = finish(store, staging, files=1).manifest
+    assert files_under(store.folder("kind", "a")) == ["empty.txt", "manifest.json", "part/0.parquet"]
+    assert [(shard.path, shard.rows) for shard in manifest.shards] == [("empty.txt", None), ("part/0.parquet", 3)]
+    found = existing(store)
     assert found.manifest == manifest
     assert found.manifest.rows == 3
 
@@ -68,11 +51,9 @@ def test_a_store_that_does_not_exist_yet_is_made_by_the_first_write_alone(tmp_pa
 
 def test_replacing_an_artifact_keeps_one(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    fill(store)
-    fill(store, rows=5)
-    found = store.find("kind", "a")
-    assert found is not None
-    assert found.manifest.rows == 5
+    fill(store, files=1)
+    fill(store, rows=5, files=1)
+    assert existing(store).manifest.rows == 5
     assert [path.name for path in (tmp_path / "kind").iterdir() if path.is_dir()] == ["a"]
 
 

@@ -51,7 +51,7 @@ def read_json(
     encoding: str = "utf-8",
     siblings: Sequence[Path] = (),
 ) -> Iterator[Batch]:
-    """Read objects, one a line or the elements of one array; each value is converted by its type.
+    """Read objects, one a line or the elements of one array, which `line` numbers; values are converted by their types.
 
     Args:
         path: The file, plain or gzip.
@@ -71,7 +71,8 @@ def read_json(
     if resume is None:
         _check_keys(path, list(keys.values()), encoding, siblings)
     if resume is None and beginning(path, HEAD_BYTES, encoding=encoding).startswith(b"["):
-        yield from _read_array(path, parser, batch_bytes, encoding)
+        for block in _element_blocks(path, batch_bytes, encoding):
+            yield replace(parser.parse(block), resume=None)
     else:
         yield from read_lines(path, parser, batch_bytes, resume, encoding=encoding)
 
@@ -205,12 +206,6 @@ def _occurring(path: Path, keys: Sequence[str], encoding: str) -> set[str]:
         if len(found) == len(wanted):
             break
     return found
-
-
-def _read_array(path: Path, parser: Parser, batch_bytes: int, encoding: str) -> Iterator[Batch]:
-    """Read a file that is one JSON array of objects; `line` numbers its elements."""
-    for block in _element_blocks(path, batch_bytes, encoding):
-        yield replace(parser.parse(block), resume=None)
 
 
 def _element_blocks(path: Path, batch_bytes: int, encoding: str) -> Iterator[Block]:

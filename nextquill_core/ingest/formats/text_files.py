@@ -43,6 +43,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml|error)\b", re.IGNORECASE)
 # The longer marks come first: that of UTF-32 begins with that of UTF-16.
 MARKS = (
+    (UTF8_MARK, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -214,11 +215,6 @@ def is_empty_file(path: Path) -> bool:
     if head.startswith(PARQUET):
         return _has_no_parquet_rows(path)
     return len(head) <= EMPTY_BYTES and not head.removeprefix(UTF8_MARK).strip()
-
-
-def marked_encoding(head: bytes) -> str | None:
-    """Return the encoding that a byte order mark names; None without one, or where it is that of UTF-8."""
-    return next((name for mark, name in MARKS if head.startswith(mark)), None)
 
 
 def unmarked_utf16(head: bytes) -> str | None:
@@ -430,9 +426,8 @@ def _chunks(file: FileIO, path: Path, size: int, start: int, encoding: str) -> I
 
 def _encoding(head: bytes, path: Path, encoding: str) -> str:
     """Return the encoding of a file that begins with `head`: that of its mark, otherwise the one asked for."""
-    marked = marked_encoding(head)
-    if marked or head.startswith(UTF8_MARK):
-        return marked or "utf-8"
+    if marked := next((name for mark, name in MARKS if head.startswith(mark)), None):
+        return marked
     encoding = codecs.lookup(encoding).name
     if encoding in ("utf-8", "utf-16") and (found := unmarked_utf16(head)):
         raise DataError(

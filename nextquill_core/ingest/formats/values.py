@@ -262,11 +262,8 @@ class ValueRules:
         """Return the setting of `timestamp` under which a value would be a time between 1973 and 2100."""
         if isinstance(value, str) and _iso(value) is not None and self.times != "iso":
             return self._option("timestamp", "iso")
-        if isinstance(value, str):
-            number = self._number(value)
-        else:
-            number = self._number(value) if isinstance(value, int | float | Decimal) else None
-        if number is not None and not isinstance(value, bool):
+        number = None if isinstance(value, bool) else self._number(value)
+        if number is not None:
             for unit, tens in UNITS.items():
                 found = _in_ms(number, tens)
                 if unit != self.times and found is not None and 10**11 <= found < 4_102_444_800_000:

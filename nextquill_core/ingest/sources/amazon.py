@@ -53,12 +53,7 @@ class Amazon2023(JsonLines):
         """
         folder, prefix = ("review_categories", "") if part == "reviews" else ("meta_categories", "meta_")
         file = f"raw/{folder}/{prefix}{category}.jsonl"
-        from nextquill_core.ingest.sources import hub  # imports the hub client, which takes a second
-
-        def download() -> tuple[Path, ...]:
-            return (hub.hub_file(self.repository, file, fetch=fetch),)
-
-        return fetched_from(self.repository, download, file, f"there is no category `{category}`", category, part)
+        return fetched_from(self.repository, file, "category", category, part, fetch=fetch)
 
 
 # The two older collections share their reviews' keys. Reviewers often left no summary, and some dumps no text.

@@ -12,7 +12,6 @@ from nextquill_core.ingest.sources.profiles import (
     ProfileRow,
     ProfileSource,
     entries,
-    hub_configuration,
     identifier,
     milliseconds,
     number,
@@ -21,7 +20,6 @@ from nextquill_core.ingest.sources.profiles import (
 
 ITEMS = {"item_id": "asin", "title": "title", "description": "description"}
 """The column of the files of items by canonical column."""
-ITEMS_REPOSITORY = "SnowCharmQ/DPL-meta"
 
 
 class Dpl(ProfileSource):
@@ -34,7 +32,7 @@ class Dpl(ProfileSource):
 
     name = "dpl"
     summary = "The processed data sets of DPL (Parquet, Arrow or JSON): local files, or a category of the hub"
-    repository = "SnowCharmQ/DPL-main"
+    repositories = {"reviews": "SnowCharmQ/DPL-main", "items": "SnowCharmQ/DPL-meta"}
     absent = frozenset({"items.categories", "items.rating_number"})
 
     def read(self, part: Part, path: Path, resume: Any = None) -> Iterator[Batch]:
@@ -56,17 +54,6 @@ class Dpl(ProfileSource):
         if is_table(path):
             return read_parquet(path, ITEMS, rules, part)
         return read_json(path, ITEMS, rules, part, self.batch_bytes, resume)
-
-    def fetched(self, category: str, part: Part, fetch: bool) -> tuple[Path, ...]:
-        """Return the files of a category on the hub, where the items are a separate data set.
-
-        Args:
-            category: Name of the category, such as `Books`.
-            part: Reviews or items.
-            fetch: As in `Source.fetched`.
-        """
-        repository = self.repository if part == "reviews" else ITEMS_REPOSITORY
-        return hub_configuration(repository, category, part, fetch=fetch)
 
     def take_apart(self, row: dict[str, Any]) -> ProfileRow:
         """Return the user, the past reviews, and the review to write."""

@@ -91,13 +91,10 @@ def hub_folder(repository: str, folder: str, *, fetch: bool) -> tuple[Path, ...]
     Args:
         repository: The data set, as OWNER/NAME.
         folder: The folder's path in it.
-        fetch: Whether to download; otherwise only an earlier copy counts.
+        fetch: As for `hub_file`.
 
     Raises:
-        NotInDataSetError: The hub says that there is no such folder.
-        NotDownloadedError: There is no copy, and `fetch` is False.
-        UnreachableError: There is no copy, and the hub cannot be reached.
-        Exception: Whatever the hub client raises, such as no permission or no space.
+        Exception: As `hub_file` for a file.
     """
     listed = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="dataset"))
     listed = listed / f"nextquill-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.txt"
@@ -145,11 +142,10 @@ def _complete(blob: Path, url: str, size: int, shown: str) -> None:
                         expected_size=size,
                         displayed_filename=shown,
                     )
-            except HfHubHTTPError as error:
-                if error.response is not None and error.response.status_code < 500:
-                    raise
-                tries = _wait_for_retry(error, tries, _size(partial) > before)
             except Exception as error:  # of the client's transport, which changes with its version
+                answer = error.response if isinstance(error, HfHubHTTPError) else None
+                if answer is not None and answer.status_code < 500:
+                    raise
                 tries = _wait_for_retry(error, tries, _size(partial) > before)
             resumed = resumed or before > 0
         if resumed and not _is_whole(partial, blob.name):

@@ -14,7 +14,7 @@ from pydantic import field_validator, model_validator
 
 from nextquill_core.config import Section
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.batches import Part
+from nextquill_core.ingest.batches import PARTS, Part
 from nextquill_core.ingest.sources.options import checked
 from nextquill_core.ingest.sources.profiles import (
     BadRowError,
@@ -150,7 +150,7 @@ class Lamp(ProfileSource):
     name = "lamp"
     revision = 2
     summary = "LaMP and LongLaMP (Parquet, a JSON array or JSON lines): local files, or a configuration of the hub"
-    repository = "LongLaMP/LongLaMP"
+    repositories = dict.fromkeys(PARTS, "LongLaMP/LongLaMP")
     items_in_reviews = True
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:

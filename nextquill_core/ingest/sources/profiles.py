@@ -57,8 +57,8 @@ class ProfileSource(Source):
     """
 
     publishes = True
-    repository: ClassVar[str]
-    """The hub data set whose folders are the configurations."""
+    repositories: ClassVar[Mapping[Part, str]]
+    """The hub data sets whose folders are the configurations; those of reviews and items may be the same."""
 
     @abstractmethod
     def take_apart(self, row: dict[str, Any]) -> ProfileRow:
@@ -123,7 +123,7 @@ class ProfileSource(Source):
         Raises:
             DataError: There is no such configuration, no copy, or the download failed.
         """
-        return hub_configuration(self.repository, category, part, fetch=fetch)
+        return fetched_from(self.repositories[part], category, "configuration", category, part, fetch=fetch)
 
     def _read_row(self, data: bytes, fault: str | None, found: _Found, line: int, part: Part) -> int:
         """Read a row into `found` and return the last `line`."""
@@ -158,26 +158,6 @@ class ProfileSource(Source):
                 values["title"] = None  # the review's title is not its item's
             found.rows.append({"line": line, "split": found.split, "example": first, "own": own, **values})
         return line
-
-
-def hub_configuration(repository: str, category: str, part: Part, *, fetch: bool) -> tuple[Path, ...]:
-    """Return the files of a configuration of a hub data set, in the hub client's cache.
-
-    Args:
-        repository: The data set, as OWNER/NAME.
-        category: The configuration, which is a folder of the data set.
-        part: Reviews or items, for messages.
-        fetch: Whether to download; otherwise only earlier copies count.
-
-    Raises:
-        DataError: There is no such configuration, no copy, or the download failed.
-    """
-    from nextquill_core.ingest.sources import hub  # imports the hub client, which takes a second
-
-    def download() -> tuple[Path, ...]:
-        return hub.hub_folder(repository, category, fetch=fetch)
-
-    return fetched_from(repository, download, category, f"there is no configuration `{category}`", category, part)
 
 
 def identifier(row: Mapping[str, Any], key: str) -> str:

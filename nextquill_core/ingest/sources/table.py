@@ -154,7 +154,7 @@ class TableOptions(FileOptions):
 
     @model_validator(mode="after")
     def _items_are_named_once(self) -> TableOptions:
-        given = [name for name in ("item_title", "item_description") if getattr(self.reviews, name)]
+        given = [name for name in OF_ITEMS if getattr(self.reviews, name)]
         if self.items and given:
             raise ValueError(f"leave out `items` or reviews.{given[0]}: items are read from one place")
         return self
@@ -213,11 +213,9 @@ class Table(Source):
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = checked(TableOptions, options, self.name)
         self.ratings = self.options.ratings
-        self.keys: dict[Part, dict[str, str]] = {
-            "reviews": _mapped(self.options.reviews),
-            "items": _mapped(self.options.item_columns),
-        }
+        sections: dict[Part, ReviewColumns | ItemColumns]
         sections = {"reviews": self.options.reviews, "items": self.options.item_columns}
+        self.keys = {part: _mapped(section) for part, section in sections.items()}
         self.items_in_reviews = self.options.items is None
         self.absent = frozenset(
             f"{part}.{name}"

@@ -92,7 +92,7 @@ def test_the_digest_of_all_bytes_is_taken_while_scanning(
     whole = digests._whole(tmp_path / "r.jsonl")
     monkeypatch.setattr(digests, "_whole", None)
     ingest(run)
-    assert run.store.digests.whole(tmp_path / "r.jsonl") == whole
+    assert run.store.raw_digests(save=True).whole(tmp_path / "r.jsonl") == whole
 
 
 def test_a_file_that_changes_under_the_scan_is_refused(

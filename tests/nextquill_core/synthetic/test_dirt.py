@@ -5,7 +5,8 @@ from __future__ import annotations
 import orjson
 
 from nextquill_core.synthetic import SampleSummary
-from tests.nextquill_core.synthetic.test_sample import description_of, read
+from tests.nextquill_core.ingest.reference import describe
+from tests.nextquill_core.synthetic.test_sample import read
 
 
 def test_dirt_is_there_and_malformed_lines_are_few(sample: SampleSummary) -> None:
@@ -23,6 +24,6 @@ def test_dirt_is_there_and_malformed_lines_are_few(sample: SampleSummary) -> Non
     assert len({orjson.dumps(row) for row in reviews}) < len(reviews)
     assert any(item["description"] == [] for item in items)
     assert any(item["description"][:1] == ["Product Description"] for item in items)
-    usable = [item for item in items if len(description_of(item)) >= 100]
+    usable = [item for item in items if len(describe(item)) >= 100]
     assert len(usable) >= sample.items
-    assert max(len(description_of(item)) for item in usable) <= 300
+    assert max(len(describe(item)) for item in usable) <= 300

@@ -154,8 +154,8 @@ except DataError as error:
 """
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", CODE, *arguments]
+def command(*arguments: str, code: str = CODE) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
 
 
 def surroundings(hub: Hub, cache: Path) -> dict[str, str]:
@@ -163,14 +163,18 @@ def surroundings(hub: Hub, cache: Path) -> dict[str, str]:
     return ours | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
-def fetched(hub: Hub, cache: Path, category: str, part: str = "reviews", *, fetch: bool = True) -> Path:
-    done = subprocess.run(
-        command(category, part, "fetch" if fetch else "look"),
-        capture_output=True, text=True, env=surroundings(hub, cache), timeout=120, check=False,
-    )  # fmt: skip
+def paths(hub: Hub, cache: Path, command: list[str]) -> list[Path]:
+    """Return the paths that a command prints, one a line."""
+    environment = surroundings(hub, cache)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
-    return Path(done.stdout.strip())
+    return [Path(line) for line in done.stdout.splitlines()]
+
+
+def fetched(hub: Hub, cache: Path, category: str, part: str = "reviews", *, fetch: bool = True) -> Path:
+    (path,) = paths(hub, cache, command(category, part, "fetch" if fetch else "look"))
+    return path
 
 
 def test_a_category_is_downloaded_once_and_then_found_without_the_network(hub: Hub, tmp_path: Path) -> None:
@@ -188,23 +192,18 @@ def test_a_category_is_downloaded_once_and_then_found_without_the_network(hub: H
 FOLDER = """
 import sys
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.sources.profiles import hub_configuration
+from nextquill_core.ingest.sources.fetching import fetched_from
+name, how = sys.argv[1:]
+repository = "McAuley-Lab/Amazon-Reviews-2023"
 try:
-    print(*hub_configuration(
-        "McAuley-Lab/Amazon-Reviews-2023", sys.argv[1], "reviews", fetch=sys.argv[2] == "fetch"), sep="\\n")
+    print(*fetched_from(repository, name, "configuration", name, "reviews", fetch=how == "fetch"), sep="\\n")
 except DataError as error:
     sys.exit(f"DataError {error}")
 """
 
 
 def folder(hub: Hub, cache: Path, name: str, how: str = "fetch") -> list[Path]:
-    done = subprocess.run(
-        [sys.executable, "-c", FOLDER, f"raw/{name}", how],
-        capture_output=True, text=True, env=surroundings(hub, cache), timeout=120, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip())
-    return [Path(line) for line in done.stdout.splitlines()]
+    return paths(hub, cache, command(f"raw/{name}", how, code=FOLDER))
 
 
 def test_a_folder_is_downloaded_whole_and_then_found_without_the_network(hub: Hub, tmp_path: Path) -> None:
@@ -212,14 +211,14 @@ def test_a_folder_is_downloaded_whole_and_then_found_without_the_network(hub: Hu
         RuntimeError, match=r"DataError .* it is not downloaded yet; run `nextquill ingest` with a network"
     ):
         folder(hub, tmp_path, "meta_categories", "look")
-    paths = folder(hub, tmp_path, "review_categories")
-    assert [path.name for path in paths] == ["Big.jsonl", "Small.jsonl"]
-    assert paths[1].read_bytes() == FILES["review_categories/Small.jsonl"]
+    found = folder(hub, tmp_path, "review_categories")
+    assert [path.name for path in found] == ["Big.jsonl", "Small.jsonl"]
+    assert found[1].read_bytes() == FILES["review_categories/Small.jsonl"]
     with pytest.raises(RuntimeError, match=r"DataError .* there is no configuration `raw/none`; correct ingest"):
         folder(hub, tmp_path, "none")
     hub.stop()
-    assert folder(hub, tmp_path, "review_categories", "look") == paths
-    assert folder(hub, tmp_path, "review_categories") == paths
+    assert folder(hub, tmp_path, "review_categories", "look") == found
+    assert folder(hub, tmp_path, "review_categories") == found
     with pytest.raises(RuntimeError, match=r"DataError ingest.inputs\[\].reviews .* cannot be reached"):
         folder(hub, tmp_path, "meta_categories")
 
