@@ -30,6 +30,16 @@ def small_model(family: str, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(shape | settings))).eval()
 
 
+def lora_model(base: Any, *, seed: int | None = None, **settings: Any) -> Any:
+    """A model with an adapter of rank 4 on all linear layers, of random numbers: from a seed, or drawn next."""
+    from peft import LoraConfig, get_peft_model
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    shape = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    return get_peft_model(base, LoraConfig(**(shape | settings)))
+
+
 def adapted_model(base: str | Path, adapter: Path) -> Any:
     """A base model with an adapter on it, as PEFT and transformers load them without our code."""
     from peft import PeftModel

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,11 +22,11 @@ from filelock import FileLock, Timeout
 from nextquill_core.errors import UserError, first_line
 from nextquill_core.orders import EXAMPLES_PER_SHARD, ScoreOrder
 from nextquill_core.progress import Progress
+from nextquill_core.schemas import column_by_example
 from storage import Staging
 from storage.errors import explain_full_disk
 from storage.files import write_json
 from storage.stored_json import read_checked
-from storage.tables import read_table
 
 AGAIN = "run the stage with --force"
 ATTEMPTS = 2
@@ -53,9 +54,8 @@ def example_ids(sequences: Path, splits: Sequence[str] | None = None) -> list[st
         sequences: Folder of the artifact.
         splits: Which of train, val and test; None for all.
     """
-    paths = sorted((sequences / "examples").glob("*.parquet"))
-    rows = (row for path in paths for row in read_table(path, columns=["example_id", "split"]).to_pylist())
-    return [row["example_id"] for row in rows if splits is None or row["split"] in splits]
+    split_of = column_by_example(sequences / "examples", "split")
+    return [example_id for example_id, split in split_of.items() if splits is None or split in splits]
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,9 @@ class ShardQueue:
 
     def truncation(self) -> dict[str, int]:
         """Return what the encoder left out, summed over all shards."""
-        total: dict[str, int] = {}
+        total = Counter[str]()
         for number in self.shards:
-            for name, count in read_checked(self._note("truncation", number), dict[str, int], AGAIN).items():
-                total[name] = total.get(name, 0) + count
+            total.update(read_checked(self._note("truncation", number), dict[str, int], AGAIN))
         return dict(sorted(total.items()))
 
     def report(self, worker: str, report: Report) -> None:

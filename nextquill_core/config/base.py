@@ -34,6 +34,16 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 
 
+def _auto_or_positive(count: int | str) -> int | str:
+    if isinstance(count, int) and count < 1:
+        raise ValueError("must be `auto` or at least 1")
+    return count
+
+
+AutoCount = Annotated[int | Literal["auto"], AfterValidator(_auto_or_positive)]
+"""A number of processes, or `auto` for what this machine has."""
+
+
 def _title(section: type) -> str:
     """Return the title of a section in a form: `TinyModelConfig` becomes Tiny Model."""
     name = re.sub(r"(Config|Settings)$", "", section.__name__) or section.__name__

@@ -120,16 +120,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             text = file.read(LARGEST_BYTES + 1).decode("utf-8-sig")
     except UserError:
         raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"cannot read the config ({reason})", shortened(str(path)), "name a file with --config"
-        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"the config is not UTF-8 text ({error.reason})", str(path), "save it as UTF-8") from None
-    except ValueError as error:  # a NUL character in the name
+    except (OSError, ValueError) as error:  # a NUL character in the name is a ValueError
+        reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
         raise UserError(
-            f"cannot read the config ({error})", shortened(str(path)), "name a file with --config"
+            f"cannot read the config ({reason})", shortened(str(path)), "name a file with --config"
         ) from None
     try:
         loaded = parse_yaml(text)

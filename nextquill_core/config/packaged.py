@@ -52,15 +52,6 @@ def config_names() -> list[str]:
     return packaged_names(FOLDER)
 
 
-def preset_path(name: str) -> Path:
-    """Return the file of a preset, given as a path or by the name of a packaged one.
-
-    Raises:
-        UserError: The name is neither a path of a YAML file nor the name of a packaged one.
-    """
-    return named_file(name, PRESETS, "preset", "--preset")
-
-
 def named_file(name: str, folder: Path, what: str, option: str) -> Path:
     """Return a YAML file that is given as a path or by the name of a packaged one.
 
@@ -96,7 +87,7 @@ def preset_overrides(name: str) -> list[str]:
     preset on the command line expects its values rather than those of the file.
 
     Args:
-        name: The preset, as for `preset_path`.
+        name: YAML file, or the name of a packaged preset.
 
     Returns:
         `dotted.key=value` for each key, the value in YAML.
@@ -104,7 +95,7 @@ def preset_overrides(name: str) -> list[str]:
     Raises:
         UserError: There is no such preset, or its values are invalid.
     """
-    path = preset_path(name)
+    path = named_file(name, PRESETS, "preset", "--preset")
     load_config(path)  # an error then names the preset and not the config
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return [f"{key}={_flow(value)}" for key, value in leaves(values)]

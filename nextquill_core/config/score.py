@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from nextquill_core.config.base import OPERATIONAL, Positive, Section
+from nextquill_core.config.base import OPERATIONAL, AutoCount, Positive, Section
 
 
 class ScoreConfig(Section):
@@ -24,17 +24,10 @@ class ScoreConfig(Section):
     """token budget of one forward pass, also for the likelihoods and text vectors of evaluate"""
     launcher: Annotated[Literal["local", "ray"], OPERATIONAL] = "local"
     """where workers run: local: processes of this machine; ray: Prefect tasks on Ray"""
-    workers: Annotated[int | Literal["auto"], OPERATIONAL] = "auto"
+    workers: Annotated[AutoCount, OPERATIONAL] = "auto"
     """number of scoring workers; auto: one per accelerator, or one"""
     ray_address: Annotated[str | None, OPERATIONAL] = None
     """address of a running Ray, ray://HOST:PORT; null: start one here"""
-
-    @field_validator("workers")
-    @classmethod
-    def _at_least_one(cls, workers: int | str) -> int | str:
-        if isinstance(workers, int) and workers < 1:
-            raise ValueError("must be `auto` or at least 1")
-        return workers
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """Return the settings that decide the effects; the number of folds only if there are folds."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from nextquill_core.config.base import OPERATIONAL, MethodName, Positive, Section, Share
+from nextquill_core.config.base import OPERATIONAL, AutoCount, MethodName, Positive, Section, Share
 from nextquill_core.config.lora import LoraSettings
 
 Normalization = Literal["sequence", "weight", "sample_weight", "sample_tokens"]
@@ -33,25 +33,17 @@ class DeepSpeedConfig(Section):
         return self
 
 
-def _auto_or_positive(count: int | str) -> int | str:
-    if isinstance(count, int) and count < 1:
-        raise ValueError("must be `auto` or at least 1")
-    return count
-
-
 class SlurmConfig(Section):
     """The allocation that srun requests, or the part of the current allocation that is used."""
 
     nodes: Positive = 2
     """number of machines"""
-    ranks_per_node: int | Literal["auto"] = "auto"
+    ranks_per_node: AutoCount = "auto"
     """number of ranks on a machine; auto: one per accelerator, or one"""
     partition: str | None = None
     """Slurm partition; null: the cluster's default"""
     arguments: tuple[str, ...] = ()
     """further arguments of srun, such as --gpus-per-node=8 or --time=2-0"""
-
-    _at_least_one = field_validator("ranks_per_node")(_auto_or_positive)
 
 
 class LauncherConfig(Section):
@@ -59,7 +51,7 @@ class LauncherConfig(Section):
 
     kind: Literal["local", "hostfile", "slurm"] = "local"
     """where the ranks run: local: on this machine; hostfile: on hosts reached by a remote shell; slurm: by srun"""
-    processes: int | Literal["auto"] = "auto"
+    processes: AutoCount = "auto"
     """number of ranks under local; auto: one per accelerator, one on a CPU"""
     hostfile: str | None = None
     """path of DeepSpeed's hostfile, with lines `host slots=N`, for hostfile"""
@@ -70,8 +62,6 @@ class LauncherConfig(Section):
     port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """port at which ranks meet, under hostfile and slurm; null: one that is free here"""
     slurm: SlurmConfig = SlurmConfig()
-
-    _at_least_one = field_validator("processes")(_auto_or_positive)
 
     @model_validator(mode="after")
     def _hosts_are_named(self) -> LauncherConfig:

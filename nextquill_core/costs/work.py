@@ -34,8 +34,9 @@ EFFECT_STORED, WEIGHT_STORED, LOGP_STORED = 16, 20, 4
 """Bytes of a token in the effects, in the weights with the effects, and in the likelihoods."""
 STATE_BYTES = 16
 """Bytes of a number of an adapter in a checkpoint, with AdamW's two moments and its own copy."""
-ENCODERS: Mapping[str, float] = {"facebook/contriever": 85e6, "minilm": 10.6e6, "FacebookAI/roberta-large": 302e6}
-"""Numbers in the layers of encoders; another one counts as Contriever does, which is a BERT-base."""
+BERT_BASE = 85e6
+ENCODERS: Mapping[str, float] = {"facebook/contriever": BERT_BASE, "minilm": 10.6e6, "FacebookAI/roberta-large": 302e6}
+"""Numbers in the layers of encoders; another one counts as Contriever does, a BERT-base."""
 TEXT_S = 0.02
 """Seconds on two cores to measure one text: ROUGE, METEOR and BLEU."""
 MEASURING_S = 20.0
@@ -184,27 +185,9 @@ class WorkCounter:
         return max((lengths.prompt - lengths.bare) / shown, lengths.answer) if shown >= 1 else lengths.answer
 
     def of(self, step: Step) -> Work:
-        """Return the work of a step of the plan."""
-        kinds: Mapping[str, Callable[[Step], Work]] = {
-            "scan": self._scan,
-            "ingest": self._ingest,
-            "model": self._model,
-            "effects": self._effects,
-            "score": self._score,
-            "train": self._train,
-            "relevance": self._relevance,
-            "summaries": self._summaries,
-            "profiles": self._profiles,
-            "personal": self._personal,
-            "style": self._style,
-            "peers": self._peers,
-            "soft": self._soft,
-            "predictions": self._predictions,
-            "likelihood": self._likelihood,
-            "clusters": self._clusters,
-            "evaluate": self._evaluate,
-        }
-        return kinds[step.kind](step) if step.kind in kinds else Work()
+        """Return the work of a step of the plan: what the method `_KIND` counts, if its kind has one."""
+        count: Callable[[Step], Work] | None = getattr(self, f"_{step.kind}", None)
+        return count(step) if count else Work()
 
     def _scan(self, step: Step) -> Work:
         name = step.name.partition(":")[2]
@@ -261,8 +244,8 @@ class WorkCounter:
 
     def _encoded(self, encoder: str, texts: float) -> float:
         """Return the operations of an encoder that reads texts of the length of a review."""
-        known = ENCODERS.get(encoder, ENCODERS["facebook/contriever"])
-        return 2 * (self.shape.body if encoder == BASE_ENCODER else known) * texts * self.review
+        numbers = self.shape.body if encoder == BASE_ENCODER else ENCODERS.get(encoder, BERT_BASE)
+        return 2 * numbers * texts * self.review
 
     def _summaries(self, step: Step) -> Work:
         settings = self.config.evaluate.summaries
@@ -358,6 +341,5 @@ class WorkCounter:
         texts = self.measured * (len(planned.predictions) + len(planned.controls))
         forward = 0.0
         if encoder := self.config.evaluate.retrieval.bertscore:
-            numbers = ENCODERS.get(encoder, ENCODERS["facebook/contriever"])
-            forward = 2 * numbers * (texts + self.measured) * self.sizes.lengths.answer
+            forward = 2 * ENCODERS.get(encoder, BERT_BASE) * (texts + self.measured) * self.sizes.lengths.answer
         return Work(self.measured, forward=forward, processor=MEASURING_S + texts * TEXT_S, stored=texts * 2000)

@@ -58,7 +58,7 @@ class LiveBatch:
         self._engine = engine
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
-        self._batches = [engine.batch(self._finish, joining="at once", held=held) for _ in ("one branch", "two")]
+        self._batches = [Batch(engine, self._finish, joining="at once", held=held) for _ in ("one branch", "two")]
 
     @property
     def positions(self) -> int:

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ class TransformersEngine:
         wanted = continuous if continuous is not None else model.device.type != "cpu"
         self._continuous = plain and wanted and hasattr(model, "generate_batch")
         self._most_rows = sys.maxsize
-        self._prefiller = Prefiller(model)
+        self.prefiller = Prefiller(model)
 
     def generate(
         self,
@@ -166,35 +166,6 @@ class TransformersEngine:
         text = self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Generation(finished_text(text), len(row.output), row.reason)
 
-    def batch(
-        self,
-        finish: Callable[[Row], None],
-        waiting: Iterable[Row] = (),
-        *,
-        joining: Joining = "when rows leave",
-        held: Callable[[], int] = lambda: 0,
-    ) -> Batch:
-        """Return an empty batch.
-
-        Args:
-            finish: Receives every finished row.
-            waiting: Rows that are to join, all with the same number of branches.
-            joining: When waiting rows join.
-            held: Returns the number of positions that other batches hold of the same memory.
-        """
-        return Batch(
-            model=self.model,
-            prefiller=self._prefiller,
-            decoding=self.decoding,
-            contrast=self.contrast,
-            stops=self.stops,
-            fits=lambda rows, size: self._fits(rows, size, held()),
-            adapters=self._adapters_of,
-            waiting=deque(waiting),
-            finish=finish,
-            joining=joining,
-        )
-
     def halve_batch(self, tried: int) -> None:
         """Allow only half as many rows in a batch, after memory ran out.
 
@@ -221,15 +192,21 @@ class TransformersEngine:
         """Decode rows, longest first, so that padding is small and a lack of memory shows at once."""
         waiting = deque(sorted(rows, key=lambda row: (-row.size, row.index)))
         while waiting:
-            batch = self.batch(finish, waiting)
+            batch = Batch(self, finish, waiting)
             if batch.run():
                 break
             self.halve_batch(len(batch.rows))
             again = [self.row(row.index, row.request) for row in batch.rows if not row.reason]
             waiting = deque([*again, *batch.waiting])  # from the start, with new generators
 
-    def _fits(self, rows: int, size: int, held: int) -> bool:
-        """Return whether this many rows of this size may be in a batch beside positions that others hold."""
+    def fits(self, rows: int, size: int, held: int) -> bool:
+        """Return whether rows may be in a batch together.
+
+        Args:
+            rows: Their number.
+            size: Positions of the longest.
+            held: Positions that other batches hold.
+        """
         return rows <= 1 or (rows <= self._most_rows and rows * size + held <= self.batch_tokens)
 
     @property
@@ -237,7 +214,7 @@ class TransformersEngine:
         """The names of the model's adapters, which may change while the engine exists."""
         return getattr(self.model, "peft_config", {}).keys()
 
-    def _adapters_of(self, rows: Sequence[Row], branch: int) -> dict[str, list[str]]:
+    def adapters_of(self, rows: Sequence[Row], branch: int) -> dict[str, list[str]]:
         """Return PEFT's argument for the adapters of a branch; none where all rows use the model's active adapter."""
         if not self._adapters:
             return {}
@@ -349,35 +326,25 @@ class _Branch:
 
 @dataclass(eq=False)
 class Batch:
-    """Rows that are decoded together, and rows that wait to join them.
+    """Rows of an engine that are decoded together, and rows that wait to join them.
 
     Attributes:
-        model: A causal language model.
-        prefiller: Processes prompts with this model.
-        decoding: The preset.
-        contrast: How the branches of rows with two become one.
-        stops: Tokens that end an answer.
-        fits: Whether (rows, positions of each) may be in the batch.
-        adapters: Arguments of the model that select the rows' adapters in a branch, 0 or 1.
-        waiting: Rows yet to join, in this order; all with the same number of branches.
+        engine: The engine, whose model and settings hold for all rows.
         finish: Receives every finished row.
+        waiting: Rows yet to join, in this order; all with the same number of branches.
         joining: When waiting rows join: once a sixteenth of the batch has finished, which copies the cache of the other
             rows least often, or as soon as they fit.
+        held: Returns the number of positions that other batches hold of the engine's memory.
         rows: Rows in the batch; after memory ran out, those that were in it.
         branches: The one that is decoded and, where rows have two, the one it is contrasted with.
         seen_BV: Tokens of each row's prompt and output, where repetition is penalised.
     """
 
-    model: Any
-    prefiller: Prefiller
-    decoding: Decoding
-    contrast: Contrast | None
-    stops: frozenset[int]
-    fits: Callable[[int, int], bool]
-    adapters: Callable[[Sequence[Row], int], dict[str, list[str]]]
-    waiting: deque[Row]
+    engine: TransformersEngine
     finish: Callable[[Row], None]
+    waiting: deque[Row] = field(default_factory=deque)
     joining: Joining = "when rows leave"
+    held: Callable[[], int] = lambda: 0
     rows: list[Row] = field(default_factory=list)
     branches: list[_Branch] = field(default_factory=list)
     seen_BV: Tensor | None = None
@@ -412,8 +379,8 @@ class Batch:
         tokens_B = self._append_tokens()
         if not all(row.reason for row in self.rows):
             for number, branch in enumerate(self.branches):
-                names = self.adapters(self.rows, number)
-                branch.logits_BV = decode_step(self.model, branch.rows, tokens_B, **names)
+                names = self.engine.adapters_of(self.rows, number)
+                branch.logits_BV = decode_step(self.engine.model, branch.rows, tokens_B, **names)
         return True
 
     def _exchange_rows(self) -> bool:
@@ -431,7 +398,7 @@ class Batch:
             return False
         before: Sequence[_Branch | None] = self.branches or [None] * len(self.rows[0].request.branches)
         self.branches = [self._extended(number, old, kept, joining) for number, old in enumerate(before)]
-        if self.decoding.repetition_penalty != 1.0:
+        if self.engine.decoding.repetition_penalty != 1.0:
             self._mark_seen(kept, joining)
         return True
 
@@ -440,7 +407,7 @@ class Batch:
 
     def _next_fits(self, count: int, longest: int) -> bool:
         """Return whether the next waiting row may join this number of rows, of up to this size."""
-        return bool(self.waiting) and self.fits(count + 1, max(longest, self.waiting[0].size))
+        return bool(self.waiting) and self.engine.fits(count + 1, max(longest, self.waiting[0].size), self.held())
 
     def _take_waiting(self, count: int, longest: int) -> list[Row]:
         joining: list[Row] = []
@@ -454,7 +421,9 @@ class Batch:
         parts: list[tuple[CachedRows, Sequence[int]]] = [(old.rows, kept)] if old else []
         logits = [old.logits_BV[kept]] if old else []
         prompts = [row.request.branches[number][0] for row in joining]
-        for rows, next_BV in self.prefiller(prompts, lambda group: self.adapters(joining[group], number)):
+        for rows, next_BV in self.engine.prefiller(
+            prompts, lambda group: self.engine.adapters_of(joining[group], number)
+        ):
             parts.append((rows, range(len(rows.lengths))))
             logits.append(next_BV)
         return _Branch(joined(parts), torch.cat(logits))
@@ -467,16 +436,16 @@ class Batch:
 
     def _append_tokens(self) -> Tensor:
         """Choose and append the next token of each row, (B,); rows that finished before draw without effect."""
-        logits_BV = self.branches[0].logits_BV
-        if len(self.branches) == 2 and self.contrast is not None:
-            logits_BV = self.contrast(logits_BV, self.branches[1].logits_BV)
+        logits_BV, decoding = self.branches[0].logits_BV, self.engine.decoding
+        if len(self.branches) == 2 and self.engine.contrast is not None:
+            logits_BV = self.engine.contrast(logits_BV, self.branches[1].logits_BV)
         if self.seen_BV is not None:
-            logits_BV = penalised(logits_BV, self.seen_BV, self.decoding.repetition_penalty)
+            logits_BV = penalised(logits_BV, self.seen_BV, decoding.repetition_penalty)
         drawn = [torch.rand((), generator=row.draws, dtype=torch.float64) for row in self.rows if row.draws is not None]
-        tokens_B = next_tokens(logits_BV, self.decoding, torch.stack(drawn) if drawn else None)
+        tokens_B = next_tokens(logits_BV, decoding, torch.stack(drawn) if drawn else None)
         if self.seen_BV is not None:
             self.seen_BV.scatter_(1, tokens_B[:, None], True)
         for row, token in zip(self.rows, tokens_B.tolist(), strict=True):
-            if not row.reason and row.append(token, self.stops):
+            if not row.reason and row.append(token, self.engine.stops):
                 self.finish(row)
         return tokens_B

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nextquill_core.generation.engines import CUT, Engine, Generation, Request, no_progress
-from nextquill_core.methods.fitted_prompts import FittedPrompts, cut_review, cut_text, texts_of
+from nextquill_core.generation.engines import Engine, Request, no_progress
+from nextquill_core.methods.fitted_prompts import FittedPrompts, cut_review, cut_text, taken, texts_of
 from nextquill_core.methods.summaries import ANSWER, ORDER
 from nextquill_core.prompts import PLAIN, REVIEW, Template, Wording, query_section, review_section
 from nextquill_core.records import Example, Item, Review
@@ -169,7 +169,7 @@ def compare_reviews(
             counts["prompts_clipped"] += clipped
             requests.append(Request(f"{example.example_id}/difference-{one.position}", ids, limit=difference_tokens))
     answers = iter(engine.generate(requests, advance))
-    found = [[_taken(next(answers), counts, "differences") for _ in compared] for compared in comparisons]
+    found = [[taken(next(answers), counts, "differences") for _ in compared] for compared in comparisons]
     requests, described = [], []
     for row, example in enumerate(examples):
         known = [(one.own, text) for one, text in zip(comparisons[row], found[row], strict=True) if text]
@@ -180,17 +180,8 @@ def compare_reviews(
             described.append(row)
     profiles = [""] * len(examples)
     for row, answer in zip(described, engine.generate(requests, advance), strict=True):
-        profiles[row] = _taken(answer, counts, "profiles")
+        profiles[row] = taken(answer, counts, "profiles")
     return found, profiles, counts
-
-
-def _taken(answer: Generation, counts: Counter[str], kind: str) -> str:
-    """Return an answer on one line, so that nothing in it looks like a section of a prompt."""
-    text = " ".join(answer.text.split())
-    counts[kind] += 1
-    counts["empty"] += not text
-    counts["cut"] += answer.finish_reason == CUT
-    return text
 
 
 def _difference_prompt(prompts: FittedPrompts, one: Comparison, wording: Wording) -> tuple[list[int], bool]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from nextquill_core.errors import ModelError
+from nextquill_core.generation.engines import CUT, Generation
 from nextquill_core.prompts import PLAIN, Template
 from nextquill_core.records import Item, Review
 from nextquill_core.tokens import UserTextTokenizer, opening_ids
@@ -62,6 +64,21 @@ class FittedPrompts:
 
     def _ids(self, prompt: str) -> list[int]:
         return self._opening + self._text.encode_prompts([prompt])[0]
+
+
+def taken(answer: Generation, counts: Counter[str], kind: str) -> str:
+    """Return an answer on one line, so that nothing in it looks like a section of a prompt.
+
+    Args:
+        answer: The answer.
+        counts: Counts it under its kind, under `empty` if it has no text, and under `cut` if it ended at its limit.
+        kind: What the answer is.
+    """
+    text = " ".join(answer.text.split())
+    counts[kind] += 1
+    counts["empty"] += not text
+    counts["cut"] += answer.finish_reason == CUT
+    return text
 
 
 def cut_text(text: str, length: int | None) -> str:

@@ -33,7 +33,7 @@ from nextquill_core.schemas import Example
 from nextquill_core.tokens import TokenPair
 from nextquill_core.training.data import TrainExample, micro_batches, step_examples, steps_per_epoch
 from nextquill_core.training.engines import PlainEngine
-from nextquill_core.training.losses import nextquill_loss
+from nextquill_core.training.losses import plain_loss
 from nextquill_core.training.trainer import learning_rate_at
 from storage.files import atomic_path
 from storage.stored_json import expect_form
@@ -142,11 +142,9 @@ def train_personal(
         ModelError: The model has no layer to adapt, is in float16, which needs a scaled loss, or a gradient is not
             finite.
     """
-    from peft import LoraConfig
-
     if model.dtype == torch.float16:
         raise ModelError("personal adapters are not trained in float16", "model.dtype", "choose bfloat16")
-    config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, **_where(model, spec))
+    config = _lora(model, spec, lora_dropout=spec.dropout)
     device = model.device
     found: dict[str, dict[str, Tensor]] = {}
     with (
@@ -213,10 +211,7 @@ def check_stored(
 
 def _likelihood(model: Any, pair: TokenPair, adapter: Adapter, spec: PersonalTraining) -> float:
     """Return the negative log-likelihood of a review under the model as trained, with LoRA inserted by PEFT."""
-    from peft import LoraConfig
-
-    config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, **_where(model, spec))
-    with _wrapped(model, config) as adapted, torch.no_grad():
+    with _wrapped(model, _lora(model, spec)) as adapted, torch.no_grad():
         for name, value in adapted.named_parameters():
             if value.requires_grad:
                 value.copy_(adapter[name.replace(f".{EMPTY}.", ".")])
@@ -243,14 +238,13 @@ def with_personal_adapters(model: Any, adapters: Mapping[str, Adapter], spec: Pe
     Raises:
         ModelError: An adapter does not fit the model.
     """
-    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
     if not adapters:
         yield model
         return
     # PEFT always has one adapter active: an empty one, so that no user's is active without a selection.
-    config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, inference_mode=True, **_where(model, spec))
+    config = _lora(model, spec, inference_mode=True)
     with _wrapped(model, config) as adapted:
         layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
         for key, adapter in adapters.items():
@@ -316,12 +310,13 @@ def _wrapped(model: Any, config: Any) -> Iterator[Any]:
         model.train(training)
 
 
-def _where(model: Any, spec: PersonalTraining) -> dict[str, Any]:
-    """Return PEFT's arguments for the layers to adapt.
+def _lora(model: Any, spec: PersonalTraining, **options: Any) -> Any:
+    """Return PEFT's configuration of a user's adapter; `options` are further arguments of it.
 
     Raises:
         ModelError: The model has no such layers.
     """
+    from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
     linear = {
@@ -339,7 +334,8 @@ def _where(model: Any, spec: PersonalTraining) -> dict[str, Any]:
             f"its linear layers are {', '.join(sorted(linear))}",
         )
     transposed = isinstance(linear[names[0]], Conv1D)  # GPT-2's layers hold their matrices the other way round
-    return {"target_modules": names, "fan_in_fan_out": transposed, "task_type": "CAUSAL_LM"}
+    where = {"target_modules": names, "fan_in_fan_out": transposed, "task_type": "CAUSAL_LM"}
+    return LoraConfig(r=spec.r, lora_alpha=spec.alpha, **where, **options)
 
 
 def _seed(spec: PersonalTraining, key: str) -> int:
@@ -387,20 +383,9 @@ def _train(
 
 
 def _loss(model: Any, pairs: Sequence[TokenPair], tokens: int) -> Tensor:
-    """Return the pairs' part of a step's mean cross-entropy over answer tokens: Eq. 7 with ω = 1 and α = 0."""
+    """Return the pairs' part of a step's mean cross-entropy over its answer tokens."""
     hidden_ND = answer_hidden_states(model, [pair.factual for pair in pairs], [pair.target for pair in pairs])
-    target_N = torch.tensor([token for pair in pairs for token in pair.target], device=hidden_ND.device)
-    return nextquill_loss(
-        hidden_ND,
-        None,
-        head_of(model),
-        target_N,
-        torch.ones_like(target_N),
-        torch.zeros_like(target_N),
-        alpha=0.0,
-        normalization="weight",
-        denominator=float(tokens),
-    ).loss
+    return plain_loss(head_of(model), hidden_ND, [token for pair in pairs for token in pair.target], tokens)
 
 
 def _insert(layers: Mapping[str, Any], key: str, adapter: Adapter) -> None:

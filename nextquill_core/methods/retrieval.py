@@ -123,8 +123,12 @@ def with_best(example: Example, scores: Sequence[float], k: int) -> Example:
     """
     if len(scores) != len(example.history):
         raise ValueError(f"{len(scores)} scores for {len(example.history)} past reviews of {example.example_id}")
-    best = sorted(range(len(scores)), key=lambda place: (-scores[place], -place))[:k]
-    return replace(example, history=tuple(example.history[place] for place in sorted(best)))
+    return replace(example, history=tuple(example.history[place] for place in best_places(scores, k)))
+
+
+def best_places(scores: Sequence[float], k: int) -> list[int]:
+    """Return the places of the `k` highest scores in ascending order; of equal scores, the later place is taken."""
+    return sorted(sorted(range(len(scores)), key=lambda place: (-scores[place], -place))[:k])
 
 
 def with_selected(method: Method, example: Example, k: int) -> Example:
@@ -148,17 +152,6 @@ def with_selected(method: Method, example: Example, k: int) -> Example:
         what = f"method `{method.name}` does not select up to {k} past reviews of {example.example_id}, oldest first"
         raise UserError(what, "evaluate.methods", "fix `select` in its package")
     return replace(example, history=tuple(chosen))
-
-
-def with_profile(example: Example, profile: str, count: int) -> Example:
-    """Return the example with a profile and the past reviews that are nearest to the query by BM25.
-
-    Args:
-        example: An example with its whole history.
-        profile: What the base model says of the user.
-        count: Number of past reviews to show.
-    """
-    return replace(with_best(example, bm25_scores(example), count), summary=profile)
 
 
 def _words(review: Review) -> list[str]:

@@ -42,7 +42,8 @@ from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.forward import decoder_of, device_of, last_rows_read
 from nextquill_core.model.head import head_of
 from nextquill_core.records import TokenPair
-from nextquill_core.training.losses import nextquill_loss
+from nextquill_core.training.data import step_examples, steps_per_epoch
+from nextquill_core.training.losses import plain_loss
 from nextquill_core.training.trainer import learning_rate_at
 
 DENSITY = 0.05
@@ -207,16 +208,17 @@ def train_soft_tokens(
     size, hidden = inputs[used[0].example_id].shape[2], model.config.get_text_config().hidden_size
     soft = SoftTokens(size, hidden, settings.seed).to(device_of(model))
     optimizer = _optimizer(soft, settings.learning_rate)
-    batches = [batch for epoch in range(settings.epochs) for batch in _batches(len(used), settings.seed, epoch)]
+    steps = settings.epochs * steps_per_epoch(len(used), GLOBAL_BATCH)
+    batches = [step_examples(used, GLOBAL_BATCH, settings.seed, step) for step in range(steps)]
     found: list[tuple[float, float]] = checkpoint.restore(soft, optimizer) if checkpoint else []
     advance(sum(map(len, batches[: len(found)])))
     with _frozen(model):
         for step, batch in list(enumerate(batches))[len(found) :]:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, len(batches), settings.learning_rate, WARMUP_RATIO)
+                group["lr"] = learning_rate_at(step, steps, settings.learning_rate, WARMUP_RATIO)
             parts = (0.0, 0.0)
-            for row in batch:
-                answer, autoencoder = _losses(model, soft, used[row], inputs[used[row].example_id], place)
+            for pair in batch:
+                answer, autoencoder = _losses(model, soft, pair, inputs[pair.example_id], place)
                 ((answer + AUTOENCODER_WEIGHT * autoencoder) / len(batch)).backward()
                 parts = parts[0] + answer.item() / len(batch), parts[1] + autoencoder.item() / len(batch)
                 advance(1)
@@ -249,19 +251,7 @@ def _losses(model: Any, soft: SoftTokens, pair: TokenPair, vectors: Tensor, plac
     tokens_ND, autoencoder = soft(vectors.to(device_of(model)))
     prepared = with_placeholders(pair, place, len(tokens_ND))
     states_ND = _answer_states(model, prepared, place, tokens_ND)
-    target_N = torch.tensor(pair.target, device=states_ND.device)
-    answer = nextquill_loss(
-        states_ND, None, head_of(model), target_N, torch.ones_like(target_N), torch.zeros_like(target_N),
-        alpha=0.0, normalization="weight", denominator=float(len(pair.target)),
-    ).loss  # fmt: skip
-    return answer, autoencoder
-
-
-def _batches(count: int, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Yield the rows of each step of an epoch, in an order that seed and epoch decide."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).tolist()
-    for start in range(0, count, GLOBAL_BATCH):
-        yield order[start : start + GLOBAL_BATCH]
+    return plain_loss(head_of(model), states_ND, pair.target, len(pair.target)), autoencoder
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nextquill_core.generation.engines import CUT, Engine, Generation, Request, no_progress
-from nextquill_core.methods.fitted_prompts import FittedPrompts, cut_review, cut_text, texts_of
+from nextquill_core.generation.engines import Engine, Request, no_progress
+from nextquill_core.methods.fitted_prompts import FittedPrompts, cut_review, cut_text, taken, texts_of
 from nextquill_core.prompts import PLAIN, REVIEW, Template, Wording, review_section
 from nextquill_core.records import Example, Item, Review
 from storage.fingerprint import fingerprint
@@ -114,7 +114,7 @@ def summarize(
             counts["prompts_clipped"] += clipped
             requests.append(Request(f"{examples[row].example_id}/summary-{step}", ids, limit=max_tokens))
         for row, answer in zip(rows, engine.generate(requests, advance), strict=True):
-            summaries[row] = _taken(answer, counts) or summaries[row]
+            summaries[row] = taken(answer, counts, "summaries") or summaries[row]
     return summaries, counts
 
 
@@ -125,14 +125,6 @@ def _encoded(prompts: FittedPrompts, summary: str, block: Sequence[Review], word
 
     longest = max(map(len, [summary, *(text for review in block for text in texts_of(review))]))
     return prompts.encode(build, longest, f"a summary of {len(block)} reviews", "lower evaluate.summaries.block")
-
-
-def _taken(answer: Generation, counts: Counter[str]) -> str:
-    summary = " ".join(answer.text.split())
-    counts["summaries"] += 1
-    counts["empty"] += not summary
-    counts["cut"] += answer.finish_reason == CUT
-    return summary
 
 
 def prompt_revision(wording: Wording) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ class Checkpoint:
             tensors |= {f"{MOMENT}/{number}/{key}": value for key, value in state.items()}
         tensors[LOSSES] = torch.tensor(losses, dtype=torch.float64)
         tensors[RANDOM] = torch.get_rng_state()
-        data = save(tensors, metadata={"facts": json.dumps({"step": len(losses)})})
+        data = save(tensors)
         try:
             with atomic_path(self.path) as temporary:
                 temporary.write_bytes(data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from nextquill_core.config.model import ModelConfig
@@ -41,13 +41,6 @@ class PackagedModel:
     hub: str
 
     @property
-    def _installed(self) -> Distribution | None:
-        try:
-            return distribution(self.package)
-        except PackageNotFoundError:
-            return None
-
-    @property
     def version(self) -> str | None:
         """The installed version, or None where the package is absent."""
         return installed_version(self.package)
@@ -59,9 +52,9 @@ class PackagedModel:
         Raises:
             ModelError: The package is installed without the model.
         """
-        found = self._installed
-        if found is None:
+        if self.version is None:
             return None
+        found = distribution(self.package)
         files = [Path(str(found.locate_file(file))) for file in found.files or () if str(file).endswith(self.suffix)]
         if not files or not files[0].is_file():
             raise ModelError(f"the package {self.package} lacks its file {self.suffix}", self.name, f"{INSTALL} again")

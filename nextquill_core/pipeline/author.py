@@ -9,9 +9,8 @@ from nextquill_core.evaluation.author import AuthorScorer
 from nextquill_core.evaluation.ceilings import ceiling
 from nextquill_core.evaluation.metrics import AUTHOR
 from nextquill_core.ingest.peers import Peers
-from nextquill_core.methods.text_encoder import load_encoder
 from nextquill_core.model.packaged import encoder_title
-from nextquill_core.pipeline.methods import resampled_users
+from nextquill_core.pipeline.methods import resampled_users, run_encoder
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import Example
 
@@ -30,13 +29,7 @@ class RunAuthor:
             raise ValueError("evaluate.retrieval.author names no encoder")
         self._run = run
         self._examples = examples
-        self._encoder = load_encoder(
-            settings.author,
-            settings.author_revision,
-            base=run.model,
-            trust_remote_code=run.config.model.trust_remote_code,
-            batch_tokens=run.config.score.batch_tokens,
-        )
+        self._encoder = run_encoder(run, settings.author, settings.author_revision)
         self._title = encoder_title(settings.author)
         peers = Peers(run.artifact(run.plan.ingest).folder)
         self.score = AuthorScorer(

@@ -261,6 +261,10 @@ class EvaluationPlanner:
             return {"base": self.common["model"]}
         return text_encoder_identity(self.config, key, name, revision, self.digests)
 
+    def _peer_encoder(self) -> dict[str, Any]:
+        peers = self.settings.peers
+        return self._encoder("evaluate.peers.encoder", peers.encoder, peers.revision)
+
     def _summaries(self) -> Step:
         settings = self.settings.summaries.fingerprint_fields() | {
             "split": self.settings.split,
@@ -275,10 +279,9 @@ class EvaluationPlanner:
         if what == PROFILE:
             keys = {"reviews": settings.reviews, "max_tokens": settings.max_tokens}
             return Step("profiles", "profiles", identity | {"profiles": keys}, self.base)
-        peers = self.settings.peers
         identity |= {
             "profiles": settings.fingerprint_fields(),
-            "peers": self._encoder("evaluate.peers.encoder", peers.encoder, peers.revision),
+            "peers": self._peer_encoder(),
             "revision": difference_revision(self.wording),
             "seed": self.config.seed,
         }
@@ -321,15 +324,15 @@ class EvaluationPlanner:
 
     def _peers(self) -> Step:
         """Plan the vectors of reviews and their differences, with those of the strangers where they are controls."""
-        peers = self.settings.peers
         settings = {
-            "peers": self._encoder("evaluate.peers.encoder", peers.encoder, peers.revision),
+            "peers": self._peer_encoder(),
             "dep": {"reviews": self.settings.dep.reviews},
             "split": self.settings.split,
             "control": "none" if self.settings.control == "none" else STRANGER,
             "seed": self.config.seed,
         }
-        return Step("peers", "peers", settings, self.base if peers.encoder == BASE_ENCODER else self.base[:1])
+        inputs = self.base if self.settings.peers.encoder == BASE_ENCODER else self.base[:1]
+        return Step("peers", "peers", settings, inputs)
 
     def _soft(self, peers: Step) -> Step:
         settings = {"dep": self.settings.dep.fingerprint_fields(), "seed": self.config.seed}

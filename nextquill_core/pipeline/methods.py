@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -35,6 +35,9 @@ from nextquill_core.prompts import WORDINGS
 from nextquill_core.schemas import RELEVANCE, SUMMARIES, Example, column_by_example
 from nextquill_core.tokens import PairEncoder
 from storage import Staging
+
+if TYPE_CHECKING:
+    from nextquill_core.methods.text_encoder import TextEncoder
 
 PERSONAL = "personal"
 SUMMARISER = METHODS["llm-trsr"]
@@ -104,7 +107,7 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
         split: `val` or `test`.
         history: `own` for the user's history, `stranger` for another user's, `none` for an empty one.
     """
-    from nextquill_core.methods.retrieval import with_best, with_profile, with_selected
+    from nextquill_core.methods.retrieval import bm25_scores, with_best, with_selected
     from nextquill_core.methods.stranger_control import with_strangers_history
     from nextquill_core.methods.summaries import with_summary
 
@@ -125,14 +128,20 @@ def shown_examples(run: Run, method: Method, split: str, history: str) -> list[E
         return [with_summary(example, summaries[example.example_id], newest) for example in examples]
     if method.shown in PROFILED:
         profiles = _method_input(run, run.plan.evaluation.profiles.get(method.shown), "profiles", "summary")
-        return [with_profile(example, profiles[example.example_id], count) for example in examples]
+        nearest = (with_best(example, bm25_scores(example), count) for example in examples)
+        return [replace(example, summary=profiles[example.example_id]) for example in nearest]
     return examples
 
 
 def _method_input(run: Run, step: Step | None, table: str, column: str) -> Mapping[str, Any]:
+    return column_by_example(run.artifact(planned(step, table)).folder / table, column)
+
+
+def planned(step: Step | None, what: str) -> Step:
+    """Return a step of the plan; a method that asks for one that the plan does not have is a bug."""
     if step is None:
-        raise ValueError(f"the plan has no {table}")
-    return column_by_example(run.artifact(step).folder / table, column)
+        raise ValueError(f"the plan has no {what}")
+    return step
 
 
 def build_relevance(run: Run, step: Step, staging: Staging, progress: Progress) -> dict[str, Any]:
@@ -145,18 +154,11 @@ def build_relevance(run: Run, step: Step, staging: Staging, progress: Progress) 
         progress: Receives the examples that are done.
     """
     from nextquill_core.methods.retrieval import dense_scores
-    from nextquill_core.methods.text_encoder import load_encoder
 
     settings = run.config.evaluate.retrieval
     examples = split_examples(run, run.config.evaluate.split)
     progress(0, 0, phase="loading the encoder")
-    encoder = load_encoder(
-        settings.encoder,
-        settings.revision,
-        base=run.model,
-        trust_remote_code=run.config.model.trust_remote_code,
-        batch_tokens=run.config.score.batch_tokens,
-    )
+    encoder = run_encoder(run, settings.encoder, settings.revision)
     advance = advancing(progress, len(examples))
     counts = ShardCounts(staging, "texts_cut")
     for number, part in split_into_shards(examples):
@@ -307,19 +309,19 @@ def missing_shards(
     if method.personal:
         yield from _missing_personal_shards(run, examples, missing)
         return
-    if style is not None:
-        from nextquill_core.pipeline.style import missing_styled_shards
-
-        yield from missing_styled_shards(run, examples, missing, style)
-        return
-    if method.soft:
-        from nextquill_core.pipeline.soft_tokens import missing_soft_shards
-
-        yield from missing_soft_shards(run, examples, missing, history)
-        return
     wanted = [(name, part) for name, part in split_into_shards(examples) if missing(name)]
     if served or not wanted:
         yield from (Shard(name, part, None) for name, part in wanted)
+        return
+    if style is not None:
+        from nextquill_core.pipeline.style import styled_shards
+
+        yield from styled_shards(run, wanted, style)
+        return
+    if method.soft:
+        from nextquill_core.pipeline.soft_tokens import soft_shards
+
+        yield from soft_shards(run, wanted, history)
         return
     train = run.plan.train.get(method.trained_as)
     adapter = run.artifact(train).folder / "adapter" if train else None
@@ -389,9 +391,7 @@ def missing_by_fold(
 def _missing_personal_shards(run: Run, examples: Sequence[Example], missing: Callable[[str], bool]) -> Iterator[Shard]:
     from nextquill_core.methods.personal_adapters import adapter_name, load_adapters, with_personal_adapters
 
-    if run.plan.evaluation.personal is None:
-        raise ValueError("the plan has no personal adapters")
-    folder = run.artifact(run.plan.evaluation.personal).folder / PERSONAL
+    folder = run.artifact(planned(run.plan.evaluation.personal, "personal adapters")).folder / PERSONAL
     for base, wanted in missing_by_fold(run, examples, missing):
         for name, part in wanted:
             adapters, spec = load_adapters(folder / f"{name}.safetensors")
@@ -417,6 +417,27 @@ def prompt_encoder(model: ModelConfig, prompt: PromptConfig, method: Method) -> 
 
     shown = prompt if method.history else prompt.model_copy(update={"max_history": 0})
     return encoder_for(model, shown, load_tokenizer(model))
+
+
+def run_encoder(run: Run, name: str, revision: str, *, own_limit: bool = False) -> TextEncoder:
+    """Return a text encoder that a setting names; `base` is the base model's own decoder.
+
+    Args:
+        run: The run.
+        name: As for `load_encoder`, as are the others.
+        revision: Branch, tag or commit on the hub.
+        own_limit: Whether texts may have as many tokens as the encoder's files say.
+    """
+    from nextquill_core.methods.text_encoder import load_encoder
+
+    return load_encoder(
+        name,
+        revision,
+        base=run.model,
+        trust_remote_code=run.config.model.trust_remote_code,
+        batch_tokens=run.config.score.batch_tokens,
+        own_limit=own_limit,
+    )
 
 
 def local_engine(

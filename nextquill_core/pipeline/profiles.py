@@ -15,11 +15,11 @@ from nextquill_core.generation.decoding import GREEDY
 from nextquill_core.ingest.peers import Peers, Place
 from nextquill_core.methods.differences import Comparison, compare_reviews, representatives
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.methods.retrieval import bm25_scores
+from nextquill_core.methods.retrieval import best_places, bm25_scores
 from nextquill_core.methods.summaries import summarize
-from nextquill_core.methods.text_encoder import TextEncoder, load_encoder
+from nextquill_core.methods.text_encoder import TextEncoder
 from nextquill_core.model.packaged import encoder_title
-from nextquill_core.pipeline.methods import base_model, local_engine, method_encoder, split_examples
+from nextquill_core.pipeline.methods import base_model, local_engine, method_encoder, run_encoder, split_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
@@ -134,9 +134,7 @@ class _Comparisons:
     def _nearest(self, example: Example, positions: Sequence[int], count: int) -> list[int]:
         """Return the positions of the past reviews that are nearest to the query by BM25, oldest first."""
         some = replace(example, history=tuple(example.history[position] for position in positions))
-        scores = bm25_scores(some)
-        best = sorted(range(len(scores)), key=lambda place: (-scores[place], -place))[:count]
-        return [positions[place] for place in sorted(best)]
+        return [positions[place] for place in best_places(bm25_scores(some), count)]
 
     def _compared(self, examples: Sequence[Example]) -> list[list[Comparison]]:
         """Choose the past reviews that are compared, and the representative reviews of others."""
@@ -172,11 +170,4 @@ class _Comparisons:
 def peer_encoder(run: Run) -> TextEncoder:
     """Return the encoder of reviews that are compared with those of other users; it cuts them only at its own limit."""
     settings = run.config.evaluate.peers
-    return load_encoder(
-        settings.encoder,
-        settings.revision,
-        base=run.model,
-        trust_remote_code=run.config.model.trust_remote_code,
-        batch_tokens=run.config.score.batch_tokens,
-        own_limit=True,
-    )
+    return run_encoder(run, settings.encoder, settings.revision, own_limit=True)

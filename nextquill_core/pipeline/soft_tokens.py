@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nextquill_core.methods.stranger_control import with_strangers_history
 from nextquill_core.model.checkpoint import Checkpoint
 from nextquill_core.model.packaged import encoder_title
 from nextquill_core.pipeline.evaluation_plan import OWN, STRANGER
-from nextquill_core.pipeline.methods import Shard, base_model, method_encoder, split_examples
+from nextquill_core.pipeline.methods import Shard, base_model, method_encoder, planned, split_examples
 from nextquill_core.pipeline.profiles import peer_encoder
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.shard_counts import ShardCounts
@@ -192,9 +192,7 @@ def build_soft_tokens(run: Run, step: Step, staging: Staging, progress: Progress
 
 
 def _inputs(run: Run, group: str) -> dict[str, torch.Tensor]:
-    step = run.plan.evaluation.peers
-    if step is None:
-        raise ValueError("the plan has no vectors of reviews")
+    step = planned(run.plan.evaluation.peers, "vectors of reviews")
     return load_tensors(run.artifact(step).files(f"{group}/"), "vectors of reviews")
 
 
@@ -207,28 +205,19 @@ def _place(encoder: PairEncoder) -> int:
     return place_of(*prompts)
 
 
-def missing_soft_shards(
-    run: Run, examples: Sequence[Example], missing: Callable[[str], bool], history: str
-) -> Iterator[Shard]:
-    """Yield the shards that have not been made, with a model in whose prompts the soft tokens stand.
+def soft_shards(run: Run, shards: Iterable[tuple[str, Sequence[Example]]], history: str) -> Iterator[Shard]:
+    """Yield shards with a model in whose prompts the soft tokens stand.
 
     Args:
         run: The run; the trained part and the vectors of reviews are in its store.
-        examples: All examples of the split.
-        missing: Says whether the shard of a name has not been made.
+        shards: Name and examples of each shard.
         history: Whose history the prompts show, `own` or `stranger`.
     """
-    step = run.plan.evaluation.soft
-    if step is None:
-        raise ValueError("the plan has no soft tokens")
-    wanted = [(name, part) for name, part in split_into_shards(examples) if missing(name)]
-    if not wanted:
-        return
     inputs = _inputs(run, history)
-    stored = run.artifact(step).files(WEIGHTS)
+    stored = run.artifact(planned(run.plan.evaluation.soft, "soft tokens")).files(WEIGHTS)
     soft = soft_tokens_of(load_tensors(stored, "soft tokens"), str(stored[0]))
     model, place = base_model(run.model), _place(method_encoder(run, METHODS["dep"]))
-    for name, part in wanted:
+    for name, part in shards:
         ids = [example.example_id for example in part]
         with torch.inference_mode():
             tokens = {key: soft(inputs[key])[0] if inputs[key].shape[1] else soft.no_tokens() for key in ids}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from nextquill_core.methods.style_vectors import (
     styled,
     without_stop,
 )
-from nextquill_core.pipeline.methods import Shard, base_model, local_engine, method_encoder, split_examples
+from nextquill_core.pipeline.methods import Shard, base_model, local_engine, method_encoder, planned, split_examples
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.pipeline.step import Step
@@ -144,28 +144,20 @@ def _shape(run: Run, step: Step) -> tuple[int, int]:
     return len(step.settings["depths"]), base_model(run.model).config.get_text_config().hidden_size
 
 
-def missing_styled_shards(
-    run: Run, examples: Sequence[Example], missing: Callable[[str], bool], style: Style
-) -> Iterator[Shard]:
-    """Yield the shards that have not been made, with a model that adds each user's style vector.
+def styled_shards(run: Run, shards: Iterable[tuple[str, Sequence[Example]]], style: Style) -> Iterator[Shard]:
+    """Yield shards with a model that adds each user's style vector.
 
     Args:
         run: The run; the style vectors are in its store.
-        examples: All examples of the split.
-        missing: Says whether the shard of a name has not been made.
+        shards: Name and examples of each shard.
         style: Where and how strongly the vectors are added.
     """
-    step = run.plan.evaluation.style
-    if step is None:
-        raise ValueError("the plan has no style vectors")
-    wanted = [(name, part) for name, part in split_into_shards(examples) if missing(name)]
-    if not wanted:
-        return
+    step = planned(run.plan.evaluation.style, "style vectors")
     stored = load_tensors(run.artifact(step).files(f"{VECTORS}/"), "style vectors")
     place = step.settings["depths"].index(style.depth)
     model = base_model(run.model)
     layer = layer_at(style.depth, len(blocks_of(model)))
-    for name, part in wanted:
+    for name, part in shards:
         ids = [example.example_id for example in part]
         with styled(model, layer, {key: style.strength * stored[key][place] for key in ids}) as adding:
             yield Shard(name, part, adding, dict(zip(ids, ids, strict=True)))

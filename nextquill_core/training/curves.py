@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 VALIDATION = "val.jsonl"
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-"""Trackers, by the names of their packages."""
 COUNTERS = frozenset({"step", "steps", "examples", "left_out_users", "left_out_examples", "first_example"})
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -101,7 +99,7 @@ class Trackers:
     and training continues.
 
     Args:
-        report_to: Names of trackers, out of `TRACKERS`.
+        report_to: Names of trackers, out of `MAKERS`.
         output: The run's folder.
         settings: Settings of the run, which Weights & Biases and MLflow record.
         first: Step after which the run resumes, 0 for a new one.
@@ -183,6 +181,7 @@ def _mlflow(output: Path, settings: Mapping[str, Any], first: int) -> tuple[Log,
 
 
 MAKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+"""What starts each tracker, by the name of its package."""
 """Functions that start a tracker."""
 
 WINDOW = 20

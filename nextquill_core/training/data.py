@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,8 @@ from nextquill_core.model.loading import encoder_for
 from nextquill_core.orders import TrainOrder
 from nextquill_core.schemas import Example, column_by_example
 from nextquill_core.tokens import TokenPair
+
+T = TypeVar("T")
 
 
 def training_examples(order: TrainOrder, tokenizer: Any) -> tuple[list[TrainExample], dict[str, int]]:
@@ -177,7 +179,7 @@ def epoch_order(examples: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in torch.randperm(examples, generator=generator)]
 
 
-def step_examples(examples: Sequence[TrainExample], global_batch: int, seed: int, step: int) -> list[TrainExample]:
+def step_examples(examples: Sequence[T], global_batch: int, seed: int, step: int) -> list[T]:
     """Return the examples of one optimizer step.
 
     Args:

@@ -187,14 +187,6 @@ def _meet_on_loopback(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[
 AUTO = "auto"
 """Value that stands for what the trainer sets, as in transformers; other keys with it keep DeepSpeed's default."""
 
-HONOURED = frozenset({
-    "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type", "csv_monitor",
-    "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_predivide_factor", "memory_breakdown",
-    "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
-    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
-})  # fmt: skip
-"""Top-level keys that are passed to DeepSpeed unchanged; `deciding` selects those that can change the adapter."""
-
 SECTIONS = frozenset({"bf16", "fp16", "zero_optimization"})
 """Honoured keys in which some keys are set by NextQuill."""
 
@@ -203,10 +195,19 @@ LOSSY = frozenset({
 })  # fmt: skip
 """Keys of `zero_optimization` that change the adapter by more than rounding."""
 
-PLACE_AND_SPEED = frozenset({
+TOP_LEVEL = frozenset({
     "activation_checkpointing", "aio", "checkpoint", "comms_logger", "csv_monitor", "disable_allgather", "dump_state",
     "flops_profiler", "memory_breakdown", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+})  # fmt: skip
+"""Top-level keys that decide where a training runs, or what it prints."""
+
+HONOURED = TOP_LEVEL | SECTIONS | {
+    "communication_data_type", "gradient_predivide_factor", "prescale_gradients", "sparse_gradients",
+}  # fmt: skip
+"""Top-level keys that are passed to DeepSpeed unchanged; `deciding` selects those that can change the adapter."""
+
+PLACE_AND_SPEED = TOP_LEVEL | {
     *(f"zero_optimization.{key}" for key in (
         "allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "elastic_checkpoint",
         "enable_sanity_checks", "load_from_fp32_weights", "log_trace_cache_warnings", "max_live_parameters",
@@ -219,7 +220,7 @@ PLACE_AND_SPEED = frozenset({
         "stage3_use_all_reduce_for_fetch_params", "sub_group_size", "use_multi_rank_bucket_allreduce",
         "zero_hpz_partition_size",
     )),
-})  # fmt: skip
+}  # fmt: skip
 """Keys that decide where and how fast a training runs, or what it prints; all other honoured keys count."""
 
 

@@ -242,6 +242,23 @@ def _summed(of_chunk: Callable[[slice], Tensor], target_N: Tensor, rows: int) ->
     return total
 
 
+def plain_loss(head: Head, hidden_ND: Tensor, targets: Sequence[int], tokens: int) -> Tensor:
+    """Return the summed cross-entropy of answer tokens divided by `tokens`: Eq. 7 with ω = 1 and α = 0.
+
+    Args:
+        head: LM head.
+        hidden_ND: Final hidden states at the positions that predict each answer token.
+        targets: N answer token ids.
+        tokens: Number of answer tokens in the whole step.
+    """
+    target_N = torch.tensor(targets, device=hidden_ND.device)
+    ones_N, zeros_N = torch.ones_like(target_N), torch.zeros_like(target_N)
+    return nextquill_loss(
+        hidden_ND, None, head, target_N, ones_N, zeros_N,
+        alpha=0.0, normalization="weight", denominator=float(tokens),
+    ).loss  # fmt: skip
+
+
 class Denominators(NamedTuple):
     """Divisors of L_n and L_p in one step: its number of samples, or the sum of its weights."""
 

@@ -75,7 +75,8 @@ class Card:
             f"## Last training step\n\n{_table(self.training)}",
             *([f"## Validation\n\n{_table(self.validation)}"] if self.validation else []),
             f"## What it is not\n\n{self._limits()}",
-            f"## Reference\n\n{self._reference()}",
+            "## Reference\n\n*NextQuill: Causal Preference Modeling for Enhancing LLM Personalization*, "
+            f"[arXiv 2506.02368]({PAPER}).",
         ]
         return "\n\n".join(sections) + "\n"
 
@@ -172,11 +173,6 @@ class Card:
                 "manner must not be passed off as that user's own.",
                 "- Not licensed by this card: the terms of the base model and of the data apply.",
             ]
-        )
-
-    def _reference(self) -> str:
-        return (
-            f"*NextQuill: Causal Preference Modeling for Enhancing LLM Personalization*, [arXiv 2506.02368]({PAPER})."
         )
 
 

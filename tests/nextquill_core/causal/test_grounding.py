@@ -72,14 +72,10 @@ def test_function_words_are_left_out_unless_they_are_asked_for() -> None:
     assert {folded(word) for word in FUNCTION_WORDS} == set(FUNCTION_WORDS), "they are compared as they stand"
 
 
-@pytest.mark.parametrize("word", ["Emma", "iPhone", "USB", "1984", "5s", "4K", "McCartney", "ΣΩΚ", "Élan"])
-def test_names_and_numbers(word: str) -> None:
-    assert is_name(word)
-
-
-@pytest.mark.parametrize("word", ["emma", "I", "It", "5", "a", "élan", "河川"])
-def test_other_words(word: str) -> None:
-    assert not is_name(word)
+def test_names_and_numbers() -> None:
+    words = ["Emma", "iPhone", "USB", "1984", "5s", "4K", "McCartney", "ΣΩΚ", "Élan"]
+    others = ["emma", "I", "It", "5", "a", "élan", "河川"]
+    assert [word for word in (*words, *others) if is_name(word)] == words
 
 
 def test_names_and_numbers_of_the_whole_input() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextquill_core.causal import token_effects
 from nextquill_core.causal.scorer import Scorer, effects_table, token_budget_batches
 from nextquill_core.errors import ModelError
 from nextquill_core.schemas import EFFECTS, Example
@@ -86,12 +85,6 @@ def test_a_user_without_history_has_effect_exactly_zero(tiny_model: Any, pairs: 
     for pair, effect in zip(pairs, table["effect"].to_pylist(), strict=True):
         assert len(effect) == len(pair.target)
         assert any(effect) == pair.has_history
-
-
-def test_effects_by_hand() -> None:
-    """A probability of 0.5 against 0.25 is an effect of +0.25, a probability difference and not ln 2."""
-    effect = token_effects(torch.tensor([0.5, 0.25, 0.05]).log(), torch.tensor([0.25, 0.5, 0.05]).log())
-    torch.testing.assert_close(effect, torch.tensor([0.25, -0.25, 0.0]))
 
 
 def limited(model: Any, most: int, error: Callable[[], Exception]) -> Any:

@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from nextquill_core.orders import ScoreOrder
 from nextquill_core.progress import silent
 from nextquill_core.tokens import TokenPair
 from tests.scoring import SHARDS, digests, open_order, write_sequences
+
+Opened = Callable[..., tuple[Path, ShardQueue]]
 
 
 class Killed(BaseException):
@@ -40,6 +43,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sequences: Path, tiny_folder
     work_alone(order, silent)
     queue.check()
     return queue
+
+
+@pytest.fixture
+def opened(tmp_path: Path, sequences: Path, tiny_folder: Path) -> Opened:
+    """Opens the order of a run in the test's folder, a second time to resume it; see `open_order`."""
+    return partial(open_order, tmp_path, sequences, tiny_folder)
 
 
 def failing_at(
@@ -64,8 +73,8 @@ def test_boundaries_depend_on_the_rows_alone() -> None:
     assert list(split_into_shards("abcdefg", 3)) == [("00000", "abc"), ("00001", "def"), ("00002", "g")]
 
 
-def test_an_order_survives_its_file(tmp_path: Path, sequences: Path, tiny_folder: Path) -> None:
-    order, _ = open_order(tmp_path, sequences, tiny_folder, adapters=("a", "b"))
+def test_an_order_survives_its_file(tmp_path: Path, opened: Opened, tiny_folder: Path) -> None:
+    order, _ = opened(adapters=("a", "b"))
     read = ScoreOrder.load(order)
     assert (read.adapters, read.shard_examples) == ((Path("a"), Path("b")), 3)
     assert read.model.name_or_path == str(tiny_folder)
@@ -83,11 +92,9 @@ def test_every_example_is_scored_once_in_order(whole: ShardQueue, sequences: Pat
     assert found == [example.example_id for example in read_examples(sequences)]
 
 
-def test_three_workers_make_the_same_bytes_as_one(
-    whole: ShardQueue, tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
-) -> None:
+def test_three_workers_make_the_same_bytes_as_one(whole: ShardQueue, opened: Opened, monkeypatch: Any) -> None:
     tried = failing_at(monkeypatch)
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+    order, queue = opened()
     one_by_one, load = threading.Lock(), worker.load_model
 
     def load_alone(*arguments: Any) -> Any:
@@ -109,16 +116,16 @@ def test_three_workers_make_the_same_bytes_as_one(
 
 
 def test_killed_and_resumed_makes_the_same_bytes_and_repeats_the_claimed_shard_only(
-    whole: ShardQueue, tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
+    whole: ShardQueue, opened: Opened, monkeypatch: Any
 ) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+    order, queue = opened()
     third = queue.shards[SHARDS[2]][0]
     with monkeypatch.context() as patched:
         failing_at(patched, third, error=Killed)
         with pytest.raises(Killed):
             work_alone(order, silent)
     assert [queue.finished(number) for number in SHARDS] == [True] * 2 + [False] * 6
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+    order, queue = opened()
     tried = failing_at(monkeypatch)
     work_alone(order, silent)
     queue.check()
@@ -127,10 +134,10 @@ def test_killed_and_resumed_makes_the_same_bytes_and_repeats_the_claimed_shard_o
     assert queue.truncation() == whole.truncation()
 
 
-def test_truncation_is_counted_exactly(whole: ShardQueue, sequences: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_truncation_is_counted_exactly(whole: ShardQueue, sequences: Path, opened: Opened) -> None:
     from nextquill_core.model.loading import encoder_for, load_tokenizer
 
-    order = ScoreOrder.load(open_order(tmp_path, sequences, tiny_folder)[0])
+    order = ScoreOrder.load(opened()[0])
     encoder = encoder_for(order.model, order.prompt, load_tokenizer(order.model))
     encoder.encode(list(read_examples(sequences)))
     assert whole.truncation() == dict(encoder.truncation)
@@ -139,10 +146,10 @@ def test_truncation_is_counted_exactly(whole: ShardQueue, sequences: Path, tiny_
 
 
 def test_a_finished_shard_without_its_counts_is_encoded_and_not_scored(
-    whole: ShardQueue, tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
+    whole: ShardQueue, opened: Opened, monkeypatch: Any
 ) -> None:
     # As after a kill between the end of scoring and the manifest, when the scratch folder is deleted.
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+    order, queue = opened()
     work_alone(order, silent)
     for counts in (queue.staging.scratch / "truncation").iterdir():
         counts.unlink()
@@ -153,9 +160,9 @@ def test_a_finished_shard_without_its_counts_is_encoded_and_not_scored(
 
 
 def test_a_poisoned_shard_is_retried_after_all_others_then_named(
-    whole: ShardQueue, tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
+    whole: ShardQueue, opened: Opened, monkeypatch: Any
 ) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+    order, queue = opened()
     bad = queue.shards[SHARDS[1]]
     with monkeypatch.context() as patched:
         tried = failing_at(patched, bad[2])
@@ -168,25 +175,21 @@ def test_a_poisoned_shard_is_retried_after_all_others_then_named(
     assert first.startswith("1 of 8 shards could not be scored")
     assert second == f"  00001 ({bad[0]} to {bad[2]}): ValueError: a poisoned example"
     assert len(digests(queue)) == len(SHARDS) - 1
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+    order, queue = opened()
     work_alone(order, silent)
     assert digests(queue) == digests(whole), "the next run tries again, and nothing else"
 
 
-def test_a_shard_that_fails_once_is_no_failure(
-    whole: ShardQueue, tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
-) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+def test_a_shard_that_fails_once_is_no_failure(whole: ShardQueue, opened: Opened, monkeypatch: Any) -> None:
+    order, queue = opened()
     failing_at(monkeypatch, queue.shards[SHARDS[0]][1], times=1)
     work_alone(order, silent)
     queue.check()
     assert digests(queue) == digests(whole)
 
 
-def test_a_shard_whose_workers_die_is_given_up(
-    tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
-) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+def test_a_shard_whose_workers_die_is_given_up(opened: Opened, monkeypatch: Any) -> None:
+    order, queue = opened()
     failing_at(monkeypatch, queue.shards[SHARDS[0]][0], error=Killed)
     for _ in range(2):
         with pytest.raises(Killed):
@@ -197,8 +200,8 @@ def test_a_shard_whose_workers_die_is_given_up(
     assert len(digests(queue)) == len(SHARDS) - 1
 
 
-def test_a_claimed_shard_is_left_until_it_is_free(tmp_path: Path, sequences: Path, tiny_folder: Path) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+def test_a_claimed_shard_is_left_until_it_is_free(opened: Opened) -> None:
+    order, queue = opened()
     with queue.claim(SHARDS[0]) as claimed:
         assert claimed
         thread = threading.Thread(target=work_alone, args=(order, silent))
@@ -211,10 +214,10 @@ def test_a_claimed_shard_is_left_until_it_is_free(tmp_path: Path, sequences: Pat
     assert queue.finished(SHARDS[0])
 
 
-def test_progress_by_hand(tmp_path: Path, sequences: Path, tiny_folder: Path) -> None:
+def test_progress_by_hand(opened: Opened) -> None:
     # 24 examples in shards of 3. After 10 s two workers have 900 + 100 tokens and 1 of 3 examples each: 22 are left,
     # at 0.2 examples a second these are 110 s.
-    _, queue = open_order(tmp_path, sequences, tiny_folder)
+    _, queue = opened()
     shown: list[tuple[float, float, str]] = []
     times = iter([100.0, 110.0, 120.0])
     progress = ScoringProgress(queue, lambda *state: shown.append(state), clock=lambda: next(times))
@@ -226,8 +229,8 @@ def test_progress_by_hand(tmp_path: Path, sequences: Path, tiny_folder: Path) ->
     assert shown[-1][:2] == (2, 24), "a shard that was taken over counts once"
 
 
-def test_progress_of_a_real_run_ends_with_all_examples(tmp_path: Path, sequences: Path, tiny_folder: Path) -> None:
-    order, _ = open_order(tmp_path, sequences, tiny_folder)
+def test_progress_of_a_real_run_ends_with_all_examples(opened: Opened) -> None:
+    order, _ = opened()
     shown: list[tuple[float, float, str]] = []
     work_alone(order, lambda *state: shown.append(state))
     done = [state[0] for state in shown]

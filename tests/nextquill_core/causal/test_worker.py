@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from nextquill_core.errors import ModelError
 from nextquill_core.folds import fold_of
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.progress import silent
-from tests.nextquill_core.causal.test_shard_queue import failing_at, sequences, whole
+from tests.models import lora_model
+from tests.nextquill_core.causal.test_shard_queue import Opened, failing_at, opened, sequences, whole
 from tests.scoring import SHARDS, open_order
 
-__all__ = ["sequences", "whole"]  # fixtures
+__all__ = ["opened", "sequences", "whole"]  # fixtures
 
 
-def test_wrong_input_ends_the_worker_at_once(
-    tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
-) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+def test_wrong_input_ends_the_worker_at_once(opened: Opened, monkeypatch: Any) -> None:
+    order, queue = opened()
     tried = failing_at(monkeypatch, queue.shards[SHARDS[0]][0], error=ModelError)
     with pytest.raises(ModelError):
         work_alone(order, silent)
@@ -37,10 +37,8 @@ def test_nothing_left_loads_no_model(whole: ShardQueue, monkeypatch: Any) -> Non
     work_alone(whole.staging.scratch / "order.json", silent)
 
 
-def test_a_lost_device_ends_the_worker_and_no_shard_more(
-    tmp_path: Path, sequences: Path, tiny_folder: Path, monkeypatch: Any
-) -> None:
-    order, queue = open_order(tmp_path, sequences, tiny_folder)
+def test_a_lost_device_ends_the_worker_and_no_shard_more(opened: Opened, monkeypatch: Any) -> None:
+    order, queue = opened()
     bad = queue.shards[SHARDS[0]][0]
     tried = failing_at(monkeypatch, bad)
 
@@ -54,15 +52,9 @@ def test_a_lost_device_ends_the_worker_and_no_shard_more(
 def test_each_user_is_scored_by_the_adapter_of_the_users_fold(
     whole: ShardQueue, tmp_path: Path, sequences: Path, tiny_folder: Path, tiny_model: Any
 ) -> None:
-    import copy
-
-    from peft import LoraConfig, get_peft_model
-
     adapters, expected = [], {}
     for fold in range(2):
-        torch.manual_seed(fold)
-        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        adapted = get_peft_model(copy.deepcopy(tiny_model), config)
+        adapted = lora_model(copy.deepcopy(tiny_model), seed=fold, r=2)
         adapters.append(str(tmp_path / f"adapter-{fold}"))
         adapted.save_pretrained(adapters[-1])
         order, queue = open_order(tmp_path / f"alone-{fold}", sequences, tiny_folder, adapters=(adapters[-1],))

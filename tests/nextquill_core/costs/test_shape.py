@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
 
 from nextquill_core.config import ModelConfig, TinyModelConfig
 from nextquill_core.costs.shape import KNOWN, ModelShape, model_shape
 from nextquill_core.errors import ModelError
 from nextquill_core.model.tiny import tiny_qwen3
 from tests.gguf_files import write_gguf
-from tests.models import FAMILIES, small_model
+from tests.models import FAMILIES, lora_model, small_model
 
 QWEN = KNOWN["Qwen/Qwen2.5-3B"]
 
@@ -57,7 +56,7 @@ def test_a_lora_adapter_has_as_many_numbers_as_peft_makes() -> None:
     model = small_model("llama")
     shape = ModelShape(400, 32, 64, 2, 4, 2, 8, tied=False)
     for targets in ("all-linear", ["q_proj", "v_proj"]):
-        adapted = get_peft_model(small_model("llama"), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+        adapted = lora_model(small_model("llama"), target_modules=targets)
         assert shape.lora(4, targets) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert shape.parameters == matrices(model)
 

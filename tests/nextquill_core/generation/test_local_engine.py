@@ -347,43 +347,39 @@ def test_answers_end_at_the_shorter_limit() -> None:
     assert answers[0].text.startswith(answers[1].text)
 
 
+def spelled(tokens: Sequence[int], tokenizer: Any, prompt: list[int], **settings: Any) -> tuple[str, int, str]:
+    """The answer of a model that writes these tokens: text, length and why it ended."""
+    settings = {"max_new_tokens": 99, "batch_tokens": 100} | settings
+    used = TransformersEngine(speller(tokens, len(prompt), len(tokenizer)), tokenizer, GREEDY, **settings)
+    (answer,) = used.generate([Request("u", prompt)])
+    return answer.text, answer.n_tokens, answer.finish_reason
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_character_cut_in_two_is_left_out(limit: int, tiny_tokenizer: Any) -> None:
     tokens = tiny_tokenizer("😀")["input_ids"]
     assert len(tokens) == 4  # its bytes
-    spelling = TransformersEngine(
-        speller(tokens, 1, len(tiny_tokenizer)), tiny_tokenizer, GREEDY, max_new_tokens=limit, batch_tokens=100
-    )
-    (answer,) = spelling.generate([Request("u", [7])])
-    assert (answer.text, answer.n_tokens, answer.finish_reason) == ("", limit, CUT)
+    assert spelled(tokens, tiny_tokenizer, [7], max_new_tokens=limit) == ("", limit, CUT)
 
 
 @pytest.mark.parametrize("text", ["😀👩‍👩‍👧 so fine", "ספר נפלא — كتاب رائع", "a  b ,  c .", "x"])
 def test_what_the_model_spells_comes_back_intact(text: str, tiny_tokenizer: Any) -> None:
     tokens = [*tiny_tokenizer(text)["input_ids"], tiny_tokenizer.eos_token_id]
-    model = speller(tokens, 3, len(tiny_tokenizer))
     for prompt in ([7, 8, 9], [9, 9, 9]):
-        spelling = TransformersEngine(model, tiny_tokenizer, GREEDY, max_new_tokens=99, batch_tokens=100)
-        (answer,) = spelling.generate([Request("u", prompt)])
-        assert (answer.text, answer.n_tokens, answer.finish_reason) == (text, len(tokens) - 1, STOPPED)
+        assert spelled(tokens, tiny_tokenizer, prompt) == (text, len(tokens) - 1, STOPPED)
 
 
 def test_a_model_that_stops_at_once_gives_an_empty_text(tiny_tokenizer: Any) -> None:
-    model = speller([tiny_tokenizer.eos_token_id], 3, len(tiny_tokenizer))
-    spelling = TransformersEngine(model, tiny_tokenizer, GREEDY, max_new_tokens=9, batch_tokens=100)
-    (answer,) = spelling.generate([Request("u", [7, 8, 9])])
-    assert (answer.text, answer.n_tokens, answer.finish_reason) == ("", 0, STOPPED)
+    assert spelled([tiny_tokenizer.eos_token_id], tiny_tokenizer, [7, 8, 9]) == ("", 0, STOPPED)
 
 
 def test_an_answer_stops_where_the_template_ends_a_turn(tiny_tokenizer: Any) -> None:
     written = tiny_tokenizer("so fine")["input_ids"]
     turn_end = tiny_tokenizer("☀")["input_ids"][-1]
-    model = speller([*written, turn_end, *written], 3, len(tiny_tokenizer))
-    for stop, expected in ((turn_end, ("so fine", len(written), STOPPED)), (None, None)):
-        spelling = TransformersEngine(model, tiny_tokenizer, GREEDY, max_new_tokens=9, batch_tokens=100, stop=stop)
-        (answer,) = spelling.generate([Request("u", [7, 8, 9])])
-        found = (answer.text, answer.n_tokens, answer.finish_reason)
-        assert (found == expected) if expected else (answer.n_tokens > len(written))
+    tokens = [*written, turn_end, *written]
+    stopped = spelled(tokens, tiny_tokenizer, [7, 8, 9], max_new_tokens=9, stop=turn_end)
+    assert stopped == ("so fine", len(written), STOPPED)
+    assert spelled(tokens, tiny_tokenizer, [7, 8, 9], max_new_tokens=9)[1] > len(written)
 
 
 def test_no_requests_no_answers() -> None:

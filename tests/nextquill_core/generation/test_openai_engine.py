@@ -72,39 +72,37 @@ def answer(handler: Scripted, body: dict[str, Any]) -> None:
     handler.stream(part(said[:1]), part(said[1:]), part(reason="stop"), usage)
 
 
-def status(code: int, message: str = "not now", **headers: str) -> Script:
+def body(content: bytes, code: int = 200, **headers: str) -> Script:
     def script(handler: Scripted, _body: dict[str, Any]) -> None:
         handler.send_response(code)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
-        handler.wfile.write(json.dumps({"error": {"message": message}}).encode())
+        handler.wfile.write(content)
 
     return script
+
+
+def status(code: int, message: str = "not now", **headers: str) -> Script:
+    return body(json.dumps({"error": {"message": message}}).encode(), code, **headers)
+
+
+def streamed(*chunks: Any, end: bool = True) -> Script:
+    return lambda handler, _body: handler.stream(*chunks, end=end)
+
+
+dropped_in_the_middle = streamed(part("half an ans"), end=False)
+failing_in_the_middle = streamed(part("half"), {"error": {"message": "the worker died"}})
+garbage = streamed("<html>it works</html>")
+no_answer_at_all = streamed({"choices": "many"})
 
 
 def dropped(handler: Scripted, _body: dict[str, Any]) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def dropped_in_the_middle(handler: Scripted, _body: dict[str, Any]) -> None:
-    handler.stream(part("half an ans"), end=False)
-
-
-def failing_in_the_middle(handler: Scripted, _body: dict[str, Any]) -> None:
-    handler.stream(part("half"), {"error": {"message": "the worker died"}})
-
-
-def garbage(handler: Scripted, _body: dict[str, Any]) -> None:
-    handler.stream("<html>it works</html>")
-
-
-def no_answer_at_all(handler: Scripted, _body: dict[str, Any]) -> None:
-    handler.stream({"choices": "many"})
-
-
-def silent_in_the_middle(handler: Scripted, _body: dict[str, Any]) -> None:
-    handler.stream(part("half an ans"), end=False)
+def silent_in_the_middle(handler: Scripted, body: dict[str, Any]) -> None:
+    dropped_in_the_middle(handler, body)
     time.sleep(1.5)
 
 
@@ -216,33 +214,15 @@ def test_after_a_final_failure_no_further_request_begins(local: Any) -> None:
     assert len(local.seen) < 10
 
 
-@pytest.mark.parametrize(
-    ("trouble", "said"),
-    [(dropped, "Connection error"), (silent_before_the_message, "timed out"), (status(500, "boom"), "boom")],
-)
-def test_a_server_that_fails_to_score_is_one_line(trouble: Script, said: str, local: Any) -> None:
-    local.script = [trouble]
-    asked = engine(local)
-    with asked.client() as client, pytest.raises(UserError, match=rf"gives no log-probabilities \(.*{said}"):
-        asked.answer_logps(client, [3, 4], [5])
-
-
-def body(content: bytes, kind: str = "application/json") -> Script:
-    def script(handler: Scripted, _body: dict[str, Any]) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", kind)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return script
-
-
-PAGE = body(b"<html>it works</html>", "text/html")
+PAGE = body(b"<html>it works</html>", Content_Type="text/html")
 
 
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
+        (dropped, r"\(Connection error"),
+        (silent_before_the_message, r"\(.*timed out"),
+        (status(500, "boom"), r"\(.*boom"),
         (PAGE, "not a part of an answer: '<html>it works"),
         (body(b"nonsense"), "not a part of an answer: 'nonsense"),
         (body(b"[]"), "not a part of an answer"),
@@ -399,17 +379,14 @@ def test_a_prompt_that_no_text_gives_is_sent_from_its_first_token(local: Any, op
 
 
 def test_without_counts_the_tokenizer_counts(local: Any, tiny_tokenizer: Any) -> None:
-    local.script = [lambda handler, _: handler.stream(part(" 😀 so"), part(" fine", "length"))]
+    local.script = [streamed(part(" 😀 so"), part(" fine", "length"))]
     (reply,) = engine(local, tokenizer=tiny_tokenizer).generate(requests(1))
     assert reply == Generation("😀 so fine", len(tiny_tokenizer(" 😀 so fine")["input_ids"]), CUT)
 
 
 def test_an_empty_answer_is_one(local: Any) -> None:
-    local.script = [
-        lambda handler, _: handler.stream(
-            part(reason="stop"), {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
-        )
-    ]
+    usage = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
+    local.script = [streamed(part(reason="stop"), usage)]
     assert engine(local).generate(requests(1)) == [Generation("", 0, STOPPED)]
 
 

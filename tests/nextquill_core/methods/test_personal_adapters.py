@@ -32,7 +32,7 @@ from nextquill_core.methods.personal_adapters import (
 from nextquill_core.schemas import Example
 from nextquill_core.tokens import PairEncoder, TokenPair
 from tests.conftest import review
-from tests.models import VOCABULARY, oracle, small_model
+from tests.models import VOCABULARY, lora_model, oracle, small_model
 from tests.nextquill_core.model.test_forward import pair
 
 SPEC = PersonalTraining(r=4, alpha=8, learning_rate=2e-2, epochs=2, global_batch=3)
@@ -293,11 +293,7 @@ def test_half_precision_trains_in_single(tiny_tokenizer: Any, examples: list[Exa
 
 
 def test_the_tasks_adapter_is_merged(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted = get_peft_model(small_model("qwen2"), config).eval()
+    adapted = lora_model(small_model("qwen2")).eval()
     adapted.save_pretrained(tmp_path)
     base = small_model("qwen2")
     with torch.no_grad():

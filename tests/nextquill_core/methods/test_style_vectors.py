@@ -24,6 +24,7 @@ from nextquill_core.methods.style_vectors import (
 )
 from nextquill_core.tokens import TokenPair
 from tests.models import VOCABULARY, small_model
+from tests.nextquill_core.generation.spelling import Numbers
 from tests.nextquill_core.model.test_forward import pair
 
 FAMILIES = ("qwen2", "llama", "gpt2")
@@ -130,7 +131,7 @@ def test_after_the_last_layer_it_is_the_head_of_the_sum() -> None:
 
 def test_decoding_adds_the_vector_at_every_token() -> None:
     """Three answers in one batch, against a loop that runs prompt and answer from the start for each token."""
-    model, tokenizer = small_model("qwen2"), Words()
+    model, tokenizer = small_model("qwen2"), Numbers()
     vectors = {"ann": 2 * vector(1), "bob": 2 * vector(2)}
     prompts = {"ann": [5, 9, 2, 44, 8], "bob": [7, 3], "": [5, 9, 2, 44, 8]}
     with styled(model, 1, vectors) as adding:
@@ -167,12 +168,3 @@ def test_a_model_without_a_list_of_layers_is_refused() -> None:
     model.config.num_hidden_layers = 5
     with pytest.raises(ModelError, match="no list of layers to add a style vector to; leave out `stylevector`"):
         blocks_of(model)
-
-
-class Words:
-    """A tokenizer that decodes ids to their numbers; id 0 ends an answer."""
-
-    eos_token_id = 0
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        return " ".join(map(str, ids))

@@ -17,7 +17,7 @@ from nextquill_core.training.budget import Cost, loss_within_memory, measured_co
 from nextquill_core.training.data import TrainExample, micro_batches
 from nextquill_core.training.losses import Denominators, PreferenceLoss, denominators, training_strategy
 from nextquill_core.training.ranks import BUDGET, Budget, Writer, store_budget, stored_budget
-from tests.models import small_model
+from tests.models import lora_model, small_model
 from tests.orders import changed, train_order
 
 GB = 10**9
@@ -27,14 +27,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 def lora(family: str = "llama", dropout: float = 0.1, **settings: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    base = small_model(family, **settings)
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    return make_fast(get_peft_model(base, config)).train()
+    return make_fast(lora_model(small_model(family, **settings), seed=0, lora_dropout=dropout)).train()
 
 
 def example(number: int, shared: int, history: int, answer: int) -> TrainExample:
@@ -46,10 +39,6 @@ def example(number: int, shared: int, history: int, answer: int) -> TrainExample
 
 EXAMPLES = [example(1, 30, 200, 40), example(2, 20, 300, 90), example(3, 60, 10, 20), example(4, 25, 150, 60)]
 ORDER = train_order(Path("nowhere"), alpha=0.05, batch_tokens=8192, gradient_checkpointing="auto")
-
-
-def in_folder(folder: Path, **changes: Any) -> Any:
-    return changed(ORDER, output=folder, **changes)
 
 
 def module(model: Any, **changes: Any) -> PreferenceLoss:
@@ -90,12 +79,12 @@ def test_costs_by_hand() -> None:
 
 def decided(folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch, memory: float, **changes: Any) -> PreferenceLoss:
     monkeypatch.setattr(budget, "total_memory", lambda device: memory)
-    order = in_folder(folder, **changes)
+    order = changed(ORDER, output=folder, **changes)
     return loss_within_memory(model, order, EXAMPLES, Writer(order.output, "cpu"))
 
 
 def test_a_small_model_keeps_the_micro_batches_that_are_asked_for(tmp_path: Path) -> None:
-    order = in_folder(tmp_path)
+    order = changed(ORDER, output=tmp_path)
     loss = loss_within_memory(lora(), order, EXAMPLES, Writer(tmp_path, "cpu"))
     assert loss.order.train.batch_tokens == 8192
     assert loss.order.train.gradient_checkpointing is False

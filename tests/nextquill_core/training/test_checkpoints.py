@@ -28,7 +28,7 @@ from nextquill_core.training.engines import PlainEngine
 from nextquill_core.training.losses import Denominators, PreferenceLoss
 from nextquill_core.training.ranks import Writer
 from tasks.ranks.launch import RanksFailed
-from tests.models import small_model
+from tests.models import lora_model, small_model
 from tests.nextquill_core.training import runs
 from tests.nextquill_core.training.runs import Kill, adapter, checkpoints, curve, losses, sequences, train, weights
 from tests.nextquill_core.training.test_losses import EXAMPLES, ORDER
@@ -154,17 +154,9 @@ class Loaded:
     """A small PEFT model with its own weights, in an engine of one process."""
 
     def __init__(self, folder: Path, targets: Any) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(1)
-        config = LoraConfig(
-            r=4,
-            target_modules=LoraSettings(targets=targets).target_modules,
-            lora_dropout=0.5,
-            init_lora_weights=False,
-            task_type="CAUSAL_LM",
-        )
-        module = PreferenceLoss(get_peft_model(small_model("qwen2"), config), ORDER, "plain")
+        layers = LoraSettings(targets=targets).target_modules
+        model = lora_model(small_model("qwen2"), target_modules=layers, lora_dropout=0.5)
+        module = PreferenceLoss(model, ORDER, "plain")
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.engine = PlainEngine(module, torch.optim.AdamW(trained), max_grad_norm=1.0)
         self.engine.train()

@@ -11,7 +11,6 @@ import pytest
 from nextquill_core.errors import UserError
 from nextquill_core.training import curves
 from nextquill_core.training.curves import (
-    TRACKERS,
     WINDOW,
     Clipping,
     RunawayLoss,
@@ -67,7 +66,7 @@ def test_a_note_tells_loss_pace_memory_and_what_is_left() -> None:
     assert progress_note(line) == "loss 2.346  1,234 tokens/s  12.3 GB  1:02:05 left"
 
 
-@pytest.mark.parametrize("name", sorted(TRACKERS))
+@pytest.mark.parametrize("name", sorted(curves.MAKERS))
 def test_a_missing_package_is_told_before_anything_begins(name: str) -> None:
     if importlib.util.find_spec(name):
         check_packages([name])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nextquill_core.config import LoraSettings, ModelConfig
 from nextquill_core.errors import ModelError
 from nextquill_core.training.lora_targets import check_modules, check_targets
-from tests.models import small_model
+from tests.models import lora_model, small_model
 
 QV = ["q_proj", "v_proj"]
 REGEX = r".*\.(q_proj|v_proj)"
@@ -19,10 +19,8 @@ REGEX = r".*\.(q_proj|v_proj)"
 
 def adapted(model: Any, targets: Any) -> set[str]:
     """The modules that PEFT itself puts an adapter on."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=2, target_modules=LoraSettings(targets=targets).target_modules, task_type="CAUSAL_LM")
-    names = (name for name, _ in get_peft_model(model, config).named_modules() if name.endswith(".lora_A"))
+    whole = lora_model(model, target_modules=LoraSettings(targets=targets).target_modules)
+    names = (name for name, _ in whole.named_modules() if name.endswith(".lora_A"))
     return {name.removesuffix(".lora_A").removeprefix("base_model.model.") for name in names}
 
 

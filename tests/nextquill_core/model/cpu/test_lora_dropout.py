@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nextquill_core.model.cpu.lora_dropout import DroppedLinear, dropped_positions, use_lean_dropout
-from tests.models import small_model
+from tests.models import lora_model, small_model
 
 RATE = 0.25
 
@@ -68,13 +68,7 @@ def test_positions_depend_on_the_seed_alone_and_more_are_drawn_if_the_first_do_n
 
 
 def adapted(dropout: float) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(small_model("qwen2"), config)
+    return lora_model(small_model("qwen2"), lora_dropout=dropout)
 
 
 def kept_bytes(model: Any) -> int:
