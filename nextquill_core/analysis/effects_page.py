@@ -17,6 +17,7 @@ import numpy as np
 
 from nextquill_core.analysis.figures import effect_panels, png
 from nextquill_core.analysis.html import page, printable, visible
+from nextquill_core.analysis.result_tables import markdown_table
 from nextquill_core.analysis.token_colours import Unit, scale, units_of
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer
 
@@ -62,15 +63,15 @@ def effects_html(summary: EffectsSummary, decode: Decode, *, source: str = "the 
 def effects_markdown(summary: EffectsSummary, decode: Decode) -> str:
     """Return the content of the page in Markdown: tables, and the answers as coloured pictures."""
     parts = parts_of(summary)
-    numbers = _table(
+    numbers = markdown_table(
         ["category", "tokens", "preference tokens", "share", "mean effect", "mean log-probability gain (nats)"],
         [[_escaped(part.category), *_cells(part)] for part in parts],
     )
-    bins = _table(
+    bins = markdown_table(
         ["effect", *(_escaped(part.category) for part in parts)],
         [[label, *(f"{count:,}" for count in counts)] for label, counts in _coarse(summary, parts)],
     )
-    tokens = _table(
+    tokens = markdown_table(
         ["token", "id", "mean effect", "count"],
         [[_escaped(text) or "(nothing)", *cells] for text, *cells in _top_tokens(summary, decode)],
     )
@@ -139,12 +140,6 @@ def _coarse(summary: EffectsSummary, parts: Sequence[CategoryEffects]) -> list[t
         (f"above {start:g} to {end:g}" if low else f"{start:g} to {end:g}", [sum(p.histogram[low:high]) for p in parts])
         for start, end, low, high in bins
     ]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with numbers aligned to the right; the cells are Markdown already."""
-    rule = ["---", *("---:" for _ in columns[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 
 
 def _picture(units: Sequence[Unit]) -> str:

@@ -113,9 +113,4 @@ def own_style_share(
     if not counts[:, 1].any():
         return None
     interval = bootstrap_interval(counts, users, samples=samples, seed=seed)
-    return {
-        "value": interval.value,
-        "ci_low": interval.low,
-        "ci_high": interval.high,
-        "words": int(counts[:, 1].sum()),
-    }
+    return {**interval.columns, "words": int(counts[:, 1].sum())}

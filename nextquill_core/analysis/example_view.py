@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ from nextquill_core.analysis import token_colours
 from nextquill_core.analysis.html import page, printable, script
 from nextquill_core.analysis.token_colours import Unit, scale, terminal_safe, terminal_text
 from nextquill_core.schemas import Example, Review
+from nextquill_core.writing.draft import WORD
 
-WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Words without content, by which any two English texts match.
 STOP_WORDS = frozenset(
     WORD.findall(

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nextquill_core.analysis.example_view import WORD, ExplainedExample, has_content
+from nextquill_core.analysis.example_view import ExplainedExample, has_content
 from nextquill_core.synthetic.truth import token_spans
+from nextquill_core.writing.draft import WORD
 
 
 @dataclass(frozen=True, slots=True)

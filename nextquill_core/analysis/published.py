@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nextquill_core.analysis.result_tables import NOTHING, signed
+from nextquill_core.analysis.result_tables import NOTHING, markdown_table, signed
 from nextquill_core.evaluation.metrics import BERTSCORE, METRICS
 from nextquill_core.evaluation.tables import Row
 from nextquill_core.generation.decoding import PAPER as PAPER_DECODING
@@ -69,6 +69,7 @@ _PAPER: Mapping[str, tuple[tuple[float, ...], ...]] = {
         (0.1629, 0.0796, 0.1698, 2.0097),
         (0.1552, 0.0744, 0.1509, 1.4392),
     ),
+    "mce-dce": ((), (), ()),
     "norm-only": (
         (0.1958, 0.1122, 0.2786, 3.2468),
         (0.1865, 0.0953, 0.2100, 2.3798),
@@ -91,10 +92,6 @@ _ADDED: Mapping[str, Mapping[tuple[str, str], float]] = {
     },
     "nextquill": {("Books", BERTSCORE): 0.8182, (TOPIC_WRITING, "rouge1"): 0.1510},
 }
-_ORDER = (
-    "qwen", "contriever", "latestk", "llm-trsr", "cos", "sft", "oppu", "contextsft", "causal-only", "mce-dce",
-    "norm-only", "nextquill",
-)  # fmt: skip
 # The paper's text defines `nextquill`; its numbers most likely come from its code, which is `nextquill-official` here.
 OFFICIAL = "nextquill-official"
 OFFICIAL_SOURCE = f"{PAPER}; most likely measured by its official code"
@@ -135,10 +132,10 @@ class Published:
 
 
 def _numbers() -> Iterator[Published]:
-    for method in _ORDER:
+    for method, by_category in _PAPER.items():
         first = {
             (category, metric): value
-            for category, values in zip(CATEGORIES, _PAPER.get(method, ((),) * len(CATEGORIES)), strict=True)
+            for category, values in zip(CATEGORIES, by_category, strict=True)
             for metric, value in zip(REPORTED, values, strict=False)
         }
         for (category, metric), value in first.items():
@@ -308,10 +305,8 @@ def published_markdown(joined: Sequence[Row], differences: Sequence[str] = ()) -
     """Return the tables, their sources, and the differences of the settings in Markdown."""
     parts = []
     for table in published_tables(joined):
-        lines = [["method", *table.metrics], ["---", *("---:" for _ in table.metrics)]]
-        lines += [[method, *map(str, cells)] for method, cells in table.lines]
-        body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        parts.append(f"### {table.title}\n\n{body}")
+        lines = ([method, *map(str, cells)] for method, cells in table.lines)
+        parts.append(f"### {table.title}\n\n{markdown_table(['method', *table.metrics], lines)}\n")
     if parts:
         parts.append("Sources: " + "; ".join(published_sources(joined)) + ".\n")
     if differences:

@@ -29,6 +29,7 @@ from nextquill_core.analysis.result_tables import (
 )
 from nextquill_core.analysis.svg import inline_svg
 from nextquill_core.analysis.verdict import REFERENCES
+from nextquill_core.config.packaged import leaves
 from nextquill_core.evaluation.metrics import GAIN, LENGTH, LIKELIHOOD, PREFERENCE_SETS, preference_key
 from nextquill_core.evaluation.tables import ALL, Row
 
@@ -297,14 +298,8 @@ def _size(count: int | None) -> str:
     return f"{amount:.1f} TB"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return nested settings as dotted names and values."""
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append(
-                (f"{prefix}{name}", {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
-            )
-    return rows
+    words = {True: "yes", False: "no"}
+    found = ((name, value) for name, value in leaves(settings) if value != {})
+    return [(name, words[value] if isinstance(value, bool) else str(value)) for name, value in found]

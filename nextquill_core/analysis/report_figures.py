@@ -82,16 +82,12 @@ def forest_plot(found: Sequence[Difference]) -> Figure:
         found: As for `forest_panels`.
     """
     panels = forest_panels(found)
-    heights = [_lines(members) for _, members in panels]
+    heights = [len(members) + len({one.metric.key for one in members}) for _, members in panels]
     figure = new_figure(WIDTH, 0.4 + ROW * sum(heights) + 0.62 * len(panels))
     grid = figure.add_gridspec(max(1, len(panels)), 1, height_ratios=heights or None)
     for place, (title, members) in enumerate(panels):
         _forest_panel(figure.add_subplot(grid[place, 0]), title, members)
     return figure
-
-
-def _lines(members: Sequence[Difference]) -> int:
-    return len(members) + len({one.metric.key for one in members})
 
 
 def _forest_panel(axes: Axes, title: str, members: Sequence[Difference]) -> None:
@@ -148,26 +144,37 @@ def gain_plot(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> 
     axes = figure.add_subplot()
     axes.axvline(0, color=QUIET, linewidth=0.9)
     offset = 0.26 / max(1, len(metrics) - 1)
-    for number, (key, label) in enumerate(metrics.items()):
-        marker, colour = (("o", BLUE), ("D", ORANGE))[number % 2]
-        found = {row["method"]: row for row in rows if row["metric"] == key}
-        for place, method in enumerate(methods):
-            if method in found:
-                height = place + offset * number - 0.13
-                axes.plot(
-                    [found[method]["ci_low"], found[method]["ci_high"]], [height] * 2, color=colour, linewidth=1.4
-                )
-                axes.plot([found[method]["value"]], [height], marker, color=colour, markersize=5)
-        axes.plot([], [], marker, color=colour, markersize=5, label=label)
-    axes.set_yticks(range(len(methods)), [plain(method) for method in methods])
-    axes.set_ylim(len(methods) - 0.45, -0.55)
+    series = {label: [row for row in rows if row["metric"] == key] for key, label in metrics.items()}
+    _method_lines(axes, methods, series, [offset * number - 0.13 for number in range(len(series))])
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    dress(axes, "", base="bottom")
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
     axes.set_xlabel("nats a token of the true review", fontsize=8.5, color=INK)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
+
+
+def _method_lines(
+    axes: Axes, methods: Sequence[str], series: Mapping[str, Sequence[Mapping[str, Any]]], shifts: Sequence[float]
+) -> None:
+    """Draw a line of a panel for each method: the values of each series with their 95 % intervals.
+
+    Args:
+        axes: The panel.
+        methods: The methods, the highest line first.
+        series: Mappings with method, value, ci_low and ci_high, by the label of their series.
+        shifts: How far below the middle of its line each series stands, in lines.
+    """
+    for number, (label, rows) in enumerate(series.items()):
+        marker, colour = (("o", BLUE), ("D", ORANGE))[number % 2]
+        for row in rows:
+            height = methods.index(row["method"]) + shifts[number]
+            axes.plot([row["ci_low"], row["ci_high"]], [height] * 2, color=colour, linewidth=1.4)
+            axes.plot([row["value"]], [height], marker, color=colour, markersize=5, clip_on=False)
+        axes.plot([], [], marker, color=colour, markersize=5, label=label)
+    axes.set_yticks(range(len(methods)), [plain(method) for method in methods])
+    axes.set_ylim(len(methods) - 0.45, -0.55)
+    dress(axes, "", base="bottom")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
 
 
 def bucket_plot(
@@ -253,20 +260,10 @@ def share_plot(rows: Sequence[Mapping[str, Any]], ceiling: float, chance: float)
             label, (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
             ha="center" if where == "left" else "right", va="bottom", fontsize=8, color=QUIET,
         )  # fmt: skip
-    for number, kind in enumerate(kinds):
-        marker, colour = (("o", BLUE), ("D", ORANGE))[number % 2]
-        for row in (row for row in rows if row["history"] == kind):
-            height = names.index(row["method"]) + 0.24 * number - 0.12 * (len(kinds) - 1)
-            axes.plot([row["ci_low"], row["ci_high"]], [height] * 2, color=colour, linewidth=1.4)
-            axes.plot([row["value"]], [height], marker, color=colour, markersize=5, clip_on=False)
-        axes.plot([], [], marker, color=colour, markersize=5, label=kind)
-    axes.set_yticks(range(len(names)), [plain(name) for name in names])
-    axes.set_ylim(len(names) - 0.45, -0.55)
+    series = {kind: [row for row in rows if row["history"] == kind] for kind in kinds}
+    _method_lines(axes, names, series, [0.24 * number - 0.12 * (len(kinds) - 1) for number in range(len(kinds))])
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    dress(axes, "", base="bottom")
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 

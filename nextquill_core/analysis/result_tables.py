@@ -63,11 +63,11 @@ class Pivot:
     @property
     def markdown(self) -> str:
         """The table in Markdown, the best of each metric in bold."""
-        lines = [["method", *(metric.name for metric in self.metrics)], ["---", *("---:" for _ in self.metrics)]]
+        lines = []
         for method, cells in self.lines:
             texts = (f"**{cell.value}** {cell.interval}".strip() if cell.best else str(cell) for cell in cells)
             lines.append([method, *texts])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return markdown_table(["method", *(metric.name for metric in self.metrics)], lines) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +338,12 @@ def widest(rows: Sequence[Row]) -> str:
     """Return the union of all categories, or the first one where there is no union; `all` without rows."""
     categories = list(dict.fromkeys(row["category"] for row in rows))
     return ALL if ALL in categories or not categories else str(categories[0])
+
+
+def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, all columns but the first aligned to the right; the cells are Markdown already."""
+    rule = ["---", *("---:" for _ in columns[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines))
 
 
 def signed(value: float, decimals: int) -> str:

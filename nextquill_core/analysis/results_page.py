@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from nextquill_core.analysis.figures import difference_panels, png
 from nextquill_core.analysis.result_tables import NOTHING, SIGNIFICANT, p_value_text, signed
+from nextquill_core.analysis.verdict import BETTER, UNCLEAR, WORSE, listed
 from nextquill_core.evaluation.metrics import LIKELIHOOD, METRICS, PERSONAL_GAIN
 
 Row = Mapping[str, Any]
@@ -119,19 +120,17 @@ def pair_sentence(comparisons: Sequence[Row]) -> str:
     if not comparisons:
         return "These two were not compared."
     method, reference = comparisons[0]["method"], comparisons[0]["reference"]
-    above = [row for row in comparisons if significant(row) and _better(row)]
-    below = [row for row in comparisons if significant(row) and not _better(row)]
-    none = [row for row in comparisons if not significant(row)]
-    parts = []
-    if above:
-        parts.append(f"is better than `{reference}` in {listed(map(_stated, above))}")
-    if below:
-        parts.append(f"is worse than `{reference}` in {listed(map(_stated, below))}")
-    if none:
-        where = f"from `{reference}` " if not parts else ""
-        parts.append(f"no difference {where}was found in {listed(map(_stated, none))}")
-    if parts[0].startswith("no "):
-        return f"`{method}`: {parts[0]}."
+    outcomes = _by_outcome(comparisons)
+    parts = [
+        f"is {outcome} than `{reference}` in {listed(map(_stated, outcomes[outcome]))}"
+        for outcome in (BETTER, WORSE)
+        if outcomes[outcome]
+    ]
+    unclear = listed(map(_stated, outcomes[UNCLEAR]))
+    if not parts:
+        return f"`{method}`: no difference from `{reference}` was found in {unclear}."
+    if outcomes[UNCLEAR]:
+        parts.append(f"no difference was found in {unclear}")
     return f"`{method}` {'; '.join(parts)}."
 
 
@@ -147,13 +146,11 @@ def answer(table: Row, method: str, reference: str, metrics: Sequence[str]) -> s
     rows = pairs_of(table, method, reference, metrics)
     if not rows:
         return "not measured"
-    verdicts = {
-        "wins": [row for row in rows if significant(row) and _better(row)],
-        "loses": [row for row in rows if significant(row) and not _better(row)],
-        "no difference": [row for row in rows if not significant(row)],
-    }
+    words = {BETTER: "wins", WORSE: "loses", UNCLEAR: "no difference"}
     return "; ".join(
-        f"{verdict} in {listed(_name(row['metric']) for row in found)}" for verdict, found in verdicts.items() if found
+        f"{words[outcome]} in {listed(_name(row['metric']) for row in found)}"
+        for outcome, found in _by_outcome(rows).items()
+        if found
     )
 
 
@@ -183,7 +180,7 @@ def aim(study: Study) -> dict[str, Any]:
         else:
             fails.append(f"worse in {_stated(rows[key])}")
     texts = [row for key, row in rows.items() if METRICS[key].judges_text]
-    worse = [row for row in texts if significant(row) and not _better(row)]
+    worse = _by_outcome(texts)[WORSE]
     if not texts:
         unknown.append("metrics of texts")
     elif worse:
@@ -391,12 +388,6 @@ def overrides_text(overrides: Mapping[str, Any]) -> str:
     return ", ".join(texts) or "the base configuration as it is"
 
 
-def listed(items: Iterable[str]) -> str:
-    """Return items as a list in words: `a, b and c`."""
-    *first, last = [*items] or ["nothing"]
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def _heading(key: str) -> str:
     return _name(key) + " (circular)" * circular(key)
 
@@ -404,6 +395,14 @@ def _heading(key: str) -> str:
 def _better(comparison: Row) -> bool:
     up = METRICS[comparison["metric"]].higher_is_better
     return bool((comparison["difference"] > 0) == (up is not False))
+
+
+def _by_outcome(comparisons: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return comparisons by what they show of the method; those without a significant difference are unclear."""
+    found: dict[str, list[Row]] = {BETTER: [], WORSE: [], UNCLEAR: []}
+    for row in comparisons:
+        found[UNCLEAR if not significant(row) else BETTER if _better(row) else WORSE].append(row)
+    return found
 
 
 def _name(key: str) -> str:

@@ -18,20 +18,8 @@ from matplotlib.figure import Figure
 
 from nextquill_core.analysis import figures
 
-VARIABLES = {
-    "#ffffff": "card",
-    figures.INK.lower(): "ink",
-    figures.QUIET.lower(): "quiet",
-    figures.RULE.lower(): "rule",
-    figures.PALE.lower(): "pale",
-    figures.BLUE.lower(): "blue",
-    figures.ORANGE.lower(): "orange",
-    figures.GREEN.lower(): "green",
-    figures.VERMILION.lower(): "vermilion",
-    figures.PURPLE.lower(): "purple",
-    figures.SKY.lower(): "sky",
-    figures.YELLOW.lower(): "yellow",
-}
+NAMES = ("ink", "quiet", "rule", "pale", "blue", "orange", "green", "vermilion", "purple", "sky", "yellow")
+VARIABLES = {"#ffffff": "card"} | {getattr(figures, name.upper()).lower(): name for name in NAMES}
 """The page's CSS variable for each colour of a figure."""
 SCALE = 1.6
 """CSS pixels of a point, so that labels of 8 to 9 points have the size of the text around them."""

@@ -185,13 +185,13 @@ def _better(headlines: Sequence[Difference], method: str, users: int) -> str:
     for reference in dict.fromkeys(one.reference for one in headlines):
         better = [one for one in headlines if one.reference == reference and one.outcome == BETTER]
         if better:
-            clauses.append(f"than {reference} in {_listed([_measure(one) for one in better[:2]])}")
+            clauses.append(f"than {reference} in {listed(map(_measure, better[:2]))}")
     if not clauses:
-        references = _listed(list(dict.fromkeys(one.reference for one in headlines)), last="or")
+        references = listed(dict.fromkeys(one.reference for one in headlines), last="or")
         return f"For these {users:,} users, no advantage of {method} over {references} is shown."
     first, *others = clauses
     marked = first.replace(", ", ", 95 % interval ", 1)
-    return f"For these {users:,} users, {method} is better {_listed([marked, *others], '; ', last='and')}."
+    return f"For these {users:,} users, {method} is better {listed([marked, *others], '; ', last='and')}."
 
 
 def _not_shown(headlines: Sequence[Difference], missing: str) -> str:
@@ -202,7 +202,7 @@ def _not_shown(headlines: Sequence[Difference], missing: str) -> str:
         against = [
             f"{one.reference} ({_number(one.value)}, {_number(one.low)} to {_number(one.high)})" for one in of_metric
         ]
-        parts.append(f"in {_name(of_metric[0].metric)} against {_listed(against)}")
+        parts.append(f"in {_name(of_metric[0].metric)} against {listed(against)}")
     sentence = ""
     if parts:
         why = (
@@ -210,7 +210,7 @@ def _not_shown(headlines: Sequence[Difference], missing: str) -> str:
             if all(one.low <= 0 <= one.high for one in unclear)
             else "the interval includes zero or the test does not hold after correction"
         )
-        sentence = f"Not shown is a difference {_listed(parts, '; ')}, because {why}"
+        sentence = f"Not shown is a difference {listed(parts, '; ')}, because {why}"
     if missing:
         sentence = f"{sentence}; {missing}" if sentence else missing[0].upper() + missing[1:]
     return f"{sentence}." if sentence else ""
@@ -222,18 +222,16 @@ def _worse(shown: Sequence[Difference]) -> str:
         return "Nothing that was measured is shown to be worse."
     named = worse[:_LISTED]
     clauses = [
-        f"than {reference} in {_listed([_measure(one) for one in named if one.reference == reference])}"
+        f"than {reference} in {listed([_measure(one) for one in named if one.reference == reference])}"
         for reference in reference_order(one.reference for one in named)
     ]
     more = [f"in {len(worse) - _LISTED} more comparisons"] if len(worse) > _LISTED else []
-    return f"It is worse {_listed([*clauses, *more], '; ')}."
+    return f"It is worse {listed([*clauses, *more], '; ')}."
 
 
 def _missing(method: str, evaluated: Sequence[str]) -> str:
     absent = [name for name in EXPECTED if name not in evaluated and name != method]
-    return (
-        f"the reference {_listed(absent)} was not evaluated, so what {method} adds to it is unknown" if absent else ""
-    )
+    return f"the reference {listed(absent)} was not evaluated, so what {method} adds to it is unknown" if absent else ""
 
 
 def _measure(one: Difference) -> str:
@@ -252,15 +250,15 @@ def _number(value: float) -> str:
     return signed(value, places) if round(value, places) else f"{0:.{_PLACES}f}"
 
 
-def _listed(parts: Sequence[str], between: str = ", ", *, last: str = "and") -> str:
-    """Return parts as an enumeration.
+def listed(parts: Iterable[str], between: str = ", ", *, last: str = "and") -> str:
+    """Return parts as a list in words, such as `a, b and c`.
 
     Args:
-        parts: The parts.
+        parts: The parts; none are `nothing`.
         between: What stands between two of them.
         last: The word before the last one.
     """
-    *others, end = parts
+    *others, end = [*parts] or ["nothing"]
     return f"{between.join(others)} {last} {end}" if others else end
 
 

@@ -8,7 +8,7 @@ not depend on the decoding preset, so they have separate tables, under the prese
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,15 +134,10 @@ def _by_judged(scores: Mapping[Key, ExampleScores], shown: Collection[str]) -> d
     """Return the scores of texts by method and preset, and those of true reviews once, under `NO_TEXTS`."""
     found: dict[Key, ExampleScores] = {}
     for (method, decoding), result in scores.items():
-        keys = [key for key in result.keys if key in shown]
-        for preset, chosen in ((decoding, _judging(keys, texts=True)), (NO_TEXTS, _judging(keys, texts=False))):
-            if chosen:
+        for preset, texts in ((decoding, True), (NO_TEXTS, False)):
+            if chosen := [key for key in result.keys if key in shown and METRICS[key].judges_text == texts]:
                 found.setdefault((method, preset), result.only(chosen))
     return found
-
-
-def _judging(keys: Iterable[str], *, texts: bool) -> list[str]:
-    return [key for key in keys if METRICS[key].judges_text == texts]
 
 
 def _row(key: Key, category: str, metric: str, first: ExampleScores, second: ExampleScores) -> dict[str, Any]:

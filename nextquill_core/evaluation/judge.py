@@ -177,15 +177,14 @@ def ask_rubrics(
     Returns:
         The questions with their answers, of the examples with history; and the aspects of each example, possibly none.
     """
-    asked = {
-        row: rubric_prompt(example.history[-reviews:], count, wording)
-        for row, example in enumerate(examples)
+    prompts = {
+        (example.example_id, -1): rubric_prompt(example.history[-reviews:], count, wording)
+        for example in examples
         if example.history
     }
-    keys = {row: f"{examples[row].example_id}/rubric" for row in asked}
-    answers, read = _answers(ask, asked, keys, lambda answer: read_rubric(answer, count))
-    found = [Asked(examples[row].example_id, -1, prompt, answers[row]) for row, prompt in asked.items()]
-    return found, [read.get(row) or [] for row in range(len(examples))]
+    answers, read = _answers(ask, prompts, lambda answer: read_rubric(answer, count))
+    found = [Asked(*key, prompt, answers[key]) for key, prompt in prompts.items()]
+    return found, [read.get((example.example_id, -1)) or [] for example in examples]
 
 
 def ask_scores(
@@ -207,22 +206,17 @@ def ask_scores(
     Returns:
         The questions with their answers and scores, aspect by aspect.
     """
-    prompts: dict[tuple[int, int], str] = {}
-    keys: dict[tuple[int, int], str] = {}
+    prompts: dict[tuple[str, int], str] = {}
     empty: list[Asked] = []
-    for row, (example, text, rubric) in enumerate(zip(examples, texts, rubrics, strict=True)):
+    for example, text, rubric in zip(examples, texts, rubrics, strict=True):
         for number, aspect in enumerate(rubric):
+            key = example.example_id, number
             if text.strip():
-                prompts[row, number] = score_prompt(example.target, text, aspect, wording)
-                keys[row, number] = f"{example.example_id}/aspect-{number}"
+                prompts[key] = score_prompt(example.target, text, aspect, wording)
             else:
-                empty.append(Asked(example.example_id, number, "", "", 0))
-    answers, read = _answers(ask, prompts, keys, read_score)
-    found = [
-        Asked(examples[row].example_id, number, prompt, answers[row, number], read.get((row, number)))
-        for (row, number), prompt in prompts.items()
-    ]
-    return [*found, *empty]
+                empty.append(Asked(*key, "", "", 0))
+    answers, read = _answers(ask, prompts, read_score)
+    return [*(Asked(*key, prompt, answers[key], read.get(key)) for key, prompt in prompts.items()), *empty]
 
 
 def judged_statistics(example_ids: Sequence[str], scores: Sequence[tuple[str, int | None]]) -> Floats:
@@ -241,19 +235,24 @@ def judged_statistics(example_ids: Sequence[str], scores: Sequence[tuple[str, in
 
 
 def _answers(
-    ask: Ask,
-    prompts: dict[Any, str],
-    keys: dict[Any, str],
-    read: Callable[[str], Any],
-) -> tuple[dict[Any, str], dict[Any, Any]]:
-    """Return the last answer to each question, and what was read of those that could be read."""
-    answers: dict[Any, str] = {}
-    found: dict[Any, Any] = {}
+    ask: Ask, prompts: dict[tuple[str, int], str], read: Callable[[str], Any]
+) -> tuple[dict[tuple[str, int], str], dict[tuple[str, int], Any]]:
+    """Return the last answer to each question, and what was read of those that could be read.
+
+    Args:
+        ask: Asks the judge.
+        prompts: The questions by example and number of the aspect; -1 for a rubric.
+        read: Reads an answer; None where it cannot be read.
+    """
+    answers: dict[tuple[str, int], str] = {}
+    found: dict[tuple[str, int], Any] = {}
     for attempt, temperature in enumerate(TEMPERATURES):
         missing = [key for key in prompts if key not in found]
-        requests = [
-            ChatRequest(f"{keys[key]}#{attempt}", [], text=prompts[key], temperature=temperature) for key in missing
-        ]
+        requests = []
+        for example, aspect in missing:
+            name = f"{example}/rubric" if aspect < 0 else f"{example}/aspect-{aspect}"
+            text = prompts[example, aspect]
+            requests.append(ChatRequest(f"{name}#{attempt}", [], text=text, temperature=temperature))
         for key, answer in zip(missing, ask(requests), strict=True):
             answers[key] = answer.text
             understood = read(answer.text)

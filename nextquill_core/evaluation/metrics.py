@@ -100,6 +100,7 @@ AUTHOR_NOTE = (
     "same item; read it beside the value of the true reviews, its ceiling"
 )
 JUDGE_NOTE = "share of the points that a language model gives on a rubric of what matters to the user"
+CUT_NOTE = "of the answer's first words, as many as the true review has"
 EXACT_NOTE = "measured on tokens of words that the synthetic world drew by the user's taste; no model chose them"
 
 
@@ -170,28 +171,21 @@ _SET_NOTES = {
     CROSSFIT: "on tokens chosen by adapters that were trained without the user",
     EXACT: "on words that the synthetic world drew by the user's taste",
 }
-_GAIN_NOTES = {
-    PERSONAL_GAIN: "own history minus a stranger's, nats per token of the true review",
-    HISTORY_GAIN: "own history minus none, nats per token of the true review",
-}
 
 
-def _likelihood(key: str, name: str, note: str = "") -> Metric:
-    return Metric(key, name, 4, True, judges_text=False, note=note)
-
-
-def _gain(key: str, name: str, note: str) -> Metric:
+def _gain(key: str, name: str, other: str) -> Metric:
+    note = f"own history minus {other}, nats per token of the true review"
     return Metric(key, name, 4, True, difference_of_ratios, judges_text=False, table=GAIN, note=note)
 
 
-def _gains() -> Iterator[Metric]:
-    names = {PERSONAL_GAIN: "Personal gain", HISTORY_GAIN: "History gain"}
-    for key, name in names.items():
-        yield _gain(key, name, _GAIN_NOTES[key])
+def _of_tokens(*metrics: Metric) -> Iterator[Metric]:
+    """Yield metrics of all tokens of the true reviews, then the same on each set of preference tokens."""
+    yield from metrics
     for tokens, ending in PREFERENCE_SETS.items():
-        for key, name in names.items():
-            note = f"{_GAIN_NOTES[key]}, {_SET_NOTES[tokens]}"
-            yield _gain(preference_key(key, tokens), f"Preference {name.lower()}{ending}", note)
+        for metric in metrics:
+            name = f"Preference {metric.name.lower()}{ending}"
+            note = f"{metric.note}, {_SET_NOTES[tokens]}" if metric.note else _SET_NOTES[tokens]
+            yield replace(metric, key=preference_key(metric.key, tokens), name=name, note=note)
 
 
 METRICS = Plugins[Metric](
@@ -210,23 +204,12 @@ METRICS = Plugins[Metric](
             Metric(BERTSCORE, "BERTScore", 4, True),
             Metric(AUTHOR, "Author", 4, True, note=AUTHOR_NOTE),
             Metric(JUDGE, "Judge", 4, True, note=JUDGE_NOTE),
-            _likelihood(LIKELIHOOD, "Log-likelihood"),
-            *(
-                _likelihood(
-                    preference_key(LIKELIHOOD, tokens), f"Preference log-likelihood{ending}", _SET_NOTES[tokens]
-                )
-                for tokens, ending in PREFERENCE_SETS.items()
+            *_of_tokens(Metric(LIKELIHOOD, "Log-likelihood", 4, True, judges_text=False)),
+            *_of_tokens(
+                _gain(PERSONAL_GAIN, "Personal gain", "a stranger's"), _gain(HISTORY_GAIN, "History gain", "none")
             ),
-            *_gains(),
             *(
-                Metric(
-                    key,
-                    f"{name} (cut)",
-                    4,
-                    True,
-                    table=LENGTH,
-                    note="of the answer's first words, as many as the true review has",
-                )
+                Metric(key, f"{name} (cut)", 4, True, table=LENGTH, note=CUT_NOTE)
                 for key, name in zip(CUT_FORMS.values(), ("ROUGE-1", "ROUGE-L", "METEOR"), strict=True)
             ),
             Metric(LENGTH_RATIO, "Length ratio", 2, None),
@@ -520,13 +503,12 @@ def metric_settings(
     Raises:
         WordNetError: There is no WordNet.
     """
-    optional: dict[str, Any] = {}
-    if bertscore is not None:
-        optional[BERTSCORE] = {"value": "F1 of greedy matching, mean over examples, no idf, no rescaling", **bertscore}
-    if author is not None:
-        optional[AUTHOR] = {"value": AUTHOR_NOTE, **author}
-    if judge is not None:
-        optional[JUDGE] = {"value": JUDGE_NOTE, **judge}
+    measured = (
+        (BERTSCORE, "F1 of greedy matching, mean over examples, no idf, no rescaling", bertscore),
+        (AUTHOR, AUTHOR_NOTE, author),
+        (JUDGE, JUDGE_NOTE, judge),
+    )
+    optional: dict[str, Any] = {key: {"value": value, **how} for key, value, how in measured if how is not None}
     if delta is not None:
         optional[LIKELIHOOD] = {"value": "nats a token of the true review, its stop token among them"}
         other = {PERSONAL_GAIN: "a stranger's history", HISTORY_GAIN: "no history"}
@@ -534,24 +516,24 @@ def metric_settings(
             optional[key] = {"value": f"{LIKELIHOOD} with the user's own history minus {LIKELIHOOD} with {shown}"}
         for tokens, model in (preferences or {STORED: effects}).items():
             optional[preference_key(LIKELIHOOD, tokens)] = _preference_settings(tokens, model, delta, effects)
-    shares: dict[str, Any] = {}
-    if letters is not None:
-        for name, share in (("ignored", "ignored_share"), ("unspaced", "unspaced_share")):
-            shares[name] = {category: round(getattr(found, share), 6) for category, found in letters.items()}
+    ignored, unspaced = (
+        {category: round(getattr(found, share), 6) for category, found in (letters or {}).items()}
+        for share in ("ignored_share", "unspaced_share")
+    )
     return {
         "rouge": {
             "package": _version("rouge-score"),
             "value": "F-measure, mean over examples, 0 to 1",
             "use_stemmer": False,
             "tokens": "[a-z0-9]+ of the lower-cased text",
-            **({"ignored_letters": shares["ignored"]} if shares else {}),
+            **({"ignored_letters": ignored} if letters else {}),
         },
         "rouge_unicode": {
             "value": "as rouge, with tokens of every script; in metrics.json where rouge ignores more than "
             f"{SHOWN_ABOVE:.1%} of the letters and digits, in examples.parquet always",
             "tokens": "runs of letters, digits and marks after NFKC and case folding; one character in scripts "
             "without spaces between words",
-            **({"unspaced_letters": shares["unspaced"]} if shares else {}),
+            **({"unspaced_letters": unspaced} if letters else {}),
         },
         "meteor": {
             "package": _version("nltk"),

@@ -32,6 +32,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """The interval as columns of a table: value, ci_low and ci_high."""
+        return {"value": self.value, "ci_low": self.low, "ci_high": self.high}
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

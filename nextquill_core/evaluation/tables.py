@@ -76,24 +76,14 @@ def metric_rows(
     Raises:
         ValueError: The scores, users and categories are not all of the same, at least one, examples.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for category, members in category_groups(scores, users, categories).items():
         for key, found in resampled_values(scores, users, members, samples, seed).items():
             chosen = scores[key].take(members)
+            head = {"method": key[0], "category": category, "decoding": key[1]}
             for metric, values in found.items():
                 interval = interval_of(chosen.value(metric), values.resampled)
-                rows.append(
-                    {
-                        "method": key[0],
-                        "category": category,
-                        "decoding": key[1],
-                        "metric": metric,
-                        "value": interval.value,
-                        "ci_low": interval.low,
-                        "ci_high": interval.high,
-                        "n": len(members),
-                    }
-                )
+                rows.append({**head, "metric": metric, **interval.columns, "n": len(members)})
     return rows
 
 
@@ -226,13 +216,12 @@ def statistics_table(scores: Mapping[Key, ExampleScores], example_ids: Sequence[
     texts = [pa.field(name, pa.string()) for name in ("example_id", "method", "decoding")]
     schema = pa.schema([*texts, *(pa.field(key, pa.list_(pa.float64())) for key in keys)])
     tables = []
+    count = len(example_ids)
     for (method, decoding), result in scores.items():
-        count = len(example_ids)
-        columns: dict[str, Any] = {"example_id": list(example_ids), "method": [method] * count}
-        columns["decoding"] = [decoding] * count
-        for key in keys:
-            columns[key] = result.statistics[key].tolist() if key in result.statistics else [None] * count
-        tables.append(pa.table(columns, schema=schema))
+        names: list[Any] = [list(example_ids), [method] * count, [decoding] * count]
+        rows = result.statistics
+        numbers = [rows[key].tolist() if key in rows else [None] * count for key in keys]
+        tables.append(pa.table([*names, *numbers], schema=schema))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 

@@ -27,9 +27,10 @@ from nextquill_core.serving.drafts import (
     event,
     note,
     parts_of,
+    whole_draft,
 )
 from nextquill_core.serving.errors import ApiError, as_api_error, error_body
-from nextquill_core.serving.service import Pending, Service, Written, unless_disconnected
+from nextquill_core.serving.service import Pending, Service, Written
 from nextquill_core.writing.prompter import SANE
 from nextquill_core.writing.requests import checked
 
@@ -162,11 +163,7 @@ def routes(service: Service, *, log_texts: bool) -> APIRouter:
             usage = form.stream_options is not None and form.stream_options.include_usage
             chunks = _chunks(pending, request, name, usage=usage, log_texts=log_texts)
             return EventStream(chunks, pending.close)
-        try:
-            written = await unless_disconnected(request, pending.answer())
-        finally:
-            pending.close()
-        note(request, written, pending, log_texts=log_texts)
+        written = await whole_draft(pending, request, log_texts=log_texts)
         return JSONResponse(_completion(name, written))
 
     @router.get("/v1/models", summary="The served models")

@@ -14,7 +14,6 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, Field, model_validator
 
 from nextquill_core.config.base import Positive
-from nextquill_core.records import Review
 from nextquill_core.serving.errors import ErrorReply, as_api_error, error_body
 from nextquill_core.serving.service import Order, Pending, Service, Written, unless_disconnected
 from nextquill_core.writing.prompter import SANE
@@ -87,18 +86,6 @@ class ReviewReply(BaseModel):
     text: str
     timestamp_ms: int
 
-    @classmethod
-    def of(cls, review: Review) -> ReviewReply:
-        """Return the form of a record."""
-        item = ItemReply(title=review.item.title, description=review.item.description)
-        return cls(
-            item=item,
-            rating=review.rating,
-            title=review.title,
-            text=review.text,
-            timestamp_ms=review.timestamp_ms,
-        )
-
 
 class TokenReply(BaseModel):
     """A token of the text."""
@@ -154,22 +141,14 @@ class DraftReply(BaseModel):
     @classmethod
     def of(cls, written: Written) -> DraftReply:
         """Return the form of a draft."""
-        draft = written.draft
-        names = ("text", "n_tokens", "finish_reason", "method", "adapter", "decoding", "sampler", "note", "request")
-        return cls(
-            **{name: getattr(draft, name) for name in names},
-            prompt_tokens=written.prompt_tokens,
-            model=written.served.model_id,
-            strength=written.strength,
-            history_shown=[ReviewReply.of(review) for review in draft.history_shown],
-            tokens=[
-                TokenReply(**{name: getattr(token, name) for name in TokenReply.model_fields}) for token in draft.tokens
-            ],
-            likelier_words=list(written.likelier),
-            units=[
-                UnitReply(**{name: getattr(unit, name) for name in UnitReply.model_fields}) for unit in written.units
-            ],
-        )
+        values = vars(written.draft) | {
+            "prompt_tokens": written.prompt_tokens,
+            "model": written.served.model_id,
+            "strength": written.strength,
+            "likelier_words": written.likelier,
+            "units": written.units,
+        }
+        return cls.model_validate(values, from_attributes=True)
 
 
 def routes(service: Service, *, log_texts: bool) -> APIRouter:
@@ -186,14 +165,26 @@ def routes(service: Service, *, log_texts: bool) -> APIRouter:
         pending = await service.prepare(form.order)
         if form.stream:
             return EventStream(_events(pending, request, log_texts=log_texts), pending.close)
-        try:
-            written = await unless_disconnected(request, pending.answer())
-        finally:
-            pending.close()
-        note(request, written, pending, log_texts=log_texts)
+        written = await whole_draft(pending, request, log_texts=log_texts)
         return JSONResponse(DraftReply.of(written).model_dump())
 
     return router
+
+
+async def whole_draft(pending: Pending, request: Request, *, log_texts: bool) -> Written:
+    """Return the finished draft of a request, which is given up if the client leaves.
+
+    Args:
+        pending: The draft, which is closed.
+        request: The request.
+        log_texts: Whether the log has prompts and texts.
+    """
+    try:
+        written = await unless_disconnected(request, pending.answer())
+    finally:
+        pending.close()
+    note(request, written, pending, log_texts=log_texts)
+    return written
 
 
 async def _events(pending: Pending, request: Request, *, log_texts: bool) -> AsyncIterator[bytes]:

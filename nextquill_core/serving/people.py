@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated
 
@@ -107,7 +108,7 @@ def _reviews(catalog: Catalog, user: str, count: int) -> list[StoredReview]:
         stored = catalog.histories.reviews(sequence, len(sequence.reviews), count)
         ids = [row["item_id"] for row in sequence.reviews][-len(stored) :] if stored else []
         found += [
-            StoredReview(**ReviewReply.of(review).model_dump(), item_id=item_id, category=sequence.category)
+            StoredReview(**asdict(review), item_id=item_id, category=sequence.category)
             for item_id, review in zip(ids, stored, strict=True)
         ]
     return sorted(found, key=lambda review: -review.timestamp_ms)[:count]
@@ -118,6 +119,6 @@ def _items(catalog: Catalog, text: str, count: int) -> list[StoredItem]:
         return []
     found = {**catalog.histories.items([text]), **catalog.histories.items_named(text, count)}
     return [
-        StoredItem(title=item.title, description=item.description, item_id=item_id, category=category)
+        StoredItem(**asdict(item), item_id=item_id, category=category)
         for (category, item_id), item in islice(found.items(), count)
     ]

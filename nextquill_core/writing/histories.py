@@ -261,11 +261,8 @@ class _SortedFiles:
 
     def _place(self, key: str) -> tuple[int, int]:
         """Return the last file and the last row group in it that begin at or before a key; −1 for no row group."""
-        low, high = 0, len(self._paths)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._first(middle) <= key else (low, middle)
-        return low, bisect_right(self._footer(low).firsts, key) - 1
+        number = bisect_right(range(1, len(self._paths)), key, key=self._first)
+        return number, bisect_right(self._footer(number).firsts, key) - 1
 
     def _read(self, number: int, group: int, columns: Sequence[str] | None = None) -> Any:
         return read_row_group(self._paths[number], group, self._footer(number).metadata, columns)

@@ -138,8 +138,7 @@ def figures_of(run: Run, measured: Measured) -> dict[str, Picture]:
             f"Bars of each metric by method with 95 % intervals, {decoding} decoding, {category}",
             "Lines are 95 % bootstrap intervals over users.", chosen,
         )  # fmt: skip
-    for name, (figure, title, alt, caption, data) in _history_figures(measured, category, method):
-        add(name, figure, title, alt, caption, data)
+    pictures |= dict(_history_pictures(measured, category, method))
     summary = stored_summary(run.artifact(run.plan.score))
     counts = {part.category: part.histogram for part in parts_of(summary)}
     add(
@@ -165,11 +164,7 @@ def figures_of(run: Run, measured: Measured) -> dict[str, Picture]:
     return pictures
 
 
-Drawn = tuple[Figure, str, str, str, Sequence[Row]]
-"""A figure with its title, alternative text, caption and numbers."""
-
-
-def _history_figures(measured: Measured, category: str, method: str) -> Iterator[tuple[str, Drawn]]:
+def _history_pictures(measured: Measured, category: str, method: str) -> Iterator[tuple[str, Picture]]:
     """Yield the figures on what the history adds, by name: gains, and gains by group where there are two groups."""
     compared = {PERSONAL_GAIN: "own minus a stranger's", HISTORY_GAIN: "own minus no history"}
     rows = [row for row in measured.rows if row["category"] == category and row["metric"] in compared]
@@ -180,8 +175,8 @@ def _history_figures(measured: Measured, category: str, method: str) -> Iterator
         return
     yield (
         "history",
-        (
-            report_figures.gain_plot(rows, known), "What the history adds",
+        draw(
+            "history", report_figures.gain_plot(rows, known), "What the history adds",
             "Personal and history gain of each method with 95 % intervals; the table below has the log-likelihoods",
             "How much likelier each token of the true review is. Lines are 95 % intervals over users.", rows,
         ),
@@ -209,7 +204,8 @@ def _history_figures(measured: Measured, category: str, method: str) -> Iterator
         figure = report_figures.bucket_plot(panels, f"{METRICS[key].name.lower()}, nats")
         title = f"{METRICS[key].name} by group"
         alt = f"{METRICS[key].name} of each method by length of history and by age of the last review"
-        yield "history-groups", (figure, title, alt, "Lines are 95 % intervals over the users of a group.", data)
+        caption = "Lines are 95 % intervals over the users of a group."
+        yield "history-groups", draw("history-groups", figure, title, alt, caption, data)
 
 
 def report_of(
@@ -375,27 +371,21 @@ def costs_of(run: Run) -> list[dict[str, Any]]:
 def _preparation(run: Run, name: str) -> Iterator[tuple[str, float | None]]:
     """Yield what else a method needed before it could train or generate, and the seconds that it took."""
     plan, method = run.plan.evaluation, METHODS[name]
-    needed: list[tuple[str, Step | None]] = []
     trained = run.plan.train.get(method.trained_as)
-    if trained and any(source.kind == "score" for source in trained.inputs):
-        needed.append(("effects of history", run.plan.effects))
-    if method.shown == "contriever":
-        needed.append(("vectors", plan.relevance))
-    if method.shown == "summary":
-        needed.append(("summaries", plan.summaries))
-    if method.personal:
-        needed += [
-            *((f"adapter {task}", step) for task, step in plan.tasks.items()),
-            ("personal adapters", plan.personal),
-        ]
-    if method.shown in plan.profiles:
-        needed.append(("profiles", plan.profiles[method.shown]))
-    if method.soft:
-        needed += [("vectors of reviews", plan.peers), ("soft tokens", plan.soft)]
-    if method.styles:
-        needed.append(("style vectors", plan.style))
-    for what, step in needed:
-        if step:
+    weighted = trained is not None and any(source.kind == "score" for source in trained.inputs)
+    steps: list[tuple[object, str, Step | None]] = [  # whether the method needs it, its name, and its step
+        (weighted, "effects of history", run.plan.effects),
+        (method.shown == "contriever", "vectors", plan.relevance),
+        (method.shown == "summary", "summaries", plan.summaries),
+        *((method.personal, f"adapter {task}", step) for task, step in plan.tasks.items()),
+        (method.personal, "personal adapters", plan.personal),
+        (True, "profiles", plan.profiles.get(method.shown)),
+        (method.soft, "vectors of reviews", plan.peers),
+        (method.soft, "soft tokens", plan.soft),
+        (method.styles, "style vectors", plan.style),
+    ]
+    for needed, what, step in steps:
+        if needed and step:
             yield what, run.artifact(step).manifest.seconds
 
 
@@ -439,8 +429,7 @@ def _decoding(settings: EvaluateConfig, name: str) -> str:
 
 def _stage(artifact: Artifact, name: str) -> Stage:
     manifest = artifact.manifest
-    seconds = manifest.seconds
-    return Stage(name, manifest.fingerprint, artifact.location, manifest.rows, manifest.bytes, seconds)
+    return Stage(name, manifest.fingerprint, artifact.location, manifest.rows, manifest.bytes, manifest.seconds)
 
 
 def _training(artifact: Artifact, name: str) -> Training:

@@ -5,6 +5,7 @@ Sweeps and clusters are no inputs of an evaluation: they are shown if the store 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -192,23 +193,20 @@ def history_differences(
 
 def _clusters(run: Run, explained: Sequence[ExplainedExample]) -> PictureGroup:
     """Return the picture of the clusters of hidden states."""
-    name, title = "clusters", "Clusters of hidden states"
+    group = functools.partial(PictureGroup, "clusters", "Clusters of hidden states", input=False)
     step = run.plan.evaluation.clusters
     if step is None:
-        absent = "evaluate.pictured_tokens is 0: set it to 2000, then run `nextquill evaluate`."
-        return PictureGroup(name, title, absent=absent, input=False)
+        return group(absent="evaluate.pictured_tokens is 0: set it to 2000, then run `nextquill evaluate`.")
     artifact = run.store.find(step.kind, step.fingerprint)
     if artifact is None:
-        absent = f"The clusters have not been computed: run `nextquill evaluate`, then {REDRAW}."
-        return PictureGroup(name, title, absent=absent, input=False)
+        return group(absent=f"The clusters have not been computed: run `nextquill evaluate`, then {REDRAW}.")
     points = read_table(artifact.folder / FILE).to_pylist()
     stats = artifact.manifest.stats
     if not points:
-        absent = (
-            f"There are only {stats.get('tokens', 0)} preference tokens, too few for clusters: lower weights.delta, or "
-            "measure more users."
+        return group(
+            absent=f"There are only {stats.get('tokens', 0)} preference tokens, too few for clusters: lower "
+            "weights.delta, or measure more users."
         )
-        return PictureGroup(name, title, absent=absent, input=False)
     of_example = {one.example.example_id: one for one in explained}
     known = {key: token_words(of_example[key]) for key in {row["example_id"] for row in points} if key in of_example}
     words = [known[row["example_id"]][row["position"]] if row["example_id"] in known else "" for row in points]
@@ -233,7 +231,7 @@ def _clusters(run: Run, explained: Sequence[ExplainedExample]) -> PictureGroup:
         f"is one preference.",
         [{**row, "word": word} for row, word in zip(points, words, strict=True)],
     )  # fmt: skip
-    return PictureGroup(name, title, {"clusters": picture}, input=False)
+    return group(pictures={"clusters": picture})
 
 
 def _words(run: Run, explained: Sequence[ExplainedExample]) -> PictureGroup:

@@ -140,9 +140,9 @@ def table(
     """
     directed = [key for key in metrics if METRICS[key].higher_is_better is not None]
     samples = max(samples, SAMPLES_A_COMPARISON * len(pairs) * len(directed))
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
-    family: dict[tuple[int, str], dict[str, Any]] = {}
-    for key in metrics:
+    rows: dict[tuple[int, int], dict[str, Any]] = {}  # by the places of line and metric
+    family: dict[tuple[int, int], dict[str, Any]] = {}  # by those of pair and metric
+    for column, key in enumerate(metrics):
         sums = {
             place: [user_sums(scores.statistics[key], users) for scores in line.by_seed]
             for place, line in enumerate(lines)
@@ -153,17 +153,15 @@ def table(
             line = lines[place]
             head = {"method": line.method, "candidate": line.candidate, "metric": key}
             counts = {"n": len(users), "seeds": len(found)}
-            rows[place, key] = head | _interval(mean_over_seeds(found, seed=seed)) | counts
+            mean = mean_over_seeds(found, seed=seed)
+            rows[place, column] = head | interval_of(mean.whole, mean.resampled).columns | counts
         for number, (first, second) in enumerate(pairs) if key in directed else ():
             if first in values and second in values and _comparable(key, sums[first], sums[second]):
                 mine, theirs = lines[first], lines[second]
                 head = {"method": mine.method, "candidate": mine.candidate}
                 head |= {"reference": theirs.method, "reference_candidate": theirs.candidate, "metric": key}
-                family[number, key] = head | _compared(values[first], values[second], seed)
-    order = {key: place for place, key in enumerate(metrics)}
-    by_line = [found for _, found in sorted(rows.items(), key=lambda item: (item[0][0], order[item[0][1]]))]
-    by_pair = [found for _, found in sorted(family.items(), key=lambda item: (item[0][0], order[item[0][1]]))]
-    return by_line, corrected(by_pair)
+                family[number, column] = head | _compared(values[first], values[second], seed)
+    return [rows[place] for place in sorted(rows)], corrected([family[place] for place in sorted(family)])
 
 
 def _resampled(
@@ -187,11 +185,6 @@ def _resampled(
 def _comparable(key: str, mine: Sequence[Floats], theirs: Sequence[Floats]) -> bool:
     """Return whether both lines measured a metric on the same tokens, under every seed that both have."""
     return all(on_same_tokens(key, one, other) for one, other in zip(mine, theirs, strict=False))
-
-
-def _interval(values: Values) -> dict[str, float]:
-    found = interval_of(values.whole, values.resampled)
-    return {"value": found.value, "ci_low": found.low, "ci_high": found.high}
 
 
 def _compared(mine: Sequence[Values], theirs: Sequence[Values], seed: int) -> dict[str, float]:

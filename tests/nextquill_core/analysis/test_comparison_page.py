@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from nextquill_core.analysis.comparison_page import (
 )
 from nextquill_core.evaluation.between_runs import OTHER_TOKENS
 from nextquill_core.evaluation.tables import ALL, NO_TEXTS
+from tests.nextquill_core.analysis.test_report import Page
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\x1b[31m"
 RUN = ComparedRun("artifacts", "0123456789abcdef", "/store/evaluate/0123456789abcdef", "2026-11-29", "test", 40)
@@ -84,33 +84,14 @@ def test_tables_are_by_category_preset_and_group_of_metrics_the_union_first() ->
     assert [line.metric.key for line in tables[0].lines] == ["rouge1", "meteor"]
 
 
-class Tags(HTMLParser):
-    """Collects tags and checks that they are nested."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append(tag)
-        assert not any(name.startswith("on") or name in ("src", "href") for name, _ in attrs)
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_the_page_escapes_every_text_and_fetches_nothing() -> None:
     run = replace(RUN, **dict.fromkeys(("name", "fingerprint", "place", "made", "split"), EVIL))
     evil = ValueDifference(EVIL, EVIL, EVIL)
     shown = row(method=EVIL, category=EVIL, decoding=EVIL, untested=EVIL, p_value=None, p_adjusted=None)
     page = comparison_html(Comparison(run, run, [evil], [evil], [evil], Overlap(1, 1, 1, 1, 1), [shown], [EVIL]))
-    tags = Tags(page)
-    assert tags.open == []
-    assert {"script", "img", "link"}.isdisjoint(tags.found)
+    tags = Page(page).tags
+    assert {"script", "img", "link"}.isdisjoint(tag for tag, _ in tags)
+    assert not [name for _, names in tags for name in names if name.startswith("on") or name in ("src", "href")]
     assert "\x1b" not in page
     assert page.count("&lt;script&gt;") > 15
     assert "default-src 'none'" in page

@@ -11,13 +11,11 @@ from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from nextquill_core.analysis.effects_page import effects_html, effects_markdown
-from nextquill_core.analysis.figures import effect_panels, png
 from nextquill_core.analysis.html import printable
 from nextquill_core.analysis.token_colours import Unit, units_of
 from nextquill_core.causal.summary import CategoryEffects, EffectsSummary, ScoredAnswer, TopToken
@@ -159,22 +157,6 @@ def test_nothing_to_show_is_said() -> None:
 def test_a_single_category_is_not_shown_twice() -> None:
     one = replace(SUMMARY, categories=(part("Books"),))
     assert effects_markdown(one, decode).count("37.5 %") == 1
-
-
-def test_panels_count_what_they_are_given() -> None:
-    figure = effect_panels({"a$b": (1, 0, 3, 1, 1, 2), "c": (0,) * 6, "d": (1,) * 6}, EDGES, 0.05)
-    assert len(figure.axes) == 3
-    first, empty, _ = figure.axes
-    assert [bar.get_height() for bar in first.patches] == [1, 0, 3, 1, 1, 2]
-    blue = [bar.get_x() for bar in first.patches if bar.get_facecolor()[2] > bar.get_facecolor()[0] + 0.5]
-    assert blue == [0.05, 0.1]
-    assert (first.get_yscale(), empty.get_yscale()) == ("log", "linear")
-    assert png(figure) == png(figure)
-
-
-@pytest.mark.parametrize("delta", [-1.0, 0.0, 1.0])
-def test_any_delta_can_be_drawn(delta: float) -> None:
-    assert png(effect_panels({"a": (1, 2)}, (-1.0, 0.0, 1.0), delta))
 
 
 def test_texts_of_tokens_joined_are_the_answer(tiny_tokenizer: Any) -> None:

@@ -51,13 +51,20 @@ def test_log_likelihoods_have_no_bars() -> None:
 
 
 def test_panels_hold_every_bin_and_part_them_at_delta() -> None:
-    (axes,) = effect_panels({"Books": (0, 5, 2, 1)}, (-1, 0, 0.05, 0.5, 1), 0.05).axes
+    counts = {"Books": (0, 5, 2, 1), "a$b": (0,) * 4, "d": (1,) * 4}
+    axes, empty, _ = effect_panels(counts, (-1, 0, 0.05, 0.5, 1), 0.05).axes
     bars = [(bar.get_x(), bar.get_height(), bar.get_facecolor()) for bar in axes.patches]
     assert [bar[:2] for bar in bars] == [(-1, 0), (0, 5), (0.05, 2), (0.5, 1)]
     assert bars[0][2] == bars[1][2] != bars[2][2] == bars[3][2]
-    assert axes.get_yscale() == "log"
+    assert bars[2][2][2] > bars[2][2][0] + 0.5, "blue"
+    assert (axes.get_yscale(), empty.get_yscale()) == ("log", "linear")
     assert axes.lines[0].get_xdata()[0] == 0.05
     assert axes.texts[0].get_text() == "δ = 0.05"
+
+
+@pytest.mark.parametrize("delta", [-1.0, 0.0, 1.0])
+def test_any_delta_can_be_drawn(delta: float) -> None:
+    assert png(effect_panels({"a": (1, 2)}, (-1.0, 0.0, 1.0), delta))
 
 
 def test_curves_leave_out_what_was_not_logged() -> None:

@@ -28,7 +28,7 @@ from nextquill_core.analysis.report import (
 )
 from nextquill_core.analysis.result_tables import Histories
 from nextquill_core.evaluation.slices import DIFFERENCE, OWN, STRANGER
-from tests.nextquill_core.analysis.rows import row
+from tests.nextquill_core.analysis.rows import compared, row
 from tests.nextquill_core.analysis.test_example_view import explained
 
 SLICE = {"slice": "history_length", "bucket": "8–15", "p_value": None, "p_adjusted": None}
@@ -87,23 +87,6 @@ class Page(HTMLParser):
         return [value for found, attributes in self.tags if found == tag and (value := attributes.get(name))]
 
 
-def compared(metric: str, difference: float, p_adjusted: float) -> dict[str, object]:
-    return {
-        "method": "nextquill",
-        "reference": "contextsft",
-        "category": "Books",
-        "decoding": "paper",
-        "metric": metric,
-        "difference": difference,
-        "ci_low": difference - 0.01,
-        "ci_high": difference + 0.01,
-        "p_value": p_adjusted / 2,
-        "p_adjusted": p_adjusted,
-        "win_rate": 0.71,
-        "n": 317,
-    }
-
-
 def picture(title: str = "Scores", label: str = "a label") -> Picture:
     figure = Figure(figsize=(1.0, 0.5))
     figure.text(0, 0, label, parse_math=False)
@@ -140,7 +123,7 @@ def small_report() -> Report:
             row("nextquill", "log_likelihood", -3.1415),
             row("nextquill", "log_likelihood", -3.1415, decoding="sane"),
         ],
-        comparisons=[compared("rouge1", 0.0657, 0.0004)],
+        comparisons=[compared("rouge1", 0.0657, p_adjusted=0.0004)],
         slices=[
             {**row("nextquill", "rouge1", 0.21), **SLICE},
             {**row("nextquill", "rouge1", 0.5), **SLICE, "slice": "control", "bucket": OWN},
@@ -285,7 +268,7 @@ def test_best_and_significant_are_bold(report: Report) -> None:
     assert '<td class="num best">0.2318' in html
     assert '<td class="num">0.1661' in html
     assert '<td class="num best">+0.0657' in html
-    weaker = render(replace(report, comparisons=[compared("rouge1", -0.02, 0.2)]))
+    weaker = render(replace(report, comparisons=[compared("rouge1", -0.02, p_adjusted=0.2)]))
     assert '<td class="num">−0.0200<small>[−0.0300, −0.0100]</small><small>p = 0.200' in weaker
 
 
@@ -310,15 +293,13 @@ def test_many_methods_are_a_matrix(report: Report) -> None:
     """Thirteen methods, 78 pairs, each better than all before it, the last one significantly."""
     methods = [f"m{number:02}" for number in range(13)]
     comparisons = [
-        {
-            **compared("rouge1", 0.01 * (second - first), 0.01 if second == 12 else 0.3),
-            "method": methods[second],
-            "reference": methods[first],
-            "win_rate": 0.8,
-        }
+        compared(
+            "rouge1", 0.01 * (second - first), reference=methods[first], method=methods[second], win_rate=0.8,
+            p_adjusted=0.01 if second == 12 else 0.3,
+        )
         for second in range(13)
         for first in range(second)
-    ]
+    ]  # fmt: skip
     rows = [row(method, "rouge1", 0.1) for method in methods]
     page = Page(render(replace(report, rows=rows, comparisons=comparisons)))
     assert "Every pair in ROUGE-1: 12 of 78 differ significantly" in page.text
@@ -368,7 +349,7 @@ def hostile_report() -> Report:
         counts=[RowCount(EVIL, 2, 1, {EVIL: 1})],
         cohorts=[Cohort(EVIL, 1, 1, 1, {EVIL: 1})],
         rows=[row(EVIL, "rouge1", 0.1, EVIL, EVIL), row(EVIL, "rouge1", 0.1, EVIL + "2", EVIL)],
-        comparisons=[{**compared("rouge1", 0.1, 0.1), "method": EVIL, "category": EVIL, "decoding": EVIL}],
+        comparisons=[compared("rouge1", 0.1, method=EVIL, category=EVIL, decoding=EVIL)],
         slices=[{**row(EVIL, "rouge1", 0.1, EVIL, EVIL), **SLICE}],
         published=[{**beside_published([row("nextquill", "rouge1", 0.25)])[0], "method": EVIL, "source": EVIL}],
         differences=[EVIL],

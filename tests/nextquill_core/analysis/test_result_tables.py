@@ -19,21 +19,8 @@ from tests.nextquill_core.analysis import rows
 row = partial(rows.row, n=20)
 
 
-def compared(method: str, reference: str, metric: str, difference: float, p_adjusted: float) -> dict[str, object]:
-    return {
-        "method": method,
-        "reference": reference,
-        "category": "Books",
-        "decoding": "paper",
-        "metric": metric,
-        "difference": difference,
-        "ci_low": difference - 0.01,
-        "ci_high": difference + 0.01,
-        "p_value": p_adjusted,
-        "p_adjusted": p_adjusted,
-        "win_rate": 0.6,
-        "n": 20,
-    }
+def compared(method: str, reference: str, p_adjusted: float) -> dict[str, object]:
+    return rows.compared("rouge1", 0.02, reference=reference, method=method, p_adjusted=p_adjusted, win_rate=0.6)
 
 
 def sliced(
@@ -48,9 +35,7 @@ METHODS = ("a", "b", "c", "d", "e")
 def test_a_matrix_has_two_sides() -> None:
     """Method b is 0.02 better than a, significantly, for 60 % of the users; so a is as much worse, for 40 %."""
     pairs = [(later, earlier) for place, later in enumerate(METHODS) for earlier in METHODS[:place]]
-    comparisons = [
-        compared(*pair, "rouge1", 0.02, 0.01 if pair == ("b", "a") else 0.5) for pair in pairs if pair != ("e", "d")
-    ]
+    comparisons = [compared(*pair, 0.01 if pair == ("b", "a") else 0.5) for pair in pairs if pair != ("e", "d")]
     ((decoding, (block,)),) = result_blocks([row(name, "rouge1", 0.2) for name in METHODS], comparisons)
     assert decoding == "paper"
     assert block.pairs == ()
@@ -66,9 +51,8 @@ def test_a_matrix_has_two_sides() -> None:
 
 def test_few_pairs_are_listed() -> None:
     pairs = [(later, earlier) for place, later in enumerate(METHODS[:4]) for earlier in METHODS[:place]]
-    ((_, (block,)),) = result_blocks(
-        [row(name, "rouge1", 0.2) for name in METHODS[:4]], [compared(*pair, "rouge1", 0.1, 0.2) for pair in pairs]
-    )
+    comparisons = [compared(*pair, 0.2) for pair in pairs]
+    ((_, (block,)),) = result_blocks([row(name, "rouge1", 0.2) for name in METHODS[:4]], comparisons)
     assert [(pair.method, pair.reference) for pair in block.pairs] == pairs
     assert block.matrices == ()
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nextquill_core.analysis.results_page import aim, figures, pair_sentence, pairs_of, render
+from tests.nextquill_core.analysis.rows import compared as compared_row
 
 LIKELIHOOD, PREFERENCE, ROUGE = "log_likelihood", "preference_log_likelihood", "rouge1"
 WINS, LOSES, NONE = (0.05, 0.002), (-0.05, 0.0001), (0.05, 0.4)
@@ -15,11 +16,8 @@ WINS, LOSES, NONE = (0.05, 0.002), (-0.05, 0.0001), (0.05, 0.4)
 
 def compared(method: str, metric: str, found: tuple[float, float], *, reference: str = "contextsft") -> dict[str, Any]:
     difference, p_value = found
-    return {
-        "method": method, "candidate": "base", "reference": reference, "reference_candidate": "base", "metric": metric,
-        "difference": difference, "ci_low": difference - 0.01, "ci_high": difference + 0.01, "p_value": p_value / 2,
-        "p_adjusted": p_value, "win_rate": 0.75,
-    }  # fmt: skip
+    changes = {"candidate": "base", "reference_candidate": "base", "win_rate": 0.75}
+    return compared_row(metric, difference, reference=reference, method=method, p_adjusted=p_value, **changes)
 
 
 def valued(method: str, metric: str, value: float, candidate: str = "base") -> dict[str, Any]:

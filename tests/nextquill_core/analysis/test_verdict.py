@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,28 +18,10 @@ from nextquill_core.analysis.verdict import (
     verdict,
 )
 from nextquill_core.evaluation.metrics import METRICS
+from tests.nextquill_core.analysis.rows import compared as compared_row
 
 METHODS = ("qwen", "contextsft", "nextquill")
-
-
-def compared(
-    metric: str, difference: float, spread: float = 0.01, reference: str = "contextsft", **changes: Any
-) -> dict[str, Any]:
-    row = {
-        "method": "nextquill",
-        "reference": reference,
-        "category": "Books",
-        "decoding": "sane",
-        "metric": metric,
-        "difference": difference,
-        "ci_low": difference - spread,
-        "ci_high": difference + spread,
-        "p_value": 0.001,
-        "p_adjusted": 0.001,
-        "win_rate": 0.7,
-        "n": 60,
-    }
-    return row | changes
+compared = partial(compared_row, decoding="sane")
 
 
 def sentences(*rows: dict[str, Any], users: int = 60, evaluated: tuple[str, ...] = METHODS) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ from nextquill_core.evaluation.likelihood import (
     steered_logps,
 )
 from nextquill_core.generation.decoding import COPE, Contrast
+from nextquill_core.methods.personal_adapters import (
+    PersonalTraining,
+    adapter_name,
+    train_personal,
+    with_personal_adapters,
+)
 from nextquill_core.model import head as heads
 from nextquill_core.model.head import Head, head_of
 from nextquill_core.tokens import TokenPair
@@ -141,20 +148,21 @@ def test_no_logits_of_the_whole_vocabulary(family: str, monkeypatch: pytest.Monk
     assert max(columns for _, columns in seen) == 64
 
 
+@contextmanager
+def of_two_users(model: Any) -> Iterator[Any]:
+    """Yield the model with trained adapters of the users a and b."""
+    spec = PersonalTraining(learning_rate=2e-2)
+    adapters = train_personal(model, {"a": PAIRS[:2], "b": PAIRS[2:4]}, spec, batch_tokens=500)
+    with with_personal_adapters(model, adapters, spec) as adapted:
+        yield adapted
+
+
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_each_example_with_its_own_adapter(family: str) -> None:
-    from nextquill_core.methods.personal_adapters import (
-        PersonalTraining,
-        adapter_name,
-        train_personal,
-        with_personal_adapters,
-    )
-
-    model, spec = small_model(family), PersonalTraining(learning_rate=2e-2)
+    model = small_model(family)
     base = [oracle(model, one.factual, one.target) for one in PAIRS]
-    adapters = train_personal(model, {"a": PAIRS[:2], "b": PAIRS[2:4]}, spec, batch_tokens=500)
     owners = ["a", None, "b", "a", "b", None]
-    with with_personal_adapters(model, adapters, spec) as adapted:
+    with of_two_users(model) as adapted:
         expected = []
         for one, owner in zip(PAIRS, owners, strict=True):
             adapted.set_adapter(adapter_name(owner) if owner else "empty")
@@ -170,18 +178,9 @@ def test_each_example_with_its_own_adapter(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2", "biased"])
 def test_an_adapter_contrasted_with_the_base_against_whole_distributions(family: str) -> None:
-    from nextquill_core.methods.personal_adapters import (
-        PersonalTraining,
-        adapter_name,
-        train_personal,
-        with_personal_adapters,
-    )
-
-    model, spec = family_model(family), PersonalTraining(learning_rate=2e-2)
-    adapters = train_personal(model, {"a": PAIRS[:2], "b": PAIRS[2:4]}, spec, batch_tokens=500)
     owners = ["a", "a", "b", "a", "b", "b"]
     expected, plain = [], []
-    with with_personal_adapters(model, adapters, spec) as adapted:
+    with of_two_users(family_model(family)) as adapted:
         for one, owner in zip(PAIRS, owners, strict=True):
             adapted.set_adapter(adapter_name(owner))
             with torch.no_grad():

@@ -73,36 +73,25 @@ def test_rouge_by_hand() -> None:
     assert rouge("the cat was here", "The cat slept!") == pytest.approx((4 / 7, 4 / 7))
 
 
-def test_meteor_by_hand() -> None:
-    """Two of three words match, next to each other: P = R = F = 2/3, penalty 0.5 · (1/2)³, so 2/3 · 15/16 = 0.625.
-
-    "a" is exact. NLTK looks for synonyms among stems: "wonder" has "marvel", but no word has "volum".
-    """
-    assert values("a wonderful book", "a marvelous volume")["meteor"] == pytest.approx(0.625)
-
-
-def test_meteor_of_a_match_in_two_chunks() -> None:
-    """All four words match, in two chunks: (1 - 0.5 · (2/4)³) · 1 = 0.9375. In one chunk: 1 - 0.5 / 4³."""
-    assert values("green tea red wine", "red wine green tea")["meteor"] == pytest.approx(0.9375)
-    assert values("red wine green tea", "red wine green tea")["meteor"] == pytest.approx(1 - 0.5 / 64)
-
-
-def test_meteor_weighs_recall_nine_to_one() -> None:
-    """One word of one predicted, of two expected: P = 1, R = 1/2, F = P·R / (0.9 P + 0.1 R) = 10/19, penalty 1/2."""
-    assert values("wine", "red wine")["meteor"] == pytest.approx(5 / 19)
-
-
-def test_bleu_by_hand() -> None:
-    """5 of 6 words, 3 of 5 pairs, 1 of 4 triples, and 0 of 3 fours, smoothed to half a match: 1/6."""
-    found = values("the cat sat on the mat", "the cat is on the mat")["bleu"]
-    assert found == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** (1 / 4))
-
-
-def test_bleu_brevity() -> None:
-    """Every n-gram of the 4 words matches, and the reference has 8: exp(1 - 8/4)."""
-    assert values("one two three four", "one two three four five six seven eight")["bleu"] == pytest.approx(
-        100 * np.exp(-1)
-    )
+@pytest.mark.parametrize(
+    ("metric", "prediction", "reference", "expected"),
+    [
+        # Two of three words match, next to each other: P = R = F = 2/3, penalty 0.5 · (1/2)³, so 2/3 · 15/16 = 0.625.
+        # "a" is exact. NLTK looks for synonyms among stems: "wonder" has "marvel", but no word has "volum".
+        ("meteor", "a wonderful book", "a marvelous volume", 0.625),
+        # All four words match, in two chunks: (1 - 0.5 · (2/4)³) · 1 = 0.9375. In one chunk: 1 - 0.5 / 4³.
+        ("meteor", "green tea red wine", "red wine green tea", 0.9375),
+        ("meteor", "red wine green tea", "red wine green tea", 1 - 0.5 / 64),
+        # One word of one predicted, of two expected: P = 1, R = 1/2, F = P·R / (0.9 P + 0.1 R) = 10/19, penalty 1/2.
+        ("meteor", "wine", "red wine", 5 / 19),
+        # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples, and 0 of 3 fours, smoothed to half a match: 1/6.
+        ("bleu", "the cat sat on the mat", "the cat is on the mat", 100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** (1 / 4)),
+        # Every n-gram of the 4 words matches, and the reference has 8: exp(1 - 8/4).
+        ("bleu", "one two three four", "one two three four five six seven eight", 100 * np.exp(-1)),
+    ],
+)
+def test_meteor_and_bleu_by_hand(metric: str, prediction: str, reference: str, expected: float) -> None:
+    assert values(prediction, reference)[metric] == pytest.approx(expected)
 
 
 def test_identity() -> None:

@@ -86,11 +86,6 @@ def test_values_are_the_scores_own(scores: dict[tuple[str, str], ExampleScores])
     assert found["nextquill", "paper", "Movies", "rouge1"] == result.take(np.arange(8, 12)).value("rouge1")
 
 
-def test_one_category_needs_no_union(scores: dict[tuple[str, str], ExampleScores]) -> None:
-    rows = metric_rows(scores, USERS, ["Books"] * 12, samples=100)
-    assert {row["category"] for row in rows} == {"Books"}
-
-
 def test_rows_do_not_depend_on_the_order(scores: dict[tuple[str, str], ExampleScores]) -> None:
     order = np.random.default_rng(0).permutation(12)
     turned = {key: result.take(order) for key, result in scores.items()}
@@ -118,8 +113,9 @@ def test_comparisons_against_a_reference(scores: dict[tuple[str, str], ExampleSc
     assert cut["p_adjusted"] == pytest.approx(0.006)  # three metrics in the other table
 
 
-def test_every_pair(scores: dict[tuple[str, str], ExampleScores]) -> None:
+def test_every_pair_and_no_union_of_one_category(scores: dict[tuple[str, str], ExampleScores]) -> None:
     rows = comparison_rows(scores, USERS, ["Books"] * 12, samples=100)
+    assert {row["category"] for row in (*rows, *metric_rows(scores, USERS, ["Books"] * 12, samples=100))} == {"Books"}
     assert [(row["method"], row["reference"]) for row in rows if row["metric"] == "bleu"] == [
         ("nextquill", "qwen"),
         ("latestk", "qwen"),
@@ -235,8 +231,7 @@ def test_document_round_trip(scores: dict[tuple[str, str], ExampleScores], tmp_p
 
 
 def test_a_damaged_metrics_file_is_one_line(tmp_path: Path) -> None:
-    bounds = dict.fromkeys(("ci_low", "ci_high", "n"), 1)
-    row = bounds | {"value": "x", "method": "m", "category": "c", "decoding": "d", "metric": "x"}
+    row = {"method": "m", "category": "c", "decoding": "d", "metric": "x", "value": "x", "ci_low": 0, "ci_high": 0}
     for text in (
         "",
         "[" * 100_000,
@@ -246,9 +241,7 @@ def test_a_damaged_metrics_file_is_one_line(tmp_path: Path) -> None:
         '{"settings": 1, "rows": [], "comparisons": []}',
         '{"settings": {}, "rows": [1], "comparisons": []}',
         '{"settings": {}, "rows": [], "comparisons": [], "cautions": "one"}',
-        json.dumps(
-            {"settings": {}, "rows": [row | {"value": "x", "ci_low": 0, "ci_high": 0, "n": 1}], "comparisons": []}
-        ),
+        json.dumps({"settings": {}, "rows": [row | {"n": 1}], "comparisons": []}),
     ):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(UserError, match="metrics"):
@@ -294,54 +287,21 @@ def test_missing_measurements_stay_unknown() -> None:
     assert all(row["preparation"] == {} for row in rows)
 
 
-def answer(method: str, text: str, n_tokens: int, finish_reason: str) -> dict[str, object]:
-    return {
-        "example_id": "e",
-        "method": method,
-        "decoding": "paper",
-        "text": text,
-        "n_tokens": n_tokens,
-        "finish_reason": finish_reason,
-    }
-
-
 def test_counts_by_hand() -> None:
-    rows = answer_rows(
-        [
-            answer("qwen", "good " * 100, 100, "length"),
-            answer("nextquill", "A fine book.", 5, "stop"),
-            answer("qwen", " \n\u00a0", 1, "stop"),
-            answer("qwen", "", 0, "stop"),
-            answer("qwen", "ספר נפלא 😀", 7, "content_filter"),
-        ]
-    )
-    assert rows == [
-        {
-            "method": "qwen",
-            "decoding": "paper",
-            "answers": 4,
-            "empty": 2,
-            "cut": 1,
-            "other": 1,
-            "stopped_share": 0.5,
-            "mean_tokens": 27,
-            "longest_tokens": 100,
-        },
-        {
-            "method": "nextquill",
-            "decoding": "paper",
-            "answers": 1,
-            "empty": 0,
-            "cut": 0,
-            "other": 0,
-            "stopped_share": 1.0,
-            "mean_tokens": 5,
-            "longest_tokens": 5,
-        },
+    answers = [
+        ("qwen", "good " * 100, 100, "length"),
+        ("nextquill", "A fine book.", 5, "stop"),
+        ("qwen", " \n\u00a0", 1, "stop"),
+        ("qwen", "", 0, "stop"),
+        ("qwen", "ספר נפלא 😀", 7, "content_filter"),
     ]
-
-
-def test_nothing_was_written() -> None:
+    columns = ("method", "text", "n_tokens", "finish_reason")
+    rows = answer_rows({"decoding": "paper", **dict(zip(columns, one, strict=True))} for one in answers)
+    counts = ("answers", "empty", "cut", "other", "stopped_share", "mean_tokens", "longest_tokens")
+    assert rows == [
+        {"method": method, "decoding": "paper", **dict(zip(counts, numbers, strict=True))}
+        for method, numbers in (("qwen", (4, 2, 1, 1, 0.5, 27, 100)), ("nextquill", (1, 0, 0, 0, 1.0, 5, 5)))
+    ]
     assert answer_rows([]) == []
 
 

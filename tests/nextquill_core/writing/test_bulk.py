@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nextquill_core.writing.bulk import DRAFTS, write_drafts
 from nextquill_core.writing.histories import Histories
 from nextquill_core.writing.prompter import People, Preset
 from nextquill_core.writing.requests import WriteRequest, checked
+from nextquill_core.writing.writer import Writer
 from storage import UserError
 from tests.writers import tiny_writer, write_people
 
@@ -49,21 +51,21 @@ def requests(count: int) -> list[WriteRequest]:
 
 
 @pytest.fixture
-def people(tmp_path: Path) -> People:
+def writer_of(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Writer]:
+    """Return what makes a writer with the store's people, given its engine."""
     write_people(tmp_path / "store")
-    return People(Histories(tmp_path / "store"))
+    people = People(Histories(tmp_path / "store"), ratings=(1.0, 5.0))
+    return partial(tiny_writer, tiny_model, tiny_tokenizer, people)
 
 
-def test_rows_are_in_the_order_of_the_requests(
-    tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path
-) -> None:
+def test_rows_are_in_the_order_of_the_requests(writer_of: Callable[..., Writer], tmp_path: Path) -> None:
     out, asked = tmp_path / "drafts.parquet", requests(5)
     seen: list[tuple[float, float]] = []
 
     def progress(done: float, total: float, note: str = "", *, phase: str = "") -> None:
         seen.append((done, total))
 
-    writer = tiny_writer(tiny_model, tiny_tokenizer, people)
+    writer = writer_of()
     write_drafts(writer, asked, out, explain=True, progress=progress)
     table = pq.read_table(out)
     assert table.schema == DRAFTS
@@ -79,17 +81,17 @@ def test_rows_are_in_the_order_of_the_requests(
 
 
 def test_an_interrupted_run_resumes_and_ends_in_the_same_bytes(
-    tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer_of: Callable[..., Writer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "PART", 8)
     count = 13
     whole, out = Echo(), tmp_path / "drafts.parquet"
-    write_drafts(tiny_writer(tiny_model, tiny_tokenizer, people, engine=whole), requests(count), tmp_path / "whole")
+    write_drafts(writer_of(engine=whole), requests(count), tmp_path / "whole")
     asked = 0
     for most in (3, 7, count):
         engine = Echo(most)
         try:
-            write_drafts(tiny_writer(tiny_model, tiny_tokenizer, people, engine=engine), requests(count), out)
+            write_drafts(writer_of(engine=engine), requests(count), out)
         except KeyboardInterrupt:
             assert not out.exists()
         asked += engine.asked
@@ -97,44 +99,33 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_bytes(
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_other_settings_use_nothing_of_an_interrupted_run(
-    tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path
-) -> None:
+def test_other_settings_use_nothing_of_an_interrupted_run(writer_of: Callable[..., Writer], tmp_path: Path) -> None:
     out = tmp_path / "drafts.parquet"
     with pytest.raises(KeyboardInterrupt):
-        write_drafts(tiny_writer(tiny_model, tiny_tokenizer, people, engine=Echo(3)), requests(5), out)
+        write_drafts(writer_of(engine=Echo(3)), requests(5), out)
     other = Echo()
-    write_drafts(tiny_writer(tiny_model, tiny_tokenizer, people, engine=other), requests(5), out, decoding="paper")
+    write_drafts(writer_of(engine=other), requests(5), out, decoding="paper")
     assert other.asked == 5
 
 
 def test_invalid_requests_are_found_before_anything_is_generated(
-    tiny_model: Any, tiny_tokenizer: Any, people: People, tmp_path: Path
+    writer_of: Callable[..., Writer], tmp_path: Path
 ) -> None:
     engine = Echo()
-    rated = replace(people, ratings=(1.0, 5.0))
-    writer = tiny_writer(tiny_model, tiny_tokenizer, rated, engine=engine)
-    item, past, example, category, rating = (
-        [*requests(3), checked(WriteRequest, values, "here")]
-        for values in (
-            {"item": "B99"},
-            {"item": "B7", "history": [{"item": "B99", "text": "good"}]},
-            {"example": "Books:ann:1"},
-            {"item": "B7", "category": "Toys"},
-            {"item": "B7", "rating": 9},
-        )
-    )
-    for asked, options, words in (
-        (item, {}, "request 4: no item 'B99' in this store"),
-        (past, {}, "request 4: no item 'B99' in this store"),
-        (example, {}, "request 4: there is no example 'Books:ann:1'"),
-        (rating, {}, "request 4: no review here has the rating 9"),
-        (category, {}, "request 4: no category 'Toys' in this store"),
-        ([], {}, "there is no request"),
-        (requests(1), {"decoding": "sain"}, "unknown decoding"),
+    writer = writer_of(engine=engine)
+    for values, words in (
+        ({"item": "B99"}, "no item 'B99' in this store"),
+        ({"item": "B7", "history": [{"item": "B99", "text": "good"}]}, "no item 'B99' in this store"),
+        ({"example": "Books:ann:1"}, "there is no example 'Books:ann:1'"),
+        ({"item": "B7", "rating": 9}, "no review here has the rating 9"),
+        ({"item": "B7", "category": "Toys"}, "no category 'Toys' in this store"),
     ):
-        with pytest.raises(UserError, match=words):
-            write_drafts(writer, asked, tmp_path / "out", **options)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"request 4: {words}"):
+            write_drafts(writer, [*requests(3), checked(WriteRequest, values, "here")], tmp_path / "out")
+    with pytest.raises(UserError, match="there is no request"):
+        write_drafts(writer, [], tmp_path / "out")
+    with pytest.raises(UserError, match="unknown decoding"):
+        write_drafts(writer, requests(1), tmp_path / "out", decoding="sain")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="name another file with --out"):
         write_drafts(writer, requests(1), tmp_path / "folder")
