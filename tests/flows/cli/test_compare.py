@@ -12,10 +12,9 @@ from rich.console import Console
 from flows.cli.compare import comparison_lines
 from nextquill_core.analysis.comparison_page import ComparedRun, Comparison, Overlap, ValueDifference
 from nextquill_core.evaluation.metrics import LIKELIHOOD
-from nextquill_core.evaluation.tables import metric_rows, statistics_table
 from nextquill_core.pipeline.run import Run
-from storage import Staging, write_json
-from tests.evaluations import commit_evaluation, likelihoods
+from storage import Staging
+from tests.evaluations import commit_evaluation, likelihoods, write_evaluation
 from tests.flows.cli.test_main import nextquill
 from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config, small_settings, write_config
@@ -31,16 +30,11 @@ def scores(first: float) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.fixture
 def config(small_world: Path, tmp_path: Path) -> Path:
     """A configuration whose evaluation is in its store, with numbers made by hand."""
-    from nextquill_core.evaluation.metrics import ExampleScores
-
     run = Run(small_config(small_world, tmp_path / "store"))
     make_all(run)
-    measured = {key: ExampleScores({}).plus(found) for key, found in scores(0.1).items()}
 
     def build(staging: Staging) -> dict[str, int]:
-        rows = metric_rows(measured, IDS, ["Small"] * 6, samples=50)
-        write_json(staging.path("metrics.json"), {"settings": {}, "rows": rows, "comparisons": []})
-        staging.write_table("statistics.parquet", statistics_table(measured, IDS))
+        write_evaluation(staging, scores(0.1), IDS)
         return {}
 
     run.make(run.plan.evaluate, build, force=True)

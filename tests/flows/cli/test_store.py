@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.orchestration import fill
 from flows.cli.status import status_rows
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
@@ -22,17 +23,6 @@ def config(small_world: Path, tmp_path: Path) -> Path:
     path = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
     make_all(Run(load_config(path, [])))
     return path
-
-
-def crowd(store: Path, count: int) -> None:
-    """Copy the artifacts in a store under other fingerprints until there are `count`."""
-    manifests = [json.loads(path.read_text()) for path in sorted(store.glob("*/*/manifest.json"))]
-    for number in range(count - len(manifests)):
-        manifest = manifests[number % len(manifests)] | {"fingerprint": f"{number:016x}"}
-        manifest["identity"] = manifest["identity"] | {"seed": 1000 + number}
-        folder = store / manifest["kind"] / manifest["fingerprint"]
-        folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
 def test_gc_lists_and_removes_only_with_apply(monkeypatch: Any, capsys: Any, config: Path) -> None:
@@ -66,7 +56,7 @@ def test_gc_of_two_stores_is_refused(monkeypatch: Any, capsys: Any, config: Path
 
 
 def test_a_thousand_artifacts_are_listed_at_once(monkeypatch: Any, capsys: Any, config: Path) -> None:
-    crowd(config.parent / "store", 1000)
+    fill(config.parent / "store", 1000)
     settings = load_config(config, [])
     started = time.monotonic()
     assert {row["state"] for row in status_rows(settings)} == {"fresh"}
