@@ -22,7 +22,6 @@ from nextquill_core.methods.registry import METHODS
 from tasks.ui import tag_run
 
 LONGEST, LONGEST_VALUE, MOST_CHANGES = 80, 24, 3
-STAGES = ("ingest", "model", "score", "train", "evaluate")
 SYMBOLS = {
     "train.alpha": "α", "weights.delta": "δ", "weights.high": "λ", "weights.low": "ε", "train.learning_rate": "lr",
     "model.name_or_path": "model",
@@ -130,7 +129,7 @@ def run_name(flow: str, parameters: Mapping[str, Any], changed: Mapping[str, Any
 
 def run_tags(flow: str, parameters: Mapping[str, Any]) -> list[str]:
     """Return the tags by which the UI filters runs: what kind of run it is, its categories and its method."""
-    kinds = {PIPELINE: PIPELINE} | {stage: f"stage:{stage}" for stage in STAGES}
+    kinds = {PIPELINE: PIPELINE} | {stage: f"stage:{stage}" for stage in READS}
     tags = [kinds.get(flow, COMPARISON), *(f"category:{category}" for category in categories(parameters))]
     return tags + [f"method:{method}" for method in _trained(flow, parameters)]
 
@@ -143,11 +142,7 @@ def differences(config: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str
 
 def picked(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Return the values of `config` at and below these dotted keys."""
-    return {
-        key: value
-        for key, value in leaves(config)
-        if any(key == chosen or key.startswith(f"{chosen}.") for chosen in keys)
-    }
+    return {key: value for key, value in leaves(config) if _below(key, keys)}
 
 
 def categories(parameters: Mapping[str, Any]) -> list[str]:
@@ -195,9 +190,8 @@ def _below(key: str, tops: Sequence[str]) -> bool:
 @cache
 def _ambiguous() -> frozenset[str]:
     """Return the last parts that several keys share, such as `alpha`."""
-    return frozenset(
-        last for last, count in Counter(key.rpartition(".")[2] for key in known_keys()).items() if count > 1
-    )
+    counts = Counter(key.rpartition(".")[2] for key in known_keys())
+    return frozenset(last for last, count in counts.items() if count > 1)
 
 
 def _short(key: str) -> str:

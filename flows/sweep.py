@@ -64,11 +64,9 @@ def sweep(
                 waiting,
                 command=POINT_COMMAND,
                 parallel=at_a_time,
-                api=_api_url(),
                 folder=folder,
-                say=logger.info,
                 may_start=lambda: not outage.away(),  # without a server, each would end only after the same wait
-                environment=held,
+                environment={**held, "PREFECT_API_URL": _api_url()},
             )
         points[0].run.look_again()
         if not failed:

@@ -61,6 +61,7 @@ def ray_launch(address: str | None, workers: int | str, options: Mapping[str, An
         os.environ.setdefault(CLUSTER, "0")  # before Ray is imported
     import ray
     from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
 
     own = OWN_RAY if address is None else {}
     runner: Any = RayTaskRunner(address=address or "local", init_kwargs={**own, **(options or {})})
@@ -74,7 +75,9 @@ def ray_launch(address: str | None, workers: int | str, options: Mapping[str, An
             """Submit the workers, show their progress, and raise the error that ended one of them."""
             count, needs = placement(workers)
             get_run_logger().info("score: %d worker(s) on Ray, each with %s", count, needs)
-            running = {future.wrapped_future: future for future in _submit(job, count, needs)}
+            with remote_options(**needs):
+                futures: list[Any] = [score_worker.submit(job, number) for number in range(count)]
+            running = {future.wrapped_future: future for future in futures}
             lost = None
             try:
                 while running:
@@ -122,10 +125,3 @@ def _lost(ended: Any) -> BaseException | None:
         get_run_logger().warning("score: a worker was lost (%s); the others continue", first_line(error))
         return error
     return None
-
-
-def _submit(job: str, count: int, needs: dict[str, float]) -> list[Any]:
-    from prefect_ray.context import remote_options
-
-    with remote_options(**needs):
-        return [score_worker.submit(job, number) for number in range(count)]

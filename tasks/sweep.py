@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
 
 from nextquill_core.config import LauncherConfig
 from nextquill_core.pipeline.run import Outcome
@@ -62,11 +63,9 @@ def run_processes(
     *,
     command: Sequence[str],
     parallel: int,
-    api: str,
     folder: Path,
-    say: Callable[[str], None],
     may_start: Callable[[], bool],
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str],
 ) -> dict[int, Exception]:
     """Run points as processes, no two of which make the same artifact at the same time.
 
@@ -77,19 +76,17 @@ def run_processes(
         numbers: Numbers of the points to run.
         command: Command line of a process; the path of its order follows.
         parallel: Number of processes at a time.
-        api: URL of the Prefect server that all report to.
         folder: Receives orders and logs.
-        say: Receives a line when a process starts or ends.
         may_start: Says after each failure whether it is useful to start more points.
-        environment: Environment variables of all processes, besides those of this process.
+        environment: Environment variables of all processes, besides those of this process; they name the Prefect
+            server that all report to.
 
     Returns:
         The errors, by number of the point. The other points have run to their ends, unless all need what failed
         or no more may start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    common = {**(environment or {}), "PREFECT_API_URL": api}
-    environments = [slot_environment(slot, parallel) | common for slot in range(parallel)]
+    environments = [slot_environment(slot, parallel) | dict(environment) for slot in range(parallel)]
     free, waiting = list(range(parallel)), list(numbers)
     running: dict[int, _Running] = {}
     failed: dict[int, Exception] = {}
@@ -98,7 +95,7 @@ def run_processes(
             for number in startable(points, waiting, list(running))[: len(free)]:
                 running[number] = _start(command, points[number], number, free.pop(0), environments, folder)
                 waiting.remove(number)
-                say(f"{points[number].label}: started, log {running[number].log}")
+                get_run_logger().info("%s: started, log %s", points[number].label, running[number].log)
             time.sleep(LOOK_EVERY_S)
             for number, run in list(running.items()):
                 limit_size(run.log)
@@ -106,7 +103,7 @@ def run_processes(
                     continue
                 end_group(running.pop(number).process)
                 free.append(run.slot)
-                say(f"{points[number].label}: {'failed' if code else 'done'}")
+                get_run_logger().info("%s: %s", points[number].label, "failed" if code else "done")
                 if code:
                     failed[number] = process_error(PointFailed, points[number].label, code, run.log)
                     if shared_missing(points) or not may_start():

@@ -33,25 +33,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL = REPO.parent / "shared" / "data"
 
 WORDS = [
-    "the",
-    "plot",
-    "was",
-    "slow",
-    "and",
-    "warm",
-    "but",
-    "i",
-    "loved",
-    "this",
-    "quiet",
-    "book",
-    "about",
-    "rivers",
-    "never",
-    "dull",
-    "always",
-    "bright",
-]
+    "the", "plot", "was", "slow", "and", "warm", "but", "i", "loved", "this", "quiet", "book", "about", "rivers",
+    "never", "dull", "always", "bright",
+]  # fmt: skip
 
 # How long a trial takes says nothing on a loaded machine; a test that hangs is ended by pytest's own limit.
 settings.register_profile(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from nextquill_core.evaluation.metrics import ExampleScores
 from nextquill_core.evaluation.tables import metric_rows, statistics_table
 from nextquill_core.schemas import EXAMPLES, ITEMS, SEQUENCES
-from storage import Artifact, Basis, Store, fingerprint, write_json
+from storage import Artifact, Basis, Staging, Store, fingerprint, write_json
 from storage.manifest import InputRef
 
 Scores = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -42,9 +42,6 @@ def commit_evaluation(
         provenance: Further fields of the provenance.
         name: Makes another fingerprint for the same scores.
     """
-    measured = {key: ExampleScores({}).plus(found) for key, found in scores.items()}
-    users = [example.rpartition(":")[0] for example in ids]
-    categories = [example.partition(":")[0] for example in ids]
     identity = {"stage": "evaluate", "evaluate": {"split": "test", "bootstrap_samples": 200}, "config": config or {}}
     numbers = {
         "/".join((*key, metric)): np.asarray(v).tolist() for key, of in scores.items() for metric, v in of.items()
@@ -52,9 +49,7 @@ def commit_evaluation(
     identity |= {"name": name, "ids": list(ids), "numbers": numbers}
     store, own = Store(root), fingerprint(identity)
     with store.write("evaluate", own, Basis()) as staging:
-        rows = metric_rows(measured, users, categories, samples=50)
-        write_json(staging.path("metrics.json"), {"settings": settings or {}, "rows": rows, "comparisons": []})
-        staging.write_table("statistics.parquet", statistics_table(measured, ids))
+        write_evaluation(staging, scores, ids, settings=settings)
         staging.seal(
             kind="evaluate",
             fingerprint=own,
@@ -65,6 +60,25 @@ def commit_evaluation(
             provenance={"end": "2026-11-29T09:00:00.000+00:00", **(provenance or {})},
         )
         return store.commit("evaluate", own)
+
+
+def write_evaluation(
+    staging: Staging, scores: Scores, ids: Sequence[str], *, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write the files of an evaluation.
+
+    Args:
+        staging: Receives them.
+        scores: As for `commit_evaluation`, as are the others.
+        ids: Ids of the examples.
+        settings: How the metrics are computed.
+    """
+    measured = {key: ExampleScores({}).plus(found) for key, found in scores.items()}
+    users = [example.rpartition(":")[0] for example in ids]
+    categories = [example.partition(":")[0] for example in ids]
+    rows = metric_rows(measured, users, categories, samples=50)
+    write_json(staging.path("metrics.json"), {"settings": settings or {}, "rows": rows, "comparisons": []})
+    staging.write_table("statistics.parquet", statistics_table(measured, ids))
 
 
 def commit_ingest(root: Path, texts: Mapping[str, str]) -> InputRef:

@@ -84,8 +84,7 @@ class Proxy:
                 proxy.seen.append(request)
                 if fault == "cut":
                     self.rfile.read(length // 2)
-                    self.close_connection = True
-                    self.connection.close()
+                    self.drop()
                     return
                 body = self.rfile.read(length)
                 if fault == "503":
@@ -97,24 +96,18 @@ class Proxy:
                 if fault == "stall":
                     proxy.stalled.set()
                     proxy.gate.wait(60)
-                if fault == "deaf":
-                    self.wait_and_close()
-                    return
-                status, headers, value = self.forward(body)
-                if fault == "silent":
-                    self.wait_and_close()
-                elif fault == "lost":
-                    self.close_connection = True
-                    self.connection.close()
-                elif fault == "half":
+                if fault != "deaf":
+                    status, headers, value = self.forward(body)
+                if fault in ("deaf", "silent"):
+                    proxy.gate.wait(60)
+                if fault == "half":
                     self.answer(status, value[: len(value) // 2], {"Content-Length": str(len(value))} | headers)
-                    self.close_connection = True
-                    self.connection.close()
+                if fault in ("deaf", "silent", "lost", "half"):
+                    self.drop()
                 else:
                     self.answer(status, value, headers)
 
-            def wait_and_close(self) -> None:
-                proxy.gate.wait(60)
+            def drop(self) -> None:
                 self.close_connection = True
                 self.connection.close()
 

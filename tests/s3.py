@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from storage.remote import RemoteStore, open_store
 
@@ -51,12 +52,8 @@ def new_store(server: str) -> str:
 
 def elsewhere(uri: str, cache: Path) -> RemoteStore:
     """Return the store as another machine sees it."""
-    before = os.environ["NEXTQUILL_CACHE"]
-    os.environ["NEXTQUILL_CACHE"] = str(cache)
-    try:
+    with mock.patch.dict(os.environ, {"NEXTQUILL_CACHE": str(cache)}):
         return opened(uri)
-    finally:
-        os.environ["NEXTQUILL_CACHE"] = before
 
 
 def opened(uri: str) -> RemoteStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import json
 import os
@@ -12,16 +11,16 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import REPO
+from tests.test_architecture import FILES, LAYERS, imports
 
-PACKAGES = ("storage", "nextquill_core", "tasks", "flows")
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 NOT_FOR_USERS = ("dev", "docs")
 """Extras with tools for developers, which no package imports."""
@@ -39,37 +38,30 @@ NOT_IMPORTED = {
 """Declared distributions that no package imports, and why they are declared."""
 
 
-def canonical(name: str) -> str:
-    """Return the name of a distribution as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def distributions(requirements: list[str]) -> set[str]:
+    """Return the names in a list of requirements as package indexes compare them."""
+    return {canonicalize_name(Requirement(one).name) for one in requirements}
 
 
 def declared() -> set[str]:
     """Return the distributions in the dependencies and in the extras for users."""
     extras = PROJECT["optional-dependencies"]
     lists = [PROJECT["dependencies"], *(extras[name] for name in extras if name not in NOT_FOR_USERS)]
-    return {canonical(re.split(r"[^\w.-]", requirement)[0]) for every in lists for requirement in every}
-
-
-def imported_modules() -> set[str]:
-    """Return the top-level names of the third-party modules that the packages import, at any depth of the code."""
-
-    def names(path: Path) -> Iterator[str]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                yield node.module
-
-    files = [path for package in PACKAGES for path in (REPO / package).rglob("*.py")]
-    roots = {name.partition(".")[0] for path in files for name in names(path)}
-    return roots - set(PACKAGES) - set(sys.stdlib_module_names)
+    return set[str]().union(*map(distributions, lists))
 
 
 def imported() -> set[str]:
-    """Return the distributions of the modules that the packages import."""
+    """Return the distributions of the third-party modules that the packages import, at any depth of the code."""
+    roots = {name.partition(".")[0] for path in FILES for name in imports(path)}
+    modules = roots - set(LAYERS) - set(sys.stdlib_module_names)
     installed = importlib.metadata.packages_distributions()
-    return {canonical(NOT_INSTALLED_HERE.get(name) or installed[name][0]) for name in imported_modules()}
+    return {canonicalize_name(NOT_INSTALLED_HERE.get(name) or installed[name][0]) for name in modules}
+
+
+def locked() -> list[Requirement]:
+    """Return the requirements in the lock."""
+    lines = (REPO / "requirements.lock").read_text().splitlines()
+    return [Requirement(line) for line in lines if line[:1] != "#"]
 
 
 def test_every_place_names_the_python_versions_of_the_package() -> None:
@@ -96,20 +88,18 @@ def test_every_declared_library_is_imported_or_has_a_reason() -> None:
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_the_lock_has_what_each_locked_library_needs_under_each_version_of_python(version: str) -> None:
     python = {"python_version": version, "python_full_version": f"{version}.0", "extra": ""}
-    locked = [Requirement(line) for line in (REPO / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
-    installed = {canonical(one.name) for one in locked if one.marker is None or one.marker.evaluate(python)}
+    installed = {canonicalize_name(one.name) for one in locked() if one.marker is None or one.marker.evaluate(python)}
     missing = []
     for name in sorted(installed):
         with suppress(importlib.metadata.PackageNotFoundError):  # it belongs to another version of Python
             needed = map(Requirement, importlib.metadata.requires(name) or [])
             used = [one for one in needed if one.marker is None or one.marker.evaluate(python)]
-            missing += [f"{name} needs {one.name}" for one in used if canonical(one.name) not in installed]
+            missing += [f"{name} needs {one.name}" for one in used if canonicalize_name(one.name) not in installed]
     assert missing == []
 
 
 def test_the_lock_has_every_declared_library_that_tests_need() -> None:
-    locked = {canonical(line.partition("==")[0]) for line in (REPO / "requirements.lock").read_text().splitlines()}
-    assert {canonical(re.split(r"[^\w.-]", one)[0]) for one in PROJECT["dependencies"]} <= locked
+    assert distributions(PROJECT["dependencies"]) <= {canonicalize_name(one.name) for one in locked()}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +147,7 @@ def test_wheel_and_source_distribution_have_every_file(built: Path) -> None:
         listed = subprocess.run(["git", "ls-files", *patterns], capture_output=True, text=True, cwd=REPO, check=True)
         return set(listed.stdout.split())
 
-    sources = {name for name in tracked(*PACKAGES) if name != "nextquill_core/configs"}
+    sources = {name for name in tracked(*LAYERS) if name != "nextquill_core/configs"}
     sources |= {f"nextquill_core/{name}" for name in tracked("configs")}
     (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,11 @@ class Models:
     def logits(self, name: str, ids: list[int]) -> Any:
         import torch
 
-        with torch.no_grad():
-            if name == self.base_name or name in self.ignored:
-                if not hasattr(self.model, "disable_adapter"):
-                    return self.model(torch.tensor([ids])).logits[0].float()
-                with self.model.disable_adapter():
-                    return self.model(torch.tensor([ids])).logits[0].float()
+        plain = name == self.base_name or name in self.ignored
+        if not plain:
             self.model.set_adapter(name)
+        without = self.model.disable_adapter() if plain and hasattr(self.model, "disable_adapter") else nullcontext()
+        with torch.no_grad(), without:
             return self.model(torch.tensor([ids])).logits[0].float()
 
 

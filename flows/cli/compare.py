@@ -89,11 +89,10 @@ def comparison_lines(found: Comparison, *, width: int) -> Iterator[Table | Text]
 
 
 def _settings_table(differences: Sequence[ValueDifference]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("key", "A", "B"):
-        table.add_column(heading, overflow="fold")
+    columns = (Column(heading, overflow="fold") for heading in ("key", "A", "B"))
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for one in differences:
         table.add_row(*map(_line, (one.key, one.a, one.b)))
     return table

@@ -18,13 +18,9 @@ from storage.errors import UserError
 PIPE_WIDTH = 100_000
 """Columns of an output that is no terminal."""
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file of the run, or the name of a packaged one such as `demo`.")
-]
-NoConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="YAML file of the run, or the name of a packaged one such as `demo`."),
-]
+_CONFIG = typer.Option("--config", "-c", help="YAML file of the run, or the name of a packaged one such as `demo`.")
+ConfigOption = Annotated[Path, _CONFIG]
+NoConfigOption = Annotated[Path | None, _CONFIG]
 """For a command that does without a configuration under another option."""
 ConfigsOption = Annotated[
     list[Path], typer.Option("--config", "-c", help="YAML file of a run; name several by repeating the option.")
@@ -65,8 +61,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     The command's parameter `settings` gets the configuration that the options select. Its parameter `config` is the
     option --config, one file or a list of files; for a list, `settings` is a list, too. Where --config may be left out,
-    both are None without it, and the other three options are refused. A parameter `given`, if it has one, gets these
-    options as they were typed, for a command line that selects the same configuration.
+    both are None without it, and the other three options are refused. A parameter `given` of a command with one
+    file gets these options as they were typed, for a command line that selects the same configuration.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
 
@@ -90,7 +86,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             return
         settings = list(map(read, config)) if isinstance(config, list) else read(config)
         if "given" in parameters:
-            other["given"] = typed_options(config, overrides, preset, store)
+            options = [("--config", str(config)), ("--preset", preset), *(("--set", one) for one in overrides or [])]
+            other["given"] = [word for pair in (*options, ("--store", store)) if pair[1] for word in pair]
         command(config=config, settings=settings, **other)
 
     own = {name: parameter for name, parameter in parameters.items() if name not in ("settings", "given")}
@@ -99,23 +96,6 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     keyword_only = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own.values()]
     vars(configured)["__signature__"] = inspect.Signature(keyword_only)
     return configured
-
-
-def typed_options(
-    config: Path | list[Path], overrides: list[str] | None, preset: str | None, store: str | None
-) -> list[str]:
-    """Return the words of a command line that select a configuration.
-
-    Args:
-        config: The option --config, one file or several.
-        overrides: `KEY=VALUE` texts.
-        preset: The option --preset.
-        store: The option --store.
-    """
-    words = [word for file in (config if isinstance(config, list) else [config]) for word in ("--config", str(file))]
-    words += ["--preset", preset] if preset else []
-    words += [word for override in overrides or [] for word in ("--set", override)]
-    return words + (["--store", store] if store else [])
 
 
 def console() -> Any:

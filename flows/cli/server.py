@@ -21,6 +21,12 @@ HomeOption = Annotated[
 HOME = Path(".nextquill")
 
 
+def _minutes(name: str, about: str) -> Any:
+    """Return an option for a number of minutes."""
+    bounds: dict[str, Any] = {"min": MIN_MINUTES, "max": MAX_MINUTES, "callback": finite}
+    return typer.Option(name, metavar="MINUTES", help=about, **bounds)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for name, command in (("up", _up), ("down", _down), ("alerts", _alerts)):
@@ -65,28 +71,8 @@ def _alerts(
         str | None,
         typer.Option("--body", metavar="json|slack|teams", help="Format that the receiver expects; json by default."),
     ] = None,
-    late: Annotated[
-        float | None,
-        typer.Option(
-            "--late",
-            min=MIN_MINUTES,
-            max=MAX_MINUTES,
-            callback=finite,
-            metavar="MINUTES",
-            help="How long a run may wait to start; 10 by default.",
-        ),
-    ] = None,
-    long: Annotated[
-        float | None,
-        typer.Option(
-            "--long",
-            min=MIN_MINUTES,
-            max=MAX_MINUTES,
-            callback=finite,
-            metavar="MINUTES",
-            help="How long a run may take; 1440 by default.",
-        ),
-    ] = None,
+    late: Annotated[float | None, _minutes("--late", "How long a run may wait to start; 10 by default.")] = None,
+    long: Annotated[float | None, _minutes("--long", "How long a run may take; 1440 by default.")] = None,
     details: Annotated[
         bool | None, typer.Option("--details", help="Send a run's last message too; it may quote data.")
     ] = None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from humanize import naturalsize
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flows.runs import open_run
@@ -116,9 +116,8 @@ def status_lines(rows: list[dict[str, Any]], width: int) -> Iterator[Text]:
 
 def account_table(sequences: Artifact) -> Table:
     """Return a table of the rows that ingest read, with the number kept and the number rejected for each reason."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("category", "what", "outcome", "rows", "share"):
-        table.add_column(heading, justify="right" if heading in ("rows", "share") else "left")
+    numbers = (Column(heading, justify="right") for heading in ("rows", "share"))
+    table = Table("category", "what", "outcome", *numbers, box=None, pad_edge=False, header_style="bold")
     with expect_form(sequences.location, "run `nextquill ingest --force`"):
         rows = account_rows(sequences.manifest.stats)
     for row in rows:

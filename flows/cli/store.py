@@ -176,8 +176,7 @@ def _verify(
             "damaged": [{"artifact": "/".join(name), "fault": fault} for name, fault in sorted(faults.items())],
             "dependents": sorted("/".join(name) for name in affected),
         }
-        json.dump(report, sys.stdout, indent=2)
-        print()
+        print(json.dumps(report, indent=2))
     else:
         for name in sorted(affected):
             print(f"{store.location(*name)}: made from a damaged artifact")
@@ -219,8 +218,7 @@ def list_store(settings: Any, *, as_json: bool = False) -> None:
             }
         )
     if as_json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
+        print(json.dumps(rows, indent=2))
         return
     for held, row in zip(found, rows, strict=True):
         shown = ", ".join(row["standing"]) or ("-" if held.state == "complete" else held.state)

@@ -105,7 +105,11 @@ def _write(
             )
         forms = read_forms(requests, WriteRequest)
         writer = _open_writer(settings, method, adapter, base)
-        _write_file(writer, forms, out, decoding=decoding, explain=explain)
+        from nextquill_core.writing.bulk import write_drafts
+
+        with _progress() as progress:
+            write_drafts(writer, forms, out, decoding=decoding, explain=explain, progress=progress)
+        print(out)
         return
     if history is not None:
         one["history"] = read_forms(history, PastReview)
@@ -158,14 +162,6 @@ def _delta(settings: Any, writer: Writer) -> float:
         return float(settings.weights.delta)
     weights = writer.identity.settings.get("weights") or {}
     return float(weights.get("delta", WeightsConfig().delta))
-
-
-def _write_file(writer: Writer, forms: list[Any], out: Path, *, decoding: str, explain: bool) -> None:
-    from nextquill_core.writing.bulk import write_drafts
-
-    with _progress() as progress:
-        write_drafts(writer, forms, out, decoding=decoding, explain=explain, progress=progress)
-    print(out)
 
 
 @contextmanager

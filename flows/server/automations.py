@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from prefect.events.actions import RunDeployment, SendNotification
@@ -20,10 +20,11 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from flows.promote import ACCEPTED, REJECTED
 from flows.results import REUSED
 from flows.server.events import COMPLETE, FINISHED, QUALITY_FELL, STAGE
+from nextquill_core.config import StageName
 
 TAG = "nextquill"
 """Tag of every deployment in prefect.yaml and of its flow runs; the stages inside a pipeline's run do not have it."""
-STAGES = ("ingest", "model", "score", "train", "evaluate")
+STAGES: tuple[StageName, ...] = get_args(StageName)
 LINKS = tuple(pairwise(STAGES))
 ALERTS = tuple(f"nextquill: {what}" for what in ("failed", "late", "long", "silent", "quality fell"))
 CHAIN = tuple(f"nextquill: {first} starts {then}" for first, then in LINKS)

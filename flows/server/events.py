@@ -18,7 +18,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from nextquill_core.pipeline.run import Outcome, Run
-from nextquill_core.registry.quality_alarm import Fall, fall_of
+from nextquill_core.registry.quality_alarm import fall_of
 from storage import Artifact
 from tasks.slurm.stage import in_job
 
@@ -75,19 +75,10 @@ def watch_quality(run: Run, name: str) -> None:
     except Exception as error:  # the adapter exists; a failed comparison must not fail the stage
         logger.warning("train %s: could not be compared with the accepted adapter: %s", name, error)
         return
-    if fall is not None:
-        logger.warning(fall.line)
-        quality_fell(name, run.artifact(run.plan.train[name]), fall)
-
-
-def quality_fell(name: str, adapter: Artifact, fall: Fall) -> None:
-    """Send the event that an adapter is worse than the accepted one.
-
-    Args:
-        name: Key of the adapter in `Plan.adapters`.
-        adapter: The adapter.
-        fall: Both measurements.
-    """
+    if fall is None:
+        return
+    logger.warning(fall.line)
+    adapter = run.artifact(run.plan.train[name])
     values = asdict(fall) | {"line": fall.line, "value": fall.value if math.isfinite(fall.value) else None}
     _emit(QUALITY_FELL, _resource(f"train {name}", adapter) | {STAGE: "train"}, values)
 

@@ -113,8 +113,9 @@ def _start(home: Home, project: Project | None, host: str, port: int | None) -> 
         print(f"{created}: created")
     since = datetime.now(UTC)
     new = [pool for pool in pools if not home.running(_worker(pool))]
-    for pool in new:
-        home.start(_worker(pool), _worker_command(pool), environment)
+    for pool in new:  # a worker serves one pool
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
+        home.start(_worker(pool), [*command, "--pool", pool, "--name", _worker(pool)], environment)
     if project:
         _deploy(home, project, environment)
     for pool in new:
@@ -220,12 +221,6 @@ def _workers(home: Home) -> list[Process]:
 
 def _worker(pool: str) -> str:
     return f"worker {pool}"
-
-
-def _worker_command(pool: str) -> Sequence[str]:
-    # A worker serves one pool, so there is one worker per pool.
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
-    return [*command, "--pool", pool, "--name", _worker(pool)]
 
 
 def _print_next_steps(home: Home, project: Project | None) -> None:

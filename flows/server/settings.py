@@ -122,7 +122,8 @@ def require_server(settings: ServerSettings) -> None:
         return
     if answer.status_code != 200 or _json(answer) is not True:
         said = f"HTTP {answer.status_code}" if answer.status_code != 200 else "another program"
-        remedy = f"set it to {shown}/api" if _healthy(f"{url}/api", settings) else start_or_unset
+        healthy = _json(_tried(f"{url}/api/health", settings)) is True
+        remedy = f"set it to {shown}/api" if healthy else start_or_unset
         raise UserError(f"no Prefect server answers at {shown} ({said}){_through_proxy(url)}", settings.where, remedy)
     _require_version(url, shown, settings)
 
@@ -157,10 +158,7 @@ def _require_version(url: str, shown: str, settings: ServerSettings) -> None:
     """Compare the major versions of server and library; Prefect itself reports a difference with a traceback."""
     from importlib.metadata import version
 
-    try:
-        found = _json(_get(f"{url}/admin/version", settings))
-    except OSError:
-        return
+    found = _json(_tried(f"{url}/admin/version", settings))
     ours = version("prefect")
     major = ours.partition(".")[0]
     if isinstance(found, str) and found.partition(".")[0] != major:
@@ -205,23 +203,20 @@ def _get(url: str, settings: ServerSettings) -> httpx.Response:
 
 def answers(settings: ServerSettings) -> bool:
     """Return whether the server answers at all; a refusal counts as an answer."""
+    return _tried(f"{settings.url.rstrip('/')}/health", settings) is not None
+
+
+def _tried(url: str, settings: ServerSettings) -> httpx.Response | None:
+    """Return the answer to a request, or None if there is none."""
     try:
-        _get(f"{settings.url.rstrip('/')}/health", settings)
+        return _get(url, settings)
     except OSError:
-        return False
-    return True
+        return None
 
 
-def _healthy(url: str, settings: ServerSettings) -> bool:
+def _json(answer: httpx.Response | None) -> Any:
     try:
-        return _json(_get(f"{url}/health", settings)) is True
-    except OSError:
-        return False
-
-
-def _json(answer: httpx.Response) -> Any:
-    try:
-        return answer.json()
+        return None if answer is None else answer.json()
     except ValueError:
         return None
 

@@ -13,21 +13,10 @@ from pathlib import Path
 from tests.chaos.operations import Operation, watched
 
 PRELOADED = [
-    "deepspeed",
-    "matplotlib.pyplot",
-    "nextquill_core.analysis.figures",
-    "nextquill_core.causal.worker",
-    "pandas",
-    "peft",
-    "polars",
-    "pyarrow.dataset",
-    "pyarrow.parquet",
-    "s3fs",
-    "tests.chaos.object_store",
-    "tests.chaos.pipeline",
-    "transformers.models.qwen2.modeling_qwen2",
-    "transformers.trainer",
-]
+    "deepspeed", "matplotlib.pyplot", "nextquill_core.analysis.figures", "nextquill_core.causal.worker", "pandas",
+    "peft", "polars", "pyarrow.dataset", "pyarrow.parquet", "s3fs", "tests.chaos.object_store", "tests.chaos.pipeline",
+    "transformers.models.qwen2.modeling_qwen2", "transformers.trainer",
+]  # fmt: skip
 """Libraries that the work in new processes uses, imported once; importing them starts no thread."""
 
 
@@ -42,16 +31,10 @@ def killed_before(number: int, root: Path, work: Callable[[], object]) -> bool:
     Returns:
         Whether it was killed; False if it ended before.
     """
-
-    def before(operation: Operation) -> None:
-        if operation.number == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
     child = os.fork()
     if child == 0:
         try:
-            with watched(root, before):
-                work()
+            until(number, root, work)
         except BaseException:
             traceback.print_exc()
             os._exit(1)

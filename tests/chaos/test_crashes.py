@@ -42,9 +42,14 @@ def whole(  # with and without a file system that can exchange two names
 ) -> Uninterrupted:
     if request.param == "names not exchanged":
         monkeypatch.setattr(storage.files, "_renameat2", lambda: None)
-    start = started(tmp_path / "start")
-    root = shutil.copytree(start, tmp_path / "whole")
-    operations = operations_of(root, Work(root, tmp_path / "journal").do)
+    return uninterrupted(tmp_path)
+
+
+def uninterrupted(folder: Path) -> Uninterrupted:
+    """Do the work without interruption in a store below a folder."""
+    start = started(folder / "start")
+    root = shutil.copytree(start, folder / "whole")
+    operations = operations_of(root, Work(root, folder / "journal").do)
     assert leftovers(root) == []
     return Uninterrupted(start, operations, contents(root))
 
@@ -111,9 +116,7 @@ def test_the_harness_sees_work_that_is_lost(tmp_path: Path, monkeypatch: pytest.
         (new / "manifest.json").unlink()
         raise OSError("lost")
 
-    start = started(tmp_path / "start")
-    root = shutil.copytree(start, tmp_path / "whole")
-    whole = Uninterrupted(start, operations_of(root, Work(root, tmp_path / "journal").do), contents(root))
+    whole = uninterrupted(tmp_path)
     monkeypatch.setattr("storage.store.replace_folder", careless)
     with pytest.raises((AssertionError, OSError, RuntimeError)):
         interrupted(whole, tmp_path, whole.operations[-1].number)

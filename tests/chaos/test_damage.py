@@ -13,13 +13,13 @@ import pytest
 from nextquill_core.pipeline import Step, freshness
 from storage import Store, UserError
 from storage.errors import Damaged
-from storage.garbage import dependents, inventory, verify_artifacts
+from storage.garbage import dependents, inventory
 from storage.integrity import VERIFIED, stamp_of
 from storage.pointers import move_pointer, pointer_lock, read_pointer
 from tests.chaos.crash import operations_of
 from tests.chaos.pipeline import open_stages, run_stages, steps_of
 from tests.chaos.trials import chosen, hold
-from tests.chaos.work import NUMBERS, POINTER, SQUARES, SUM, Work, contents, damage, leftovers
+from tests.chaos.work import NUMBERS, POINTER, SQUARES, SUM, Work, contents, damage, faults, leftovers
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
@@ -78,7 +78,7 @@ def check_damage(root: Path, path: Path, way: str, steps: list[Step], rerun: Cal
         path.relative_to(root).parts[:2]}  # fmt: skip
     DAMAGE[way](path)
     store = Store(root)
-    assert {name for name, fault in verify_artifacts(store) if fault} == holding
+    assert faults(root).keys() == holding
     downstream = dependents(inventory(store), holding) | holding
     for step in steps:
         found = freshness(store, step)
@@ -93,7 +93,7 @@ def check_damage(root: Path, path: Path, way: str, steps: list[Step], rerun: Cal
     rerun()
     assert contents(root) == before
     assert leftovers(root) == []
-    assert not any(fault for _, fault in verify_artifacts(Store(root)))
+    assert not faults(root)
 
 
 def test_every_data_file_damaged_in_every_way(root: Path) -> None:
@@ -135,9 +135,9 @@ def test_every_manifest_damaged_in_every_way(root: Path) -> None:
         kind, fingerprint = place.parts[:2]
         step = next(step for step in (NUMBERS, SQUARES, SUM) if step.kind == kind)
         found = freshness(store, step)
-        expected = "missing" if way in ("deleted",) else "stale"
+        expected = "missing" if way == "deleted" else "stale"
         assert found.state == expected, found
-        assert (kind, fingerprint) in {name for name, fault in verify_artifacts(store) if fault} or way == "deleted"
+        assert (kind, fingerprint) in faults(root) or way == "deleted"
         inventory(store)
         operations_of(root, Work(root, root.with_name("again")).do)
         assert contents(root) == before
@@ -176,9 +176,9 @@ def test_bits_that_a_disk_loses_are_found_by_verify(root: Path) -> None:
     known["files"]["note.txt"] = stamp_of(path)
     memory.write_text(json.dumps(known))
     assert freshness(Store(root), NUMBERS).state == "fresh"
-    assert "note.txt is damaged" in dict(verify_artifacts(Store(root)))[NUMBERS.kind, NUMBERS.fingerprint]
+    assert "note.txt is damaged" in faults(root)[NUMBERS.address]
     assert "note.txt is damaged" in freshness(Store(root), NUMBERS).why
     before = contents(root)
     Work(root, root.with_name("again")).do()
     assert contents(root) != before
-    assert not any(fault for _, fault in verify_artifacts(Store(root)))
+    assert not faults(root)

@@ -11,28 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from storage import Store, UserError
-from storage.garbage import verify_artifacts
+from storage import UserError
 from tests.chaos.crash import operations_of
 from tests.chaos.operations import Operation, watched
 from tests.chaos.pipeline import run_stages
-from tests.chaos.test_crashes import started
+from tests.chaos.test_crashes import uninterrupted
 from tests.chaos.trials import chosen, hold
-from tests.chaos.work import Work, contents, leftovers
+from tests.chaos.work import Work, contents, faults, leftovers
 
 TAKES_SPACE = ("open", "write", "write the rest", "mkdir", "link")
 
 
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=["full", "quota", "read-only"])
 def test_a_disk_that_is_full_from_any_operation_on(tmp_path: Path, fault: int) -> None:
-    start = started(tmp_path / "start")
-    before = {name for name, found in verify_artifacts(Store(start)) if found}
-    root = shutil.copytree(start, tmp_path / "whole")
-    operations = operations_of(root, Work(root, tmp_path / "journal").do)
-    expected = contents(root)
+    whole = uninterrupted(tmp_path)
 
     def trial(number: int) -> None:
-        root = Path(shutil.copytree(start, tmp_path / f"store-{number}"))
+        root = Path(shutil.copytree(whole.start, tmp_path / f"store-{number}"))
 
         def full(operation: Operation) -> None:
             if operation.number >= number and (operation.name in TAKES_SPACE or fault == errno.EROFS):
@@ -40,13 +35,13 @@ def test_a_disk_that_is_full_from_any_operation_on(tmp_path: Path, fault: int) -
 
         with pytest.raises(UserError, match="free some space"), watched(root, full):
             Work(root, tmp_path / "journal").do()
-        assert {name for name, found in verify_artifacts(Store(root)) if found} <= before
+        assert faults(root).keys() <= faults(whole.start).keys()
         operations_of(root, Work(root, tmp_path / "journal").do)
-        assert contents(root) == expected
+        assert contents(root) == whole.contents
         assert leftovers(root) == []
         shutil.rmtree(root)
 
-    needed = [one.number for one in operations if one.name in TAKES_SPACE and ".verified" not in one.path]
+    needed = [one.number for one in whole.operations if one.name in TAKES_SPACE and ".verified" not in one.path]
     hold(f"disk full ({os.strerror(fault)})", chosen(needed, few=8), trial)
 
 
@@ -73,7 +68,7 @@ def test_the_real_stages_on_a_full_disk(small_world: Path, small_disk: Path) -> 
             run_stages(small_world, store)
         except UserError as error:
             lines.append(str(error))
-            assert not any(fault for _, fault in verify_artifacts(Store(store)))
+            assert not faults(store)
     assert len(lines) >= 2
     assert len(lines) < len(sizes)
     assert all("No space left on device" in line and "\n" not in line for line in lines)

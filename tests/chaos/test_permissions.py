@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -37,7 +37,7 @@ for command in commands:
 json.dump(ended, sys.stdout)
 """
 """Program that runs each command as `nextquill` does; an error that `nextquill` does not catch ends in a traceback."""
-pytestmark = [pytest.mark.process]
+pytestmark = pytest.mark.process
 
 
 def unprivileged() -> list[str]:
@@ -53,8 +53,7 @@ def unprivileged() -> list[str]:
     return ["setpriv", f"--bounding-set={CAPABILITIES}"]
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """The result of a command."""
 
     command: str
@@ -93,11 +92,6 @@ def stored(small_world: Path, tmp_path: Path) -> Iterator[tuple[Path, Path, Plan
         for folder, folders, files in os.walk(store):
             for name in (*folders, *files):
                 Path(folder, name).chmod(0o700)
-
-
-def _all(store: Path, mode: int) -> None:
-    for path in (*store.rglob("*"), store):
-        path.chmod(mode | (0o111 if path.is_dir() else 0))
 
 
 UNREADABLE = {

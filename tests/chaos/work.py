@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from nextquill_core.model.template_choice import TemplateChoice
 from nextquill_core.pipeline import Step
-from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.run import Run
 from storage import Artifact, InputRef, Staging, Store
-from storage.garbage import inventory, needed, removable, remove, remove_with_dependents
+from storage.garbage import inventory, needed, removable, remove, remove_with_dependents, verify_artifacts
 from storage.integrity import VERIFIED
 from storage.pointers import Target, move_pointer, pointer_lock, read_pointer
 from storage.remote import open_store
@@ -68,10 +68,6 @@ class Work(Run):
         wanted = [(step.kind, step.fingerprint) for step in (NUMBERS, SQUARES, SUM)]
         for _ in remove(self.store, removable(found, needed(found, wanted))):
             pass
-
-    def rebuild(self) -> Outcome:
-        """Make the first artifact again although it is up to date; the new one replaces it."""
-        return self.make(NUMBERS, self._numbers, force=True)
 
     def _doomed(self) -> list[InputRef]:
         """Return the artifact that is removed for its user, or what an interrupted removal has left of it."""
@@ -147,6 +143,11 @@ def leftovers(root: Path) -> list[str]:
         for path in root.rglob("*")
         if path.name.startswith(garbage) or path.name.endswith((".tmp", ".replaced", ".unfinished"))
     )
+
+
+def faults(root: Path) -> dict[tuple[str, str], str]:
+    """Return what is wrong with the artifacts of a store, by kind and fingerprint."""
+    return {name: fault for name, fault in verify_artifacts(Store(root)) if fault}
 
 
 def damage(path: Path) -> None:

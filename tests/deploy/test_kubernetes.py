@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPO
+from tests.deploy.test_service import chosen_options
 
 FOLDER = REPO / "deploy" / "kubernetes"
 POOLS = ("cpu", "gpu")
@@ -175,37 +176,29 @@ def test_secrets_are_in_a_job_by_reference_alone(pool: str, monkeypatch: pytest.
     assert container(job)["envFrom"] == [{"secretRef": {"name": "nextquill-environment", "optional": True}}]
 
 
+def by_kind(kind: str) -> list[dict[str, Any]]:
+    return [made for made in manifests() if made["kind"] == kind]
+
+
 def pods() -> list[tuple[str, dict[str, Any]]]:
     jobs = [(pool, pod(rendered(pool))) for pool in POOLS]
-    return jobs + [
-        (made["metadata"]["name"], made["spec"]["template"]["spec"])
-        for made in manifests()
-        if made["kind"] == "Deployment"
-    ]
+    return jobs + [(made["metadata"]["name"], pod(made)) for made in by_kind("Deployment")]
 
 
 @pytest.mark.parametrize(("name", "spec"), pods(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_pod_keeps_to_the_namespaces_security_standard(name: str, spec: dict[str, Any]) -> None:
     # The `restricted` pod security standard, rule by rule.
-    labels = next(made["metadata"]["labels"] for made in manifests() if made["kind"] == "Namespace")
-    assert labels == {"pod-security.kubernetes.io/enforce": "restricted"}
+    (namespace,) = by_kind("Namespace")
+    assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert (spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsGroup"]) == (10001, 10001)
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-    assert {kind for volume in spec.get("volumes", []) for kind in volume} <= {
-        "name",
-        "persistentVolumeClaim",
-        "emptyDir",
-        "configMap",
-    }
+    kinds = {kind for volume in spec.get("volumes", []) for kind in volume}
+    assert kinds <= {"name", "persistentVolumeClaim", "emptyDir", "configMap"}
     for made in spec["containers"]:
         assert made["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         assert not any("hostPort" in port for port in made.get("ports", []))
-
-
-def by_kind(kind: str) -> list[dict[str, Any]]:
-    return [made for made in manifests() if made["kind"] == kind]
 
 
 def test_the_worker_may_only_start_and_watch_jobs_and_the_jobs_may_nothing() -> None:
@@ -274,10 +267,6 @@ def test_the_reference_has_every_variable_with_its_default() -> None:
 
 
 def test_the_server_is_started_as_its_command_line_allows_and_ends_in_time() -> None:
-    import typer
-    from typer.main import get_command
-
-    from flows.cli.main import app
     from nextquill_core.config import parse_config
 
     (deployment,) = [made for made in by_kind("Deployment") if made["metadata"]["name"] == "serve"]
@@ -286,8 +275,7 @@ def test_the_server_is_started_as_its_command_line_allows_and_ends_in_time() -> 
     (server,) = spec["containers"]
     program, command, *arguments = server["args"]
     assert (program, command) == ("nextquill", "serve")
-    group = get_command(app)
-    chosen = group.commands[command].make_context(command, arguments, parent=typer.Context(group)).params  # type: ignore[attr-defined]
+    chosen = chosen_options(command, arguments)
     (port,) = server["ports"]
     assert (chosen["host"], chosen["port"]) == ("0.0.0.0", port["containerPort"])  # noqa: S104 - within its pod
     assert chosen["api_key_env"] in {one["name"] for one in server["env"] if "valueFrom" in one}

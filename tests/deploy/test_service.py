@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -27,12 +28,18 @@ def unit() -> configparser.ConfigParser:
     return found
 
 
+def chosen_options(command: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the options of a command of `nextquill` as its command line parses them."""
+    group = get_command(app)
+    context = group.commands[command].make_context(command, arguments, parent=typer.Context(group))  # type: ignore[attr-defined]
+    return dict(context.params)
+
+
 def test_the_command_exists_and_has_time_to_end() -> None:
     service = unit()["Service"]
     program, command, *arguments = shlex.split(service["ExecStart"])
     assert Path(program).name == "nextquill"
-    group = get_command(app)
-    chosen = group.commands[command].make_context(command, arguments, parent=typer.Context(group)).params  # type: ignore[attr-defined]
+    chosen = chosen_options(command, arguments)
     assert (command, chosen["host"]) == ("serve", "127.0.0.1")
     assert int(service["TimeoutStopSec"]) > chosen["drain"] + 5
     assert service["RestartPreventExitStatus"] == "2", "invalid input"

@@ -85,21 +85,13 @@ def test_points_wait_for_what_another_one_makes(small_world: Path, tmp_path: Pat
 
 
 def test_points_that_share_nothing_missing_start_together(small_world: Path, tmp_path: Path) -> None:
-    from storage import Basis
-
     alone = {"methods": ["nextquill"], "decoding": ["paper"]}  # what `sane` is would be chosen for all points together
     config = small_config(small_world, tmp_path, evaluate=alone)
     points = open_points(config, parse_grid(["train.alpha=0.1,0.2", "weights.high=0.7,0.9"]), Run)
     run, plan = points[0].run, points[0].run.plan
     assert plan.model is not None
     for step in (*plan.scans.values(), plan.ingest, plan.model, plan.effects):  # what all of them share
-        with run.store.write(step.kind, step.fingerprint, Basis()) as staging:
-            inputs = [run.artifact(source).ref for source in step.inputs]
-            staging.seal(
-                kind=step.kind, fingerprint=step.fingerprint, identity=step.identity, config={}, inputs=inputs,
-                stats={}, provenance={"seconds": 0.0},
-            )  # fmt: skip
-            run.store.commit(step.kind, step.fingerprint)
+        run.make(step, lambda staging: {})
     assert not shared_missing(points)
     assert startable(points, [0, 1, 2, 3], []) == [0, 1], "2 and 3 need the weights that 0 and 1 derive"
     assert startable(points, [2, 3], [0]) == [3]

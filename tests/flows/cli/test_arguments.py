@@ -10,8 +10,7 @@ import typer
 
 from flows.cli.arguments import with_config_option
 from flows.cli.main import app
-from tests.flows.cli.test_main import nextquill
-from tests.world import small_settings, write_config
+from tests.flows.cli.test_main import nextquill, refused
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 WITH_CONFIG = [name for name, command in COMMANDS.items() if any("--config" in one.opts for one in command.params)]
@@ -54,14 +53,11 @@ def test_every_command_reads_a_file_without_the_option(monkeypatch: Any, capsys:
         "explain": ["--user", "U"], "export": ["--to", "out"], "path": ["score"], "sources": ["--check"],
         "sweep": ["train.alpha=1,2"],
     }  # fmt: skip
-    assert nextquill(monkeypatch, command, *more.get(command, []), "nowhere.yaml") == 2
-    assert capsys.readouterr().err.startswith("nextquill: nowhere.yaml: cannot read the config")
+    said = refused(monkeypatch, capsys, command, *more.get(command, []), "nowhere.yaml")
+    assert said.startswith("nextquill: nowhere.yaml: cannot read the config")
 
 
-def test_the_answer_is_the_same_as_with_the_option(
-    monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path
-) -> None:
-    config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+def test_the_answer_is_the_same_as_with_the_option(monkeypatch: Any, capsys: Any, config: Path) -> None:
     answers = []
     for arguments in (["--config", config], [config]):
         assert nextquill(monkeypatch, "status", *arguments, "--json") == 0

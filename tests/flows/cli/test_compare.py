@@ -12,11 +12,10 @@ from rich.console import Console
 from flows.cli.compare import comparison_lines
 from nextquill_core.analysis.comparison_page import ComparedRun, Comparison, Overlap, ValueDifference
 from nextquill_core.evaluation.metrics import LIKELIHOOD
-from nextquill_core.evaluation.tables import metric_rows, statistics_table
 from nextquill_core.pipeline.run import Run
-from storage import Staging, write_json
-from tests.evaluations import commit_evaluation, likelihoods
-from tests.flows.cli.test_main import nextquill
+from storage import Staging
+from tests.evaluations import commit_evaluation, likelihoods, write_evaluation
+from tests.flows.cli.test_main import nextquill, refused
 from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_config, small_settings, write_config
 
@@ -31,16 +30,11 @@ def scores(first: float) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.fixture
 def config(small_world: Path, tmp_path: Path) -> Path:
     """A configuration whose evaluation is in its store, with numbers made by hand."""
-    from nextquill_core.evaluation.metrics import ExampleScores
-
     run = Run(small_config(small_world, tmp_path / "store"))
     make_all(run)
-    measured = {key: ExampleScores({}).plus(found) for key, found in scores(0.1).items()}
 
     def build(staging: Staging) -> dict[str, int]:
-        rows = metric_rows(measured, IDS, ["Small"] * 6, samples=50)
-        write_json(staging.path("metrics.json"), {"settings": {}, "rows": rows, "comparisons": []})
-        staging.write_table("statistics.parquet", statistics_table(measured, IDS))
+        write_evaluation(staging, scores(0.1), IDS)
         return {}
 
     run.make(run.plan.evaluate, build, force=True)
@@ -80,8 +74,8 @@ def test_the_store_option_replaces_a_configurations(
     assert "No setting differs." in out
     assert "Both have the same content" in out
     assert opened == [Path(out.splitlines()[-1].removeprefix("page: ")).as_uri()]
-    assert nextquill(monkeypatch, "compare", config, config, "--store", tmp_path / "none") == 2
-    assert "the evaluate artifact is missing" in capsys.readouterr().err
+    said = refused(monkeypatch, capsys, "compare", config, config, "--store", tmp_path / "none")
+    assert "the evaluate artifact is missing" in said
 
 
 @pytest.mark.parametrize(
@@ -97,10 +91,8 @@ def test_the_store_option_replaces_a_configurations(
 def test_invalid_names_are_one_line(
     monkeypatch: Any, capsys: Any, config: Path, tmp_path: Path, name: str, message: str
 ) -> None:
-    assert nextquill(monkeypatch, "compare", tmp_path / "store", name.replace("{tmp}", str(tmp_path))) == 2
-    captured = capsys.readouterr()
-    assert message.replace("{tmp}", str(tmp_path)) in captured.err
-    assert (captured.err.count("\n"), captured.out) == (1, "")
+    said = refused(monkeypatch, capsys, "compare", tmp_path / "store", name.replace("{tmp}", str(tmp_path)))
+    assert message.replace("{tmp}", str(tmp_path)) in said
 
 
 def test_a_page_that_cannot_be_written_is_one_line(monkeypatch: Any, capsys: Any, config: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import column_by_example
-from tests.flows.cli.test_main import nextquill
+from tests.flows.cli.test_main import nextquill, refused
 from tests.world import small_settings, write_config
 
 
@@ -54,9 +54,8 @@ def test_an_unknown_name_is_one_line_with_near_names(
 ) -> None:
     user, _ = train_example(config)
     page = tmp_path / "page.html"
-    assert nextquill(monkeypatch, "explain", "--config", config, "--user", user, "--output", page, *option) == 2
-    message = capsys.readouterr().err.strip()
+    named = ("--config", config, "--user", user, "--output", page, *option)
+    message = refused(monkeypatch, capsys, "explain", *named)
     assert words in message
     assert "for instance" in message
-    assert len(message.splitlines()) == 1
     assert not page.exists()

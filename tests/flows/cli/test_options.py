@@ -8,13 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.cli.test_main import nextquill
-from tests.world import small_settings, write_config
-
-
-@pytest.fixture
-def config(small_world: Path, tmp_path: Path) -> Path:
-    return write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+from tests.flows.cli.test_main import nextquill, refused
 
 
 @pytest.mark.parametrize(
@@ -24,7 +18,10 @@ def config(small_world: Path, tmp_path: Path) -> Path:
         (["run", "--preset", "nowhere.yaml"], "nowhere.yaml: cannot read the config"),
         (["export", "--to", "out"], "the train artifact is missing"),
         (["export", "--to", "out", "--method", "latestk"], "`latestk` trains no adapter"),
-        (["sweep", "train.alfa=1,2"], "unknown config key `train.alfa`; did you mean `train.alpha`?"),
+        (
+            ["sweep", "train.alfa=1,2"],
+            "nextquill: sweep train.alfa=1: unknown config key `train.alfa`; did you mean `train.alpha`?\n",
+        ),
         (["sweep", "train.alpha"], "a sweep takes KEY=VALUE,VALUE"),
         (["sweep", "evaluate.split=val,test"], "a sweep always looks at val"),
         (["sweep", "train.batch_tokens=1,2"], "make the same predictions"),
@@ -33,10 +30,7 @@ def config(small_world: Path, tmp_path: Path) -> Path:
 def test_invalid_input_is_one_line(
     monkeypatch: Any, capsys: Any, config: Path, arguments: list[str], message: str
 ) -> None:
-    assert nextquill(monkeypatch, *arguments, "--config", config) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert (captured.err.count("\n"), captured.out) == (1, "")
+    assert message in refused(monkeypatch, capsys, *arguments, "--config", config)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,7 @@ HEAVY = ("matplotlib", "numpy", "polars", "prefect", "pyarrow", "torch", "transf
 
 @pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--json"], ["--all"], ["--all", "--json"], ["--set", "seed=7"]], ids=str)
-def test_status_imports_no_heavy_library(small_world: Path, tmp_path: Path, options: list[str]) -> None:
-    config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
+def test_status_imports_no_heavy_library(config: Path, options: list[str]) -> None:
     make_all(Run(load_config(config, [])))
     command = ["nextquill", "status", "--config", str(config), *options]
     code = (

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.orchestration import fill
 from flows.cli.status import status_rows
 from nextquill_core.config import load_config
 from nextquill_core.pipeline.run import Run
-from tests.flows.cli.test_main import nextquill
+from tests.flows.cli.test_main import nextquill, refused
 from tests.nextquill_core.pipeline.test_plan import make_all
 from tests.world import small_settings, write_config
 
@@ -22,17 +23,6 @@ def config(small_world: Path, tmp_path: Path) -> Path:
     path = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
     make_all(Run(load_config(path, [])))
     return path
-
-
-def crowd(store: Path, count: int) -> None:
-    """Copy the artifacts in a store under other fingerprints until there are `count`."""
-    manifests = [json.loads(path.read_text()) for path in sorted(store.glob("*/*/manifest.json"))]
-    for number in range(count - len(manifests)):
-        manifest = manifests[number % len(manifests)] | {"fingerprint": f"{number:016x}"}
-        manifest["identity"] = manifest["identity"] | {"seed": 1000 + number}
-        folder = store / manifest["kind"] / manifest["fingerprint"]
-        folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
 def test_gc_lists_and_removes_only_with_apply(monkeypatch: Any, capsys: Any, config: Path) -> None:
@@ -61,12 +51,12 @@ def test_gc_lists_and_removes_only_with_apply(monkeypatch: Any, capsys: Any, con
 
 def test_gc_of_two_stores_is_refused(monkeypatch: Any, capsys: Any, config: Path, small_world: Path) -> None:
     other = write_config(config.parent / "o.yaml", small_settings(small_world, config.parent / "elsewhere"))
-    assert nextquill(monkeypatch, "gc", "--config", config, "--config", other) == 2
-    assert "the configurations name different stores" in capsys.readouterr().err
+    said = refused(monkeypatch, capsys, "gc", "--config", config, "--config", other)
+    assert "the configurations name different stores" in said
 
 
 def test_a_thousand_artifacts_are_listed_at_once(monkeypatch: Any, capsys: Any, config: Path) -> None:
-    crowd(config.parent / "store", 1000)
+    fill(config.parent / "store", 1000)
     settings = load_config(config, [])
     started = time.monotonic()
     assert {row["state"] for row in status_rows(settings)} == {"fresh"}
@@ -82,9 +72,9 @@ def test_a_thousand_artifacts_are_listed_at_once(monkeypatch: Any, capsys: Any, 
 
 
 def test_missing_accepted_adapters_are_one_line(monkeypatch: Any, capsys: Any, config: Path) -> None:
-    assert nextquill(monkeypatch, "path", "accepted", "--config", config) == 2
-    assert "nothing has been accepted as `nextquill`" in capsys.readouterr().err
-    assert nextquill(monkeypatch, "promote", "--back", "--config", config) == 2
-    assert "`nextquill` pointed at nothing before" in capsys.readouterr().err
-    assert nextquill(monkeypatch, "promote", "--metric", "length_ratio", "--config", config) == 2
-    assert "`length_ratio` cannot decide a promotion" in capsys.readouterr().err
+    for command, message in (
+        (["path", "accepted"], "nothing has been accepted as `nextquill`"),
+        (["promote", "--back"], "`nextquill` pointed at nothing before"),
+        (["promote", "--metric", "length_ratio"], "`length_ratio` cannot decide a promotion"),
+    ):
+        assert message in refused(monkeypatch, capsys, *command, "--config", config)

@@ -14,11 +14,13 @@ from nextquill_core.analysis.token_colours import terminal_safe
 from nextquill_core.pipeline.run import Run
 from nextquill_core.registry.export import export
 from nextquill_core.schemas import column_by_example
-from tests.flows.cli.test_main import nextquill
+from tests.flows.cli.test_main import nextquill, refused
 from tests.stages import untrained
 from tests.world import small_config, small_settings, write_config
 
 THING = ("--item-title", "A kettle", "--item-description", "of steel", "--rating", "5", "--title", "Good")
+KETTLE = {"title": "A kettle", "description": "of steel"}
+HISTORY = [{"item": KETTLE, "text": "It boils fast.", "rating": 5}]
 
 
 @pytest.fixture
@@ -57,14 +59,8 @@ def test_a_file_of_requests_becomes_a_file_of_drafts(
     monkeypatch: Any, capsys: Any, config: Path, tmp_path: Path
 ) -> None:
     requests, out, past = tmp_path / "r.jsonl", tmp_path / "drafts.parquet", tmp_path / "past.jsonl"
-    item = {"title": "A kettle", "description": "of steel"}
-    history = [{"item": item, "text": "It boils fast.", "rating": 5}]
-    lines = [
-        {"user": first_user(config), "item": item},
-        {"history": history, "item": item},
-        {"user": "x", "item": item},
-    ]
-    requests.write_text("".join(json.dumps(line | {"item": item}) + "\n" for line in lines))
+    known = [{"user": first_user(config)}, {"history": HISTORY}, {"user": "x"}]
+    requests.write_text("".join(json.dumps(line | {"item": KETTLE}) + "\n" for line in known))
     arguments = ("write", "--config", config, "--method", "latestk")
     assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 0
     captured = capsys.readouterr()
@@ -73,7 +69,7 @@ def test_a_file_of_requests_becomes_a_file_of_drafts(
     rows = pq.read_table(out).to_pylist()
     assert [bool(row["history_shown"]) for row in rows] == [True, True, False]
     assert rows[2]["note"] == "the store has no reviews of this user"
-    past.write_text(json.dumps(history[0]) + "\n")
+    past.write_text(json.dumps(HISTORY[0]) + "\n")
     single = ("--item-title", "A kettle", "--item-description", "of steel")
     assert nextquill(monkeypatch, *arguments, "--history", past, *single) == 0
     assert capsys.readouterr().out == terminal_safe(rows[1]["text"]) + "\n"
@@ -101,10 +97,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch: Any, capsys: Any, config: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     method = () if "--method" in arguments else ("--method", "qwen")
-    assert nextquill(monkeypatch, "write", "--config", config, *method, *arguments) == 2
-    message = capsys.readouterr().err.strip()
-    assert words in message
-    assert len(message.splitlines()) == 1
+    assert words in refused(monkeypatch, capsys, "write", "--config", config, *method, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -123,28 +116,26 @@ def test_an_exported_folder_writes_without_a_store(
 ) -> None:
     adapter, base = exported
     requests, out, past = tmp_path / "r.jsonl", tmp_path / "drafts.parquet", tmp_path / "past.jsonl"
-    item = {"title": "A kettle", "description": "of steel"}
-    history = [{"item": item, "text": "It boils fast.", "rating": 5}]
     arguments = ("write", "--adapter", adapter, "--base", base)
-    past.write_text(json.dumps(history[0]) + "\n")
+    past.write_text(json.dumps(HISTORY[0]) + "\n")
     assert nextquill(monkeypatch, *arguments, "--history", past, *THING, "--explain", "--json") == 0
     single = json.loads(capsys.readouterr().out)
     assert [review["text"] for review in single["history_shown"]] == ["It boils fast."]
     assert single["method"] == "nextquill"
     assert nextquill(monkeypatch, *arguments, "--history", past, *THING, "--explain") == 0
     assert "likelier by the history: " in capsys.readouterr().err
-    known = {"history": history, "item": item, "rating": 5, "title": "Good"}
-    requests.write_text("".join(json.dumps(line) + "\n" for line in (known, {"item": item})))
+    known = {"history": HISTORY, "item": KETTLE, "rating": 5, "title": "Good"}
+    requests.write_text("".join(json.dumps(line) + "\n" for line in (known, {"item": KETTLE})))
     assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 0
     rows = pq.read_table(out).to_pylist()
     assert (rows[0]["text"], rows[0]["adapter"]) == (single["text"], single["adapter"])
     assert rows[1]["note"] == "no history was given"
     capsys.readouterr()
-    for line, words in (({"user": "U", "item": item}, "request 2"), ({"item": "B1"}, "request 2")):
+    for line in ({"user": "U", "item": KETTLE}, {"item": "B1"}):
         requests.write_text("".join(json.dumps(one) + "\n" for one in (known, line)))
         assert nextquill(monkeypatch, *arguments, "--requests", requests, "--out", out) == 2
         message = capsys.readouterr().err
-        assert words in message
+        assert "request 2" in message
         assert "no store to look it up in" in message
 
 
@@ -163,7 +154,4 @@ def test_which_model_writes_is_said_once(
     monkeypatch: Any, capsys: Any, arguments: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert nextquill(monkeypatch, "write", *arguments, *THING) == 2
-    message = capsys.readouterr().err.strip()
-    assert words in message
-    assert len(message.splitlines()) == 1
+    assert words in refused(monkeypatch, capsys, "write", *arguments, *THING)

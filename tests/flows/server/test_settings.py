@@ -14,7 +14,7 @@ import pytest
 from flows.server import local
 from flows.server.settings import LOOPBACK, bypass_proxy_for_loopback, require_server, server_settings
 from storage import UserError
-from tests.flows.cli.test_main import nextquill
+from tests.flows.cli.test_main import refused
 from tests.world import small_settings, write_config
 
 PREFECT = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
@@ -194,8 +194,6 @@ def test_a_command_reports_it_in_one_line(
 ) -> None:
     config = write_config(tmp_path / "config.yaml", small_settings(small_world, tmp_path / "store"))
     monkeypatch.setenv("PREFECT_API_URL", NOWHERE)
-    assert nextquill(monkeypatch, command, "--config", config) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("nextquill: PREFECT_API_URL: no Prefect server answers at http://127.0.0.1:9/api (")
-    assert captured.err.endswith("start one (`nextquill up`) or unset PREFECT_API_URL\n")
-    assert (captured.err.count("\n"), captured.out) == (1, "")
+    said = refused(monkeypatch, capsys, command, "--config", config)
+    assert said.startswith("nextquill: PREFECT_API_URL: no Prefect server answers at http://127.0.0.1:9/api (")
+    assert said.endswith("start one (`nextquill up`) or unset PREFECT_API_URL\n")
