@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from html.entities import html5
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import polars as pl
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nextquill_core.ingest.account import account_rows, cleaning_summary
 from nextquill_core.ingest.markup import JOINING, SEPARATING, VALUELESS, Cleaning, clean_html
 from nextquill_core.ingest.sequences import clean_text
-from tests.nextquill_core.ingest.world import Row, World, item, plain_category, review, without_examples
+from tests.nextquill_core.ingest.world import AS_TABLE, Row, World, item, plain_category, review, without_examples
 
 HOWS: tuple[Cleaning, ...] = get_args(Cleaning)
 CASES = [  # as read, unescaped, stripped
@@ -409,7 +409,7 @@ OLD = {"user_id": "reviewerID", "parent_asin": "asin", "rating": "overall", "tit
 
 @pytest.mark.parametrize("source", ["amazon-2014", "amazon-2018", "table", "lamp"])
 def test_texts_of_every_source_are_cleaned(tmp_path: Path, source: str) -> None:
-    world, options = World(tmp_path), {}
+    world, options = World(tmp_path), dict[str, Any]()
     texts = [f"<p>text&nbsp;{number}</p>" for number in range(3)]
     if source == "lamp":
         told = (
@@ -427,17 +427,7 @@ def test_texts_of_every_source_are_cleaned(tmp_path: Path, source: str) -> None:
         rows = [review("u", f"i{number}", number + 1, text, title="<b>s</b>") for number, text in enumerate(texts)]
         described = [item(f"i{number}", description=[f"<i>d{number}</i>"]) for number in range(3)]
         if source == "table":
-            names = {
-                "user_id": "user_id",
-                "item_id": "parent_asin",
-                "rating": "rating",
-                "title": "title",
-                "text": "text",
-            }
-            options = {
-                "reviews": names | {"timestamp": "timestamp"}, "timestamp": "ms",
-                "items": {"item_id": "parent_asin", "title": "title", "description": "description"},
-            }  # fmt: skip
+            options = AS_TABLE
         else:
             rows = [{OLD.get(key, key): value for key, value in row.items()} for row in rows]
             rows = [row | {"unixReviewTime": row.pop("timestamp")} for row in rows]

@@ -11,10 +11,13 @@ import polars as pl
 import pytest
 
 from nextquill_core.errors import DataError
+from nextquill_core.ingest import scan
 from nextquill_core.ingest.scan import join_description
+from nextquill_core.ingest.sources import JsonLines
 from tests.nextquill_core.ingest.formats.test_json_parser import BAD, GOOD
 from tests.nextquill_core.ingest.reference import describe
 from tests.nextquill_core.ingest.world import (
+    AS_TABLE,
     World,
     item,
     lines,
@@ -112,40 +115,28 @@ def test_too_many_bad_rows_stop_the_run_and_the_commonest_are_shown(tmp_path: Pa
     assert "ingest.max_bad_share" in message
 
 
-TABLE = {
-    "reviews": {"user_id": "user_id", "item_id": "parent_asin", "rating": "rating", "text": "text",
-                "timestamp": "timestamp"},
-    "items": {"item_id": "parent_asin"},
-}  # fmt: skip
 GREAT = "wrong-type-rating {}(r.jsonl:{}: rating is 'great')"
 SET_WORDS = 'set ingest.options.rating_words: {"great": NUMBER}'
-
-
-def folder(parent: Path, name: str) -> Path:
-    (parent / name).mkdir()
-    return parent / name
 
 
 def test_a_message_shows_the_value_and_the_option_that_would_accept_it(tmp_path: Path) -> None:
     reviews, items = plain_category()
     great = [row | {"rating": "great"} for row in reviews]
-    settings = {"source": "table", "options": TABLE, "max_bad_share": 0.0}
+    settings = {"source": "table", "options": AS_TABLE, "max_bad_share": 0.0}
     with pytest.raises(DataError) as caught:
         World(tmp_path).ingest(great, items, **settings)
     assert f"none of 24 rows can be read, the first is {GREAT.format('', 1)}; {SET_WORDS}" in str(caught.value)
     with pytest.raises(DataError) as caught:
-        World(folder(tmp_path, "few")).ingest([*reviews, great[0], great[1]], items, **settings)
+        World(tmp_path / "few").ingest([*reviews, great[0], great[1]], items, **settings)
     assert f"{GREAT.format('2× ', 25)}; {SET_WORDS}, or raise ingest.max_bad_share" in str(caught.value)
     with pytest.raises(DataError) as caught:
-        World(folder(tmp_path, "fail")).ingest([reviews[0], great[0]], items, **settings, bad_rows="fail")
+        World(tmp_path / "fail").ingest([reviews[0], great[0]], items, **settings, bad_rows="fail")
     assert f"line 2: wrong-type-rating: rating is 'great'; {SET_WORDS}, or set ingest.bad_rows" in str(caught.value)
-    words = TABLE | {"rating_words": {"great": 5}}
-    assert World(folder(tmp_path, "words")).ingest(great, items, **settings | {"options": words})["users"] == 4
+    words = AS_TABLE | {"rating_words": {"great": 5}}
+    assert World(tmp_path / "words").ingest(great, items, **settings | {"options": words})["users"] == 4
 
 
 def test_a_run_that_goes_wrong_stops_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nextquill_core.ingest import scan
-
     monkeypatch.setattr(scan, "TELLING_ROWS", 100)
     reviews, items = plain_category()
     rows: list[Any] = [*reviews, *([b"x"] * 300), *([review("u", f"i{i}", i) for i in range(400)])]
@@ -159,8 +150,6 @@ def test_a_run_that_goes_wrong_stops_before_the_end(tmp_path: Path, monkeypatch:
 def test_bad_rows_at_the_beginning_of_a_good_file_do_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextquill_core.ingest import scan
-
     monkeypatch.setattr(scan, "TELLING_ROWS", 10)
     reviews, items = plain_category()
     world = World(tmp_path)
@@ -173,9 +162,6 @@ def test_bad_rows_at_the_beginning_of_a_good_file_do_not_stop_the_run(
 def test_a_source_that_does_not_say_how_far_it_has_read_is_judged_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextquill_core.ingest import scan
-    from nextquill_core.ingest.sources import JsonLines
-
     monkeypatch.setattr(scan, "TELLING_ROWS", 10)
     read = JsonLines.read
     monkeypatch.setattr(JsonLines, "read", lambda *given: (replace(batch, position=0) for batch in read(*given)))
@@ -188,8 +174,6 @@ def test_a_source_that_does_not_say_how_far_it_has_read_is_judged_at_the_end(
 
 
 def test_a_source_may_name_its_reasons_as_the_protocol_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nextquill_core.ingest.sources import JsonLines
-
     read = JsonLines.read
     reason = "duplicate_row"
     monkeypatch.setattr(

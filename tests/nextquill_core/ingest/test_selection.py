@@ -99,7 +99,6 @@ def test_zero_is_a_missing_rating_outside_the_range_and_the_account_shows_it(tmp
 def test_an_item_that_was_never_rated_stays_but_not_in_the_published_procedure(tmp_path: Path) -> None:
     assert table(World(tmp_path), ["5", "4", "3"])["items"]["kept"] == 3  # i0 has 0 ratings
     reviews, items = plain_category()
-    (tmp_path / "published").mkdir()
     stats = World(tmp_path / "published").ingest(reviews, [items[0] | {"rating_number": 0}, *items[1:]])
     assert stats["items"]["dropped"] == {"no_rating_number": 1}
 
@@ -177,11 +176,6 @@ FINE = [
 ]
 
 
-def folder(parent: Path, name: str) -> Path:
-    (parent / name).mkdir()
-    return parent / name
-
-
 def world_with(tmp_path: Path, **settings: Any) -> tuple[World, dict[str, Any]]:
     world = World(tmp_path)
     rows = [*FINE, *(row for row, _ in SUSPECTS)]
@@ -210,9 +204,9 @@ def test_suspect_rows_can_count_as_bad(tmp_path: Path) -> None:
     assert stats["reviews"]["kept"] == 3
     assert len(world.table("quarantine")) == 6
     with pytest.raises(DataError, match=r"6 of 10 rows cannot be read .* rating-out-of-range 3× \(r\.jsonl:8: {"):
-        world_with(folder(tmp_path, "b"), suspect_rows="bad", max_bad_share=0.5)
+        world_with(tmp_path / "b", suspect_rows="bad", max_bad_share=0.5)
     with pytest.raises(DataError, match=r"reviews of C: .*set ingest\.bad_rows to quarantine"):
-        world_with(folder(tmp_path, "c"), suspect_rows="bad", bad_rows="fail")
+        world_with(tmp_path / "c", suspect_rows="bad", bad_rows="fail")
 
 
 def test_suspect_rows_can_be_ignored(tmp_path: Path) -> None:

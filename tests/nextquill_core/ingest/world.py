@@ -29,6 +29,14 @@ SMALL = {
     "min_profile_reviews": 0, "min_profile_item_users": 0, "min_description_chars": 0, "max_description_chars": 50,
 }  # fmt: skip
 
+AS_TABLE = {
+    "reviews": {"item_id": "parent_asin", "user_id": "user_id", "rating": "rating", "title": "title", "text": "text",
+                "timestamp": "timestamp"},
+    "items": {"item_id": "parent_asin", "title": "title", "description": "description", "categories": "categories",
+              "rating_number": "rating_number"},
+}  # fmt: skip
+"""The options under which the source `table` reads the rows of this module."""
+
 
 def review(user: str = "u1", item: str = "i1", time: int = 1, text: str = "good", **other: Any) -> Row:
     row = {"rating": 5.0, "title": "t", "text": text, "parent_asin": item, "user_id": user, "timestamp": time}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from nextquill_core.errors import DataError
-from nextquill_core.ingest.batches import Batch
 from nextquill_core.ingest.formats.json_files import elements
 from nextquill_core.ingest.sources import source
 from tests.nextquill_core.ingest.tables import (
@@ -79,12 +78,8 @@ def test_json_lines_in_another_encoding(tmp_path: Path) -> None:
     assert [row["text"] for row in rows([batch])] == ["e"]
     found = batches(path, options={"encoding": "latin-1"}, size=20)
     assert [row["text"] for row in rows(found)] == ["é", "e"]
-    assert [row["text"] for row in rows(source_rest(path, found[0].resume))] == ["e"]
-
-
-def source_rest(path: Path, resume: object) -> list[Batch]:
-    reader = source("table", OPTIONS | {"encoding": "latin-1"})
-    return list(reader.read("reviews", path, resume))
+    rest = source("table", OPTIONS | {"encoding": "latin-1"}).read("reviews", path, found[0].resume)
+    assert [row["text"] for row in rows(rest)] == ["e"]
 
 
 def test_elements_do_not_depend_on_where_reading_stops(tmp_path: Path) -> None:

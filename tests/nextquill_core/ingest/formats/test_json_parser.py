@@ -278,11 +278,12 @@ def test_a_bad_item_is_named(change: dict[str, object], reason: str) -> None:
     assert [(bad.line, bad.reason) for bad in parsed.bad] == [(2, reason)]
 
 
-def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_one_bad_row(
+    parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "r.jsonl"
     long = GOOD[:-1] + b', "x": "' + b"y" * 300 + b'"}'
     path.write_bytes(b"\n".join([GOOD, long, GOOD, long]))
-    parser = Parser(layout_fields(Amazon2023.columns["reviews"], "reviews"), "reviews")
     monkeypatch.setattr(text_files, "LONG_LINE_BYTES", 150)
     for module in (text_files, json_parser):
         monkeypatch.setattr(module, "MAX_LINE_BYTES", 200)
@@ -293,10 +294,9 @@ def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pyt
         assert all(bad.raw.startswith(GOOD[:-1].decode()) for p in parsed for bad in p.bad)
 
 
-def test_a_block_may_be_a_blank_line(tmp_path: Path) -> None:
+def test_a_block_may_be_a_blank_line(parser: Parser, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(b"\n" + GOOD + b"\n\n")
-    parser = Parser(layout_fields(Amazon2023.columns["reviews"], "reviews"), "reviews")
     parsed = [parser.parse(block) for block in read_blocks(path, block_bytes=1)]
     assert [line for batch in parsed for line in batch.rows["line"]] == [2]
     assert sum(batch.blank for batch in parsed) == 2

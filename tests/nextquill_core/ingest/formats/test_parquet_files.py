@@ -25,6 +25,8 @@ from tests.nextquill_core.ingest.tables import (
     write_parquet,
 )
 
+COLUMNS: dict[str, Any] = {key: [value] for key, value in ROW.items()}
+
 
 def test_parquet_takes_columns_as_they_are_typed(tmp_path: Path) -> None:
     moment = datetime(2018, 7, 7, 12, tzinfo=UTC)
@@ -62,14 +64,13 @@ def test_bad_rows_of_parquet_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_parquet_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
-    columns: dict[str, Any] = {key: [value] for key, value in ROW.items()}
-    path = write_parquet(tmp_path, columns | {"uid": [True]})
+    path = write_parquet(tmp_path, COLUMNS | {"uid": [True]})
     with pytest.raises(DataError, match="column `uid` is bool, which is no user_id; convert it"):
         batches(path)
-    path = write_parquet(tmp_path, {("Uid" if key == "uid" else key): value for key, value in columns.items()})
+    path = write_parquet(tmp_path, {("Uid" if key == "uid" else key): value for key, value in COLUMNS.items()})
     with pytest.raises(DataError, match=r"there is no column `uid`; did you mean `Uid`\?"):
         batches(path)
-    path = write_parquet(tmp_path, columns)
+    path = write_parquet(tmp_path, COLUMNS)
     with pytest.raises(DataError, match="column `date` is int64, which is no timestamp"):
         batches(path, options={"timestamp": "iso"})
     data = path.read_bytes()
@@ -81,8 +82,7 @@ def test_parquet_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_date_of_python_is_a_day(tmp_path: Path) -> None:
-    columns: dict[str, Any] = {key: [value] for key, value in ROW.items()}
-    path = write_parquet(tmp_path, columns | {"date": [date(2018, 7, 7)]})
+    path = write_parquet(tmp_path, COLUMNS | {"date": [date(2018, 7, 7)]})
     assert rows(batches(path)) == [CANONICAL | {"timestamp_ms": NOON - 12 * 3600_000}]
 
 
@@ -149,8 +149,7 @@ OTHER_COLUMNS: list[tuple[str, pa.Array, str, Any]] = [
 
 @pytest.mark.parametrize(("key", "column", "name", "expected"), OTHER_COLUMNS)
 def test_other_columns_of_parquet(tmp_path: Path, key: str, column: pa.Array, name: str, expected: Any) -> None:
-    columns: dict[str, Any] = {key: [value] for key, value in ROW.items()}
-    found = batches(write_parquet(tmp_path, columns | {key: column}))
+    found = batches(write_parquet(tmp_path, COLUMNS | {key: column}))
     if isinstance(expected, str) and expected.startswith("wrong"):
         assert bad(found) == [(1, expected)]
         assert found[0].bad[0].remedy == "set ingest.options.timestamp: iso"
@@ -196,6 +195,5 @@ def test_lists_of_parquet(tmp_path: Path, kind: pa.DataType, value: Any, expecte
 def test_a_type_of_parquet_of_which_nothing_fits_is_one_line(
     tmp_path: Path, key: str, column: pa.Array, message: str
 ) -> None:
-    columns: dict[str, Any] = {key: [value] for key, value in ROW.items()}
     with pytest.raises(DataError, match=message):
-        batches(write_parquet(tmp_path, columns | {key: column}))
+        batches(write_parquet(tmp_path, COLUMNS | {key: column}))

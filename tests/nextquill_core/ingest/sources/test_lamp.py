@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from nextquill_core.errors import DataError
 from nextquill_core.ingest.batches import Batch, Part
 from nextquill_core.ingest.sources import source
+from tests.nextquill_core.ingest.tables import bad, write_csv
 from tests.nextquill_core.ingest.world import World
 
 REVIEW = {"task": "longlamp-product-review"}
@@ -43,9 +43,7 @@ def digest(kind: str, text: str) -> str:
 
 
 def write(folder: Path, found: Any, name: str = "r.json") -> Path:
-    data = found if isinstance(found, bytes) else json.dumps(found).encode()
-    (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return folder / name
+    return write_csv(folder, found if isinstance(found, bytes) else json.dumps(found).encode(), name)
 
 
 def batches(path: Path, options: dict[str, Any], part: Part = "reviews", size: int | None = None) -> list[Batch]:
@@ -57,10 +55,6 @@ def batches(path: Path, options: dict[str, Any], part: Part = "reviews", size: i
 
 def rows(found: list[Batch]) -> list[dict[str, Any]]:
     return [row for batch in found for row in batch.rows.to_dicts()]
-
-
-def bad(found: list[Batch]) -> list[tuple[int, str]]:
-    return [(row.line, row.reason) for batch in found for row in batch.bad]
 
 
 def test_a_product_review_row_is_its_profile_and_then_itself(tmp_path: Path) -> None:

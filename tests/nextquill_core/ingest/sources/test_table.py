@@ -29,7 +29,7 @@ from tests.nextquill_core.ingest.tables import (
     write_lines,
     write_parquet,
 )
-from tests.nextquill_core.ingest.world import World, plain_category
+from tests.nextquill_core.ingest.world import AS_TABLE, World, plain_category
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,7 @@ def test_every_format_and_size_of_batch_gives_the_same_sequences(tmp_path: Path)
     reviews, items = plain_category()
     for number, row in enumerate(reviews):
         row["text"] += f' "{number}",\nnext line'
-    mapped = {"user_id": "user_id", "item_id": "parent_asin", "rating": "rating", "title": "title", "text": "text"}
-    options = {
-        "reviews": mapped | {"timestamp": "timestamp"},
-        "items": {"item_id": "parent_asin", "title": "title", "description": "description",
-                  "categories": "categories", "rating_number": "rating_number"},
-    }  # fmt: skip
-    found, stats = converted(tmp_path, reviews, items, options)
+    found, stats = converted(tmp_path, reviews, items, AS_TABLE)
     first, *others = map(without_rows, found.values())
     assert len(first[0]) == 4
     assert [each == first for each in others] == [True] * 5
@@ -190,17 +184,13 @@ def test_rows_of_a_release_are_the_same_in_every_format(tmp_path: Path, made: bo
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [{key: row.get(key) for key in keys.values()} for row in map(json.loads, file)]
 
-    reviews = {key: key for key in ("user_id", "rating", "title", "text", "timestamp")} | {"item_id": "parent_asin"}
-    items = {key: key for key in ("title", "description", "categories", "rating_number")} | {"item_id": "parent_asin"}
-    found, _ = converted(
-        tmp_path, read(raw.reviews, reviews), read(raw.items, items),
-        {"reviews": reviews, "items": items}, min_user_reviews=4, min_item_users=2, min_text_chars=200,
-    )  # fmt: skip
+    reviews, items = read(raw.reviews, AS_TABLE["reviews"]), read(raw.items, AS_TABLE["items"])
+    protocol = {"min_user_reviews": 4, "min_item_users": 2, "min_text_chars": 200}
+    found, _ = converted(tmp_path, reviews, items, AS_TABLE, **protocol)
     lines, table, parquet = (without_rows(each) for each in found.values())
     assert len(lines[0]) > 10
     assert lines == table == parquet
     world = World(tmp_path)
-    protocol = {"min_user_reviews": 4, "min_item_users": 2, "min_text_chars": 200}
     world.run(world.config(*raw, **protocol))
     assert [without_rows(world.table(name)) for name in ("sequences", "items", "examples")] == lines
 
