@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from nextquill_core.orders import TrainOrder
 from nextquill_core.pipeline import Step, lineage
-from nextquill_core.pipeline.run import Outcome, Run
+from nextquill_core.pipeline.run import Build, Outcome, Run
 from nextquill_core.pipeline.train import Launch
+from storage import Staging
 
 
 def make(run: Run, *steps: Step | None, launch: Launch | None = None) -> Outcome:
@@ -25,6 +27,16 @@ def make(run: Run, *steps: Step | None, launch: Launch | None = None) -> Outcome
     options: dict[str, dict[str, Any]] = {"train": {"launch": launch or plain}}
     outcomes = [run.make(step, **options.get(step.kind, {})) for step in lineage(*filter(None, steps))]
     return outcomes[-1]
+
+
+def table(*values: int) -> Build:
+    """Return a function that builds a stand-in for any artifact: one table with these values."""
+
+    def build(staging: Staging) -> dict[str, Any]:
+        staging.write_table("0.parquet", pa.table({"x": list(values)}))
+        return {}
+
+    return build
 
 
 def plain(order: Path, log: Path) -> None:

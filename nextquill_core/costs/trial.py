@@ -81,6 +81,7 @@ def measure_here(shape: ModelShape, dtype: str, lengths: Lengths, config: Config
     forward = one.forward * len(pairs) / median_seconds(lambda: scorer.score(pairs))
     single, several = decode_seconds(model, pairs, 1), decode_seconds(model, pairs * TRIED_ROWS, TRIED_ROWS)
     row_s = max(0.0, several - single) / (TRIED_ROWS - 1)
+    here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     positions = free_memory(device) / 2 / (shape.cached * BYTES[dtype])
     training = one.training * len(pairs) / _training_seconds(model, pairs, config)
     return Rates(
@@ -90,7 +91,7 @@ def measure_here(shape: ModelShape, dtype: str, lengths: Lengths, config: Config
         max(0.0, single - row_s) * shape.parameters / tried.parameters,
         row_s * (shape.body + shape.head) / (tried.body + tried.head),
         min(MOST_POSITIONS, positions),
-        f"measured now on the {_device_name(device)}, with {tried.layers} layers and examples of "
+        f"measured now on the {here}, with {tried.layers} layers and examples of "
         f"{lengths.prompt + lengths.answer:,.0f} tokens",
     )
 
@@ -124,7 +125,3 @@ def _shortened(shape: ModelShape, lengths: Lengths) -> Lengths:
         for value in (lengths.prompt, lengths.bare, lengths.opening, lengths.answer)
     )
     return Lengths(prompt, bare, min(opening, bare - 1), answer)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

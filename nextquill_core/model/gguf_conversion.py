@@ -100,7 +100,8 @@ def _split_as_trained(tokenizer: Any, header: GgufHeader, source: Path) -> None:
     """Make the tokenizer of a byte-level vocabulary split texts before merging as the file says, in place."""
     split = header.text("tokenizer.ggml.pre")
     backend = tokenizer.backend_tokenizer
-    if header.text("tokenizer.ggml.model") != "gpt2" or not _splits_as_gpt2(backend.pre_tokenizer):
+    by_bytes = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and backend.pre_tokenizer.use_regex
+    if header.text("tokenizer.ggml.model") != "gpt2" or not by_bytes:
         return
     if split in DIGITS_APART:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,10 +109,6 @@ def _split_as_trained(tokenizer: Any, header: GgufHeader, source: Path) -> None:
         )
     elif split not in AS_GPT2:
         raise ModelError(f"its tokenizer splits words as `{split}`, which is not supported", str(source), USE_FOLDER)
-
-
-def _splits_as_gpt2(splits: Any) -> bool:
-    return isinstance(splits, pre_tokenizers.ByteLevel) and splits.use_regex
 
 
 def _ordinary(loaded: Any) -> Any:

@@ -12,20 +12,15 @@ and reuse agree, and a changed setting changes exactly the artifacts that it can
 - `report`, `model_card`: results as people read them; no number is made there
 """
 
-from nextquill_core.pipeline.evaluation_plan import EvaluationPlan, PredictionSet
-from nextquill_core.pipeline.freshness import Freshness, FreshnessCache, State, freshness, outdated
-from nextquill_core.pipeline.plan import FOLD_METHOD, Plan, make_plan, method_weights
+from nextquill_core.pipeline.freshness import Freshness, FreshnessCache, freshness, outdated
+from nextquill_core.pipeline.plan import Plan, make_plan, method_weights
 from nextquill_core.pipeline.step import KINDS, Step, lineage
 
 __all__ = [
-    "FOLD_METHOD",
     "KINDS",
-    "EvaluationPlan",
     "Freshness",
     "FreshnessCache",
     "Plan",
-    "PredictionSet",
-    "State",
     "Step",
     "freshness",
     "lineage",

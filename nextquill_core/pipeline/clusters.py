@@ -6,7 +6,7 @@ tokens are a sample, so that the time does not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,10 @@ def build_clusters(run: Run, step: Step, staging: Staging, progress: Progress) -
             rows += [{"example_id": name, "position": at, "effect": effects[name].effect[at]} for at in places]
             advance(1)
     found = cluster_states(np.concatenate(states), seed=run.config.seed) if states else None
-    clusters = list(_clustered(rows, found.labels_N, found.map_N2)) if found else []
+    clusters: list[dict[str, Any]] = []
+    if found:
+        columns = zip(rows, found.labels_N.tolist(), found.map_N2.tolist(), strict=True)
+        clusters = [{**row, "cluster": label, "x": x, "y": y} for row, label, (x, y) in columns]
     staging.write_table(FILE, pa.Table.from_pylist(clusters, schema=CLUSTERS))
     counts = {"preference_tokens": sum(map(len, preferred.values())), "tokens": len(rows), "reviews": len(sample)}
     return counts | ({"explained": found.explained, "silhouette": found.silhouette} if found else {})
@@ -100,10 +103,3 @@ def draw_tokens(preferred: Mapping[str, Sequence[int]], limit: int, *, seed: int
         sample[names[number]] = sorted(generator.choice(places, count, replace=False).tolist())
         missing -= count
     return sample
-
-
-def _clustered(
-    rows: Sequence[Mapping[str, Any]], labels_N: NDArray[np.int64], map_N2: NDArray[np.float64]
-) -> Iterator[dict[str, Any]]:
-    for row, label, (x, y) in zip(rows, labels_N.tolist(), map_N2.tolist(), strict=True):
-        yield {**row, "cluster": label, "x": x, "y": y}

@@ -54,6 +54,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     """
     from nextquill_core.analysis.report import render
     from nextquill_core.evaluation import metrics, slices, tables
+    from nextquill_core.pipeline.judge import judged
     from nextquill_core.pipeline.report.against_truth import against_truth
     from nextquill_core.pipeline.report.example import gather
     from nextquill_core.pipeline.report.page import Measured, figures_of, report_of, verdict_of
@@ -68,7 +69,7 @@ def build_evaluation(run: Run, step: Step, staging: Staging, progress: Progress)
     scorer = _Scorer(run, examples, effects, progress, len(texts) + len(control_texts))
     last = settings.decoding[-1] if settings.decoding else tables.NO_TEXTS
     others = {metrics.PERSONAL_GAIN: plan.control_likelihoods, metrics.HISTORY_GAIN: plan.bare_likelihoods}
-    judgements, judge = _judgements(run, examples) if plan.judged else ({}, None)
+    judgements, judge = judged(run, examples) if plan.judged else ({}, None)
     scores = scorer(texts or _without_texts(plan.likelihoods, last), plan.likelihoods, others, judgements)
     controls = scorer(control_texts or _without_texts(plan.control_likelihoods, last), plan.control_likelihoods, {})
     users = resampled_users(examples)
@@ -158,14 +159,6 @@ def _adopted(run: Run, step: Step, folder: str, staging: Staging) -> dict[str, s
     source = run.artifact(step)
     staging.adopt(source.folder, source.shards(f"{folder}/"))
     return column_by_example(source.folder / folder, "text")
-
-
-def _judgements(run: Run, examples: Sequence[Example]) -> tuple[dict[Key, Floats], dict[str, Any]]:
-    """Return the statistics of the judge metric by method and preset, and how it is computed."""
-    from nextquill_core.pipeline.judge import judge_settings, judged
-
-    statistics = judged(run, examples)
-    return statistics, judge_settings(run, examples, statistics)
 
 
 class _Scorer:

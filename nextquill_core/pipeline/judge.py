@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from nextquill_core.evaluation.significance import Floats
 from nextquill_core.generation.engines import Generation, Journal
 from nextquill_core.generation.openai_chat import ChatEngine, ChatRequest
 from nextquill_core.pipeline.evaluation_plan import Key
-from nextquill_core.pipeline.methods import resampled_users, split_examples
+from nextquill_core.pipeline.methods import planned, resampled_users, split_examples
 from nextquill_core.pipeline.predict import PREDICTED
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.shard_counts import ShardCounts
@@ -117,22 +117,9 @@ def build_judged(run: Run, step: Step, staging: Staging, progress: Progress) -> 
 
 def _rubrics(run: Run) -> dict[str, list[Aspect]]:
     """Return the aspects of each example's user."""
-    step = run.plan.evaluation.rubrics
-    if step is None:
-        raise ValueError("the plan has no rubrics")
+    step = planned(run.plan.evaluation.rubrics, "rubrics")
     found = column_by_example(run.artifact(step).folder / FOLDER_OF_RUBRICS, "aspects")
     return {example: [Aspect(**aspect) for aspect in aspects] for example, aspects in found.items()}
-
-
-def judged(run: Run, examples: Sequence[Example]) -> dict[Key, Floats]:
-    """Return the statistics of the judge metric by method and preset, and of the true reviews.
-
-    Args:
-        run: The run; the judge's scores are in its store.
-        examples: The measured examples.
-    """
-    ids = [example.example_id for example in examples]
-    return {key: judged_statistics(ids, _scores(run, step)) for key, step in run.plan.evaluation.judged.items()}
 
 
 def _scores(run: Run, step: Step) -> list[tuple[str, int | None]]:
@@ -140,17 +127,22 @@ def _scores(run: Run, step: Step) -> list[tuple[str, int | None]]:
     return [(row["example_id"], row["score"]) for table in tables for row in table.to_pylist()]
 
 
-def judge_settings(run: Run, examples: Sequence[Example], statistics: Mapping[Key, Floats]) -> dict[str, Any]:
-    """Return how the judge metric is computed, and the value of the true reviews by category with its interval.
+def judged(run: Run, examples: Sequence[Example]) -> tuple[dict[Key, Floats], dict[str, Any]]:
+    """Return the statistics of the judge metric, and how it is computed.
 
     Args:
-        run: The run.
+        run: The run; the judge's scores are in its store.
         examples: The measured examples.
-        statistics: What `judged` returned.
+
+    Returns:
+        The statistics by method and preset, and of the true reviews; and the settings, with the value of the true
+        reviews by category and its interval.
     """
-    settings = run.config.evaluate.judge
-    unread = sum(run.artifact(step).manifest.stats.get("unread", 0) for step in run.plan.evaluation.judged.values())
-    return {
+    settings, steps = run.config.evaluate.judge, run.plan.evaluation.judged
+    ids = [example.example_id for example in examples]
+    statistics = {key: judged_statistics(ids, _scores(run, step)) for key, step in steps.items()}
+    unread = sum(run.artifact(step).manifest.stats.get("unread", 0) for step in steps.values())
+    return statistics, {
         "by": settings.model,
         "aspects": settings.aspects,
         "reviews": settings.reviews,

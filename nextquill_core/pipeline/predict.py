@@ -81,13 +81,7 @@ def build_predictions(run: Run, step: Step, staging: Staging, progress: Progress
         progress(0, 0, phase="loading the model")
     served = run.config.evaluate.engine == "openai"
     shards = missing_shards(
-        run,
-        method,
-        examples,
-        lambda name: name not in made,
-        served=served,
-        style=style,
-        history=planned.history,
+        run, method, examples, lambda name: name not in made, served=served, style=style, history=planned.history
     )
     for shard in shards:
         if served:
@@ -166,12 +160,7 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
     advance = advancing(progress, len(examples), finished)
     progress(0, 0, phase="loading the model")
     shards = missing_shards(
-        run,
-        method,
-        examples,
-        lambda name: not staging.has(path(name)),
-        style=style,
-        history=step.settings["past"],
+        run, method, examples, lambda name: not staging.has(path(name)), style=style, history=step.settings["past"]
     )
     for shard in shards:
         advance(0)

@@ -64,10 +64,11 @@ def build_style_vectors(run: Run, step: Step, staging: Staging, progress: Progre
         differences = _differences(run, step, reviews, staging, number, advance)
         empty = sum(difference is None for difference in differences)
         counts.add(number, {"reviews": len(reviews), "empty_texts": empty})
+        shape = len(step.settings["depths"]), base_model(run.model).config.get_text_config().hidden_size
         vectors: dict[str, torch.Tensor] = {}
         rest = iter(differences)
         for group in part:
-            vectors |= group.vectors([next(rest) for _ in group.reviews], _shape(run, step))
+            vectors |= group.vectors([next(rest) for _ in group.reviews], shape)
         save_tensors(staging.path(name), vectors)
         staging.finish(name, rows=len(vectors))
     return {"users": len(groups), **counts.total}
@@ -109,9 +110,8 @@ def _differences(
 ) -> list[torch.Tensor | None]:
     """Return how each review differs from the style-free text that is written for its query, and store the texts."""
     model, encoder = base_model(run.model), method_encoder(run, METHODS["stylevector"])
-    limit = run.config.evaluate.style.max_tokens
     own = encoder.encode(reviews)
-    engine = local_engine(run, model, encoder, GREEDY, limit)
+    engine = local_engine(run, model, encoder, GREEDY, run.config.evaluate.style.max_tokens)
     journal = Journal(staging.scratch / f"{NEUTRAL_TEXTS}-{number}.jsonl")
     requests = [Request(pair.example_id, pair.factual) for pair in own]
     missing = journal.missing(requests)
@@ -138,10 +138,6 @@ def _differences(
         [without_stop(pair, encoder.stop_id) for pair in neutral],
         layers,
     )
-
-
-def _shape(run: Run, step: Step) -> tuple[int, int]:
-    return len(step.settings["depths"]), base_model(run.model).config.get_text_config().hidden_size
 
 
 def styled_shards(run: Run, shards: Iterable[tuple[str, Sequence[Example]]], style: Style) -> Iterator[Shard]:

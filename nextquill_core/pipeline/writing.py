@@ -106,7 +106,25 @@ def run_origin(run: Run, name: str) -> Origin:
         UserError: As for `run_writer`.
     """
     method = writing_method(name)
-    return Origin(method, run.model, run.prompt, run.plan.model_identity, _adapter(run, method))
+    adapter = trained(run, method.trained_as) if method.training or method.adapter else None
+    return Origin(method, run.model, run.prompt, run.plan.model_identity, adapter)
+
+
+def trained(run: Run, name: str) -> Artifact:
+    """Return the adapter of a method, which must be up to date.
+
+    Args:
+        run: The run.
+        name: Name of the method.
+
+    Raises:
+        UserError: The method trains nothing, is not trained by this configuration, not trained yet, or stale.
+    """
+    step = run.plan.adapter(METHODS[name].name)
+    artifact = run.artifact(step)
+    if why := outdated(run.store, step, artifact):
+        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
+    return artifact
 
 
 def writing_method(name: str) -> Method:
@@ -216,17 +234,6 @@ def describe_adapter(run: Run, name: str, *, merged: bool) -> AdapterDescription
         paper_max_new_tokens=settings.paper_max_new_tokens,
         seed=run.config.seed,
     )
-
-
-def _adapter(run: Run, method: Method) -> Artifact | None:
-    """Return the adapter that a method uses, which must be up to date; None for a method that trains none."""
-    if method.training is None and method.adapter is None:
-        return None
-    step = run.plan.adapter(method.trained_as)
-    artifact = run.artifact(step)
-    if why := outdated(run.store, step, artifact):
-        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
-    return artifact
 
 
 def _presets(run: Run, method: Method) -> dict[str, Preset]:

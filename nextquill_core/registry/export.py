@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from nextquill_core.errors import ModelError, UserError
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline import method_weights, outdated
+from nextquill_core.pipeline import method_weights
 from nextquill_core.pipeline.model_card import adapter_card
 from nextquill_core.pipeline.run import Run
-from nextquill_core.pipeline.writing import describe_adapter
+from nextquill_core.pipeline.writing import describe_adapter, trained
 from nextquill_core.writing import exported
-from storage import Artifact, write_json, write_text
+from storage import write_json, write_text
 from storage.files import user_path
 
 if TYPE_CHECKING:
@@ -119,23 +119,6 @@ def _weighted(examples: Sequence[TrainExample]) -> pa.Table:
         "weights": [example.weights for example in examples],
     }
     return pa.table(columns, schema=WEIGHTED)
-
-
-def trained(run: Run, name: str) -> Artifact:
-    """Return the adapter of a method, which must be up to date.
-
-    Args:
-        run: The run.
-        name: Name of the method.
-
-    Raises:
-        UserError: The method trains nothing, is not trained by this configuration, not trained yet, or stale.
-    """
-    step = run.plan.adapter(METHODS[name].name)
-    artifact = run.artifact(step)
-    if why := outdated(run.store, step, artifact):
-        raise UserError(f"the adapter is stale: {why}", artifact.location, "run `nextquill train` first")
-    return artifact
 
 
 def _write_merged(run: Run, adapter: Path, folder: Path) -> None:

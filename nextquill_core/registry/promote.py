@@ -19,7 +19,7 @@ from nextquill_core.errors import UserError
 from nextquill_core.pipeline import Plan, Step, lineage
 from nextquill_core.pipeline.methods import resampled_by_example, split_examples
 from nextquill_core.pipeline.run import OpenRun, Run
-from nextquill_core.registry.export import trained
+from nextquill_core.pipeline.writing import trained
 from nextquill_core.schemas import column_by_example
 from storage import Artifact
 from storage.pointers import (

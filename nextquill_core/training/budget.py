@@ -241,9 +241,8 @@ def _changed(order: TrainOrder, **values: Any) -> TrainOrder:
 
 def _usable(model: Any) -> float:
     """Return the bytes that this rank may use: a share of its device, or of the machine divided by its ranks."""
-    device = device_of(model)
     ranks = _ranks_here() if _on_host(model) else 1
-    return USABLE * total_memory(device) / ranks
+    return USABLE * total_memory(device_of(model)) / ranks
 
 
 def _held(model: Any) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,14 @@ from nextquill_core.pipeline.run import Run
 from tests.conftest import made_once
 from tests.stages import make, untrained
 from tests.world import small_config
+
+Configured = Callable[..., Config]
+
+
+@pytest.fixture
+def configured(small_world: Path, tmp_path: Path) -> Configured:
+    """Return what gives the small configuration, with changed sections, and a store of the test's own."""
+    return functools.partial(small_config, small_world, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -349,21 +349,10 @@ def test_another_precision_becomes_fp32(package: Callable[..., None]) -> None:
     assert derived["weight"].to_pylist() == [[0.25, 0.25], [0.0]]
 
 
-MISSHAPEN = [
-    "positional",
-    "demanding",
-    "worded",
-    "nothing",
-    "number",
-    "keywords",
-    "three",
-    "presumed",
-    "spread",
-    "open",
-]
-
-
-@pytest.mark.parametrize("name", MISSHAPEN)
+@pytest.mark.parametrize(
+    "name",
+    ["positional", "demanding", "worded", "nothing", "number", "keywords", "three", "presumed", "spread", "open"],
+)
 def test_what_is_not_a_policy_is_refused(package: Callable[..., None], name: str) -> None:
     package("bad_policies", BAD, {name: f"bad_policies:{name}"})
     with pytest.raises(UserError, match=f"weights.policy: `{name}` is not a weight policy; give a function"):

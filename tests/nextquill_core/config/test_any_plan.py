@@ -14,7 +14,8 @@ from nextquill_core.pipeline.run import Run
 from storage.errors import UserError
 from tests.effort import trials
 from tests.nextquill_core.config.test_operational import KEYS, merged, nested, value_for
-from tests.nextquill_core.config.test_yaml_text import VALUES, keys
+from tests.nextquill_core.config.test_yaml_text import KEYS as EVERY_KEY
+from tests.nextquill_core.config.test_yaml_text import VALUES
 from tests.nextquill_core.pipeline.test_plan import every_step
 from tests.world import small_settings
 
@@ -48,7 +49,7 @@ def test_any_values_give_a_plan_or_one_line(base: dict[str, Any]) -> None:
     accepted = 0
 
     @FEW
-    @given(st.lists(st.tuples(st.sampled_from(keys()), VALUES), min_size=1, max_size=2))
+    @given(st.lists(st.tuples(st.sampled_from(EVERY_KEY), VALUES), min_size=1, max_size=2))
     def try_it(chosen: list[tuple[tuple[str, ...], Any]]) -> None:
         nonlocal accepted
         values = base

@@ -15,9 +15,8 @@ from pydantic.fields import FieldInfo
 from nextquill_core.config import Config
 from nextquill_core.config.base import Section
 from nextquill_core.methods.registry import METHODS
-from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
-from tests.nextquill_core.pipeline.test_plan import every_step
+from tests.nextquill_core.pipeline.test_plan import fingerprints
 from tests.plugins import add_package
 from tests.world import small_config
 
@@ -261,14 +260,10 @@ def base(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield merged(settings, changes)
 
 
-def fingerprints(settings: dict[str, Any]) -> dict[str, str]:
-    return {step.name: step.fingerprint for step in every_step(Run(Config.model_validate(settings)).plan)}
-
-
 @functools.cache
 def fingerprints_of_base(settings: str) -> dict[str, str]:
     """Return the fingerprints of settings in JSON; most tests change one key of the same settings."""
-    return fingerprints(json.loads(settings))
+    return fingerprints(Config.model_validate(json.loads(settings)))
 
 
 def moved(base: dict[str, Any], path: str, value: Any) -> set[str]:
@@ -282,7 +277,8 @@ def moved(base: dict[str, Any], path: str, value: Any) -> set[str]:
     for prefix, further in CONTEXT.items():
         if path.startswith(prefix):
             base = merged(base, further)
-    before, after = fingerprints_of_base(json.dumps(base)), fingerprints(merged(base, nested(path, value)))
+    changed = Config.model_validate(merged(base, nested(path, value)))
+    before, after = fingerprints_of_base(json.dumps(base)), fingerprints(changed)
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 

@@ -13,6 +13,7 @@ from nextquill_core.config import Config, load_config, parse_config
 from nextquill_core.config.base import Section
 from storage.errors import UserError
 from storage.redaction import redact
+from tests.nextquill_core.config.test_operational import nested
 
 S = "pl4nt3d-S3cret"
 URL = f"https://me:{S}@host/v1"
@@ -46,12 +47,6 @@ CASES: tuple[tuple[str, Any, str], ...] = (
     ("slurm.common.arguments", [f"--export=ALL,API_TOKEN={S}"], "environment variable"),
     ("score.ray_address", f"ray://me:{S}@host", "environment variable"),
 )
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
 
 
 @pytest.mark.parametrize(("key", "value", "remedy"), CASES)

@@ -6,14 +6,13 @@ import json
 import os
 from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nextquill_core.config import Config, load_config, parse_config
-from nextquill_core.config.base import Section
+from nextquill_core.config import known_keys, load_config, parse_config
 from storage import canonical_json
 from storage.errors import UserError
 from tests.effort import trials
@@ -115,17 +114,7 @@ def test_what_is_harmless_is_read(tmp_path: Path) -> None:
     assert load_config(path).ingest.options == {"a": 1, "b": "~|"}
 
 
-def keys(section: type[Section] = Config, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every key of the schema, sections too."""
-    found = []
-    for name, field in section.model_fields.items():
-        found.append((*prefix, name))
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, Section):
-                found += keys(kind, (*prefix, name))
-    return found
-
-
+KEYS = [tuple(key.split(".")) for key in known_keys()]
 HOSTILE = st.one_of(
     st.none(),
     st.booleans(),
@@ -144,7 +133,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=trials(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(st.sampled_from(keys()), VALUES), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
 def test_any_values_of_known_keys_give_a_config_or_one_line(chosen: list[tuple[tuple[str, ...], Any]]) -> None:
     values: dict[str, Any] = {}
     for path, value in chosen:

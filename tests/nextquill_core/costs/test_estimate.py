@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from flows.cli.plan import closing_lines
-from nextquill_core.config import Config, parse_config
+from nextquill_core.config import parse_config
 from nextquill_core.costs.estimate import GROUPS, estimate
-from nextquill_core.costs.rates import Rates
 from nextquill_core.costs.shape import ModelShape
 from nextquill_core.errors import DataError
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import KINDS
+from tests.nextquill_core.conftest import Configured
 from tests.nextquill_core.pipeline.test_plan import every_step
-from tests.world import small_config
+from tests.stages import make
 
 open_run = partial(Run, fetch=False)
 
 
-def test_a_run_that_has_made_nothing_has_every_step_to_make(small_world: Path, tmp_path: Path) -> None:
-    config = small_config(small_world, tmp_path / "store")
+def test_a_run_that_has_made_nothing_has_every_step_to_make(configured: Configured) -> None:
+    config = configured()
     found = estimate(config, open_run, users=20)
     assert {one.step.name for one in found.steps} == {step.name for step in every_step(Run(config).plan)}
     assert all(one.missing for one in found.steps)
@@ -35,10 +35,9 @@ def test_a_run_that_has_made_nothing_has_every_step_to_make(small_world: Path, t
     assert found.hours(card, longest=True) >= found.hours(card)
 
 
-def test_what_is_up_to_date_costs_nothing_and_its_sizes_are_exact(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path / "store"))
-    for step in (*run.plan.scans.values(), run.plan.ingest):
-        run.make(step)
+def test_what_is_up_to_date_costs_nothing_and_its_sizes_are_exact(configured: Configured) -> None:
+    run = Run(configured())
+    make(run, run.plan.ingest)
     found = estimate(run.config, open_run)
     assert found.sizes.counted == "the sequences in the store"
     assert found.sizes.examples == run.artifact(run.plan.ingest).manifest.stats["examples"]
@@ -50,9 +49,8 @@ def test_what_is_up_to_date_costs_nothing_and_its_sizes_are_exact(small_world: P
     assert document["bytes"]["artifacts"] == round(found.stored)
 
 
-def test_money_is_hours_times_the_price_of_the_settings(small_world: Path, tmp_path: Path) -> None:
-    config = small_config(small_world, tmp_path, prices={"a100": 7.5})
-    found = estimate(config, open_run, users=20)
+def test_money_is_hours_times_the_price_of_the_settings(configured: Configured) -> None:
+    found = estimate(configured(prices={"a100": 7.5}), open_run, users=20)
     dollars = found.document["dollars"]
     hours = {rates.name: found.hours(rates) for rates in found.rates}
     assert dollars == {
@@ -67,9 +65,9 @@ def test_money_is_hours_times_the_price_of_the_settings(small_world: Path, tmp_p
     [(64, "bfloat16", []), (64, "float32", ["A100", "H100"]), (160, "float32", ["A100", "H100", "H200"])],
 )
 def test_cards_that_cannot_hold_the_weights_are_named(
-    layers: int, dtype: str, cards: list[str], small_world: Path, tmp_path: Path
+    configured: Configured, layers: int, dtype: str, cards: list[str]
 ) -> None:
-    found = estimate(small_config(small_world, tmp_path, model={"dtype": dtype}), open_run, users=20)
+    found = estimate(configured(model={"dtype": dtype}), open_run, users=20)
     shape = ModelShape(152_064, 5120, 27_648, layers, 40, 8, 128, tied=False)  # with 64 layers Qwen2.5-32B
     found = replace(found, shape=shape)
     assert found.too_small == found.document["too_small"] == cards
@@ -98,12 +96,8 @@ def test_every_kind_that_a_run_makes_has_a_row() -> None:
     assert {kind for kinds in GROUPS.values() for kind in kinds} == set(KINDS) - of_other_commands
 
 
-def measured_here(config: Config, **options: Any) -> Rates:
-    return estimate(config, open_run, here=True, **options).rates[-1]
-
-
-def test_this_machine_is_measured_with_the_code_of_a_run(small_world: Path, tmp_path: Path) -> None:
-    rates = measured_here(small_config(small_world, tmp_path / "store"), users=20)
+def test_this_machine_is_measured_with_the_code_of_a_run(configured: Configured) -> None:
+    rates = estimate(configured(), open_run, here=True, users=20).rates[-1]
     assert rates.name == "this machine"
     assert min(rates.forward, rates.training, rates.step_s, rates.positions) > 0
     assert rates.row_s >= 0

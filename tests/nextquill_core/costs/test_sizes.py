@@ -15,7 +15,8 @@ from nextquill_core.errors import UserError
 from nextquill_core.ingest.reader import read_examples
 from nextquill_core.pipeline.run import Run
 from tests.conftest import REPO
-from tests.world import small_config
+from tests.nextquill_core.conftest import Configured
+from tests.stages import make
 
 
 def no_run(_config: Any) -> Run:
@@ -73,11 +74,9 @@ def test_lengths_are_cut_to_the_limits_of_the_prompts() -> None:
     assert Lengths(1000, 200, 170, 300).within(prompt) == Lengths(300, 150, 150, 50)
 
 
-def test_stored_sequences_give_exact_sizes(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
-    for step in (*run.plan.scans.values(), run.plan.ingest):
-        run.make(step)
-    artifact = run.artifact(run.plan.ingest)
+def test_stored_sequences_give_exact_sizes(small_world: Path, configured: Configured) -> None:
+    run = Run(configured())
+    artifact = make(run, run.plan.ingest).artifact
     found = stored_sizes(run.plan, artifact)
     examples = list(read_examples(artifact.folder))
     tests = [example for example in examples if example.split == "test"]
@@ -87,11 +86,9 @@ def test_stored_sequences_give_exact_sizes(small_world: Path, tmp_path: Path) ->
     assert found.raw_bytes["Small"] == sum(path.stat().st_size for path in small_world.glob("*s.jsonl"))
 
 
-def test_without_a_tokenizer_characters_are_counted(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
-    for step in (*run.plan.scans.values(), run.plan.ingest):
-        run.make(step)
-    some = list(read_examples(run.artifact(run.plan.ingest).folder))[:6]
+def test_without_a_tokenizer_characters_are_counted(configured: Configured) -> None:
+    run = Run(configured())
+    some = list(read_examples(make(run, run.plan.ingest).artifact.folder))[:6]
     found = lengths(run.plan, some)
     assert found.answer == pytest.approx(mean(min(len(one.target.text) / 4.2 + 1, 96) for one in some))
     assert found.opening < found.bare < found.prompt <= 512

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.score import products
-from nextquill_core.config import parse_config
 from nextquill_core.costs.shape import ModelShape
 from nextquill_core.costs.sizes import Lengths, Sizes, of_pairs
 from nextquill_core.costs.work import Branches, Operations, Work, WorkCounter, passed
@@ -18,8 +15,8 @@ from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.step import Step
 from nextquill_core.tokens import TokenPair
 from tests.models import small_model
+from tests.nextquill_core.conftest import Configured
 from tests.nextquill_core.pipeline.test_plan import every_step
-from tests.world import small_settings
 
 SHAPE = ModelShape(400, 32, 64, 2, 4, 2, 8)
 """Body: 2 layers × (2·32·32 + 2·32·16 + 3·32·64 = 9,216) = 18,432; head: 12,800; 256 operations a pair of tokens."""
@@ -28,13 +25,6 @@ SIZES = Sizes({"train": 40, "val": 10, "test": 8}, 10, 6.0, LENGTHS, {"Small": 1
 WITH_HISTORY = Operations(2 * (18_432 * 70 + 12_800 * 11), 256 * 70 * 71 / 2)
 WITHOUT = Operations(2 * (18_432 * 40 + 12_800 * 11), 256 * 40 * 41 / 2)
 REST = Operations(2 * (18_432 * 20 + 12_800 * 11), 256 * (20 * 20 + 20 * 21 / 2))
-
-
-def plan_of(world: Path, tmp_path: Path, **changes: Any) -> Plan:
-    settings = small_settings(world, tmp_path)
-    for section, values in changes.items():
-        settings[section] = {**settings[section], **values} if section in settings else values
-    return Run(parse_config(settings, "the test")).plan
 
 
 def work(plan: Plan, name: str, sizes: Sizes = SIZES) -> Work:
@@ -59,15 +49,15 @@ def test_branches_by_hand() -> None:
     )
 
 
-def test_scoring_passes_over_both_branches_of_every_split(small_world: Path, tmp_path: Path) -> None:
-    found = work(plan_of(small_world, tmp_path), "effects")
+def test_scoring_passes_over_both_branches_of_every_split(configured: Configured) -> None:
+    found = work(Run(configured()).plan, "effects")
     assert (found.examples, found.loads) == (58, 1)
     assert found.forward == pytest.approx(58 * (WITH_HISTORY + REST).forward)
     assert found.stored == 58 * 11 * 16
 
 
-def test_training_passes_over_the_branches_that_the_loss_needs(small_world: Path, tmp_path: Path) -> None:
-    plan = plan_of(small_world, tmp_path, evaluate={"methods": ["sft", "contextsft", "nextquill"]})
+def test_training_passes_over_the_branches_that_the_loss_needs(configured: Configured) -> None:
+    plan = Run(configured(evaluate={"methods": ["sft", "contextsft", "nextquill"]})).plan
     both, one = (WITH_HISTORY + REST), WITH_HISTORY
     assert work(plan, "train").training == pytest.approx(40 * both.training)
     assert work(plan, "train:contextsft").training == pytest.approx(40 * one.training)
@@ -77,9 +67,9 @@ def test_training_passes_over_the_branches_that_the_loss_needs(small_world: Path
     assert work(plan, "train").stored == lora * (4 + 2 * 16), "four steps, so that two checkpoints are kept"
 
 
-def test_epochs_folds_and_live_weights_count(small_world: Path, tmp_path: Path) -> None:
+def test_epochs_folds_and_live_weights_count(configured: Configured) -> None:
     changes = {"score": {"effect_source": "adapter", "folds": 4}, "train": {"epochs": 3, "val_every": 0}}
-    plan = plan_of(small_world, tmp_path, **changes, evaluate={"methods": ["perce-live", "nextquill"]})
+    plan = Run(configured(**changes, evaluate={"methods": ["perce-live", "nextquill"]})).plan
     fold = work(plan, "train:fold-0")
     assert fold.examples == 3 * 30, "three epochs over three quarters of the users"
     assert fold.training == pytest.approx(90 * WITH_HISTORY.training)
@@ -88,8 +78,8 @@ def test_epochs_folds_and_live_weights_count(small_world: Path, tmp_path: Path) 
     assert live.training == pytest.approx(120 * (WITH_HISTORY + REST).training), "live weights need both branches"
 
 
-def test_texts_take_a_prefill_and_as_many_tokens_as_the_true_reviews(small_world: Path, tmp_path: Path) -> None:
-    plan = plan_of(small_world, tmp_path, evaluate={"methods": ["qwen", "latestk", "cos"], "max_new_tokens": 20})
+def test_texts_take_a_prefill_and_as_many_tokens_as_the_true_reviews(configured: Configured) -> None:
+    plan = Run(configured(evaluate={"methods": ["qwen", "latestk", "cos"], "max_new_tokens": 20})).plan
     found = work(plan, "latestk-sane")
     (answers,) = found.answers
     assert (answers.count, answers.tokens, answers.most, answers.prompt, answers.branches) == (8, 11, 20, 60, 1)
@@ -105,23 +95,23 @@ def test_texts_take_a_prefill_and_as_many_tokens_as_the_true_reviews(small_world
     assert found.forward == pytest.approx(count * (passed(SHAPE, 60, 1) + passed(SHAPE, 30, 1)).forward)
 
 
-def test_texts_that_a_server_generates_cost_nothing_here(small_world: Path, tmp_path: Path) -> None:
+def test_texts_that_a_server_generates_cost_nothing_here(configured: Configured) -> None:
     models = {"base": "m", "contextsft": "c", "nextquill": "n"}
-    plan = plan_of(small_world, tmp_path, evaluate={"engine": "openai", "server": {"models": models}})
+    plan = Run(configured(evaluate={"engine": "openai", "server": {"models": models}})).plan
     found = work(plan, "nextquill-paper")
     assert (found.forward, found.answers) == (0, ())
 
 
-def test_likelihoods_pass_over_one_branch(small_world: Path, tmp_path: Path) -> None:
-    plan = plan_of(small_world, tmp_path)
+def test_likelihoods_pass_over_one_branch(configured: Configured) -> None:
+    plan = Run(configured()).plan
     assert work(plan, "likelihood:nextquill").forward == pytest.approx(8 * WITH_HISTORY.forward)
     assert work(plan, "likelihood:nextquill-none").forward == pytest.approx(8 * WITHOUT.forward)
     assert work(plan, "likelihood:qwen").forward == pytest.approx(8 * WITHOUT.forward)
 
 
-def test_what_methods_need_first_is_counted(small_world: Path, tmp_path: Path) -> None:
+def test_what_methods_need_first_is_counted(configured: Configured) -> None:
     evaluate = {"methods": ["contriever", "llm-trsr", "oppu"], "summaries": {"block": 2, "newest": 2, "max_tokens": 5}}
-    plan = plan_of(small_world, tmp_path, evaluate=evaluate | {"retrieval": {"encoder": "base"}})
+    plan = Run(configured(evaluate=evaluate | {"retrieval": {"encoder": "base"}})).plan
     review = (60 - 30) / 2  # two reviews are shown
     found = work(plan, "relevance")
     assert found.forward == pytest.approx(2 * 18_432 * 8 * 7 * review), "8 examples, 6 past reviews and a query each"
@@ -133,8 +123,8 @@ def test_what_methods_need_first_is_counted(small_world: Path, tmp_path: Path) -
     assert personal.stored == 8 * 2 * 8 * ((32 + 32) + (32 + 16)) * 4, "queries and values, rank 8"
 
 
-def test_raw_reviews_take_the_time_that_was_measured(small_world: Path, tmp_path: Path) -> None:
-    plan = plan_of(small_world, tmp_path)
+def test_raw_reviews_take_the_time_that_was_measured(configured: Configured) -> None:
+    plan = Run(configured()).plan
     million = replace(SIZES, reviews={"Small": 1e6}, raw_bytes={"Small": 650e6})
     assert work(plan, "scan:Small", million).processor == pytest.approx(3.0)
     assert work(plan, "ingest", million).processor == pytest.approx(0.8)
@@ -143,7 +133,7 @@ def test_raw_reviews_take_the_time_that_was_measured(small_world: Path, tmp_path
     assert work(plan, "scan:Small", unknown).processor == pytest.approx(650e6 * 5.8e-9)
 
 
-def test_every_kind_of_step_of_a_run_has_work_or_takes_seconds(small_world: Path, tmp_path: Path) -> None:
-    plan = plan_of(small_world, tmp_path)
+def test_every_kind_of_step_of_a_run_has_work_or_takes_seconds(configured: Configured) -> None:
+    plan = Run(configured()).plan
     idle: list[Step] = [step for step in every_step(plan) if WorkCounter(plan, SHAPE, SIZES).of(step) == Work()]
     assert {step.kind for step in idle} <= {"choice"}

@@ -18,9 +18,8 @@ from tests.nextquill_core.generation.spelling import Numbers
 from tests.nextquill_core.generation.test_local_engine import adapted, engine, lively, prompts, requests
 
 
-def live(model: Any, decoding: Decoding = GREEDY, **settings: Any) -> tuple[LiveBatch, TransformersEngine]:
-    used = engine(model, decoding, **settings)
-    return LiveBatch(used, lambda: 0), used
+def live(model: Any, decoding: Decoding = GREEDY, **settings: Any) -> LiveBatch:
+    return LiveBatch(engine(model, decoding, **settings), lambda: 0)
 
 
 def drain(batch: LiveBatch, most: int = 500) -> None:
@@ -36,7 +35,7 @@ def drain(batch: LiveBatch, most: int = 500) -> None:
 def test_requests_that_arrive_at_any_time_get_the_answers_they_get_alone(decoding: Decoding, budget: int) -> None:
     model, draw = lively(), random.Random(budget)
     alone = [engine(model, decoding).generate([request])[0] for request in requests()]
-    batch, _ = live(model, decoding, batch_tokens=budget)
+    batch = live(model, decoding, batch_tokens=budget)
     jobs = [Job(request) for request in requests()]
     for job in jobs:
         batch.add(job)
@@ -49,7 +48,7 @@ def test_requests_that_arrive_at_any_time_get_the_answers_they_get_alone(decodin
 
 def test_a_request_joins_before_any_other_has_finished() -> None:
     model = lively(stops=[0])
-    batch, _ = live(model, batch_tokens=10**6)
+    batch = live(model, batch_tokens=10**6)
     first, second = (Job(Request(name, prompt, limit=9)) for name, prompt in zip("ab", prompts(2), strict=True))
     batch.add(first)
     batch.step()
@@ -71,7 +70,7 @@ def test_one_and_two_branches_and_several_adapters_share_a_model() -> None:
         for number, request in enumerate(requests())
     ]
     alone = [engine(model, contrast=steering(1.0)).generate([request])[0] for request in asked]
-    batch, _ = live(model, contrast=steering(1.0), batch_tokens=10**6)
+    batch = live(model, contrast=steering(1.0), batch_tokens=10**6)
     jobs = [Job(request) for request in asked]
     for job in jobs:
         batch.add(job)
@@ -83,7 +82,7 @@ def test_one_and_two_branches_and_several_adapters_share_a_model() -> None:
 def test_a_cancelled_request_leaves_and_the_others_stay() -> None:
     model = lively(stops=[0])
     alone = engine(model).generate(requests(3))
-    batch, _ = live(model, batch_tokens=100)
+    batch = live(model, batch_tokens=100)
     jobs = [Job(request) for request in requests(3)]
     for job in jobs:
         batch.add(job)
@@ -112,7 +111,7 @@ def test_a_stream_is_the_answer_part_by_part(tiny_model: Any, tiny_tokenizer: An
 
 def test_an_unknown_adapter_ends_its_request_alone() -> None:
     model = lively()
-    batch, _ = live(model)
+    batch = live(model)
     wrong, right = Job(Request("a", [50], adapter="eve")), Job(requests(1)[0])
     batch.add(wrong)
     batch.add(right)
@@ -128,7 +127,8 @@ def test_a_failed_pass_ends_what_was_in_it_or_starts_again_with_less(
 ) -> None:
     model = lively(stops=[0])
     alone = engine(model).generate(requests(4))
-    batch, used = live(model, batch_tokens=10**6)
+    used = engine(model, batch_tokens=10**6)
+    batch = LiveBatch(used, lambda: 0)
     original, failed = Batch.step, []
 
     def step(self: Batch) -> bool:

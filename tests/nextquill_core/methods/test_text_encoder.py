@@ -20,6 +20,7 @@ from nextquill_core.methods.text_encoder import TextEncoder, batches_by_length, 
 from nextquill_core.schemas import Example
 from tests.conftest import WORDS
 
+BASE = ModelConfig(name_or_path="nowhere", dtype="float32")
 POSITIONS = 16
 TEXTS = [
     "the plot was slow",
@@ -58,7 +59,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bert(bert_folder: Path) -> TextEncoder:
-    return load_encoder(str(bert_folder), base=ModelConfig(name_or_path="nowhere", dtype="float32"))
+    return load_encoder(str(bert_folder), base=BASE)
 
 
 def alone(model: Any, ids: list[int]) -> Tensor:
@@ -116,12 +117,11 @@ def test_a_longer_limit_of_the_encoder_counts_where_it_may(
     """As bge-m3, which reads 8,192 tokens; here its files ask for `asked`, and 5 stands for our 512."""
     monkeypatch.setattr(text_encoder, "LONGEST", 5)
     folder = shutil.copytree(bert_folder, tmp_path / "encoder")
-    base = ModelConfig(name_or_path="nowhere", dtype="float32")
-    assert load_encoder(str(folder), base=base, own_limit=True).max_tokens == 5, "its files ask for nothing"
+    assert load_encoder(str(folder), base=BASE, own_limit=True).max_tokens == 5, "its files ask for nothing"
     (folder / "modules.json").write_text("[]")
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": asked}))
-    assert load_encoder(str(folder), base=base).max_tokens == min(5, asked)
-    encoder = load_encoder(str(folder), base=base, own_limit=True)
+    assert load_encoder(str(folder), base=BASE).max_tokens == min(5, asked)
+    encoder = load_encoder(str(folder), base=BASE, own_limit=True)
     assert encoder.max_tokens == longest
     ids = [2, *range(4, 2 + longest), 3]
     torch.testing.assert_close(encoder([" ".join(WORDS)])[0], alone(encoder.model, ids), rtol=1e-4, atol=1e-5)
@@ -157,13 +157,13 @@ def test_an_encoder_of_pickles_is_refused_in_one_line(bert_folder: Path, tmp_pat
         (tmp_path / name).write_bytes((bert_folder / name).read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(ModelError, match=r"no safetensors.*save_pretrained") as raised:
-        load_encoder(str(tmp_path), base=ModelConfig(name_or_path="nowhere", dtype="float32"))
+        load_encoder(str(tmp_path), base=BASE)
     assert "\n" not in str(raised.value)
 
 
 def test_an_encoder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load it") as raised:
-        load_encoder(str(tmp_path / "absent"), base=ModelConfig(name_or_path="nowhere", dtype="float32"))
+        load_encoder(str(tmp_path / "absent"), base=BASE)
     assert "\n" not in str(raised.value)
 
 

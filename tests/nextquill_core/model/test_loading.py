@@ -35,7 +35,7 @@ from nextquill_core.model.loading import (
 )
 from nextquill_core.pipeline.methods import adapted
 from nextquill_core.training import checkpoints
-from tests.models import small_model
+from tests.models import lora_model, small_model
 
 MODEL = "model.safetensors"
 Tensors = dict[str, torch.Tensor]
@@ -52,9 +52,12 @@ def changed(source: Path, folder: Path, change: Change, file: str = MODEL) -> Pa
     return folder
 
 
-def lacks_a_layer(tensors: Tensors) -> None:
-    for name in [name for name in tensors if ".layers.1." in name]:
-        del tensors[name]
+def lacks(part: str) -> Change:
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if part in name]:
+            del tensors[name]
+
+    return change
 
 
 def first_is(value: Callable[[torch.Tensor], torch.Tensor]) -> Change:
@@ -91,7 +94,10 @@ COMMON: dict[str, tuple[Change, str]] = {
     "infinite": (first_is(infinite), r"has 1 tensor \(.*not finite"),
 }
 BASE: dict[str, tuple[Change, str]] = COMMON | {
-    "a layer fewer": (lacks_a_layer, r"lacks 11 tensors \(model\.layers\.1\.input_layernorm\.weight, .* and 8 more\)"),
+    "a layer fewer": (
+        lacks(".layers.1."),
+        r"lacks 11 tensors \(model\.layers\.1\.input_layernorm\.weight, .* and 8 more\)",
+    ),
     "no embedding, which the head shares": (lambda t: t.pop("model.embed_tokens.weight"), r"lacks \d tensors?"),
     "a layer more": (
         lambda t: t.__setitem__("model.layers.2.mlp.up_proj.weight", torch.ones(2, 2)),
@@ -197,7 +203,7 @@ def test_an_encoder_may_have_a_head_too_many_and_no_pooler_but_all_of_its_layers
         ours = load_encoder_model(ModelConfig(name_or_path=str(folder), dtype="float32")).cpu()
         theirs = AutoModel.from_pretrained(folder).eval()
         assert torch.equal(ours(IDS).last_hidden_state, theirs(IDS).last_hidden_state)
-    broken = changed(whole, tmp_path / "broken", lacks_a_bert_layer)
+    broken = changed(whole, tmp_path / "broken", lacks(".layer.1."))
     for load in (
         lambda: load_encoder_model(ModelConfig(name_or_path=str(broken), dtype="float32")),
         lambda: load_encoder(str(broken), base=ModelConfig(name_or_path=str(tiny_folder), dtype="float32")),
@@ -208,11 +214,6 @@ def test_an_encoder_may_have_a_head_too_many_and_no_pooler_but_all_of_its_layers
     more = changed(pooled, tmp_path / "more", lambda t: t.__setitem__("encoder.layer.2.x.weight", torch.ones(1)))
     with pytest.raises(ModelError, match=r"has 1 tensor \(encoder\.layer\.2\.x\.weight\) that the model does not have"):
         load_encoder_model(ModelConfig(name_or_path=str(more), dtype="float32"))
-
-
-def lacks_a_bert_layer(tensors: Tensors) -> None:
-    for name in [name for name in tensors if ".layer.1." in name]:
-        del tensors[name]
 
 
 def half(tensors: Tensors) -> None:
@@ -229,12 +230,8 @@ ADAPTER: dict[str, tuple[Change, str]] = COMMON | {
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from peft import LoraConfig, get_peft_model
-
     folder = tmp_path_factory.mktemp("adapter")
-    torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(small_model("qwen2"), config).save_pretrained(folder)
+    lora_model(small_model("qwen2"), r=2).save_pretrained(folder)
     return folder
 
 

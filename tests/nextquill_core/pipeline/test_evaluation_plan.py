@@ -12,19 +12,20 @@ from nextquill_core.errors import UserError
 from nextquill_core.methods import registry
 from nextquill_core.pipeline import Plan
 from nextquill_core.pipeline.run import Run
-from tests.nextquill_core.pipeline.test_plan import fingerprints
+from tests.nextquill_core.conftest import Configured
+from tests.nextquill_core.pipeline.test_plan import differing, fingerprints
 from tests.world import small_config
 
 
-def steered_plan(world: Path, store: Path, *methods: str, **changes: Any) -> Plan:
+def planned(configured: Configured, *methods: str, **changes: Any) -> Plan:
     evaluate = {"methods": list(methods), **changes.pop("evaluate", {})}
-    return Run(small_config(world, store, evaluate=evaluate, **changes)).plan
+    return Run(configured(evaluate=evaluate, **changes)).plan
 
 
-def test_a_method_that_uses_another_s_adapter_plans_its_training_once(small_world: Path, tmp_path: Path) -> None:
-    plan = steered_plan(small_world, tmp_path, "nextquill-steered")
+def test_a_method_that_uses_another_s_adapter_plans_its_training_once(configured: Configured) -> None:
+    plan = planned(configured, "nextquill-steered")
     assert list(plan.train) == ["nextquill"]
-    both = steered_plan(small_world, tmp_path, "nextquill", "nextquill-steered", train={"method": "contextsft"})
+    both = planned(configured, "nextquill", "nextquill-steered", train={"method": "contextsft"})
     assert list(both.train) == ["contextsft", "nextquill"]
     assert both.train["nextquill"].fingerprint == plan.train["nextquill"].fingerprint
     for texts in (plan.evaluation.predictions, plan.evaluation.candidates["steering-nextquill-steered"]):
@@ -34,8 +35,8 @@ def test_a_method_that_uses_another_s_adapter_plans_its_training_once(small_worl
         plan.adapter("nextquill-steered")
 
 
-def test_each_method_that_steers_chooses_its_own_strength_on_val(small_world: Path, tmp_path: Path) -> None:
-    plan = steered_plan(small_world, tmp_path, "cos", "nextquill-steered")
+def test_each_method_that_steers_chooses_its_own_strength_on_val(configured: Configured) -> None:
+    plan = planned(configured, "cos", "nextquill-steered")
     assert list(plan.evaluation.choices) == ["sane", "steering", "steering-nextquill-steered"]
     for name, method in (("steering", "cos"), ("steering-nextquill-steered", "nextquill-steered")):
         candidates = plan.evaluation.candidates[name]
@@ -48,13 +49,13 @@ def test_each_method_that_steers_chooses_its_own_strength_on_val(small_world: Pa
         assert all(chosen in step.inputs for step in of_method)
         others = {name for name, known in plan.evaluation.choices.items() if known is not chosen} - {"sane"}
         assert not any(plan.evaluation.choices[name] in step.inputs for step in of_method for name in others)
-    alone = steered_plan(small_world, tmp_path, "cos")
+    alone = planned(configured, "cos")
     assert alone.evaluation.choices["steering"].fingerprint == plan.evaluation.choices["steering"].fingerprint
 
 
-def test_a_strength_that_likelihoods_choose_needs_no_texts(small_world: Path, tmp_path: Path) -> None:
-    texts = steered_plan(small_world, tmp_path, "nextquill-steered").evaluation
-    plan = steered_plan(small_world, tmp_path, "nextquill-steered", evaluate={"choose_strength_by": "likelihood"})
+def test_a_strength_that_likelihoods_choose_needs_no_texts(configured: Configured) -> None:
+    texts = planned(configured, "nextquill-steered").evaluation
+    plan = planned(configured, "nextquill-steered", evaluate={"choose_strength_by": "likelihood"})
     made, name = plan.evaluation, "steering-nextquill-steered"
     assert list(made.candidates) == ["sane"]
     assert list(made.choices) == list(texts.choices)
@@ -75,13 +76,11 @@ def test_a_strength_that_likelihoods_choose_needs_no_texts(small_world: Path, tm
     ],
 )
 def test_a_steered_adapter_is_decoded_as_the_adapter_is(
-    small_world: Path, tmp_path: Path, decoding: list[str], candidate: str, samplers: set[str | None], limit: int
+    configured: Configured, decoding: list[str], candidate: str, samplers: set[str | None], limit: int
 ) -> None:
     """Its strength is chosen under the last preset, and every preset has the sampler of the unsteered method."""
-    plan = steered_plan(
-        small_world, tmp_path, "nextquill", "nextquill-steered",
-        evaluate={"decoding": decoding, "paper_max_new_tokens": 7},
-    )  # fmt: skip
+    evaluate = {"decoding": decoding, "paper_max_new_tokens": 7}
+    plan = planned(configured, "nextquill", "nextquill-steered", evaluate=evaluate)
     candidates = plan.evaluation.candidates["steering-nextquill-steered"]
     assert candidates["0.25"].decoding == candidate
     assert {one.sampler for one in candidates.values()} == samplers
@@ -93,9 +92,9 @@ def test_a_steered_adapter_is_decoded_as_the_adapter_is(
         assert (ours.sampler, ours.limit) == (plain.sampler, plain.limit)
 
 
-def test_cope_shares_the_personal_adapters_of_oppu_and_chooses_nothing(small_world: Path, tmp_path: Path) -> None:
-    plan = steered_plan(small_world, tmp_path, "oppu", "cope")
-    alone = steered_plan(small_world, tmp_path, "cope")
+def test_cope_shares_the_personal_adapters_of_oppu_and_chooses_nothing(configured: Configured) -> None:
+    plan = planned(configured, "oppu", "cope")
+    alone = planned(configured, "cope")
     assert plan.evaluation.personal
     assert alone.evaluation.personal
     assert plan.evaluation.personal.fingerprint == alone.evaluation.personal.fingerprint
@@ -108,10 +107,10 @@ def test_cope_shares_the_personal_adapters_of_oppu_and_chooses_nothing(small_wor
     assert step.settings["sampler"] == plan.evaluation.predictions["oppu", "paper"].step.settings["sampler"]
 
 
-def test_likelihoods_without_history_are_those_of_the_model(small_world: Path, tmp_path: Path) -> None:
+def test_likelihoods_without_history_are_those_of_the_model(configured: Configured) -> None:
     """Methods that do not train share the base model's; methods that show no history have none."""
     methods = ["qwen", "latestk", "bm25", "cos", "sft", "contextsft", "oppu"]
-    plan = Run(small_config(small_world, tmp_path, evaluate={"methods": methods})).plan.evaluation
+    plan = Run(configured(evaluate={"methods": methods})).plan.evaluation
     bare = plan.bare_likelihoods
     assert list(bare) == ["latestk", "bm25", "cos", "contextsft"]
     assert {bare[name].fingerprint for name in ("latestk", "bm25", "cos")} == {plan.likelihoods["qwen"].fingerprint}
@@ -121,12 +120,12 @@ def test_likelihoods_without_history_are_those_of_the_model(small_world: Path, t
     assert [step.name for step in bare.values()] == [f"likelihood:{name}-none" for name in bare]
 
 
-def test_preference_tokens_by_cross_fitting_reuse_the_folds(small_world: Path, tmp_path: Path) -> None:
-    plain = small_config(small_world, tmp_path)
+def test_preference_tokens_by_cross_fitting_reuse_the_folds(configured: Configured) -> None:
+    plain = configured()
     asked = {"preference_tokens": ["initial", "crossfit"]}
-    run = Run(small_config(small_world, tmp_path, evaluate=asked))
+    run = Run(configured(evaluate=asked))
     before, after = fingerprints(plain), fingerprints(run.config)
-    assert {name for name in before if before[name] != after[name]} == {"evaluate"}
+    assert differing(before, after) == {"evaluate"}
     assert set(after) - set(before) == {"train:fold-0", "train:fold-1", "effects:crossfit"}
     crossfit = run.plan.evaluation.crossfit
     assert crossfit is not None
@@ -135,16 +134,13 @@ def test_preference_tokens_by_cross_fitting_reuse_the_folds(small_world: Path, t
     assert [step.name for step in run.plan.made_by("score")] == ["train:fold-0", "train:fold-1", "score"]
     with pytest.raises(UserError, match="run `nextquill evaluate` with the same config first"):
         run.artifact(crossfit)
-    scored = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"}, evaluate=asked)).plan
+    scored = Run(configured(score={"effect_source": "adapter"}, evaluate=asked)).plan
     assert scored.evaluation.crossfit is None, "the effects of the score stage are cross-fitted already"
     assert {step.fingerprint for step in scored.folds.values()} == {
         step.fingerprint for step in run.plan.folds.values()
     }
-    more = {"score": {"folds": 3}}
-    moved = fingerprints(small_config(small_world, tmp_path, evaluate=asked, **more))
-    assert {name for name in after if after[name] != moved.get(name)} == {
-        *("train:fold-0", "train:fold-1", "effects:crossfit", "evaluate")
-    }
+    more = fingerprints(configured(evaluate=asked, score={"folds": 3}))
+    assert differing(after, more) == {"train:fold-0", "train:fold-1", "effects:crossfit", "evaluate"}
 
 
 def test_exact_preference_tokens_count_by_the_truth_and_need_one(small_world: Path, tmp_path: Path) -> None:
@@ -155,7 +151,7 @@ def test_exact_preference_tokens_count_by_the_truth_and_need_one(small_world: Pa
     with (world / "truth" / "tokens.jsonl").open("a") as file:
         file.write("\n")
     after = fingerprints(small_config(world, tmp_path, **exact))
-    assert {name for name in before if before[name] != after[name]} == {"evaluate"}
+    assert differing(before, after) == {"evaluate"}
     assert set(before) == set(fingerprints(small_config(world, tmp_path)))
     shutil.rmtree(world / "truth")
     with pytest.raises(UserError) as caught:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from nextquill_core.pipeline import FreshnessCache, Step, freshness
 from nextquill_core.pipeline.freshness import INTERRUPTED
 from nextquill_core.pipeline.run import Run
 from storage import Staging
+from tests.nextquill_core.conftest import Configured
 from tests.nextquill_core.pipeline.test_plan import make_all, states
-from tests.world import small_config
+from tests.stages import table
 
 
-def test_status_from_missing_to_fresh_to_stale(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_status_from_missing_to_fresh_to_stale(configured: Configured) -> None:
+    run = Run(configured())
     assert set(states(run).values()) == {"missing"}
     make_all(run)
     assert set(states(run).values()) == {"fresh"}
-    changed = Run(small_config(small_world, tmp_path, weights={"delta": 0.2}))
+    changed = Run(configured(weights={"delta": 0.2}))
     assert states(changed) == {
         "ingest": "fresh", "model": "fresh", "score": "stale", "train": "stale", "train:contextsft": "fresh",
         "evaluate": "stale",
@@ -31,21 +30,21 @@ def test_status_from_missing_to_fresh_to_stale(small_world: Path, tmp_path: Path
     assert "score: weights.delta 0.05 → 0.2" in freshness(changed.store, changed.plan.train["nextquill"]).why
 
 
-def test_a_deleted_input_makes_what_depends_on_it_stale_until_it_is_back(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_a_deleted_input_makes_what_depends_on_it_stale_until_it_is_back(configured: Configured) -> None:
+    run = Run(configured())
     make_all(run)
     shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
     assert states(run)["ingest"] == "missing"
     assert freshness(run.store, run.plan.score).why.endswith("its input ingest is missing")
-    run.make(run.plan.ingest, lambda staging: {"same": bool(staging.write_table("0.parquet", pa.table({"x": [1]})))})
+    run.make(run.plan.ingest, table(1))
     assert set(states(run).values()) == {"fresh"}
     shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
-    run.make(run.plan.ingest, lambda staging: {"same": not staging.write_table("0.parquet", pa.table({"x": [2]}))})
+    run.make(run.plan.ingest, table(2))
     assert "its input ingest was made again and differs" in freshness(run.store, run.plan.score).why
 
 
-def test_failed_and_interrupted(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_failed_and_interrupted(configured: Configured) -> None:
+    run = Run(configured())
 
     def broken(staging: Staging) -> dict[str, Any]:
         raise RuntimeError("disk on fire")
@@ -60,10 +59,8 @@ def test_failed_and_interrupted(small_world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143)], ids=repr)
-def test_a_signal_leaves_interrupted_work_that_is_resumed(
-    small_world: Path, tmp_path: Path, signal: BaseException
-) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_a_signal_leaves_interrupted_work_that_is_resumed(configured: Configured, signal: BaseException) -> None:
+    run = Run(configured())
     (scan,) = run.plan.scans.values()
 
     def stopped(staging: Staging) -> dict[str, Any]:
@@ -86,16 +83,6 @@ def test_a_signal_leaves_interrupted_work_that_is_resumed(
     assert freshness(run.store, scan).state == "fresh"
 
 
-def table(*values: int) -> Any:
-    """Return a function that builds an artifact with these values."""
-
-    def build(staging: Staging) -> dict[str, Any]:
-        staging.write_table("0.parquet", pa.table({"x": list(values)}))
-        return {}
-
-    return build
-
-
 @pytest.fixture
 def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps that were looked up."""
@@ -109,16 +96,15 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def remembering(small_world: Path, store: Path) -> Run:
-    run = Run(small_config(small_world, store))
-    run.cache = FreshnessCache(run.store)
-    return run
+@pytest.fixture
+def run(configured: Configured) -> Run:
+    """A run that remembers what it looked up, as a command does."""
+    found = Run(configured())
+    found.cache = FreshnessCache(found.store)
+    return found
 
 
-def test_a_command_looks_up_each_step_once_while_it_makes_all_of_them(
-    small_world: Path, tmp_path: Path, lookups: list[str]
-) -> None:
-    run = remembering(small_world, tmp_path)
+def test_a_command_looks_up_each_step_once_while_it_makes_all_of_them(run: Run, lookups: list[str]) -> None:
     names = [step.name for step in run.plan.stages]
     assert {run.freshness(step).state for step in run.plan.stages} == {"missing"}
     make_all(run)
@@ -127,10 +113,7 @@ def test_a_command_looks_up_each_step_once_while_it_makes_all_of_them(
     assert len(lookups) == len(set(lookups))
 
 
-def test_what_a_new_artifact_may_have_outdated_is_looked_up_again(
-    small_world: Path, tmp_path: Path, lookups: list[str]
-) -> None:
-    run = remembering(small_world, tmp_path)
+def test_what_a_new_artifact_may_have_outdated_is_looked_up_again(run: Run, lookups: list[str]) -> None:
     make_all(run)
     shutil.rmtree(run.store.folder("ingest", run.plan.ingest.fingerprint))
     run.look_again()
@@ -144,9 +127,9 @@ def test_what_a_new_artifact_may_have_outdated_is_looked_up_again(
 
 
 def test_an_artifact_that_another_process_removed_or_made_is_noticed_when_it_is_made(
-    small_world: Path, tmp_path: Path
+    run: Run, configured: Configured
 ) -> None:
-    run, other = remembering(small_world, tmp_path), Run(small_config(small_world, tmp_path))
+    other = Run(configured())
     (scan,) = run.plan.scans.values()
     assert run.freshness(scan).state == "missing"
     other.make(scan, table(1))

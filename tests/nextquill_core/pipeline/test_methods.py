@@ -270,8 +270,8 @@ def test_a_steered_adapter_at_strength_0_is_the_adapter_token_for_token(whole: R
     assert any(not table.equals(texts[0]) for table in texts[2:]), "other strengths change some text"
 
 
-@pytest.mark.parametrize("name", ["cos", "oppu", "cope", "nextquill-steered"])
-def test_no_server_decodes_a_method_of_two_branches_or_many_adapters(whole: Run, name: str) -> None:
+@pytest.mark.parametrize("name", ["cos", "oppu", "cope", "nextquill-steered", "stylevector", "dep"])
+def test_no_server_decodes_a_method_of_two_branches_or_parts_for_each_user(whole: Run, name: str) -> None:
     encoder = method_encoder(whole, METHODS[name])
     with pytest.raises(UserError, match=rf"evaluate\.engine: {name} decodes as no server does; set it to transformers"):
         server_engine(whole, METHODS[name], encoder, GREEDY, 8)

@@ -22,7 +22,7 @@ from nextquill_core.schemas import PREDICTIONS
 from nextquill_core.synthetic.sample import write_sample
 from storage import Staging
 from tests.nextquill_core.pipeline.test_plan import every_step
-from tests.stages import make
+from tests.stages import make, table
 from tests.world import small_config
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
@@ -62,14 +62,6 @@ def ingested(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def stand_in(run: Run, step: Step) -> None:
-    def build(staging: Staging) -> dict[str, Any]:
-        staging.write_table("0.parquet", pa.table({"x": [1]}))
-        return {}
-
-    run.make(step, build)
-
-
 def written(run: Run, step: Step, texts: list[str]) -> None:
     """Commit predictions with these texts."""
 
@@ -89,7 +81,7 @@ def choice(run: Run, **texts: list[str]) -> dict[str, Any]:
     before = {step.name for writing in candidates.values() for step in writing.step.inputs}
     for step in every_step(run.plan):
         if step.name in before and run.store.find(step.kind, step.fingerprint) is None:
-            stand_in(run, step)
+            run.make(step, table(1))
     for name, writing in candidates.items():
         written(run, writing.step, texts[name])
     run.make(run.plan.evaluation.choices["sane"])
@@ -153,7 +145,7 @@ def open_with_adapter(config: Any) -> Run:
     run = Run(config)
     for step in every_step(run.plan):
         if step.kind in ("model", "effects", "score", "train") and run.store.find(step.kind, step.fingerprint) is None:
-            stand_in(run, step)
+            run.make(step, table(1))
     return run
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import pyarrow as pa
 import pytest
 
 from nextquill_core.config import Config, StageName
@@ -20,8 +19,9 @@ from nextquill_core.pipeline import KINDS, Plan, Step, freshness
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.score import effects_source
 from nextquill_core.prompts import WORDINGS
-from storage import Staging
 from tests.conftest import REPO
+from tests.nextquill_core.conftest import Configured
+from tests.stages import table
 from tests.world import small_config
 
 STAGES = ("ingest", "model", "effects", "score", "train", "train:contextsft", "evaluate")
@@ -47,15 +47,20 @@ def fingerprints(config: Config) -> dict[str, str]:
     return {step.name: step.fingerprint for step in every_step(Run(config).plan)}
 
 
+def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    """Names of the steps, of those that were there before, whose fingerprints differ."""
+    return {name for name in before if before[name] != after.get(name)}
+
+
+def scored(plan: Plan) -> list[str]:
+    """Names of the methods that are trained on a score artifact."""
+    return [name for name, step in plan.train.items() if any(one.kind == "score" for one in step.inputs)]
+
+
 def make_all(run: Run) -> None:
     """Commit a stand-in for every artifact."""
-
-    def build(staging: Staging) -> dict[str, Any]:
-        staging.write_table("0.parquet", pa.table({"x": [1]}))
-        return {}
-
     for step in every_step(run.plan):
-        run.make(step, build)
+        run.make(step, table(1))
 
 
 def states(run: Run) -> dict[str, str]:
@@ -74,20 +79,16 @@ def states(run: Run) -> dict[str, str]:
         ({"evaluate": {"server": {"url": "http://elsewhere/v1", "models": {"nextquill": "a"}}}}, set()),
         ({"evaluate": {"bootstrap_samples": 300}}, {"evaluate"}),
         ({"evaluate": {"pictured_tokens": 9}}, {"clusters"}),
-        ({"score": {"batch_tokens": 7}}, set()),
-        ({"train": {"batch_tokens": 7, "launcher": {"processes": 1}, "checkpoint_every": 1}}, set()),
     ],
 )
-def test_what_a_field_moves(small_world: Path, tmp_path: Path, change: dict[str, Any], moved: set[str]) -> None:
-    before = fingerprints(small_config(small_world, tmp_path))
-    after = fingerprints(small_config(small_world, tmp_path, **change))
-    assert {name for name in before if before[name] != after[name]} == moved
+def test_what_a_field_moves(configured: Configured, change: dict[str, Any], moved: set[str]) -> None:
+    assert differing(fingerprints(configured()), fingerprints(configured(**change))) == moved
 
 
-def test_live_weights_come_from_no_score_and_move_weighted_methods_alone(small_world: Path, tmp_path: Path) -> None:
+def test_live_weights_come_from_no_score_and_move_weighted_methods_alone(configured: Configured) -> None:
     methods = {"methods": ["contextsft", "causal-only", "perce", "nextquill", "nextquill-official"]}
     plans = {
-        name: Run(small_config(small_world, tmp_path, evaluate=methods, **change)).plan
+        name: Run(configured(evaluate=methods, **change)).plan
         for name, change in (
             ("stored", {}),
             ("live", {"train": {"weights_from": "live"}}),
@@ -101,20 +102,19 @@ def test_live_weights_come_from_no_score_and_move_weighted_methods_alone(small_w
         for one, other in (("live", "stored"), ("delta", "live"))
     }
     assert moved == {"live": {"perce", "nextquill"}, "delta": {"nextquill", "nextquill-official"}}
-    scored = [name for name, step in plans["stored"].train.items() if any(one.kind == "score" for one in step.inputs)]
-    assert scored == ["nextquill", "perce"]
-    assert not [step for step in plans["live"].train.values() if any(one.kind == "score" for one in step.inputs)]
+    assert scored(plans["stored"]) == ["nextquill", "perce"]
+    assert not scored(plans["live"])
     assert plans["live"].weights == {}
     weights = plans["delta"].train["nextquill-official"].settings["weights"]
     assert weights == {"policy": "threshold", "delta": 0.1, "high": 0.9, "low": 0.1}
 
 
-def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> None:
+def test_what_the_recipes_are_made_from(configured: Configured) -> None:
     """`mce-dce` reads the configured weights, each control reads another score artifact, `perce-live` reads none."""
     methods = {"methods": ["contextsft", "perce", "perce-live", "mce-dce", "random-weights", "grounded-weights"]}
 
     def plan(**changes: Any) -> Plan:
-        return Run(small_config(small_world, tmp_path, evaluate=methods, **changes)).plan
+        return Run(configured(evaluate=methods, **changes)).plan
 
     stored = plan()
     read = {name: [one.name for one in step.inputs if one.kind == "score"] for name, step in stored.train.items()}
@@ -174,22 +174,20 @@ def test_what_the_recipes_are_made_from(small_world: Path, tmp_path: Path) -> No
     ],
 )
 def test_settings_that_a_method_cannot_have_stop_before_anything_runs(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     live = registry.Training(weighted=True, causal=False, fixed={"weights_from": "live"})
     monkeypatch.setitem(registry.METHODS.built_in, "mine", registry.Method("mine", "a row", "newest", live))  # type: ignore[arg-type]
     with pytest.raises(UserError) as caught:
-        Run(small_config(small_world, tmp_path, **changes))
+        Run(configured(**changes))
     assert str(caught.value) == message
 
 
-def test_effects_as_target_are_read_without_weights_too(small_world: Path, tmp_path: Path) -> None:
+def test_effects_as_target_are_read_without_weights_too(configured: Configured) -> None:
     train = {"causal_loss": {"target": "effect"}}
     for methods, read in ((["causal-only", "norm-only"], {"causal-only", "norm-only"}), (["contextsft"], set())):
-        changes: dict[str, Any] = {"evaluate": {"methods": methods}, "train": train}
-        plan = Run(small_config(small_world, tmp_path, **changes)).plan
-        found = {name for name, step in plan.train.items() if any(one.kind == "score" for one in step.inputs)}
-        assert found & set(methods) == read
+        plan = Run(configured(evaluate={"methods": methods}, train=train)).plan
+        assert set(scored(plan)) & set(methods) == read
 
 
 SERVED = {"base": "theta", "contextsft": "c", "nextquill": "a"}
@@ -206,22 +204,20 @@ SERVED = {"base": "theta", "contextsft": "c", "nextquill": "a"}
     ],
 )
 def test_a_served_model_moves_the_texts_that_it_writes(
-    small_world: Path, tmp_path: Path, models: dict[str, str], moved: set[str]
+    configured: Configured, models: dict[str, str], moved: set[str]
 ) -> None:
     def served(models: dict[str, str], **server: Any) -> Config:
-        return small_config(
-            small_world, tmp_path, evaluate={"engine": "openai", "server": {"models": models, **server}}
-        )
+        return configured(evaluate={"engine": "openai", "server": {"models": models, **server}})
 
     before = fingerprints(served(SERVED))
     after = fingerprints(served(models, url="http://elsewhere/v1", concurrency=1, timeout_s=1.0, retries=0))
-    assert {name for name in before if before[name] != after[name]} == moved
+    assert differing(before, after) == moved
 
 
-def test_status_names_the_served_model_that_changed(small_world: Path, tmp_path: Path) -> None:
+def test_status_names_the_served_model_that_changed(configured: Configured) -> None:
     def run(engine: str, nextquill: str) -> Run:
         settings = {"engine": engine, "server": {"models": SERVED | {"nextquill": nextquill}}}
-        return Run(small_config(small_world, tmp_path, evaluate=settings))
+        return Run(configured(evaluate=settings))
 
     make_all(run("openai", "a"))
     changed = run("openai", "b")
@@ -233,17 +229,17 @@ def test_status_names_the_served_model_that_changed(small_world: Path, tmp_path:
     assert freshness(here.store, texts).why.startswith("evaluate.engine openai → transformers")
 
 
-def test_what_is_always_computed_here_does_not_depend_on_the_engine(small_world: Path, tmp_path: Path) -> None:
+def test_what_is_always_computed_here_does_not_depend_on_the_engine(configured: Configured) -> None:
     """Likelihoods, summaries and relevance never ask a server."""
     methods = {"methods": ["llm-trsr", "contriever", "nextquill"]}
-    before = fingerprints(small_config(small_world, tmp_path, evaluate=methods))
-    after = fingerprints(small_config(small_world, tmp_path, evaluate=methods | {"engine": "openai"}))
+    before = fingerprints(configured(evaluate=methods))
+    after = fingerprints(configured(evaluate=methods | {"engine": "openai"}))
     local = {"summaries", "relevance", *(f"likelihood:{name}" for name in methods["methods"])}
     local |= {f"likelihood:{name}-none" for name in methods["methods"]}
     assert {name: before[name] for name in local} == {name: after[name] for name in local}
 
 
-def test_remote_code_counts_with_its_files(small_world: Path, tmp_path: Path) -> None:
+def test_remote_code_counts_with_its_files(configured: Configured, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -251,7 +247,7 @@ def test_remote_code_counts_with_its_files(small_world: Path, tmp_path: Path) ->
 
     def effects(trusted: bool) -> str:
         model = {"name_or_path": str(folder), "trust_remote_code": trusted}
-        return fingerprints(small_config(small_world, tmp_path, model=model))["effects"]
+        return fingerprints(configured(model=model))["effects"]
 
     plain, trusted = effects(trusted=False), effects(trusted=True)
     assert plain != trusted
@@ -260,40 +256,28 @@ def test_remote_code_counts_with_its_files(small_world: Path, tmp_path: Path) ->
     assert effects(trusted=True) != trusted
 
 
-def test_an_encoder_for_bertscore_counts_by_its_files(small_world: Path, tmp_path: Path) -> None:
+def test_an_encoder_for_bertscore_in_the_home_folder_counts_by_its_files(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "bert"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
 
-    def changed() -> set[str]:
-        retrieval = {"retrieval": {"bertscore": str(folder)}}
-        return set(fingerprints(small_config(small_world, tmp_path, evaluate=retrieval)).items())
+    def found(name: str) -> dict[str, str]:
+        return fingerprints(configured(evaluate={"retrieval": {"bertscore": name}}))
 
-    before = changed()
+    before = found(str(folder))
+    assert found("~/bert") == before
     (folder / "config.json").write_text('{"layers": 1}')
-    assert {name for name, _ in before - changed()} == {"evaluate"}
+    assert differing(before, found(str(folder))) == {"evaluate"}
 
 
 @pytest.mark.parametrize("name", ["nowhere/at/all", "./bert", "~/no-such-encoder", "roberta large"])
-def test_an_encoder_for_bertscore_that_is_nowhere_is_refused_before_the_work(
-    small_world: Path, tmp_path: Path, name: str
-) -> None:
-    config = small_config(small_world, tmp_path, evaluate={"retrieval": {"bertscore": name}})
+def test_an_encoder_for_bertscore_that_is_nowhere_is_refused_before_the_work(configured: Configured, name: str) -> None:
+    config = configured(evaluate={"retrieval": {"bertscore": name}})
     with pytest.raises(UserError, match=r"no such model folder; set evaluate\.retrieval\.bertscore to a folder"):
         fingerprints(config)
-
-
-def test_an_encoder_for_bertscore_in_the_home_folder_counts_by_its_files(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text("{}")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    named = [
-        fingerprints(small_config(small_world, tmp_path, evaluate={"retrieval": {"bertscore": name}}))
-        for name in ("~/bert", str(tmp_path / "bert"))
-    ]
-    assert named[0] == named[1]
 
 
 @pytest.mark.parametrize(
@@ -314,18 +298,18 @@ def test_an_encoder_for_bertscore_in_the_home_folder_counts_by_its_files(
     ],
 )
 def test_only_what_a_policy_uses_moves_the_weights(
-    small_world: Path, tmp_path: Path, policy: str, change: dict[str, Any], moves: bool
+    configured: Configured, policy: str, change: dict[str, Any], moves: bool
 ) -> None:
     """A setting that the policy does not use, or one set to its default, derives nothing again."""
-    before = fingerprints(small_config(small_world, tmp_path, weights={"policy": policy}))
-    after = fingerprints(small_config(small_world, tmp_path, weights={"policy": policy, **change}))
+    before = fingerprints(configured(weights={"policy": policy}))
+    after = fingerprints(configured(weights={"policy": policy, **change}))
     assert (before["score"] != after["score"]) == moves
     assert before["effects"] == after["effects"]
 
 
-def test_a_policy_that_is_not_there_stops_before_anything_runs(small_world: Path, tmp_path: Path) -> None:
+def test_a_policy_that_is_not_there_stops_before_anything_runs(configured: Configured) -> None:
     with pytest.raises(UserError) as caught:
-        Run(small_config(small_world, tmp_path, weights={"policy": "treshold"}))
+        Run(configured(weights={"policy": "treshold"}))
     assert str(caught.value) == "weights.policy: unknown weight policy `treshold`; did you mean `threshold`?"
 
 
@@ -337,41 +321,33 @@ def test_a_plan_needs_no_torch() -> None:
 
 
 def test_the_place_of_the_store_moves_nothing(small_world: Path, tmp_path: Path) -> None:
-    assert fingerprints(small_config(small_world, tmp_path / "a")) == fingerprints(
-        small_config(small_world, tmp_path / "b")
-    )
+    first, other = (fingerprints(small_config(small_world, tmp_path / name)) for name in ("a", "b"))
+    assert first == other
 
 
-def test_methods_and_presets_have_predictions_of_their_own(small_world: Path, tmp_path: Path) -> None:
+def test_methods_and_presets_have_predictions_of_their_own(configured: Configured) -> None:
     """Another method or preset generates nothing again for those that are there."""
-    before = fingerprints(small_config(small_world, tmp_path))
-    more = fingerprints(small_config(small_world, tmp_path, evaluate={"methods": ["qwen", "latestk", "nextquill"]}))
+    before = fingerprints(configured())
+    more = fingerprints(configured(evaluate={"methods": ["qwen", "latestk", "nextquill"]}))
     assert {before[name] for name in before.keys() & more.keys()} - set(more.values()) == {before["evaluate"]}
 
 
-def test_raw_files_count_by_content_not_by_name(small_world: Path, tmp_path: Path) -> None:
+def test_raw_files_count_by_content_not_by_name(configured: Configured, small_world: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_world, copy)
-    before = fingerprints(small_config(small_world, tmp_path))
+    before = fingerprints(configured())
     assert fingerprints(small_config(copy, tmp_path)) == before
     with (copy / "reviews.jsonl").open("a") as file:
         file.write("\n")
     assert fingerprints(small_config(copy, tmp_path))["ingest"] != before["ingest"]
 
 
-def test_thresholds_never_scan_again_and_a_category_is_scanned_once_for_all_configs(
-    small_world: Path, tmp_path: Path
-) -> None:
+def test_thresholds_never_scan_again_and_a_category_is_scanned_once_for_all_configs(configured: Configured) -> None:
     def scans(**ingest: Any) -> dict[str, str]:
-        config = small_config(small_world, tmp_path)
-        ingest = config.ingest.model_dump() | ingest
-        return {name: step.fingerprint for name, step in Run(parse(config, ingest)).plan.scans.items()}
-
-    def parse(config: Config, ingest: dict[str, Any]) -> Config:
-        return Config.model_validate(config.model_dump() | {"ingest": ingest})
+        return {name: step.fingerprint for name, step in Run(configured(ingest=ingest)).plan.scans.items()}
 
     before = scans()
-    (raw,) = small_config(small_world, tmp_path).ingest.inputs
+    (raw,) = configured().ingest.inputs
     protocol = {"name": "global-time", "min_text_chars": 1, "min_user_reviews": 2}
     assert scans(protocol=protocol, bad_rows="drop", max_bad_share=0.5, suspect_rows="bad") == before
     two = scans(inputs=[raw.model_dump(), raw.model_dump() | {"category": "Other"}])
@@ -394,12 +370,10 @@ def test_every_kind_of_step_names_a_command_and_the_function_that_builds_it() ->
         assert all(one.kind is one.KEYWORD_ONLY for one in list(parameters.values())[4:]), kind.path
 
 
-def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_plan(
-    small_world: Path, tmp_path: Path
-) -> None:
+def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_plan(configured: Configured) -> None:
     """Every method, both presets and cross-fitted effects: all kinds of steps that a configuration can ask for."""
-    full = small_config(
-        small_world, tmp_path, score={"effect_source": "adapter"},
+    full = configured(
+        score={"effect_source": "adapter"},
         evaluate={"methods": list(registry.METHODS), "decoding": ["paper", "sane"], "control": "stranger",
                   "retrieval": {"encoder": "base"}, "peers": {"encoder": "base"}, "judge": {"model": "judge"}},
     )  # fmt: skip
@@ -419,31 +393,31 @@ def test_a_missing_artifact_names_an_existing_command_for_every_step_of_a_full_p
         assert makes.get(step.fingerprint, command) == command, step.name
 
 
-def test_what_other_stages_make_is_required_in_their_order(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_what_other_stages_make_is_required_in_their_order(configured: Configured) -> None:
+    run = Run(configured())
     assert run.plan.needed_by([run.plan.evaluate])[0] is run.plan.ingest
     assert run.plan.needed_by(run.plan.made_by("ingest")) == []
     with pytest.raises(UserError, match="the ingest artifact is missing"):
         run.require_inputs(run.plan.made_by("train"))
 
 
-def test_a_missing_input_names_the_command(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_a_missing_input_names_the_command(configured: Configured) -> None:
+    run = Run(configured())
     with pytest.raises(UserError, match="run `nextquill ingest` with the same config first"):
         run.make(run.plan.effects, lambda staging: {})
 
 
-def test_folds_move_nothing_where_theta0_scores(small_world: Path, tmp_path: Path) -> None:
-    before = Run(small_config(small_world, tmp_path)).plan
-    after = Run(small_config(small_world, tmp_path, score={"folds": 7})).plan
+def test_folds_move_nothing_where_theta0_scores(configured: Configured) -> None:
+    before = Run(configured()).plan
+    after = Run(configured(score={"folds": 7})).plan
     assert before.effects.settings["score"] == after.effects.settings["score"] == {"effect_source": "initial"}
     assert [step.fingerprint for step in every_step(before)] == [step.fingerprint for step in every_step(after)]
     assert not before.folds
 
 
-def test_adapters_that_score_are_steps_of_their_own_before_scoring(small_world: Path, tmp_path: Path) -> None:
-    plain = Run(small_config(small_world, tmp_path)).plan
-    plan = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter", "folds": 3})).plan
+def test_adapters_that_score_are_steps_of_their_own_before_scoring(configured: Configured) -> None:
+    plain = Run(configured()).plan
+    plan = Run(configured(score={"effect_source": "adapter", "folds": 3})).plan
     assert list(plan.folds) == ["fold-0", "fold-1", "fold-2"]
     assert [step.name for step in plan.stages] == [
         "ingest", "model", "train:fold-0", "train:fold-1", "train:fold-2", "score", "train", "train:contextsft",
@@ -460,19 +434,19 @@ def test_adapters_that_score_are_steps_of_their_own_before_scoring(small_world: 
     )
 
 
-def test_an_adapter_of_all_users_may_score_and_is_the_one_of_the_table(small_world: Path, tmp_path: Path) -> None:
-    plain = Run(small_config(small_world, tmp_path)).plan
-    config = small_config(small_world, tmp_path, score={"effect_source": "trained"})
+def test_an_adapter_of_all_users_may_score_and_is_the_one_of_the_table(configured: Configured) -> None:
+    plain = Run(configured()).plan
+    config = configured(score={"effect_source": "trained"})
     plan = Run(config).plan
     assert plan.scorer == plan.train["contextsft"] == plain.train["contextsft"], "it is trained once for both"
     assert plan.effects.inputs == (plan.ingest, plan.model, plan.scorer)
     assert [step.name for step in plan.stages] == ["ingest", "model", "train:contextsft", "score", "train", "evaluate"]
     assert plan.command(plan.scorer) == "score"
     assert (plan.adapter_name(plan.scorer), plan.recipe("contextsft")) == ("contextsft", "contextsft")
-    folds = Run(small_config(small_world, tmp_path, score={"effect_source": "trained", "folds": 7})).plan
+    folds = Run(configured(score={"effect_source": "trained", "folds": 7})).plan
     assert folds.effects.fingerprint == plan.effects.fingerprint, "there are no folds"
     assert "has seen these reviews" in effects_source(plan.effects)
-    alone = small_config(small_world, tmp_path, score={"effect_source": "trained"}, evaluate={"methods": ["qwen"]})
+    alone = configured(score={"effect_source": "trained"}, evaluate={"methods": ["qwen"]})
     assert list(Run(alone).plan.adapters) == ["contextsft", "nextquill"]
     make_all(Run(config))
     assert set(states(Run(config)).values()) == {"fresh"}
@@ -490,27 +464,27 @@ def test_an_adapter_of_all_users_may_score_and_is_the_one_of_the_table(small_wor
     ],
 )
 def test_what_a_field_moves_where_adapters_score(
-    small_world: Path, tmp_path: Path, change: dict[str, Any], moved: set[str]
+    configured: Configured, change: dict[str, Any], moved: set[str]
 ) -> None:
     adapter = {"score": {"effect_source": "adapter"}}
-    before = fingerprints(small_config(small_world, tmp_path, **adapter))
-    after = fingerprints(small_config(small_world, tmp_path, **adapter, **change))
-    assert {name for name in before if before[name] != after[name]} - PREDICTIONS - LIKELIHOODS == moved
+    before = fingerprints(configured(**adapter))
+    after = fingerprints(configured(**adapter, **change))
+    assert differing(before, after) - PREDICTIONS - LIKELIHOODS == moved
 
 
-def test_the_model_behind_the_effects_is_named_from_the_plan(small_world: Path, tmp_path: Path) -> None:
+def test_the_model_behind_the_effects_is_named_from_the_plan(configured: Configured) -> None:
     """Preference tokens are those of the model that scored, which is not always the initial one."""
-    plain = Run(small_config(small_world, tmp_path)).plan
-    crossed = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"})).plan
+    plain = Run(configured()).plan
+    crossed = Run(configured(score={"effect_source": "adapter"})).plan
     assert effects_source(plain.effects) == "the initial model"
     assert "contextsft adapter that was trained without the user" in effects_source(crossed.effects)
 
 
-def test_folds_have_standings_of_their_own(small_world: Path, tmp_path: Path) -> None:
+def test_folds_have_standings_of_their_own(configured: Configured) -> None:
     """A fold is no earlier form of another fold or of the method it is trained like."""
-    make_all(Run(small_config(small_world, tmp_path)))
+    make_all(Run(configured()))
     adapter = {"effect_source": "adapter"}
-    run = Run(small_config(small_world, tmp_path, score=adapter))
+    run = Run(configured(score=adapter))
     assert states(run) == {
         "ingest": "fresh", "model": "fresh", "train:fold-0": "missing", "train:fold-1": "missing", "score": "stale",
         "train": "stale", "train:contextsft": "fresh", "evaluate": "stale",
@@ -520,18 +494,18 @@ def test_folds_have_standings_of_their_own(small_world: Path, tmp_path: Path) ->
         run.make(run.plan.effects, lambda staging: {})
     make_all(run)
     assert set(states(run).values()) == {"fresh"}
-    assert set(states(Run(small_config(small_world, tmp_path))).values()) == {"fresh"}, "both stand side by side"
-    changed = Run(small_config(small_world, tmp_path, score=adapter, train={"epochs": 2}))
+    assert set(states(Run(configured())).values()) == {"fresh"}, "both stand side by side"
+    changed = Run(configured(score=adapter, train={"epochs": 2}))
     for fold in changed.plan.folds.values():
         assert freshness(changed.store, fold).why == "train.epochs 1 → 2"
-    more = Run(small_config(small_world, tmp_path, score=adapter | {"folds": 3}))
+    more = Run(configured(score=adapter | {"folds": 3}))
     assert {freshness(more.store, fold).state for fold in more.plan.folds.values()} == {"missing"}
     shutil.rmtree(run.artifact(run.plan.folds["fold-1"]).folder)
     assert freshness(run.store, run.plan.score).why.endswith("its input train:fold-1 is missing")
 
 
-def test_the_manifest_says_what_was_asked_and_where_it_came_from(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_the_manifest_says_what_was_asked_and_where_it_came_from(configured: Configured) -> None:
+    run = Run(configured())
     make_all(run)
     manifest = json.loads((run.artifact(run.plan.score).folder / "manifest.json").read_text())
     assert manifest["identity"]["weights"] == {"policy": "threshold", "delta": 0.05, "high": 0.9, "low": 0.1}
@@ -548,9 +522,9 @@ def test_the_manifest_says_what_was_asked_and_where_it_came_from(small_world: Pa
     ("name", "message"),
     [("./nowhere", "no such model folder"), ("/", "it has no config.json"), ("no-such", "no such model folder")],
 )
-def test_unknown_model_folders(small_world: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_unknown_model_folders(configured: Configured, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Run(small_config(small_world, tmp_path, model={"name_or_path": name}))
+        Run(configured(model={"name_or_path": name}))
 
 
 @pytest.mark.parametrize(
@@ -562,15 +536,15 @@ def test_unknown_model_folders(small_world: Path, tmp_path: Path, name: str, mes
     ],
 )
 def test_an_unknown_encoder_is_told_with_its_own_setting(
-    small_world: Path, tmp_path: Path, methods: list[str], settings: dict[str, Any], key: str
+    configured: Configured, methods: list[str], settings: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^\./nowhere: no such model folder; set {key} to a folder, a hub name"):
-        Run(small_config(small_world, tmp_path, evaluate={"methods": methods, **settings})).plan  # noqa: B018
+        Run(configured(evaluate={"methods": methods, **settings}))
 
 
-def test_published_examples_need_a_source_that_has_them(small_world: Path, tmp_path: Path) -> None:
+def test_published_examples_need_a_source_that_has_them(configured: Configured) -> None:
     with pytest.raises(UserError, match="the files of amazon-2023 hold no published examples; set it to dpl or"):
-        Run(small_config(small_world, tmp_path, ingest={"protocol": {"name": "published"}}))
+        Run(configured(ingest={"protocol": {"name": "published"}}))
 
 
 def topics(tmp_path: Path, *names: str, **settings: Any) -> Config:
@@ -599,27 +573,29 @@ def test_no_threshold_decides_published_examples(tmp_path: Path) -> None:
     assert Run(topics(tmp_path, "test.json", ingest=other)).plan.ingest.fingerprint == plain.ingest.fingerprint
 
 
-def test_the_source_decides_the_words_of_prompts_and_the_configuration_may(small_world: Path, tmp_path: Path) -> None:
+def test_the_source_decides_the_words_of_prompts_and_the_configuration_may(
+    configured: Configured, tmp_path: Path
+) -> None:
     methods = {"evaluate": {"methods": ["latestk", "llm-trsr", "contriever"]}}
     posts = Run(topics(tmp_path, "test.json", **methods)).plan
     assert (posts.writes, posts.effects.settings["prompt"]["writes"]) == ("post", "post")
     assert posts.effects.settings["prompt"]["revision"] == WORDINGS["post"].revision
     assert posts.evaluation.relevance is not None
     assert posts.evaluation.relevance.settings["writes"] == "post"
-    reviews = small_config(small_world, tmp_path, **methods)
+    reviews = configured(**methods)
     plain, said = (Run(reviews.model_copy(update={"prompt": reviews.prompt.model_copy(update={"writes": kind})})).plan
                    for kind in ("auto", "review"))  # fmt: skip
     assert fingerprints(plain.config) == fingerprints(said.config)
     assert "writes" not in plain.effects.settings["prompt"]
-    changed = Run(small_config(small_world, tmp_path, prompt={"writes": "email"}, **methods))
+    changed = Run(configured(prompt={"writes": "email"}, **methods))
     assert changed.prompt.writes == "email"
     assert {"model", "effects", "train", "relevance", "summaries", "latestk-paper"} <= {
         name for name, found in fingerprints(changed.config).items() if found != fingerprints(plain.config)[name]
     }
 
 
-def test_an_adapter_that_is_not_trained_is_refused_in_one_line(small_world: Path, tmp_path: Path) -> None:
-    plan = Run(small_config(small_world, tmp_path)).plan
+def test_an_adapter_that_is_not_trained_is_refused_in_one_line(configured: Configured) -> None:
+    plan = Run(configured()).plan
     assert plan.adapter("contextsft") is plan.train["contextsft"]
     with pytest.raises(UserError, match=r"--method: this config trains no `sft`; it trains nextquill, contextsft"):
         plan.adapter("sft")

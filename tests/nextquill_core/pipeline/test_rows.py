@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nextquill_core.errors import UserError
 from nextquill_core.generation.decoding import GREEDY
 from nextquill_core.generation.engines import Request
 from nextquill_core.ingest.peers import Peers
@@ -30,7 +29,6 @@ from nextquill_core.pipeline.methods import (
     base_model,
     local_engine,
     method_encoder,
-    server_engine,
     shown_examples,
     split_examples,
 )
@@ -287,10 +285,3 @@ def test_likelihoods_of_dep_are_those_of_plain_forwards(whole: Run, history: str
 def test_without_history_dep_is_the_base_model(whole: Run) -> None:
     plan = whole.plan.evaluation
     assert plan.bare_likelihoods["dep"].fingerprint == plan.likelihoods["qwen"].fingerprint
-
-
-@pytest.mark.parametrize("name", ["stylevector", "dep"])
-def test_no_server_generates_with_parts_for_each_user(whole: Run, name: str) -> None:
-    encoder = method_encoder(whole, METHODS[name])
-    with pytest.raises(UserError, match=rf"evaluate\.engine: {name} decodes as no server does; set it to transformers"):
-        server_engine(whole, METHODS[name], encoder, GREEDY, 8)

@@ -40,77 +40,66 @@ def test_counts_of_earlier_processes_are_added(tmp_path: Path) -> None:
         assert not later.restore("own/00000")
 
 
+EXAMPLES = [
+    Example(f"C:u{number}:0", f"u{number}", "C", "test", review(number), tuple(review(past) for past in range(number)))
+    for number in range(6)
+]
+STEP: Any = SimpleNamespace(fingerprint="f")
+RUN: Any = SimpleNamespace(
+    model=None,
+    plan=SimpleNamespace(evaluation=SimpleNamespace(judged={judge.TRUE_REVIEW: STEP}), writes="review"),
+    config=SimpleNamespace(
+        model=SimpleNamespace(trust_remote_code=False),
+        score=SimpleNamespace(batch_tokens=9),
+        prompt=SimpleNamespace(max_prompt_tokens=9),
+        evaluate=SimpleNamespace(
+            split="test",
+            judge=None,
+            summaries=SimpleNamespace(newest=0, block=1, max_tokens=6),
+            retrieval=SimpleNamespace(encoder="base", revision="main"),
+        ),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def _three_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (judge, methods):
+        monkeypatch.setattr(module, "split_examples", lambda *_: EXAMPLES)
+        monkeypatch.setattr(module, "split_into_shards", lambda rows: split_into_shards(rows, 2))
+
+
+def interrupted_and_whole(folder: Path, stage: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage of six examples in three shards at once, and by two processes; returns its stats."""
+
+    def interrupt(done: float, total: float, note: str = "", *, phase: str = "") -> None:
+        if list((folder / "parts").rglob("00000.parquet")):
+            raise KeyboardInterrupt
+
+    whole = stage(RUN, STEP, staged(folder / "whole"), silent)
+    with pytest.raises(KeyboardInterrupt):
+        stage(RUN, STEP, staged(folder / "parts"), interrupt)
+    assert len(staged(folder / "parts").finished()) == 1
+    shown: list[tuple[float, float]] = []
+    again = stage(RUN, STEP, staged(folder / "parts"), lambda done, total, *_, **__: shown.append((done, total)))
+    assert again == whole
+    assert shown[-1][0] == shown[-1][1], "what was done before counts as done"
+    return whole
+
+
 def test_a_judge_that_was_interrupted_counts_all_of_its_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three shards of two examples; the second process finds the first shard finished."""
-    examples = [Example(f"C:u{number}:0", f"u{number}", "C", "test", review(number), ()) for number in range(6)]
-    step: Any = SimpleNamespace(fingerprint="f")
-    plan = SimpleNamespace(evaluation=SimpleNamespace(judged={judge.TRUE_REVIEW: step}), writes="review")
-    config = SimpleNamespace(evaluate=SimpleNamespace(split="test", judge=None))
-    run: Any = SimpleNamespace(plan=plan, config=config)
-
     def asked(part: list[Example], *_: Any) -> list[Asked]:
         scores = (1, None)  # of each example, one aspect is scored and one cannot be read
         return [
             Asked(example.example_id, number, "?", "", score) for example in part for number, score in enumerate(scores)
         ]
 
-    monkeypatch.setattr(judge, "split_examples", lambda *_: examples)
-    monkeypatch.setattr(judge, "split_into_shards", lambda rows: split_into_shards(rows, 2))
-    monkeypatch.setattr(judge, "_rubrics", lambda _: {one.example_id: [Aspect("a", "", "")] * 2 for one in examples})
+    monkeypatch.setattr(judge, "_rubrics", lambda _: {one.example_id: [Aspect("a", "", "")] * 2 for one in EXAMPLES})
     monkeypatch.setattr(judge, "_asking", lambda *_: None)
     monkeypatch.setattr(judge, "ask_scores", asked)
-
-    def made(folder: str, progress: Callable[..., None] = silent) -> dict[str, Any]:
-        return judge.build_judged(run, step, staged(tmp_path / folder), progress)
-
-    def interrupted(done: float, total: float, note: str = "", *, phase: str = "") -> None:
-        if done >= 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        made("parts", interrupted)
-    assert len(staged(tmp_path / "parts").finished()) == 1
-    assert made("parts") == made("whole") == {"examples": 6, "scores": 12, "unread": 6}
-
-
-EXAMPLES = [
-    Example(f"C:u{number}:0", f"u{number}", "C", "test", review(number), tuple(review(past) for past in range(number)))
-    for number in range(6)
-]
-
-
-def interrupted_and_whole(folder: Path, stage: Callable[..., dict[str, Any]]) -> None:
-    """Run a stage of six examples in three shards at once, and by two processes."""
-    run: Any = SimpleNamespace(
-        model=None,
-        plan=SimpleNamespace(writes="review"),
-        config=SimpleNamespace(
-            model=SimpleNamespace(trust_remote_code=False),
-            score=SimpleNamespace(batch_tokens=9),
-            prompt=SimpleNamespace(max_prompt_tokens=9),
-            evaluate=SimpleNamespace(
-                split="test",
-                summaries=SimpleNamespace(newest=0, block=1, max_tokens=6),
-                retrieval=SimpleNamespace(encoder="base", revision="main"),
-            ),
-        ),
-    )
-    first = folder / "parts" / ("relevance" if stage is methods.build_relevance else "summaries") / "00000.parquet"
-
-    def interrupt(done: float, total: float, note: str = "", *, phase: str = "") -> None:
-        if first.exists():
-            raise KeyboardInterrupt
-
-    whole = stage(run, None, staged(folder / "whole"), silent)
-    with pytest.raises(KeyboardInterrupt):
-        stage(run, None, staged(folder / "parts"), interrupt)
-    assert len(staged(folder / "parts").finished()) == 1
-    shown: list[tuple[float, float]] = []
-    again = stage(run, None, staged(folder / "parts"), lambda done, total, *_, **__: shown.append((done, total)))
-    assert again == whole
-    assert shown[-1][0] == shown[-1][1], "what was done before counts as done"
+    assert interrupted_and_whole(tmp_path, judge.build_judged) == {"examples": 6, "scores": 12, "unread": 6}
 
 
 def test_relevance_that_was_interrupted_counts_all_texts_that_were_cut(
@@ -124,8 +113,6 @@ def test_relevance_that_was_interrupted_counts_all_texts_that_were_cut(
         advance(len(part))
         return [[0.5] * len(example.history) for example in part]
 
-    monkeypatch.setattr(methods, "split_examples", lambda *_: EXAMPLES)
-    monkeypatch.setattr(methods, "split_into_shards", lambda rows: split_into_shards(rows, 2))
     monkeypatch.setattr(text_encoder, "load_encoder", encoder)
     monkeypatch.setattr(retrieval, "dense_scores", scored)
     interrupted_and_whole(tmp_path, methods.build_relevance)
@@ -137,8 +124,6 @@ def test_summaries_that_were_interrupted_count_all(tmp_path: Path, monkeypatch: 
         advance(steps)
         return ["s"] * len(part), Counter(summaries=steps, empty=1, cut=0, prompts_clipped=2)
 
-    monkeypatch.setattr(methods, "split_examples", lambda *_: EXAMPLES)
-    monkeypatch.setattr(methods, "split_into_shards", lambda rows: split_into_shards(rows, 2))
     monkeypatch.setattr(
         methods, "method_encoder", lambda *_: SimpleNamespace(tokenizer=None, template=None, wording=None)
     )

@@ -18,21 +18,17 @@ from nextquill_core.pipeline import train
 from nextquill_core.pipeline.run import Run
 from nextquill_core.schemas import Example
 from tests.models import adapted_model
+from tests.nextquill_core.conftest import Configured
 from tests.stages import make, plain
-from tests.world import small_config
 
 
-def test_theta0_scores_without_adapters(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path))
+def test_theta0_scores_without_adapters(configured: Configured) -> None:
+    run = Run(configured())
     assert train.fold_adapters(run, run.plan.effects) == ()
 
 
-def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(small_world: Path, tmp_path: Path) -> None:
-    run = Run(
-        small_config(
-            small_world, tmp_path, score={"effect_source": "adapter"}, model={"name_or_path": "some/model-base"}
-        )
-    )
+def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(configured: Configured, tmp_path: Path) -> None:
+    run = Run(configured(score={"effect_source": "adapter"}, model={"name_or_path": "some/model-base"}))
     make(run, run.plan.ingest)
     orders = {name: train.train_order(run, name, tmp_path) for name in ("contextsft", "fold-0", "fold-1")}
     assert {name: order.leave_out for name, order in orders.items()} == {
@@ -43,9 +39,9 @@ def test_the_order_of_a_fold_is_that_of_contextsft_without_its_users(small_world
 
 
 @pytest.mark.pipeline
-def test_folds_are_trained_counted_and_score_their_own_users(small_world: Path, tmp_path: Path) -> None:
-    run = Run(small_config(small_world, tmp_path, score={"effect_source": "adapter"}))
-    compared = Run(small_config(small_world, tmp_path, evaluate={"preference_tokens": ["crossfit"]}))
+def test_folds_are_trained_counted_and_score_their_own_users(configured: Configured) -> None:
+    run = Run(configured(score={"effect_source": "adapter"}))
+    compared = Run(configured(evaluate={"preference_tokens": ["crossfit"]}))
     make(run, run.plan.model)
     with pytest.raises(UserError, match="run `nextquill score` with the same config first"):
         train.fold_adapters(run, run.plan.effects)

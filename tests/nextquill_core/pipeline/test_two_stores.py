@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from nextquill_core.config import Config, parse_config
 from nextquill_core.errors import UserError
 from nextquill_core.pipeline.run import Run
-from storage import Staging
 from tests.nextquill_core.pipeline.test_plan import make_all, states
+from tests.stages import table
 from tests.storage.test_read_through import state_of
 from tests.world import small_config
 
@@ -53,12 +52,7 @@ def test_an_artifact_that_is_forced_is_written_here_and_counts_from_then_on(smal
     make_all(Run(config))
     before = state_of(tmp_path / "prod")
     run = Run(with_stores(config, tmp_path))
-
-    def build(staging: Staging) -> dict[str, int]:
-        staging.write_table("0.parquet", pa.table({"x": [2]}))
-        return {}
-
-    outcome = run.make(run.plan.ingest, build, force=True)
+    outcome = run.make(run.plan.ingest, table(2), force=True)
     assert outcome.artifact.home.is_relative_to(tmp_path / "mine")
     assert states(run)["score"] == "stale", "it was made from the artifact of production, which is hidden now"
     assert state_of(tmp_path / "prod") == before

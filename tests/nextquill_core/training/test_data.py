@@ -22,22 +22,10 @@ from nextquill_core.training.data import (
     training_examples,
 )
 from tasks.ranks.launch import run_ranks
-from tests.nextquill_core.ingest.world import World, plain_category
+from tests.nextquill_core.training.runs import sequences
 from tests.orders import train_order
 
 # Four users with one train example each; of two folds, u0, u1 and u3 are in the first and u2 in the second.
-
-
-def sequences(folder: Path, rewritten: str = "") -> Path:
-    """The ingest artifact of the four users, where `rewritten` has written other things."""
-    reviews, items = plain_category()
-    for number, row in enumerate(reviews):
-        if row["user_id"] == rewritten:
-            row["text"] = f"quite another opinion, the {number}th"
-    folder.mkdir(exist_ok=True)
-    world = World(folder)
-    world.ingest(reviews, items)
-    return world.out
 
 
 @pytest.mark.parametrize(
@@ -86,7 +74,12 @@ def test_the_order_keeps_the_fold(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_an_adapter_knows_nothing_of_the_users_it_leaves_out(tmp_path: Path, tiny_folder: Path) -> None:
     """Had u2 written other things, the adapter that leaves u2 out would have the same bytes, the other would not."""
-    sources = {"as it is": sequences(tmp_path / "a"), "u2 rewritten": sequences(tmp_path / "b", rewritten="u2")}
+
+    def rewrite(row: dict[str, Any]) -> None:
+        if row["user_id"] == "u2":
+            row["text"] = f"quite another opinion of {row['parent_asin']}"
+
+    sources = {"as it is": sequences(tmp_path / "a"), "u2 rewritten": sequences(tmp_path / "b", rewrite)}
     adapters: dict[tuple[str, int], bytes] = {}
     for name, source in sources.items():
         for fold in (0, 1):

@@ -20,7 +20,7 @@ from nextquill_core.orders import TrainOrder
 from nextquill_core.training import losses
 from nextquill_core.training.data import TrainExample
 from nextquill_core.training.losses import Denominators, PreferenceLoss, denominators, nextquill_loss, training_strategy
-from tests.models import small_model
+from tests.models import lora_model, small_model
 from tests.nextquill_core.model.test_forward import PAIRS
 from tests.orders import changed, train_order
 
@@ -339,11 +339,24 @@ ORDER = train_order(Path(), alpha=0.3, global_batch=6, deepspeed={"zero_stage": 
 
 
 def lora(family: str = "qwen2") -> Any:
-    from peft import LoraConfig, get_peft_model
+    return lora_model(small_model(family))
 
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    return get_peft_model(small_model(family), config)
+
+def branch_logits(model: Any, example: TrainExample) -> tuple[Tensor, Tensor]:
+    """The logits at the positions that predict each answer token, with and without history."""
+    pair = example.pair
+    z, z_null = (
+        model(torch.tensor([[*prompt, *pair.target]])).logits[0, len(prompt) - 1 : -1]
+        for prompt in (pair.factual, pair.counterfactual)
+    )
+    return z, z_null
+
+
+def assert_same_gradients(model: Any, loss: Tensor, expected: Tensor | tuple[Tensor, ...]) -> None:
+    """Compare every gradient of the adapter with those of another loss, or with gradients that are given."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    theirs = torch.autograd.grad(expected, trained) if isinstance(expected, Tensor) else expected
+    torch.testing.assert_close(torch.autograd.grad(loss, trained), theirs, atol=1e-4, rtol=1e-3)
 
 
 def with_full_logits(model: Any, order: TrainOrder) -> Tensor:
@@ -352,10 +365,7 @@ def with_full_logits(model: Any, order: TrainOrder) -> Tensor:
     for example in EXAMPLES:
         target = torch.tensor(example.pair.target)
         weight = torch.tensor(example.weights)
-        z, z_null = (
-            model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
-            for prompt in (example.pair.factual, example.pair.counterfactual)
-        )
+        z, z_null = branch_logits(model, example)
         z_null = z_null if order.train.causal_loss.counterfactual_grad == "through" else z_null.detach()
         causal = F.cross_entropy(z - z_null, target, reduction="none")
         if order.train.causal_loss.target == "effect":
@@ -385,10 +395,7 @@ def official(
     effects = []
     for example in EXAMPLES:
         target = torch.tensor(example.pair.target)
-        z, z_null = (
-            exact(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
-            for prompt in (example.pair.factual, example.pair.counterfactual)
-        )
+        z, z_null = branch_logits(exact, example)
         p, p_null = (states.detach().softmax(1).gather(1, target[:, None]).squeeze(1) for states in (z, z_null))
         effects.append(p - p_null)
         weight = torch.where(effects[-1] > delta, high, low)
@@ -428,26 +435,16 @@ def test_perce_takes_its_weights_from_the_model_in_training(strategy: Strategy) 
     method = METHODS["perce-live"].training
     assert method
     model, order = lora(), changed(ORDER, alpha=0.0, normalization=method.fixed["normalization"], live_weights=live)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected = torch.zeros(())
     for example in EXAMPLES:
         target = torch.tensor(example.pair.target)
-        losses = [
-            F.cross_entropy(
-                model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1],
-                target,
-                reduction="none",
-            )
-            for prompt in (example.pair.factual, example.pair.counterfactual)
-        ]
+        losses = [F.cross_entropy(logits, target, reduction="none") for logits in branch_logits(model, example)]
         weight = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
         expected = expected + (weight * losses[0]).sum() / len(target) / len(EXAMPLES)
     got = PreferenceLoss(model, order, strategy)(EXAMPLES, denominators(EXAMPLES, order))
     assert got.causal.item() == 0
     torch.testing.assert_close(got.loss, expected, atol=1e-5, rtol=1e-5)
-    gradients = zip(torch.autograd.grad(got.loss, trained), torch.autograd.grad(expected, trained), strict=True)
-    for ours, theirs in gradients:
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert_same_gradients(model, got.loss, expected)
 
 
 @pytest.mark.parametrize(
@@ -466,10 +463,7 @@ def test_preference_weights_in_l_p_alone(by: str, live: bool, micro: int) -> Non
     terms: list[list[Tensor]] = []  # of each example ω, its cross-entropies, and those of the difference of logits
     for example in EXAMPLES:
         target = torch.tensor(example.pair.target)
-        z, z_null = (
-            model(torch.tensor([[*prompt, *example.pair.target]])).logits[0, len(prompt) - 1 : -1]
-            for prompt in (example.pair.factual, example.pair.counterfactual)
-        )
+        z, z_null = branch_logits(model, example)
         losses = [F.cross_entropy(logits, target, reduction="none") for logits in (z, z_null, z - z_null)]
         ratio = (losses[1] - losses[0]).detach().clamp(0.001, 0.01)
         terms.append([ratio if live else torch.tensor(example.weights), losses[0], losses[2]])
@@ -483,15 +477,12 @@ def test_preference_weights_in_l_p_alone(by: str, live: bool, micro: int) -> Non
         divisors = (len(plain), weight.sum()) if by == "weight" else (len(EXAMPLES), len(EXAMPLES))
         normal, causal = plain.sum() / divisors[0], (weight * loss).sum() / divisors[1]
     expected = normal + 0.3 * causal
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     objective, whole = PreferenceLoss(model, order, "reuse"), denominators(EXAMPLES, order)
     parts = [objective(EXAMPLES[at : at + micro], whole) for at in range(0, len(EXAMPLES), micro)]
     found = [torch.stack([part[term] for part in parts]).sum() for term in range(3)]
     for ours, theirs in zip(found, (expected, normal, causal), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    gradients = zip(torch.autograd.grad(found[0], trained), torch.autograd.grad(expected, trained), strict=True)
-    for ours, theirs in gradients:
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert_same_gradients(model, found[0], expected)
 
 
 def rows_of_the_last_layer(model: Any, order: TrainOrder) -> list[int]:
@@ -530,13 +521,10 @@ def test_nothing_is_left_out_where_a_layer_is_computed_again() -> None:
 )
 def test_value_and_every_gradient_of_the_adapter(strategy: Strategy, changes: dict[str, Any]) -> None:
     order, model = changed(ORDER, **changes), lora()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected = with_full_logits(model, order)
     got = PreferenceLoss(model, order, strategy)(EXAMPLES, denominators(EXAMPLES, order)).loss
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    gradients = zip(torch.autograd.grad(got, trained), torch.autograd.grad(expected, trained), strict=True)
-    for ours, theirs in gradients:
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert_same_gradients(model, got, expected)
 
 
 def test_a_capped_head_takes_the_plain_path() -> None:
@@ -562,5 +550,4 @@ def test_gradient_checkpointing_changes_nothing_but_rounding() -> None:
     decoder = model.get_base_model().get_decoder()
     assert decoder.gradient_checkpointing
     loss = PreferenceLoss(model, order, training_strategy(model, order))(EXAMPLES, denominators(EXAMPLES, order)).loss
-    for ours, theirs in zip(torch.autograd.grad(loss, trained), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert_same_gradients(model, loss, expected)
