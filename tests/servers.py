@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from nextquill_core.config import Config
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.train import Launch
+from nextquill_core.serving.app import make_app
 from nextquill_core.serving.deployment import Rollout
 from nextquill_core.serving.run import make_rollout
+from nextquill_core.serving.settings import ServeSettings
 from tests.stages import untrained
 from tests.world import small_config
 
@@ -52,6 +56,17 @@ def rollout_of(config: Config, **options: Any) -> Rollout:
 
 
 @contextmanager
+def deployed(config: Config, **options: Any) -> Iterator[Rollout]:
+    """Start the rollout of a configuration, and close it at the end of the block."""
+    found = rollout_of(config, **options)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextmanager
 def listening(app: Any) -> Iterator[str]:
     """Run an app on a free loopback port for the duration of a block, and yield its address."""
     import uvicorn
@@ -70,3 +85,11 @@ def listening(app: Any) -> Iterator[str]:
         thread.join(20)
         server.force_exit = True  # does not wait for connections that a client has left open
         thread.join(20)
+
+
+@contextmanager
+def client_of(rollout: Rollout, **settings: Any) -> Iterator[httpx.Client]:
+    """Run the server of a rollout for the duration of a block, and yield a client of it."""
+    app = make_app(rollout, ServeSettings(**settings))
+    with listening(app) as url, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+        yield client

@@ -149,12 +149,14 @@ def decide(run: Run, method: str, name: str, metric: str = LIKELIHOOD) -> Verdic
         UserError: The two cannot be compared, or another process is moving the pointer.
         ModelError: The candidate's likelihoods are not finite.
     """
+    import numpy as np
+
     step = measuring_step(run.plan, method, metric)
     measured = run.artifact(step)
     metric, ignored = _deciding(run, metric)
     adapter = run.artifact(run.plan.train[method])
     candidate = _stats(run, measured, metric)
-    value = _value(metric, list(candidate.values()))
+    value = float(_statistic(metric)(np.sum(list(candidate.values()), axis=0))) if candidate else math.nan
     if not math.isfinite(value):
         raise UserError(f"{metric} of the candidate on val is {value}", measured.location, "look at the adapter")
     with pointer_lock(run.store, name):
@@ -304,12 +306,6 @@ def likelihood_stats(measured: Artifact) -> Stats:
 
     logps = column_by_example(measured.folder / "likelihoods", "logp")
     return dict(zip(logps, likelihood_sums(list(logps.values())), strict=True))
-
-
-def _value(metric: str, rows: Sequence[Any]) -> float:
-    import numpy as np
-
-    return float(_statistic(metric)(np.sum(rows, axis=0))) if len(rows) else math.nan
 
 
 def _statistic(metric: str) -> Any:

@@ -28,9 +28,7 @@ def make_app(rollout: Rollout, settings: ServeSettings) -> FastAPI:
         settings: Limits, key and page.
     """
     # Pages of documentation would load scripts from another host; /openapi.json needs none.
-    app = FastAPI(
-        title="NextQuill", version=version("nextquill"), description=ABOUT, docs_url=None, redoc_url=None
-    )  # fmt: skip
+    app = FastAPI(title="NextQuill", version=version("nextquill"), description=ABOUT, docs_url=None, redoc_url=None)
     metrics = Metrics()
     metrics.show_models(rollout)
     service = Service(rollout, metrics, settings.most_requests)

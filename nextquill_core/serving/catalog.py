@@ -24,7 +24,7 @@ from nextquill_core.registry.promote import accepted
 from nextquill_core.writing.histories import Histories
 from nextquill_core.writing.prompter import Prompter
 from storage import Artifact, InputRef, Store
-from storage.pointers import Pointer, read_pointer
+from storage.pointers import Pointer, is_unchanged, read_pointer
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,7 @@ class CatalogReader:
             name: ServedMethod(origin, method_prompter(run, origin, ingest, histories))
             for name, origin in origins.items()
         }
-        return Catalog(
-            selection, methods, left_out, histories, run.privacy.stored_ids, run.config.weights.delta
-        )  # fmt: skip
+        return Catalog(selection, methods, left_out, histories, run.privacy.stored_ids, run.config.weights.delta)
 
     @property
     def store(self) -> Store:
@@ -201,8 +199,7 @@ class CatalogReader:
         """Return which artifact of a catalog is no longer in the store as it was, or ""."""
         refs = [catalog.selection.ingest, *(ref for _, ref, _ in catalog.selection.adapters if ref)]
         for ref in refs:
-            found = self.store.find(ref.kind, ref.fingerprint)
-            if found is None or found.manifest.content != ref.content:
+            if not is_unchanged(self.store, ref):
                 return f"{ref.kind} {ref.fingerprint} is no longer in the store as it was"
         return ""
 

@@ -65,9 +65,7 @@ class DraftForm(WriteRequest):
     @property
     def order(self) -> Order:
         """What the service is asked."""
-        return Order(
-            self, self.method, self.decoding, self.strength, self.explain, self.seed, self.max_tokens
-        )  # fmt: skip
+        return Order(self, self.method, self.decoding, self.strength, self.explain, self.seed, self.max_tokens)
 
 
 class ItemReply(BaseModel):
@@ -236,13 +234,7 @@ class EventStream(StreamingResponse):
         self._close = close
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send the events.
-
-        Args:
-            scope: As for any ASGI app.
-            receive: As for any ASGI app.
-            send: As for any ASGI app.
-        """
+        """Send the events; the arguments are those of any ASGI app."""
         try:
             await super().__call__(scope, receive, send)
         finally:

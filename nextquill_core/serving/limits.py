@@ -27,13 +27,7 @@ class Limits:
         self._app, self._settings = app, settings
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or refuse it.
-
-        Args:
-            scope: As for any ASGI app.
-            receive: As for any ASGI app.
-            send: As for any ASGI app.
-        """
+        """Pass a request on, or refuse it; the arguments are those of any ASGI app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -88,12 +88,7 @@ class LocalBackend:
         self._do(lambda: self._delete(fingerprint)).result()
 
     def generate(self, asked: Asked, send: Callable[[str], None] | None = None) -> Future[Generation]:
-        """Let a request join its batch; see `Backend.generate`.
-
-        Args:
-            asked: As for `Backend.generate`.
-            send: As for `Backend.generate`.
-        """
+        """Let a request join its batch; see `Backend.generate`."""
         request = replace(asked.request, adapter=asked.adapter or BASE, counterfactual_adapter=None)
         job = Job(request, None if send is None else TokenParts(send, self._tokenizer))
         kind = _Kind(asked.preset.decoding, asked.preset.limit, asked.stop, asked.contrast)
@@ -106,12 +101,7 @@ class LocalBackend:
         return job.answer
 
     def score(self, adapter: str | None, pair: TokenPair) -> Future[Logps]:
-        """Score an answer between two tokens of the batches; see `Backend.score`.
-
-        Args:
-            adapter: As for `Backend.score`.
-            pair: As for `Backend.score`.
-        """
+        """Score an answer between two tokens of the batches; see `Backend.score`."""
         return self._do(lambda: self._score(adapter, pair))
 
     def close(self) -> None:

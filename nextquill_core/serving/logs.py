@@ -45,13 +45,7 @@ class RequestLog:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on.
-
-        Args:
-            scope: As for any ASGI app.
-            receive: As for any ASGI app.
-            send: As for any ASGI app.
-        """
+        """Pass a request on; the arguments are those of any ASGI app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

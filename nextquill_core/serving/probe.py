@@ -8,7 +8,6 @@ adapter must be the ones that evaluation stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from nextquill_core.errors import UserError
@@ -28,14 +27,6 @@ TOLERANCE = {"float32": 0.01}
 ROUGH_TOLERANCE = 0.15
 """Mean difference that rounding may make, nats a token; the second one in half precision."""
 APART = 1e-6
-
-
-@dataclass(frozen=True)
-class _Example:
-    """A true review with its prompts, and its log-likelihoods under the adapter, nats; empty if none are stored."""
-
-    pair: TokenPair
-    expected: list[float]
 
 
 def probe(
@@ -61,14 +52,13 @@ def probe(
         raise ValueError(f"{served.name} has no adapter")
     name, tolerance = adapter.manifest.fingerprint, TOLERANCE.get(served.origin.model.dtype, ROUGH_TOLERANCE)
     applied, nearest = False, ""
-    for example in islice(_examples(served, adapter, store), PROBED):
-        mine = backend.score(name, example.pair).result()[0].tolist()
-        base = backend.score(None, example.pair).result()[0].tolist()
+    for pair, expected in islice(_examples(served, adapter, store), PROBED):
+        mine = backend.score(name, pair).result()[0].tolist()
+        base = backend.score(None, pair).result()[0].tolist()
         apart = _distance(mine, base)
         applied = applied or apart > APART
-        expected = example.expected
         if not expected and reference is not None:
-            expected = reference(example.pair)
+            expected = reference(pair)
         if not expected:
             if applied:
                 return f"adapter {name} is applied: {apart:.4f} nats a token from the base model"
@@ -88,8 +78,8 @@ def _distance(first: list[float], second: list[float]) -> float:
     return sum(abs(one - other) for one, other in zip(first, second, strict=True)) / len(first)
 
 
-def _examples(served: ServedMethod, adapter: Artifact, store: Store) -> Iterator[_Example]:
-    """Yield examples with stored log-likelihoods if there are any, and others if not."""
+def _examples(served: ServedMethod, adapter: Artifact, store: Store) -> Iterator[tuple[TokenPair, list[float]]]:
+    """Yield true reviews with their stored log-likelihoods, nats; without any, reviews with an empty list."""
     found, method = False, served.origin.method.trained_as
     for measured in store.newest_first("likelihood"):
         identity = measured.manifest.identity
@@ -101,14 +91,14 @@ def _examples(served: ServedMethod, adapter: Artifact, store: Store) -> Iterator
                 pair = _pair(served, row["example_id"])
                 if pair is not None and len(pair.target) == len(row["logp"]):
                     found = True
-                    yield _Example(pair, row["logp"])
+                    yield pair, row["logp"]
         if found:
             return
     people = served.prompter.people
     for example_id in _first_examples(people.histories) if people else ():
         pair = _pair(served, example_id)
         if pair is not None:
-            yield _Example(pair, [])
+            yield pair, []
 
 
 def _pair(served: ServedMethod, example_id: str) -> TokenPair | None:

@@ -194,12 +194,7 @@ class _Server(uvicorn.Server):
         self._call_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop listening, and end once the requests in flight have ended.
-
-        Args:
-            sig: The signal.
-            frame: Where it interrupted.
-        """
+        """Stop listening, and end once the requests in flight have ended."""
         self.should_exit = True
 
 

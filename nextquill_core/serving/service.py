@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fastapi import Request
@@ -133,10 +133,11 @@ def _prepared(served: ServedMethod, order: Order) -> tuple[Prepared, Asked]:
     return prepared, Asked(request, served.adapter, preset, prompter.encoder.stop_id, contrast)
 
 
+@dataclass(eq=False)
 class Pending:
     """A draft that is being written, until it is closed.
 
-    Args:
+    Attributes:
         order: What was asked for.
         deployment: Where it is written.
         served: By which method.
@@ -144,22 +145,21 @@ class Pending:
         asked: What the backend is asked.
         metrics: Receives what the draft costs.
         held: What is released with it.
+        began: When it began, on the clock of `time.perf_counter`, seconds.
     """
 
-    def __init__(
-        self,
-        order: Order,
-        deployment: Deployment,
-        served: ServedMethod,
-        prepared: Prepared,
-        asked: Asked,
-        metrics: Metrics,
-        held: ExitStack,
-    ) -> None:
-        self.order, self.served, self.prepared = order, served, prepared
-        self._deployment, self._asked, self._metrics = deployment, asked, metrics
-        self._began = time.perf_counter()
-        self.close = held.close
+    order: Order
+    deployment: Deployment
+    served: ServedMethod
+    prepared: Prepared
+    asked: Asked
+    metrics: Metrics
+    held: ExitStack
+    began: float = field(default_factory=time.perf_counter)
+
+    def close(self) -> None:
+        """Release what the draft holds."""
+        self.held.close()
 
     async def answer(self, send: Callable[[str], None] | None = None) -> Written:
         """Return the finished draft.
@@ -171,11 +171,11 @@ class Pending:
             Exception: What the backend raises.
         """
         passing = None if send is None else self._passing(asyncio.get_running_loop(), send)
-        answer = await asyncio.wrap_future(self._deployment.backend.generate(self._asked, passing))
+        answer = await asyncio.wrap_future(self.deployment.backend.generate(self.asked, passing))
         tokens = await self._explained(answer) if self.order.explain else ()
         draft = self.served.prompter.draft(self.prepared, answer, self.order.decoding, tokens)
         self._count(draft)
-        delta = self._deployment.catalog.delta
+        delta = self.deployment.catalog.delta
         return Written(
             draft,
             self.served,
@@ -193,7 +193,7 @@ class Pending:
             nonlocal first
             if first:
                 first = False
-                self._metrics.first_text_seconds.observe(time.perf_counter() - self._began)
+                self.metrics.first_text_seconds.observe(time.perf_counter() - self.began)
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(send, part)
 
@@ -202,11 +202,11 @@ class Pending:
     async def _explained(self, answer: Generation) -> tuple[ScoredToken, ...]:
         prompter = self.served.prompter
         pair = await asyncio.to_thread(prompter.answered, self.prepared, answer)
-        logps = await asyncio.wrap_future(self._deployment.backend.score(self.served.adapter, pair))
+        logps = await asyncio.wrap_future(self.deployment.backend.score(self.served.adapter, pair))
         return await asyncio.to_thread(scored_tokens, prompter.encoder, pair, logps)
 
     def _count(self, draft: Draft) -> None:
-        metrics, model = self._metrics, self.served.model_id
+        metrics, model = self.metrics, self.served.model_id
         metrics.new_tokens.labels(model).inc(draft.n_tokens)
         metrics.prompt_tokens.labels(model).inc(len(self.prepared.pair.factual))
         metrics.drafts.labels(model, "shown" if draft.history_shown else "none").inc()

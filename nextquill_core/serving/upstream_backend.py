@@ -82,12 +82,7 @@ class UpstreamBackend:
             return  # it does not unload adapters while it runs, or was started with this one
 
     def generate(self, asked: Asked, send: Callable[[str], None] | None = None) -> Future[Generation]:
-        """Ask the server for a text; see `Backend.generate`.
-
-        Args:
-            asked: As for `Backend.generate`; without contrast.
-            send: As for `Backend.generate`.
-        """
+        """Ask the server for a text, which cannot be steered; see `Backend.generate`."""
         found: Future[Generation] = Future()
         if asked.contrast is not None and not asked.contrast.neutral and asked.request.counterfactual is not None:
             error = UserError(
@@ -128,12 +123,7 @@ class UpstreamBackend:
             found.set_exception(error)
 
     def score(self, adapter: str | None, pair: TokenPair) -> Future[Logps]:
-        """Score an answer by the log-probabilities that the server echoes; see `Backend.score`.
-
-        Args:
-            adapter: As for `Backend.score`.
-            pair: As for `Backend.score`.
-        """
+        """Score an answer by the log-probabilities that the server echoes; see `Backend.score`."""
         return self._pool.submit(self._logps, adapter, pair)
 
     def close(self) -> None:

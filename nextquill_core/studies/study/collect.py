@@ -173,14 +173,13 @@ def results_of(study: Study) -> dict[str, Any]:
     missing = [cell.label for cell in (*models, *val, *test) if not is_measured(cell)]
     measured = [cell for cell in (*val, *test) if cell.label not in missing]
     done = {cell.label: read_cell(cell) for cell in measured}
-    tables: dict[str, Any] = {}
-    if lines := list(_lines(study, "parts", test, done, choices)):
-        tables["parts"] = _table(study, lines, done, test)
-    if lines := list(_lines(study, "variants", test, done, choices)):
-        tables["tuned"] = _table(study, lines, done, test)
-    for name in ("parts", "variants"):
-        if lines := list(_val_lines(study, name, val, done)):
-            tables[f"{name}_val"] = _table(study, lines, done, val)
+    rows = {
+        "parts": (list(_lines(study, "parts", test, done, choices)), test),
+        "tuned": (list(_lines(study, "variants", test, done, choices)), test),
+        "parts_val": (list(_val_lines(study, "parts", val, done)), val),
+        "variants_val": (list(_val_lines(study, "variants", val, done)), val),
+    }
+    tables = {name: _table(study, lines, done, cells) for name, (lines, cells) in rows.items() if lines}
     return {
         "name": spec.name,
         "title": spec.title,

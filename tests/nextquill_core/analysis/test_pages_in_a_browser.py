@@ -127,6 +127,18 @@ class Viewer:
         """Return what a script returns."""
         return self.driver.execute_script(script, *values)
 
+    def read_on_every_screen(self, name: str) -> None:
+        """Check that only the inside of scrollers is wider than a screen, and that texts have enough contrast."""
+        for scheme in SCHEMES:
+            for width in WIDTHS:
+                self.screen(width, scheme)
+                self.shot(f"{name}-{width}-{scheme}")
+                assert self.ask(WIDER) == [], width
+                assert self.ask("return document.documentElement.scrollWidth") <= width
+            faults, count = self.ask(CONTRAST)
+            assert faults == [], scheme
+            assert count > 20
+
     def requests(self) -> set[str]:
         """Return the URLs that were requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
@@ -221,15 +233,7 @@ def pages(report: Report) -> dict[str, str]:
 def test_a_page_is_quiet_readable_and_fits_the_screen(viewer: Viewer, pages: dict[str, str], name: str) -> None:
     viewer.requests()
     url = viewer.open(name, pages[name])
-    for scheme in SCHEMES:
-        for width in WIDTHS:
-            viewer.screen(width, scheme)
-            viewer.shot(f"{name}-{width}-{scheme}")
-            assert viewer.ask(WIDER) == [], (width, "nothing but the inside of scrollers is wider than the screen")
-            assert viewer.ask("return document.documentElement.scrollWidth") <= width
-        faults, count = viewer.ask(CONTRAST)
-        assert faults == [], scheme
-        assert count > 20
+    viewer.read_on_every_screen(name)
     assert viewer.driver.get_log("browser") == []
     assert viewer.requests() == {url}
     if name.startswith("hostile"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from nextquill_core.schemas import LIKELIHOODS, Example
 from storage import Staging
 from storage.pointers import Target, move_pointer
 from tests.nextquill_core.pipeline.test_plan import every_step
-from tests.nextquill_core.registry.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
+from tests.nextquill_core.registry.test_promote import METHOD, ingested, store, world  # noqa: F401 (fixtures)
 from tests.world import small_config
 
 LIMIT = 256
@@ -75,12 +74,6 @@ def measured(run: Run, logp: Callable[[Example], float], more_tokens: int = 0) -
 
     on_val.make(step, build)
     return on_val
-
-
-@pytest.fixture
-def store(ingested: Path, tmp_path: Path) -> Path:  # noqa: F811
-    shutil.copytree(ingested, tmp_path / "store")
-    return tmp_path / "store"
 
 
 def test_below_the_interval() -> None:

@@ -16,7 +16,7 @@ from nextquill_core.serving.app import make_app
 from nextquill_core.serving.deployment import Rollout
 from nextquill_core.serving.settings import ServeSettings
 from tests.conftest import made_once
-from tests.servers import listening, rollout_of, served_config, write_served_store
+from tests.servers import deployed, listening, served_config, write_served_store
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +47,8 @@ def users(run: Run) -> list[str]:
 @pytest.fixture(scope="session")
 def rollout(run: Run) -> Iterator[Rollout]:
     """Return what is served."""
-    found = rollout_of(run.config)
-    found.start()
-    yield found
-    found.close()
+    with deployed(run.config) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,12 @@ import httpx
 import pytest
 
 from nextquill_core.pipeline.run import Run
-from nextquill_core.serving.app import make_app
 from nextquill_core.serving.deployment import Rollout
 from nextquill_core.serving.logs import log_as_json
 from nextquill_core.serving.settings import ServeSettings
 from nextquill_core.writing.histories import Histories
 from tests.nextquill_core.serving.test_drafts import ask
-from tests.servers import KETTLE, listening
+from tests.servers import KETTLE, client_of
 
 pytestmark = pytest.mark.pipeline
 
@@ -70,10 +69,7 @@ def test_the_log_has_no_texts_and_no_users_unless_asked(
 ) -> None:
     for log_texts in (False, True):
         log_as_json()
-        with (
-            listening(make_app(rollout, ServeSettings(log_texts=log_texts))) as url,
-            httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
-        ):
+        with client_of(rollout, log_texts=log_texts) as client:
             rare = {"user": users[0], "item": KETTLE, "title": "A very rare title"}
             answers = [client.post("/v1/drafts", json=body) for body in (rare, {"item": "nothing"})]
             answers.append(client.get("/healthz"))
@@ -123,9 +119,6 @@ def test_reviews_and_items_are_those_of_the_store(client: httpx.Client, users: l
 
 def test_lists_and_page_can_be_left_out(rollout: Rollout) -> None:
     assert [ServeSettings(host=host).with_page for host in ("127.0.0.1", "0.0.0.0")] == [True, False]  # noqa: S104
-    with (
-        listening(make_app(rollout, ServeSettings(page=False))) as url,
-        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
-    ):
+    with client_of(rollout, page=False) as client:
         assert {client.get(path).status_code for path in ("/", "/v1/users", "/v1/items?text=a")} == {404}
         assert client.post("/v1/drafts", json={"item": KETTLE}).status_code == 200

@@ -8,19 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 
 from nextquill_core.pipeline.run import Run
-from nextquill_core.serving.app import make_app
 from nextquill_core.serving.catalog import Catalog, ServedMethod
 from nextquill_core.serving.deployment import Rollout
-from nextquill_core.serving.settings import ServeSettings
 from nextquill_core.writing import prompter as notes
 from storage import UserError
 from storage.pointers import Target, move_back, move_pointer, pointer_lock
 from tests.nextquill_core.serving.test_drafts import ask, events
-from tests.servers import KETTLE, listening, random_weights, rollout_of, served_config
+from tests.servers import KETTLE, client_of, deployed, random_weights, rollout_of, served_config
 
 pytestmark = pytest.mark.pipeline
 
@@ -43,11 +40,11 @@ def retrained(world: Path, store: Path, alpha: float, seed: int) -> Run:
 def test_another_accepted_adapter_is_taken_over_while_requests_run(small_world: Path, own_store: Path) -> None:
     config = served_config(small_world, own_store)
     first = accept(Run(config))
-    rollout = rollout_of(config)
-    before = rollout.start()
-    backend = before.backend
-    assert before.catalog.default.adapter == first
-    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with deployed(config) as rollout, client_of(rollout) as client:
+        before = rollout.current
+        assert before is not None
+        backend = before.backend
+        assert before.catalog.default.adapter == first
         old = ask(client)
         assert old["adapter"] == first
         rollout.look()
@@ -72,15 +69,12 @@ def test_another_accepted_adapter_is_taken_over_while_requests_run(small_world: 
         assert ask(client) == old
         assert rollout.current is not None
         assert rollout.current.backend is backend, "the base model stays loaded"
-    rollout.close()
 
 
 def test_a_stream_that_began_ends_with_the_adapter_it_began_with(small_world: Path, own_store: Path) -> None:
     config = served_config(small_world, own_store)
     first = accept(Run(config))
-    rollout = rollout_of(config)
-    rollout.start()
-    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with deployed(config) as rollout, client_of(rollout) as client:
         whole = ask(client)
         accept(retrained(small_world, own_store, alpha=0.2, seed=5))
         with client.stream("POST", "/v1/drafts", json={"item": KETTLE, "stream": True}) as answer:
@@ -91,29 +85,27 @@ def test_a_stream_that_began_ends_with_the_adapter_it_began_with(small_world: Pa
         assert json.loads(last.removeprefix("data: ")) == whole
         assert ask(client)["adapter"] != first
         assert events(client, item=KETTLE, stream=True)[-1][1]["adapter"] != first
-    rollout.close()
 
 
 def test_an_adapter_that_cannot_be_used_is_not_taken_over(small_world: Path, own_store: Path) -> None:
     config = served_config(small_world, own_store)
-    rollout = rollout_of(config)
-    before = rollout.start()
-    candidate = retrained(small_world, own_store, alpha=0.2, seed=5)
-    accept(candidate)
-    weights = candidate.artifact(candidate.plan.train["nextquill"]).folder / "adapter" / "adapter_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-100])
-    rollout.look()
-    assert rollout.current is before
-    assert rollout.problem
-    assert rollout.failures == 1
-    weights.write_bytes(whole)
-    rollout._read_at = 0.0  # a minute later
-    rollout.look()
-    assert rollout.current is not None
-    assert rollout.current.catalog.default.adapter == candidate.plan.train["nextquill"].fingerprint
-    assert rollout.problem == ""
-    rollout.close()
+    with deployed(config) as rollout:
+        before = rollout.current
+        candidate = retrained(small_world, own_store, alpha=0.2, seed=5)
+        accept(candidate)
+        weights = candidate.artifact(candidate.plan.train["nextquill"]).folder / "adapter" / "adapter_model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-100])
+        rollout.look()
+        assert rollout.current is before
+        assert rollout.problem
+        assert rollout.failures == 1
+        weights.write_bytes(whole)
+        rollout._read_at = 0.0  # a minute later
+        rollout.look()
+        assert rollout.current is not None
+        assert rollout.current.catalog.default.adapter == candidate.plan.train["nextquill"].fingerprint
+        assert rollout.problem == ""
 
 
 def test_a_user_who_is_to_be_forgotten_is_unknown_at_once(
@@ -123,9 +115,7 @@ def test_a_user_who_is_to_be_forgotten_is_unknown_at_once(
     forget.write_text("")
     config = served_config(small_world, own_store, privacy={"forget": str(forget)})
     accept(Run(served_config(small_world, own_store)))
-    rollout = rollout_of(config)
-    rollout.start()
-    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with deployed(config) as rollout, client_of(rollout) as client:
         assert ask(client, user=users[0])["history_shown"]
         forget.write_text(f"{users[0]}\n")
         rollout.look()
@@ -136,17 +126,16 @@ def test_a_user_who_is_to_be_forgotten_is_unknown_at_once(
         assert client.get(f"/v1/users/{users[0]}/reviews").json()["reviews"] == []
         example = client.post("/v1/drafts", json={"example": f"Small:{users[0]}:8"})
         assert (example.status_code, "there is no example" in example.text) == (422, True)
-    rollout.close()
 
 
 def test_what_is_gone_from_the_store_is_no_longer_served(small_world: Path, own_store: Path) -> None:
     config = served_config(small_world, own_store)
     run = Run(config)
     accept(run)
-    rollout = rollout_of(config)
-    before = rollout.start()
     adapter = run.artifact(run.plan.train["nextquill"]).folder
-    with listening(make_app(rollout, ServeSettings())) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with deployed(config) as rollout, client_of(rollout) as client:
+        before = rollout.current
+        assert before is not None
         shutil.move(adapter, own_store / "elsewhere")
         rollout._read_at = 0.0
         rollout.look()
@@ -162,17 +151,16 @@ def test_what_is_gone_from_the_store_is_no_longer_served(small_world: Path, own_
         rollout._read_at = 0.0
         rollout.look()
         assert ask(client)["adapter"]
-    rollout.close()
 
 
 def test_methods_of_the_configuration_that_cannot_be_served_are_left_out(small_world: Path, own_store: Path) -> None:
     methods = {"methods": ["qwen", "contriever", "oppu", "cos", "nextquill"]}
-    rollout = rollout_of(served_config(small_world, own_store, evaluate=methods))
-    catalog = rollout.start().catalog
-    assert list(catalog.methods) == ["nextquill", "qwen"]
-    assert catalog.left_out.keys() == {"contriever", "oppu", "cos"}
-    assert "made for the measured users alone" in catalog.left_out["oppu"]
-    rollout.close()
+    with deployed(served_config(small_world, own_store, evaluate=methods)) as rollout:
+        assert rollout.current is not None
+        catalog = rollout.current.catalog
+        assert list(catalog.methods) == ["nextquill", "qwen"]
+        assert catalog.left_out.keys() == {"contriever", "oppu", "cos"}
+        assert "made for the measured users alone" in catalog.left_out["oppu"]
 
 
 class Loaded:

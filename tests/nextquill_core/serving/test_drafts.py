@@ -13,12 +13,10 @@ import pytest
 
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.writing import run_writer
-from nextquill_core.serving.app import make_app
 from nextquill_core.serving.deployment import Rollout
 from nextquill_core.serving.drafts import MOST_REVIEWS
-from nextquill_core.serving.settings import ServeSettings
 from nextquill_core.writing import prompter as notes
-from tests.servers import KETTLE, listening
+from tests.servers import KETTLE, client_of
 
 pytestmark = pytest.mark.pipeline
 
@@ -192,11 +190,7 @@ def test_a_body_that_is_too_large_is_refused_unread(client: httpx.Client) -> Non
 
 
 def test_requests_beyond_the_limit_are_told_to_wait(rollout: Rollout, users: list[str]) -> None:
-    with (
-        listening(make_app(rollout, ServeSettings(most_requests=2))) as url,
-        httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
-        ThreadPoolExecutor(12) as pool,
-    ):
+    with client_of(rollout, most_requests=2) as client, ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda _: client.post("/v1/drafts", json={"item": KETTLE, "explain": True}), range(12)))
         assert {answer.status_code for answer in found} == {200, 429}
         refused = next(answer for answer in found if answer.status_code == 429)
@@ -224,10 +218,7 @@ def test_a_client_that_leaves_frees_its_place(rollout: Rollout, address: str) ->
 
 
 def test_a_key_is_asked_for_and_another_host_is_refused(rollout: Rollout) -> None:
-    with (
-        listening(make_app(rollout, ServeSettings(key="s3cret"))) as url,
-        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
-    ):
+    with client_of(rollout, key="s3cret") as client:
         for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "s3cret"}):
             answer = client.get("/v1/models", headers=headers)
             assert answer.status_code == 401

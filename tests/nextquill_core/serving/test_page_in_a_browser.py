@@ -15,7 +15,7 @@ from nextquill_core.serving.app import make_app
 from nextquill_core.serving.deployment import Rollout
 from nextquill_core.serving.settings import ServeSettings
 from tests.browser import BROWSER, DRIVER, chromium
-from tests.nextquill_core.analysis.test_pages_in_a_browser import CONTRAST, SCHEMES, WIDER, WIDTHS, Viewer
+from tests.nextquill_core.analysis.test_pages_in_a_browser import Viewer
 from tests.servers import listening
 
 pytestmark = [
@@ -94,15 +94,7 @@ def test_the_page_is_readable_and_fits_the_screen(viewer: Viewer, address: str, 
                "user.dispatchEvent(new Event('change')); document.querySelector('#item').value = 'A kettle';"
                "document.querySelector('#write').click()", users[0])  # fmt: skip
     viewer.wait_for(f"{STATE} === 'Done.'")
-    for scheme in SCHEMES:
-        for width in WIDTHS:
-            viewer.screen(width, scheme)
-            viewer.shot(f"serve-{width}-{scheme}")
-            assert viewer.ask(WIDER) == [], width
-            assert viewer.ask("return document.documentElement.scrollWidth") <= width
-        faults, count = viewer.ask(CONTRAST)
-        assert faults == [], scheme
-        assert count > 20
+    viewer.read_on_every_screen("serve")
     viewer.screen(1400)
 
 
