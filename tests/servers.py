@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serve import listening as listening
 from nextquill_core.config import Config
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.train import Launch
@@ -24,11 +22,7 @@ KETTLE = {"title": "A kettle", "description": "of steel"}
 
 def random_weights(seed: int) -> Launch:
     """Return a launch that writes an adapter with random weights, other ones for each seed."""
-
-    def launch(order: Path, log: Path) -> None:
-        untrained(order, log, seed)
-
-    return launch
+    return partial(untrained, seed=seed)
 
 
 def served_config(world: Path, store: Path, **changes: Any) -> Config:
@@ -49,24 +43,3 @@ def write_served_store(world: Path, prepared: Path, store: Path) -> None:
 def rollout_of(config: Config, **options: Any) -> Rollout:
     """Return the rollout of a configuration; it has not been started."""
     return make_rollout(config, lambda: Run(config, fetch=False), **options)
-
-
-@contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """Run an app on a free loopback port for the duration of a block, and yield its address."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < deadline, "the server does not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        server.force_exit = True  # does not wait for connections that a client has left open
-        thread.join(20)
