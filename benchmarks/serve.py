@@ -87,10 +87,29 @@ def requests_of(run: Any, count: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def server(run: Any) -> Iterator[str]:
-    """Serve a run on a free port for the duration of a block, and yield the address."""
+def listening(app: Any) -> Iterator[str]:
+    """Run an app on a free loopback port for the duration of a block, and yield its address."""
     import uvicorn
 
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < deadline, "the server does not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        server.force_exit = True  # does not wait for connections that a client has left open
+        thread.join(20)
+
+
+@contextmanager
+def server(run: Any) -> Iterator[str]:
+    """Serve a run on a free port for the duration of a block, and yield the address."""
     from nextquill_core.pipeline.run import Run
     from nextquill_core.serving.app import make_app
     from nextquill_core.serving.run import make_rollout
@@ -98,17 +117,10 @@ def server(run: Any) -> Iterator[str]:
 
     rollout = make_rollout(run.config, lambda: Run(run.config, fetch=False), method=METHOD)
     rollout.start()
-    app = make_app(rollout, ServeSettings(most_requests=1000))
-    listening = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=listening.run)
-    thread.start()
-    while not listening.started:
-        time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{listening.servers[0].sockets[0].getsockname()[1]}"
+        with listening(make_app(rollout, ServeSettings(most_requests=1000))) as url:
+            yield url
     finally:
-        listening.should_exit = True
-        thread.join()
         rollout.close()
 
 
@@ -164,9 +176,7 @@ def plain_engine(run: Any, requests: Sequence[dict[str, Any]], concurrency: int)
     from nextquill_core.writing.requests import WriteRequest
 
     writer = run_writer(run, METHOD)
-    forms = [
-        WriteRequest(**{name: value for name, value in one.items() if name != "decoding"}) for one in requests
-    ]  # fmt: skip
+    forms = [WriteRequest(**{name: value for name, value in one.items() if name != "decoding"}) for one in requests]
     asked = [one.request for one in writer.prepare(forms)]
     engine = local_engine(run, base_model(run.model), writer.encoder, GREEDY, TOKENS)
     texts: list[str] = []

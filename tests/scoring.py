@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from nextquill_core.config import ModelConfig, PromptConfig, ScoreConfig
 from nextquill_core.orders import ScoreOrder
 from storage import Basis, Staging
 from tests.conftest import text
+from tests.tasks.processes import processes_of
 
 USERS, TARGETS = 6, 4
 SHARDS = [f"{number:05d}" for number in range(8)]
@@ -94,23 +93,8 @@ def work_on_one_core(order: Path, name: str) -> None:
 
 def workers_of(folder: Path) -> dict[str, int]:
     """Scoring workers of this machine on a job below the folder: their processes by name."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if "nextquill_core.causal.worker" in words and any(word.startswith(str(folder)) for word in words):
-            found[words[words.index("--name") + 1]] = int(entry.name)
-    return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
-    """Wait until a condition holds; fail after these seconds, which say nothing about speed."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    found = processes_of("nextquill_core.causal.worker", folder)
+    return {words[words.index("--name") + 1]: process for process, words in found.items()}
 
 
 def digests(queue: ShardQueue) -> dict[str, str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.serve import listening as listening
 from nextquill_core.config import Config
 from nextquill_core.pipeline.run import Run
 from nextquill_core.pipeline.train import Launch
@@ -28,11 +28,7 @@ KETTLE = {"title": "A kettle", "description": "of steel"}
 
 def random_weights(seed: int) -> Launch:
     """Return a launch that writes an adapter with random weights, other ones for each seed."""
-
-    def launch(order: Path, log: Path) -> None:
-        untrained(order, log, seed)
-
-    return launch
+    return partial(untrained, seed=seed)
 
 
 def served_config(world: Path, store: Path, **changes: Any) -> Config:
@@ -64,27 +60,6 @@ def deployed(config: Config, **options: Any) -> Iterator[Rollout]:
         yield found
     finally:
         found.close()
-
-
-@contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """Run an app on a free loopback port for the duration of a block, and yield its address."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < deadline, "the server does not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        server.force_exit = True  # does not wait for connections that a client has left open
-        thread.join(20)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,7 @@ def untrained(order: Path, log: Path, seed: int = 0) -> None:
 
 
 def ranks(count: int) -> Launch:
-    """Train with this number of ranks of this machine."""
+    """Return a launch that trains with this number of ranks of this machine."""
+    from tasks.ranks.launch import run_ranks
 
-    def launch(order: Path, log: Path) -> None:
-        from tasks.ranks.launch import run_ranks
-
-        run_ranks(order, log, ranks=count, on_step=_ignore)
-
-    return launch
-
-
-def _ignore(metrics: dict[str, float]) -> None:
-    pass
+    return partial(run_ranks, ranks=count, on_step=lambda metrics: None)

@@ -154,9 +154,7 @@ def build_likelihoods(run: Run, step: Step, staging: Staging, progress: Progress
         return f"likelihoods/{name}.parquet"
 
     names = shard_names(run, method, examples)
-    counts = ShardCounts(staging)
-    made = {name for name in names if staging.has(path(name)) and counts.restore(name)}
-    finished = sum(_rows(staging, path(name)) for name in made)
+    finished = sum(_rows(staging, path(name)) for name in names if staging.has(path(name)))
     advance = advancing(progress, len(examples), finished)
     progress(0, 0, phase="loading the model")
     shards = missing_shards(

@@ -87,7 +87,9 @@ def routes(service: Service) -> APIRouter:
 def _catalog(service: Service) -> Catalog:
     deployment = service.rollout.current
     if deployment is None:
-        raise ApiError(503, f"{service.rollout.problem}; ask again", "unavailable", {"Retry-After": "10"})
+        raise ApiError(
+            503, f"{service.rollout.problem or 'nothing is served'}; ask again", "unavailable", {"Retry-After": "10"}
+        )
     return deployment.catalog
 
 

@@ -19,7 +19,8 @@ from nextquill_core.progress import silent
 from tasks.ranks.scoring_workers import run_workers
 from tests.chaos.crash import operations_of, started, until
 from tests.chaos.trials import chosen, hold, seeds
-from tests.scoring import digests, open_order, wait_for, work_on_one_core, workers_of, write_sequences
+from tests.scoring import digests, open_order, work_on_one_core, workers_of, write_sequences
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 LOADING_S = 4.0
@@ -102,7 +103,7 @@ def test_workers_and_their_parent_killed_at_any_moment(whole: Whole, tmp_path: P
         order, queue = whole.open(folder)
         victim = VICTIMS[seed % len(VICTIMS)]
         parent = started(run_two_workers, order)
-        wait_for(lambda: len(workers_of(folder)) == 2)
+        wait_for("two workers", lambda: len(workers_of(folder)) == 2)
         wait_for_moment(queue, draw)
         workers = sorted(workers_of(folder).values())
         doomed = draw.sample(workers, min(len(workers), 2 if victim == "both workers" else 1))
@@ -111,7 +112,7 @@ def test_workers_and_their_parent_killed_at_any_moment(whole: Whole, tmp_path: P
         if "the parent" in victim:
             kill([parent.pid or 0])
         parent.join()
-        wait_for(lambda: not workers_of(folder), 15)
+        wait_for("the end of the workers", lambda: not workers_of(folder), 15)
         if victim == "a worker":
             assert parent.exitcode == 0
         if parent.exitcode == 0:
@@ -133,7 +134,7 @@ def wait_for_moment(queue: ShardQueue, draw: random.Random) -> None:
         time.sleep(draw.uniform(0, LOADING_S))
     else:
         count = draw.randrange(len(queue.shards))
-        wait_for(lambda: sum(map(queue.finished, queue.shards)) >= count)
+        wait_for("the shards", lambda: sum(map(queue.finished, queue.shards)) >= count)
 
 
 def kill(pids: list[int]) -> None:

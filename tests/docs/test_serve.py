@@ -14,6 +14,7 @@ from nextquill_core.serving.app import make_app
 from nextquill_core.serving.settings import ServeSettings
 from nextquill_core.writing.histories import Histories
 from tests.docs.test_blocks import blocks
+from tests.docs.test_write import examples, execute
 from tests.servers import listening, rollout_of, served_config, write_served_store
 
 PAGE = "serve.md"
@@ -41,11 +42,8 @@ def test_the_examples_of_the_page_work(
             answer = client.post("/v1/drafts", json=known)
             assert answer.status_code == 200, answer.text
             assert ("event: draft" in answer.text) == body.get("stream", False)
-        (example,) = [block.text for block in blocks("python") if block.page.name == PAGE]
-        text = example.replace("http://127.0.0.1:8081", url)
-        for short, name in names.items():
-            text = text.replace(f'"{short}"', json.dumps(name))
-        exec(compile(text, PAGE, "exec"), {})  # noqa: S102 - the page's own code
+        (example,) = examples(PAGE)
+        execute(example.replace("http://127.0.0.1:8081", url), names)
     rollout.close()
     printed = capsys.readouterr().out
     assert run.plan.train["nextquill"].fingerprint in printed

@@ -17,10 +17,11 @@ from tests.world import write_config
 pytestmark = pytest.mark.pipeline
 
 
-@pytest.fixture
-def run(small_world: Path, prepared_store: Path, tmp_path: Path) -> Run:
-    write_served_store(small_world, prepared_store, tmp_path / "store")
-    return Run(served_config(small_world, tmp_path / "store"))
+@pytest.fixture(scope="module")
+def run(small_world: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    store = tmp_path_factory.mktemp("written") / "store"
+    write_served_store(small_world, prepared_store, store)
+    return Run(served_config(small_world, store))
 
 
 def examples(page: str) -> list[str]:

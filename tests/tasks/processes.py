@@ -1,15 +1,16 @@
-"""A training run in a separate process, to be killed."""
+"""Processes that score or train, and a training run in a separate process, to be killed."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nextquill_core.config import Config
+from tasks.waiting import wait_until
 
 
 def _train(settings: str, method: str) -> None:
@@ -20,17 +21,20 @@ def _train(settings: str, method: str) -> None:
     run.make(run.plan.adapters[method], launch=ranks(2))
 
 
-def workers_of(order_folder: Path) -> list[int]:
-    """Processes of this machine whose command line names an order below the folder."""
-    found = []
+def processes_of(module: str, folder: Path) -> dict[int, list[str]]:
+    """Return the processes of this machine whose command line names a module and something below a folder, by ID."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if str(order_folder) in command and "nextquill_core.training.worker" in command:
-            found.append(int(process.name))
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if module in words and any(str(folder) in word for word in words):
+                found[int(process.name)] = words
     return found
+
+
+def workers_of(order_folder: Path) -> list[int]:
+    """Return the processes of ranks and launchers whose command line names an order below the folder."""
+    return list(processes_of("nextquill_core.training.worker", order_folder))
 
 
 def kill_in_the_middle(config: Config, method: str, until: Callable[[], bool], timeout: float = 120) -> None:
@@ -41,15 +45,9 @@ def kill_in_the_middle(config: Config, method: str, until: Callable[[], bool], t
     """
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(config.model_dump_json(), method))
     process.start()
-    deadline = time.monotonic() + timeout
-    while not until() and time.monotonic() < deadline and process.is_alive():
-        time.sleep(0.05)
+    wait_until(lambda: until() or not process.is_alive(), timeout, poll_s=0.05)
     assert until(), "the training never came so far"
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    store = Path(config.store)
-    deadline = time.monotonic() + 10
-    while workers_of(store) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not workers_of(store), "ranks outlived the process that started them"
+    assert wait_until(lambda: not workers_of(Path(config.store)), 10), "ranks outlived the process that started them"

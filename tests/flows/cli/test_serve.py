@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ import httpx
 import pytest
 
 from nextquill_core.pipeline.run import Run
-from tests.flows.cli.test_main import nextquill
+from tests.flows.cli.test_main import refused
 from tests.forked import Forked
 from tests.servers import KETTLE
 from tests.stages import untrained
+from tests.waiting import wait_for
 from tests.world import small_config, small_settings, write_config
 
 START_S = 120.0
@@ -52,11 +52,8 @@ def process(config: Path, *arguments: str) -> Iterator[Forked]:
 
 def address(server: Forked) -> str:
     """Wait for the line with the address and return it."""
-    deadline = time.monotonic() + START_S
-    while "\n" not in server.stdout:
-        assert server.poll() is None, server.stderr
-        assert time.monotonic() < deadline, server.stderr
-        time.sleep(0.05)
+    wait_for("the address", lambda: "\n" in server.stdout or server.poll() is not None, START_S)
+    assert "\n" in server.stdout, server.stderr
     return server.stdout.partition(": nextquill (")[0]
 
 
@@ -100,10 +97,8 @@ def test_a_port_that_is_taken_is_one_line_before_a_model_is_loaded(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        assert nextquill(monkeypatch, "serve", "--config", config, "--port", str(port)) == 2
-    message = capsys.readouterr().err
+        message = refused(monkeypatch, capsys, "serve", "--config", config, "--port", str(port))
     assert f"127.0.0.1:{port}: cannot listen there (Address already in use)" in message
-    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.pipeline
@@ -126,7 +121,4 @@ def test_what_is_wrong_is_one_line(
     arguments: tuple[str, ...],
     words: str,
 ) -> None:
-    assert nextquill(monkeypatch, "serve", "--config", config, "--port", "0", *arguments) == 2
-    message = capsys.readouterr().err
-    assert words in message
-    assert len(message.splitlines()) == 1
+    assert words in refused(monkeypatch, capsys, "serve", "--config", config, "--port", "0", *arguments)

@@ -96,7 +96,7 @@ def lowest(weight: Tensor, alpha: float, *, normal: float = 1.0) -> tuple[Tensor
 
 
 def test_weights_tilt_what_the_loss_converges_to() -> None:
-    """p = (0.6, 0.3, 0.1) and w = (0.1, 0.9, 0.1): w·p = (0.06, 0.27, 0.01), so q = (6, 27, 1)/34 and not p.
+    """With p = (0.6, 0.3, 0.1) and w = (0.1, 0.9, 0.1): w·p = (0.06, 0.27, 0.01), so q = (6, 27, 1)/34 and not p.
 
     Under q, the log-likelihood is lower by KL(p ‖ q) = log Σ w·p − Σ p·log w. One weight for all tokens leaves p.
     """

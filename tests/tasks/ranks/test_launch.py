@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,26 @@ from storage import UserError
 from storage.tables import read_table, write_table
 from tasks.ranks.launch import RanksFailed, run_ranks
 from tasks.ranks.placement import Hosts, Placement, Slurm
+from tasks.waiting import wait_until
 from tests.nextquill_core.ingest.world import World, plain_category
-from tests.orders import changed, train_order
+from tests.orders import train_order
 from tests.slurm import two_nodes
 from tests.stages import plain
 from tests.tasks.processes import workers_of
 
 
-def order(tmp_path: Path, model: str = "./nowhere", sequences: str = "nowhere") -> Path:
-    written = train_order(tmp_path, model, Path(sequences))
-    path = tmp_path / "order.json"
+def order(folder: Path, model: str | Path = "./nowhere", sequences: Path = Path("nowhere"), **changes: Any) -> Path:
+    """Write an order of training to its output folder, and return its file; the arguments are those of `train_order`.
+
+    Args:
+        folder: Output folder of the run.
+        model: Folder of the base model.
+        sequences: Ingest artifact.
+        changes: Settings of the order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = train_order(folder, str(model), sequences, **changes)
+    path = folder / "order.json"
     written.save(path)
     assert TrainOrder.load(path) == written
     return path
@@ -43,7 +52,7 @@ def test_invalid_input_of_a_rank_is_one_line(tmp_path: Path) -> None:
 
 def test_training_on_nothing_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="there is no train example"):
-        plain(order(tmp_path, str(tiny_folder)), tmp_path / "log")
+        plain(order(tmp_path, tiny_folder), tmp_path / "log")
 
 
 # Four examples give one step per epoch, of several micro-batches. Dropout is off, because it depends on how a step is
@@ -67,16 +76,12 @@ def test_a_rank_that_fails_is_reported_with_its_last_lines(tmp_path: Path, tiny_
         beyond = pa.array([99] * len(table), table.schema.field("target").type)
         write_table(path, table.set_column(table.schema.get_field_index("target"), "target", beyond))
     with pytest.raises(RanksFailed, match=r"(?s)exit code 1; the log is .*IndexError"):
-        run_ranks(
-            order(tmp_path, str(tiny_folder), str(sequences)), tmp_path / "log", ranks=1, on_step=lambda metrics: None
-        )
+        run_ranks(order(tmp_path, tiny_folder, sequences), tmp_path / "log", ranks=1, on_step=lambda metrics: None)
 
 
 def write_order(folder: Path, model: Path, sequences: Path, **changes: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = order(folder, str(model), str(sequences))
-    changed(TrainOrder.load(path), **{**SETTINGS, **changes}).save(path)
-    return path
+    """Write an order as `order` does, with these changes of `SETTINGS`."""
+    return order(folder, model, sequences, **{**SETTINGS, **changes})
 
 
 def curve(
@@ -279,17 +284,12 @@ def assert_no_rank_outlives_a_killed_run(folder: Path, ranks: Placement, model: 
     process = multiprocessing.get_context("spawn").Process(target=endless, args=(path, ranks))
     process.start()
     try:
-        deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline and process.is_alive():
-            time.sleep(0.1)
+        wait_until(lambda: (folder / "metrics.jsonl").exists() or not process.is_alive(), 120)
         assert len(workers_of(folder)) >= 2
     finally:
         process.kill()
         process.join()
-    deadline = time.monotonic() + 30
-    while workers_of(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not workers_of(folder), "ranks outlived the process that started them"
+    assert wait_until(lambda: not workers_of(folder), 30), "ranks outlived the process that started them"
 
 
 @pytest.mark.ranks

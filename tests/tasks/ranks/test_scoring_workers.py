@@ -18,7 +18,8 @@ from nextquill_core.progress import silent
 from tasks.ranks.processes import shared_environment
 from tasks.ranks.scoring_workers import WorkersFailed, device_of, run_workers, worker_command
 from tests.conftest import REPO
-from tests.scoring import digests, open_order, wait_for, workers_of, write_sequences
+from tests.scoring import digests, open_order, workers_of, write_sequences
+from tests.waiting import wait_for
 
 process = pytest.mark.process
 
@@ -47,7 +48,7 @@ def test_two_workers_share_the_shards_and_one_replaces_the_other(
             target=run_workers, args=(order, lambda *state: shown.append(state)), kwargs={"workers": 2}
         )
         parent.start()
-        wait_for(lambda: len(queue.reports()) == 2 and all(queue.finished(number) for number in numbers[:-1]))
+        wait_for("the shards", lambda: len(queue.reports()) == 2 and all(map(queue.finished, numbers[:-1])))
         os.kill(workers_of(tmp_path)["1"], signal.SIGKILL)
     parent.join()
     queue.check()
@@ -73,7 +74,7 @@ def test_the_shard_of_a_killed_worker_is_taken_over(
     assert holder.stdout is not None
     holder.stdout.readline()
     worker = subprocess.Popen(worker_command(order, 0), cwd=REPO, env=shared_environment(2))
-    wait_for(lambda: len(digests(queue)) == len(queue.shards) - 1)
+    wait_for("the shards", lambda: len(digests(queue)) == len(queue.shards) - 1)
     with pytest.raises(subprocess.TimeoutExpired):  # it waits for the last one
         worker.wait(timeout=1)
     holder.kill()
@@ -93,10 +94,10 @@ def test_no_worker_outlives_a_parent_that_is_killed_and_the_next_run_resumes(
     )
     with queue.claim("00007"):
         parent = subprocess.Popen([sys.executable, "-c", code, str(order)], cwd=REPO)
-        wait_for(lambda: queue.finished("00000") and len(workers_of(tmp_path)) == 2)
+        wait_for("two workers", lambda: queue.finished("00000") and len(workers_of(tmp_path)) == 2)
         parent.kill()
         parent.wait()
-        wait_for(lambda: not workers_of(tmp_path), 10)
+        wait_for("the end of the workers", lambda: not workers_of(tmp_path), 10)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "effects").glob("*.parquet")}
     finished = [number for number in queue.shards if queue.finished(number)]
     order, queue = open_order(tmp_path, sequences, tiny_folder)

@@ -16,6 +16,7 @@ from storage import UserError
 from tasks.slurm.client import find_job
 from tasks.slurm.job import Job, JobFailed, file_options, run_job
 from tests.slurm import slurm, two_nodes
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
@@ -194,16 +195,13 @@ def test_the_job_of_a_killed_follower_continues_and_is_found_again(tmp_path: Pat
     job = shell_job(tmp_path, line)
     process = multiprocessing.get_context("spawn").Process(target=run_in_child, args=(tmp_path, line))
     process.start()
-    deadline = time.monotonic() + 60
-    while (found := find_job(job.name)) is None or found[1] != "RUNNING":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    while not (tmp_path / f"{found[0]}.log").exists():
-        time.sleep(0.1)
+    wait_for("the job", lambda: (find_job(job.name) or ("", ""))[1] == "RUNNING", 60)
+    number = (find_job(job.name) or ("",))[0]
+    wait_for("its log", (tmp_path / f"{number}.log").exists)
     process.kill()
     process.join()
     recorder.then("exists already", (tmp_path / "go").touch)
-    assert recorder.run(job) == found[0]
+    assert recorder.run(job) == number
     assert recorder.lines[-1] == "done"
     assert recorder.lines[0] == "61", "of what was there, the last forty lines"
-    assert [path.name for path in tmp_path.glob("*.log")] == [f"{found[0]}.log"], "it was submitted once"
+    assert [path.name for path in tmp_path.glob("*.log")] == [f"{number}.log"], "it was submitted once"
