@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tasks.ranks.placement import free_port
 
 REPO = Path(__file__).resolve().parent.parent
 POSTGRES_SERVER = REPO / "scripts" / "server-postgres"
@@ -75,12 +76,6 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return inherited | private | {"NO_COLOR": "1", "COLUMNS": "160"} | more
 
 
-def free_port() -> int:
-    """Return a port of the loopback address that is free at present."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def public_folder() -> Iterator[Path]:
     """Yield a temporary folder that all users can pass through, because PostgreSQL's user must reach a folder in it."""
@@ -98,7 +93,8 @@ def running(database: str, folder: Path, **settings: str) -> Iterator[Running]:
 
     Args:
         database: `sqlite`, Prefect's default, or `postgres`, through scripts/server-postgres.
-        folder: Folder for the database and the log; for `postgres` other users must be able to pass through it.
+        folder: Folder for the database, and for Prefect's folder with the log; for `postgres` other users must be able
+            to pass through it.
         **settings: More environment variables for the server.
 
     Raises:
@@ -114,7 +110,7 @@ def running(database: str, folder: Path, **settings: str) -> Iterator[Running]:
     else:
         command = [str(POSTGRES_SERVER), str(folder / "postgres"), *options]
         settings = {"POSTGRES_PORT": str(free_port())} | settings
-    log = folder / "server.log"
+    log = home / "server.log"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("a") as output:
         process = subprocess.Popen(

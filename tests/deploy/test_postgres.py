@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.server_rates import (
@@ -27,6 +26,8 @@ from benchmarks.server_rates import (
     public_folder,
     running,
 )
+from tests.prefect_server import Server
+from tests.waiting import wait_for
 
 AT_ONCE = """
 import asyncio
@@ -65,37 +66,25 @@ def server(folder: Path) -> Iterator[Running]:
         yield started
 
 
-def ask(server: Running, path: str, body: Any) -> Any:
-    request = urllib.request.Request(  # noqa: S310 - a loopback address
-        f"{server.api}{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-        return json.load(answer)
-
-
 def python(server: Running, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script], env=server.environment, capture_output=True, text=True, timeout=300
     )
 
 
+def runs(server: Running) -> list[dict[str, Any]]:
+    return Server(server.api, server.environment).runs()
+
+
 def states(server: Running) -> list[str]:
-    return [run["state_type"] for run in ask(server, "/flow_runs/filter", {"limit": 200})]
-
-
-def settings_of(pid: int) -> dict[str, str]:
-    found = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return dict(line.split("=", 1) for line in found if "=" in line)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [run["state_type"] for run in runs(server)]
 
 
 def prefect_of(server: Running) -> int:
     """The process of Prefect's server, a child of the script's."""
-    (found,) = (child for child in children(server.pid) if b"prefect" in Path(f"/proc/{child}/cmdline").read_bytes())
-    return found
+    children = psutil.Process(server.pid).children()
+    (found,) = (child.pid for child in children if "prefect" in " ".join(child.cmdline()))
+    return int(found)
 
 
 def postmaster(folder: Path) -> int:
@@ -109,7 +98,7 @@ def alive(pid: int) -> bool:
 
 
 def url_of(server: Running) -> str:
-    return settings_of(prefect_of(server))["PREFECT_API_DATABASE_CONNECTION_URL"]
+    return str(psutil.Process(prefect_of(server)).environ()["PREFECT_API_DATABASE_CONNECTION_URL"])
 
 
 def query(server: Running, folder: Path, statement: str, **login: str) -> Any:
@@ -199,7 +188,7 @@ def test_runs_survive_a_restart_and_nothing_stays_behind() -> None:
             killed = postmaster(folder)
             asyncio.run(create_runs(server.api, 5, 2))
             os.kill(server.pid, signal.SIGKILL)  # the script has no time to stop anything
-            wait_until(lambda: not answers(server))
+            wait_for("the end of the server", lambda: not answers(server), 30)
             assert alive(killed)
 
         with running("postgres", folder) as server:
@@ -213,13 +202,6 @@ def answers(server: Running) -> bool:
             return True
     except OSError:
         return False
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +251,8 @@ def test_the_server_removes_old_runs_and_their_logs_when_told_to() -> None:
         asyncio.run(create_runs(server.api, 6, 2))
         old = "update flow_run set end_time = now() - interval '3 hours' where name in ('run-0', 'run-1', 'run-2')"
         query(server, folder, old)
-        wait_until(lambda: len(states(server)) <= 3)
-        left = ask(server, "/flow_runs/filter", {})
-        assert sorted(run["name"] for run in left) == ["run-3", "run-4", "run-5"]
+        wait_for("the removal of runs", lambda: len(states(server)) <= 3, 30)
+        assert sorted(run["name"] for run in runs(server)) == ["run-3", "run-4", "run-5"]
         logs = "select count(*) from log where flow_run_id not in (select id from flow_run)"
-        wait_until(lambda: query(server, folder, logs) == 0)
+        wait_for("the removal of logs", lambda: query(server, folder, logs) == 0, 30)
         assert query(server, folder, "select count(*) from log") == 30

@@ -23,11 +23,9 @@ def test_the_whole_pipeline_leaves_its_artifacts_in_the_store(
         settings = small_settings(small_world, tmp_path) | {"store": new_store(address)}
         config = str(write_config(tmp_path / "config.yaml", settings))
         here = Server(server.api, server.environment | environment(address, tmp_path / "here"))
-        done = here.run("flows", "run", "--config", config)
-        assert done.returncode == 0, done.stderr
+        here.check("flows", "run", "--config", config)
         there = Server(server.api, server.environment | environment(address, tmp_path / "there"))
-        again = there.run("flows", "run", "--config", config)
-        assert again.returncode == 0, again.stderr
+        again = there.check("flows", "run", "--config", config)
         assert again.stderr.count("reused, fresh at") == 6, "the other machine computes nothing"
         mine, theirs = (
             Path(machine.run("flows", "path", "evaluate", "--config", config).stdout.strip())

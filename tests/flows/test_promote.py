@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -38,18 +37,15 @@ def test_refused_is_exit_code_3_and_a_state_of_its_own(
     refused = server.run("flows", "promote", "--config", config, "--set", "train.alpha=0.2")
     assert refused.returncode == 3, refused.stderr
     assert refused.stdout.startswith("refused: log_likelihood on val -0.5000 [-0.5000, -0.5000]")
-    done = server.run("flows", "promote", "--config", config, "--set", "train.alpha=0.3")
-    assert done.returncode == 0, done.stderr
+    done = server.check("flows", "promote", "--config", config, "--set", "train.alpha=0.3")
     assert done.stdout.startswith("accepted: log_likelihood on val +0.5000 [0.5000, 0.5000]")
-    runs = server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_ASC"}))
-    states = [run["state"] for run in runs if run["state"]["name"] in ("Accepted", "Rejected")]
+    states = [run["state"] for run in server.runs() if run["state"]["name"] in ("Accepted", "Rejected")]
     assert [(state["type"], state["name"]) for state in states] == [
         ("COMPLETED", "Rejected"), ("COMPLETED", "Accepted"),
     ]  # fmt: skip
     path = server.run("flows", "path", "accepted", "--config", config)
     assert Path(path.stdout.strip()).parent == store / "train"
-    moved = server.run("flows", "promote", "--back", "--config", config)
-    assert moved.returncode == 0
+    server.check("flows", "promote", "--back", "--config", config)
     back = server.run("flows", "path", "accepted", "--config", config)
     assert back.stdout.strip() == str(first.artifact(first.plan.train[METHOD]).folder)
     assert path.stdout != back.stdout

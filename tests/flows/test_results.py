@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -19,12 +18,10 @@ from tests.prefect_server import Server
 @pytest.fixture(scope="module")
 def ended(server: Server) -> dict[str, Any]:
     """What the caller of the flows got, by how they ended; and the server's runs and logs of each."""
-    done = server.run("tests.flows.early_ends", "wrong", "SIGINT", "SIGTERM")
-    assert done.returncode == 0, done.stderr
+    done = server.check("tests.flows.early_ends", "wrong", "SIGINT", "SIGTERM")
     caught = dict(line.split() for line in done.stdout.splitlines())
-    runs = server.post("/flow_runs/filter", json.dumps({"flows": {"name": {"any_": ["whole", "stage"]}}}))
-    mine = {"logs": {"flow_run_id": {"any_": [run["id"] for run in runs]}}, "limit": 200}
-    logs = server.post("/logs/filter", json.dumps(mine))
+    runs = server.runs(flows={"name": {"any_": ["whole", "stage"]}})
+    logs = server.post("/logs/filter", logs={"flow_run_id": {"any_": [run["id"] for run in runs]}}, limit=200)
     found: dict[str, Any] = {how: {"caught": kind, "runs": [], "tasks": [], "log": ""} for how, kind in caught.items()}
     for run in runs:
         one_end = found[run["parameters"]["how"]]
@@ -36,10 +33,10 @@ def ended(server: Server) -> dict[str, Any]:
 
 def ends_of_tasks(server: Server, run: str) -> list[tuple[str, str]]:
     """Type and name of the last states of a flow run's tasks; the server learns of them by events, a little later."""
-    asked = json.dumps({"flow_runs": {"id": {"any_": [run]}}})
     deadline = time.monotonic() + 20
     while True:
-        tasks = [(task["state_type"], task["state_name"]) for task in server.post("/task_runs/filter", asked)]
+        found = server.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        tasks = [(task["state_type"], task["state_name"]) for task in found]
         if not {"PENDING", "RUNNING"}.intersection(kind for kind, _ in tasks) or time.monotonic() > deadline:
             return tasks
         time.sleep(0.2)
@@ -70,22 +67,19 @@ def test_wrong_input_in_a_deployment_s_form_is_one_line_in_its_run_and_in_the_wo
     server: Server, tmp_path: Path
 ) -> None:
     server.create_pool("ends")
-    deploy = ("--no-prompt", "deploy", "flows/ingest.py:ingest", "--name", "ends", "--pool", "ends")
-    done = server.run("prefect", *deploy)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = server.post("/deployments/filter", json.dumps({"deployments": {"name": {"any_": ["ends"]}}}))
+    server.check("prefect", "--no-prompt", "deploy", "flows/ingest.py:ingest", "--name", "ends", "--pool", "ends")
+    deployment = server.deployment("ends")
     twice = [{"category": "A", "reviews": "nowhere.jsonl", "items": "nowhere.jsonl"}] * 2
     for inputs, message in (
         (twice[:1], "nowhere.jsonl: no such file; check ingest.inputs[].reviews of category A"),
         (twice, "each category may be named once"),  # a rule that the form does not know
     ):
-        asked = {"parameters": {"config": {"store": str(tmp_path), "ingest": {"inputs": inputs}}}}
-        run = server.post(f"/deployments/{found[0]['id']}/create_flow_run", json.dumps(asked))["id"]
+        run = server.schedule(deployment, config={"store": str(tmp_path), "ingest": {"inputs": inputs}})
         done = server.run("prefect", "flow-run", "execute", run)
-        shown = server.ask("GET", f"/flow_runs/{run}", "")["state"]
+        shown = server.flow_run(run)["state"]
         assert shown["type"] == "FAILED"
         assert message in shown["message"]
-        logs = server.post("/logs/filter", json.dumps({"logs": {"flow_run_id": {"any_": [run]}}}))
+        logs = server.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}})
         text = "\n".join(one["message"] for one in logs) + done.stdout + done.stderr
         assert message in text
         assert "Traceback" not in text, text

@@ -20,14 +20,12 @@ def test_score_trains_the_adapters_that_score_and_reuses_them(
     settings = small_settings(small_world, tmp_path / "store") | {"score": {"effect_source": "adapter"}}
     config = str(write_config(tmp_path / "config.yaml", settings))
     for stage in ("ingest", "model", "score"):
-        done = server.run("flows", stage, "--config", config)
-        assert done.returncode == 0, done.stderr
+        done = server.check("flows", stage, "--config", config)
     made = [line.split("  ", 1)[1].partition(":")[0] for line in done.stderr.splitlines() if ": made in" in line]
     assert made == ["train fold-0", "train fold-1", "effects", "score"]
 
     changed = ["--config", config, "--set", "weights.delta=0.1"]
-    again = server.run("flows", "score", *changed)
-    assert again.returncode == 0, again.stderr
+    again = server.check("flows", "score", *changed)
     assert "score: made in" in again.stderr
     assert "fold" not in again.stderr, "what is fresh is neither trained nor scored again"
     rows = json.loads(server.run("flows", "status", *changed, "--json").stdout)

@@ -18,7 +18,6 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,19 +44,10 @@ def secret(place: str) -> str:
 VARIABLES = {
     name: secret(name.lower().replace("_", "-"))
     for name in (
-        "OPENAI_API_KEY",
-        "HF_TOKEN",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "PREFECT_API_KEY",
-        "WANDB_API_KEY",
-        "SSHPASS",
-        "MODEL_SERVER",
-        "PSEUDONYMS",
+        "OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "WANDB_API_KEY",
+        "SSHPASS", "MODEL_SERVER", "PSEUDONYMS",
     )
-} | {
-    "FTP_PROXY": f"http://me:{secret('proxy')}@127.0.0.1:9",
-}
+} | {"FTP_PROXY": f"http://me:{secret('proxy')}@127.0.0.1:9"}  # fmt: skip
 """`MODEL_SERVER` and `PSEUDONYMS` hold keys because settings name them."""
 
 FAULTS = '''
@@ -266,5 +256,5 @@ def test_the_search_finds_what_is_packed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("inner.gz", gzip.compress(text))
     (tmp_path / "a.txt").write_bytes(base64.b64encode(b"me:" + text))
-    (tmp_path / "none").write_text(quote("nothing here"))
+    (tmp_path / "none").write_text("nothing here")
     assert {name.split()[0].split("/")[0] for name in found_in(tmp_path)} == {"a.parquet", "a.gz", "a.zip", "a.txt"}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from storage import UserError
 from tasks.slurm.stage import SUBMITTED_BY
 from tests.prefect_server import Server
 from tests.slurm import slurm, two_nodes
+from tests.waiting import wait_for
 from tests.world import small_settings, write_config
 
 pytestmark = [pytest.mark.slurm, pytest.mark.flow, pytest.mark.timeout(600)]
@@ -50,22 +49,12 @@ def jobs(config: Path) -> list[str]:
 
 def runs_of(server: Server, job: str) -> list[tuple[str, str]]:
     """(flow, state) of the flow runs that belong to a job, in the order in which they began."""
-    flows = {flow["id"]: flow["name"] for flow in server.post("/flows/filter")}
-    wanted = {"flow_runs": {"tags": {"all_": [f"slurm-job-{job}"]}}, "sort": "START_TIME_ASC"}
-    found = server.post("/flow_runs/filter", json.dumps(wanted))
-    return [(flows[run["flow_id"]], run["state"]["name"]) for run in found]
-
-
-def wait_until(what: str, holds: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{what} took more than {seconds:g} s"
-        time.sleep(0.2)
+    found = server.runs(flow_runs={"tags": {"all_": [f"slurm-job-{job}"]}})
+    return [(run["flow"], run["state"]["name"]) for run in found]
 
 
 def test_ingest_runs_as_a_job_as_if_it_had_run_here(cluster: Server, config: Path) -> None:
-    done = cluster.run("flows", "ingest", "--config", str(config))
-    assert done.returncode == 0, done.stderr
+    done = cluster.check("flows", "ingest", "--config", str(config))
     (job,) = jobs(config)
     assert f"ingest: Slurm job {job} is submitted" in done.stderr
     assert "scan Small: made in" in done.stderr, "what the job says is said here"
@@ -84,12 +73,12 @@ def test_a_flow_killed_outright_leaves_a_job_that_the_same_command_follows(clust
     asked = ("flows", "score", "--config", str(config), "--set", "slurm.score.arguments=[--hold]")
     first = cluster.start(*asked)
     queued = lambda: slurm("squeue", "--noheader", "--format=%i")  # noqa: E731
-    wait_until("submitting", queued)
+    wait_for("submitting", queued)
     job = queued()
     first.kill()
     first.wait()
     second = cluster.start(*asked)
-    wait_until("following", lambda: "exists already" in second.stderr)
+    wait_for("following", lambda: "exists already" in second.stderr)
     slurm("scontrol", "release", job)
     assert second.wait(300) == 0, second.stderr
     said = second.stderr
@@ -127,9 +116,9 @@ def test_a_flow_that_is_told_to_end_cancels_its_job(cluster: Server, config: Pat
     held = ("--set", "slurm.ingest.arguments=[--hold]", "--set", "ingest.protocol.min_user_reviews=19")
     process = cluster.start("flows", "ingest", "--config", str(config), *held)
     waiting = lambda: slurm("squeue", "--noheader", "--states=PENDING")  # noqa: E731
-    wait_until("submitting", waiting)
+    wait_for("submitting", waiting)
     process.send_signal(signal.SIGTERM)
-    wait_until("cancelling", lambda: not waiting(), 30)
+    wait_for("cancelling", lambda: not waiting(), 30)
     assert process.wait(timeout=60) != 0
 
 
@@ -150,8 +139,7 @@ def test_a_training_on_two_nodes_is_one_job(cluster: Server, config: Path) -> No
     """After the tests above, which make what it needs; its launcher takes the nodes from the job's allocation."""
     launcher = "train.launcher={kind: slurm, slurm: {nodes: 2}}"
     train = ("train", "--config", str(config), "--set", launcher, "--set", "slurm.train={}")
-    done = cluster.run("flows", *train, "--set", "evaluate.methods=[nextquill]")
-    assert done.returncode == 0, done.stderr
+    done = cluster.check("flows", *train, "--set", "evaluate.methods=[nextquill]")
     assert "a rank an accelerator on each of 2 Slurm nodes" in done.stderr
     assert re.search(r"train: Slurm job \d+ runs on n\[1-2\]", done.stderr)
     (log,) = (config.parent / "store" / "train").glob("*/train.log")

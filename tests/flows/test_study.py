@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import pytest
 
 from flows.names import run_name
 from nextquill_core.studies.study.spec import parse_study
+from tests.flows.cli.test_main import refused
 from tests.prefect_server import Server
+from tests.waiting import wait_for
 from tests.world import small_settings, write_config
 
 SPEC: dict[str, Any] = {
@@ -28,10 +29,9 @@ SPEC: dict[str, Any] = {
 }
 
 
-def written(folder: Path, world: Path, prepared: Path) -> Path:
-    """Write a study of a store that has everything before training."""
-    store = shutil.copytree(prepared, folder / "store")
-    base = write_config(folder / "base.yaml", small_settings(world, store))
+def written(folder: Path, world: Path) -> Path:
+    """Write a study whose store is in the same folder."""
+    base = write_config(folder / "base.yaml", small_settings(world, folder / "store"))
     return write_config(folder / "study.yaml", SPEC | {"base": str(base)})
 
 
@@ -49,17 +49,15 @@ def test_an_interrupted_study_resumes_and_ends_in_the_same_page(
 ) -> None:
     folders = [tmp_path / "interrupted", tmp_path / "whole"]
     for folder in folders:
-        folder.mkdir()
-    broken, whole = (written(folder, small_world, prepared_store) for folder in folders)
+        shutil.copytree(prepared_store, folder / "store")
+    broken, whole = (written(folder, small_world) for folder in folders)
     process = server.start("flows", "study", "--config", str(broken))
-    deadline = time.monotonic() + 900
-    while not list((folders[0] / "store").glob("train/*/manifest.json")):
-        assert process.poll() is None, "it ended before a training"
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    trainings = lambda: list((folders[0] / "store").glob("train/*/manifest.json"))  # noqa: E731
+    wait_for("a training", lambda: trainings() or process.poll() is not None, 900)
+    assert process.poll() is None, "it ended before a training"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    trained = {path: path.stat().st_mtime_ns for path in (folders[0] / "store").glob("train/*/manifest.json")}
+    trained = {path: path.stat().st_mtime_ns for path in trainings()}
     code, plan, err = study(server, broken, "--plan")
     assert code == 0, err
     assert "to make: " in plan.splitlines()[-1]
@@ -73,7 +71,7 @@ def test_an_interrupted_study_resumes_and_ends_in_the_same_page(
     assert pages[0] == pages[1]
     document = json.loads(pages[0][Path("results.json")])
     assert document["studies"][0]["missing"] == []
-    assert len(list((folders[0] / "store").glob("train/*/manifest.json"))) == 3, "contextsft, and nextquill with two ε"
+    assert len(trainings()) == 3, "contextsft, and nextquill with two ε"
 
     code, out, err = study(server, broken)
     assert code == 0, err
@@ -81,26 +79,26 @@ def test_an_interrupted_study_resumes_and_ends_in_the_same_page(
     assert "RESULTS.md" in out
     assert study(server, broken, "--plan")[1].splitlines()[-1] == "  everything is up to date"
     numbers, again = folders[0] / "out" / "results.json", tmp_path / "again"
-    done = server.run("flows", "study", "--from", str(numbers), "--output", str(again))
-    assert done.returncode == 0, done.stderr
+    server.check("flows", "study", "--from", str(numbers), "--output", str(again))
     assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*.*")} == pages[0]
     assert "study" in {artifact["key"] for artifact in server.post("/artifacts/filter")}
 
 
-@pytest.mark.flow
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--write-only"], "study: nothing has been measured yet; run `nextquill study` without --write-only\n"),
+        (["--set", "train.alfa=1"], "study small: unknown config key `train.alfa`; did you mean `train.alpha`?\n"),
+        (["--from", "results.json"], "results.json: "),
+    ],
+)
 def test_what_is_wrong_is_one_line_before_anything_starts(
-    server: Server, small_world: Path, prepared_store: Path, tmp_path: Path
+    monkeypatch: Any, capsys: Any, small_world: Path, tmp_path: Path, option: list[str], said: str
 ) -> None:
-    config = written(tmp_path, small_world, prepared_store)
-    nothing = "nextquill: study: nothing has been measured yet; run `nextquill study` without --write-only\n"
-    assert study(server, config, "--write-only") == (2, "", nothing)
-    code, out, err = study(server, config, "--set", "train.alfa=1")
-    assert (code, out) == (2, "")
-    assert err == "nextquill: study small: unknown config key `train.alfa`; did you mean `train.alpha`?\n"
-    damaged = tmp_path / "results.json"
-    damaged.write_text('{"studies": [{"name": 1}]}')
-    code, out, err = study(server, config, "--from", str(damaged))
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    monkeypatch.chdir(tmp_path)
+    Path("results.json").write_text('{"studies": [{"name": 1}]}')
+    line = refused(monkeypatch, capsys, "study", "--config", written(tmp_path, small_world), *option)
+    assert line.startswith(f"nextquill: {said}")
 
 
 def test_a_flow_run_is_named_by_its_data() -> None:

@@ -5,22 +5,22 @@ With NEXTQUILL_SCREENSHOTS=DIR its pictures go there; those in docs/images were 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tasks.ranks.placement import free_port
 from tests.browser import BROWSER, DRIVER, Page, browser
 from tests.conftest import REPO
-from tests.flows.server.test_local import free_port, marked, nextquill, plain_environment, wait_until
+from tests.flows.server.test_local import marked, nextquill, plain_environment
 from tests.prefect_server import Server
 from tests.tasks.processes import workers_of
+from tests.waiting import wait_for
 from tests.world import small_settings
 
 pytestmark = [
@@ -71,20 +71,13 @@ class Walk:
 
     def stages_of(self, run: str) -> dict[str, str]:
         """The flow runs inside the pipeline's, by stage, as far as there are any."""
-        names = {flow["id"]: flow["name"] for flow in self.server.post("/flows/filter")}
-        asked = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
-        runs = self.server.post("/flow_runs/filter", json.dumps(asked))
-        return {names[run["flow_id"]]: run["id"] for run in runs}
-
-    def known(self, run: str) -> dict[str, Any]:
-        """A flow run as the server knows it."""
-        (found,) = self.server.post("/flow_runs/filter", json.dumps({"flow_runs": {"id": {"any_": [run]}}}))
-        return dict(found)
+        inside = self.server.runs(flow_runs={"parent_flow_run_id": {"any_": [run]}})
+        return {one["flow"]: one["id"] for one in inside}
 
     def see_end_of(self, run: str) -> None:
         """Wait elsewhere, since the page of a run draws all the time, and open it once the run has ended."""
         self.page.open("/v2/deployments")
-        wait_until("the run", lambda: self.known(run)["state_type"] not in UNDER_WAY, MADE_S)
+        wait_for("the run", lambda: self.server.flow_run(run)["state_type"] not in UNDER_WAY, MADE_S)
         self.open_run(run)
         self.page.wait_for("Completed", within=HEADING)
 
@@ -154,9 +147,9 @@ def test_a_walk(walk: Walk) -> None:
     page.choose("config", "Evaluate", "Decoding", options=["paper"])
     page.close()
     run = walk.submit()
-    assert walk.known(run)["parameters"]["config"]["evaluate"]["decoding"] == ["paper"]
+    assert walk.server.flow_run(run)["parameters"]["config"]["evaluate"]["decoding"] == ["paper"]
     page.wait_for("Running", within=HEADING)
-    train = wait_until("the training", lambda: walk.stages_of(run).get("train"), MADE_S)
+    train = wait_for("the training", lambda: walk.stages_of(run).get("train"), MADE_S)
     walk.open_artifact(train, "progress-train-nextquill")
     assert re.search(r"Progress: [\d.]+%", page.wait_for("Progress: ", "%"))
     walk.open_run(run)
@@ -176,7 +169,7 @@ def test_a_walk(walk: Walk) -> None:
     page.wait_for("loss on val", within=ARTIFACT)
     assert list(page.rows(ARTIFACT)) == ["adapter", "nextquill"]
     drawn = "const one = document.querySelector(arguments[0]); return one && one.naturalWidth"
-    wait_until("the curves", lambda: page.driver.execute_script(drawn, f"{ARTIFACT} img"))
+    wait_for("the curves", lambda: page.driver.execute_script(drawn, f"{ARTIFACT} img"))
     page.shot("ui-training")
     walk.open_artifact(run, "pipeline-small")
     page.click_in(f"{ARTIFACT} a", "evaluate")
@@ -218,11 +211,11 @@ def test_a_walk(walk: Walk) -> None:
     page.fill("config", "Train", "Epochs", value="2000")
     walk.submit()
     page.wait_for("Running", within=HEADING, seconds=MADE_S)
-    wait_until("the ranks", lambda: workers_of(store), MADE_S)
+    wait_for("the ranks", lambda: workers_of(store), MADE_S)
     page.click("Open menu")
     page.click("Cancel", within="[role=menu]")
     page.wait_for("Are you sure", within=DIALOG)
     page.shot("ui-cancel")
     page.insist(lambda: page.click("Cancel Flow Run", within=DIALOG), lambda: not page.text(DIALOG))
-    wait_until("ending the ranks", lambda: not workers_of(store), PROMISED_S)
+    wait_for("ending the ranks", lambda: not workers_of(store), PROMISED_S)
     page.wait_for("Cancelled", within=HEADING)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -166,12 +165,12 @@ def test_ctrl_c_ends_a_command_at_every_moment(folder: Path, home: Path, moment:
 @many(WITH_A_SERVER, quick=[])
 def test_ctrl_c_leaves_interrupted_on_a_server_that_is_set(server: Server, folder: Path, moment: str) -> None:
     arguments, reached = WITH_A_SERVER[moment]
-    before = {run["id"] for run in flow_runs(server)}
+    before = {run["id"] for run in server.runs()}
     with in_terminal(*arguments, "-c", folder / "config.yaml", environment=server.environment) as terminal:
         terminal.wait_for(lambda: reached(terminal, folder))
         terminal.press_ctrl_c()
         assert_interrupted(terminal)
-        ends = [(run["state_type"], run["state_name"]) for run in flow_runs(server) if run["id"] not in before]
+        ends = [(run["state_type"], run["state_name"]) for run in server.runs() if run["id"] not in before]
         assert ("CANCELLED", "Interrupted") in ends
         assert {kind for kind, _ in ends} <= {"CANCELLED", "COMPLETED"}
 
@@ -190,9 +189,9 @@ def test_ctrl_c_ends_an_evaluation(server: Server, trained: Path, tmp_path: Path
 @pytest.mark.slow
 def test_ctrl_c_ends_a_command_that_waits_for_another_training(server: Server, folder: Path) -> None:
     limit = "training-interrupted"
-    server.post("/v2/concurrency_limits/", json.dumps({"name": limit, "limit": 1}))
-    taken = json.dumps({"names": [limit], "slots": 1, "mode": "concurrency"})
-    server.post("/v2/concurrency_limits/increment", taken)
+    server.post("/v2/concurrency_limits/", name=limit, limit=1)
+    taken = {"names": [limit], "slots": 1, "mode": "concurrency"}
+    server.post("/v2/concurrency_limits/increment", **taken)
     with in_terminal(
         "train", "-c", folder / "config.yaml", environment=server.environment | {LIMIT: limit}
     ) as terminal:
@@ -201,8 +200,8 @@ def test_ctrl_c_ends_a_command_that_waits_for_another_training(server: Server, f
         terminal.press_ctrl_c()
         assert_interrupted(terminal)
         assert time.monotonic() - pressed < PATIENCE_S, "it ends before the watchdog ends it"
-    server.post("/v2/concurrency_limits/decrement", taken)
-    assert server.ask("GET", f"/v2/concurrency_limits/{limit}", "")["active_slots"] == 0
+    server.post("/v2/concurrency_limits/decrement", **taken)
+    assert server.ask("GET", f"/v2/concurrency_limits/{limit}")["active_slots"] == 0
 
 
 @pytest.mark.slow
@@ -217,11 +216,6 @@ def test_a_sweep_that_is_interrupted_at_its_second_point_reuses_the_first(server
         assert code == 0, terminal.text
         assert "train.alpha=0.1: reused" in terminal.text
         assert "train.alpha=0.2: started" in terminal.text
-
-
-def flow_runs(server: Server) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.post("/flow_runs/filter", json.dumps({}))
-    return found
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_sett
 
 from flows.cli.runner import no_heartbeats
 from tests.conftest import REPO
+from tests.waiting import wait_for
 
 
 def heartbeats() -> Any:
@@ -84,7 +84,4 @@ def test_the_temporary_server_has_its_own_session_and_ends_with_the_command(home
     done = run_beside_a_server(home, killed=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     server = int(done.stdout.splitlines()[1])
-    deadline = time.monotonic() + 30
-    while Path("/proc", str(server)).exists():
-        assert time.monotonic() < deadline, "the server outlives the killed command"
-        time.sleep(0.2)
+    wait_for("the end of the server", lambda: not Path("/proc", str(server)).exists(), 30)

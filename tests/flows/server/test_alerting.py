@@ -8,8 +8,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
-from urllib.error import HTTPError
 from uuid import UUID
 
 import pytest
@@ -32,6 +30,7 @@ from tests.conftest import REPO
 from tests.nextquill_core.registry.test_promote import METHOD, ingested, world  # noqa: F401 (fixtures)
 from tests.nextquill_core.registry.test_quality_alarm import OTHER, measured, settings, trained
 from tests.prefect_server import Server
+from tests.waiting import wait_for
 from tests.world import small_settings
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
@@ -75,45 +74,17 @@ class Setup:
         def look() -> dict[str, Any] | None:
             return next((one for one in self.got if one["what"] == what and run in one["url"]), None)
 
-        return waited(look, patience_s)
+        return dict(wait_for(f"the alert {what}", look, patience_s))
 
     def alerts(self, *options: str) -> list[str]:
         return alerts(self.server, *options)
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
-        which = {"deployments": {"id": {"any_": [self.deployments[deployment]]}}}
-        found: list[dict[str, Any]] = post(self.server, "/flow_runs/filter", json.dumps(which))
-        return found
+        return self.server.runs(deployments={"id": {"any_": [self.deployments[deployment]]}})
 
     def automations(self) -> dict[str, tuple[str, str, bool]]:
-        found = post(self.server, "/automations/filter")
+        found = self.server.post("/automations/filter")
         return {one["name"]: (one["id"], one["updated"], one["enabled"]) for one in found}
-
-
-def waited(look: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
-    deadline = time.monotonic() + patience_s
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not arrive"
-        time.sleep(0.2)
-    return found
-
-
-def post(server: Server, path: str, body: str = "{}") -> Any:
-    """Send a request as `Server.post` does, and repeat it while SQLite is busy, as Prefect's client does.
-
-    Args:
-        server: The server.
-        path: Path below the API's URL.
-        body: JSON.
-    """
-    for _ in range(20):
-        try:
-            return server.post(path, body)
-        except HTTPError as error:
-            if error.code != 503:
-                raise
-            time.sleep(0.5)
-    return server.post(path, body)
 
 
 def alerts(server: Server, *options: str) -> list[str]:
@@ -134,7 +105,7 @@ def deploy(server: Server, flow: str, entrypoint: str) -> str:
         flow: Name of the flow and the deployment.
         entrypoint: File and name of the flow's function.
     """
-    there = post(server, "/flows/", json.dumps({"name": flow}))
+    there = server.post("/flows/", name=flow)
     deployment = {
         "name": flow,
         "flow_id": there["id"],
@@ -143,7 +114,7 @@ def deploy(server: Server, flow: str, entrypoint: str) -> str:
         "tags": ["nextquill"],
         "enforce_parameter_schema": False,
     }
-    return str(post(server, "/deployments/", json.dumps(deployment))["id"])
+    return str(server.post("/deployments/", **deployment)["id"])
 
 
 def forget(server: Server, deployments: Iterable[str]) -> None:
@@ -167,13 +138,13 @@ def begin(server: Server, deployment: str, config: Any = None, late_s: float = 0
     """
     due = datetime.now(UTC) - timedelta(seconds=late_s)
     state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
-    asked = {"state": state, "parameters": {"config": config} if config else {}}
-    return str(post(server, f"/deployments/{deployment}/create_flow_run", json.dumps(asked))["id"])
+    parameters = {"config": config} if config else {}
+    asked = server.post(f"/deployments/{deployment}/create_flow_run", state=state, parameters=parameters)
+    return str(asked["id"])
 
 
 def move(server: Server, run: str, state: str) -> None:
-    asked = {"state": {"type": state.upper(), "name": state}, "force": True}
-    post(server, f"/flow_runs/{run}/set_state", json.dumps(asked))
+    server.post(f"/flow_runs/{run}/set_state", state={"type": state.upper(), "name": state}, force=True)
 
 
 def execute(server: Server, run: str) -> Popen[str]:
@@ -267,7 +238,7 @@ def test_another_address_changes_only_the_block(setup: Setup) -> None:
     assert moved[0].split() == ["updated", "set", "webhook", "127.0.0.1"]
     assert not any(line.startswith("updated") for line in moved[1:])
     assert setup.automations() == before
-    blocks = post(setup.server, "/block_documents/filter")
+    blocks = setup.server.post("/block_documents/filter")
     (kept,) = [block for block in blocks if block["name"] == BLOCK]
     assert "s3cret" not in json.dumps(kept) + "".join(moved), "the address is a secret"
 
@@ -300,20 +271,20 @@ def test_a_fall_of_quality_is_reported(setup: Setup) -> None:
 
     def warned() -> list[int]:  # the log comes in batches
         wanted = {"level": {"ge_": 30}, "timestamp": {"after_": setup.since}}
-        logs = post(setup.server, "/logs/filter", json.dumps({"logs": wanted, "limit": 200}))
+        logs = setup.server.post("/logs/filter", logs=wanted, limit=200)
         return [one["level"] for one in logs if one["message"].startswith("quality fell: ")]
 
-    assert waited(warned) == [30]
+    assert wait_for("the warning", warned, PATIENCE_S) == [30]
 
 
 def test_a_finished_stage_starts_the_next_with_its_parameters(setup: Setup) -> None:
-    (started,) = waited(lambda: setup.runs_of("model"))
+    (started,) = wait_for("the next stage", lambda: setup.runs_of("model"), PATIENCE_S)
     assert started["parameters"] == {"config": setup.config, "force": False}
     assert started["created_by"]["type"] == "AUTOMATION"
 
     def finished() -> dict[str, Any]:
         wanted = {"event": {"name": ["nextquill.stage.finished"]}, "occurred": {"since": setup.since}}
-        events = post(setup.server, "/events/filter", json.dumps({"filter": wanted}))["events"]
+        events = setup.server.post("/events/filter", filter=wanted)["events"]
         found = {}
         for one in events:
             for other in one["related"]:
@@ -321,7 +292,7 @@ def test_a_finished_stage_starts_the_next_with_its_parameters(setup: Setup) -> N
                     found[other["prefect.resource.id"].rpartition(".")[2]] = one
         return found if len(found) > 1 else {}
 
-    by_run = waited(finished)
+    by_run = wait_for("the events", finished, PATIENCE_S)
     alone = by_run.pop(setup.runs["good"])
     assert alone["resource"]["prefect.resource.id"].startswith("nextquill.artifact.ingest.")
     assert alone["resource"]["nextquill.whole"] == "true"

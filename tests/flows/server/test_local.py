@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ import yaml
 from flows.server.processes import MARK
 from flows.stage import timeout_variable as variable
 from tasks.gpu_lock import HELD, LEASE_S
+from tasks.ranks.placement import free_port
 from tests.conftest import REPO
 from tests.forked import Forked
 from tests.prefect_server import Server
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
@@ -48,7 +50,7 @@ class Local:
         return self.server.post(path)
 
     def patch(self, path: str, **body: Any) -> None:
-        self.server.ask("PATCH", path, json.dumps(body))
+        self.server.ask("PATCH", path, **body)
 
     def toy(self, *words: str, **environment: str) -> Forked:
         shows_logs = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
@@ -75,20 +77,6 @@ def plain_environment() -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     return kept | quick | {"NO_COLOR": "1", "COLUMNS": "160"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until(what: str, holds: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{what} took more than {seconds:g} s"
-        time.sleep(0.2)
-    return found
 
 
 def marked(home: Path) -> list[str]:
@@ -148,15 +136,13 @@ def test_a_deployed_stage_runs_to_its_end(local: Local, small_world: Path, tmp_p
     config["ingest"]["inputs"] = [
         {"category": "Demo", "reviews": str(small_world / "reviews.jsonl"), "items": str(small_world / "items.jsonl")}
     ]
-    body = json.dumps({"parameters": {"config": config}, "state": {"type": "SCHEDULED"}})
-    run = local.server.post(f"/deployments/{deployment['id']}/create_flow_run", body)["id"]
+    run = local.server.schedule(deployment["id"], config=config)
 
     def ended() -> str | None:
-        asked = json.dumps({"flow_runs": {"id": {"any_": [run]}}})
-        (found,) = local.server.post("/flow_runs/filter", asked)
-        return found["state"]["name"] if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
+        state = local.server.flow_run(run)["state"]
+        return state["name"] if state["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
-    assert wait_until("the run", ended, 120) == "Completed"
+    assert wait_for("the run", ended, 120) == "Completed"
     assert list((tmp_path / "store").glob("ingest/*/manifest.json"))
 
 
@@ -195,14 +181,14 @@ def test_another_port_is_refused_while_a_server_runs(local: Local) -> None:
 
 
 def test_trainings_take_turns(local: Local) -> None:
-    wait_until("the GPU lock", lambda: slots(local) == 0)
+    wait_for("the GPU lock", lambda: slots(local) == 0)
     first = local.toy("hold", "300")
     second = None
     try:
-        wait_until("the first training", lambda: slots(local) == 1)
+        wait_for("the first training", lambda: slots(local) == 1)
         second = waiting = local.toy("hold", "1")
         waits = "waits, another training is running (limit training-gpu)"
-        wait_until("the second training", lambda: waits in waiting.stdout + waiting.stderr)
+        wait_for("the second training", lambda: waits in waiting.stdout + waiting.stderr)
         of_a_sweep = local.toy("hold", "0", **{HELD: "training-gpu"}).finish(60)
         assert "held" in of_a_sweep.stdout, "a point of a sweep whose process holds the lock does not wait for it"
         assert second.poll() is None
@@ -212,7 +198,7 @@ def test_trainings_take_turns(local: Local) -> None:
         printed = second.finish(60).stdout
         assert float(printed.split("held ")[1].split()[0]) > ended
         assert first.wait(timeout=30) != 0
-        wait_until("its release", lambda: slots(local) == 0)
+        wait_for("its release", lambda: slots(local) == 0)
         elsewhere = local.toy("hold", "0", NEXTQUILL_TRAINING_LIMIT="training-gpu-b").finish(60)
         assert "held" in elsewhere.stdout, "without a limit nothing waits"
     finally:
@@ -223,9 +209,9 @@ def test_trainings_take_turns(local: Local) -> None:
 
 @pytest.mark.slow
 def test_a_killed_training_releases_the_gpu_lock(local: Local) -> None:
-    wait_until("the GPU lock", lambda: slots(local) == 0)
+    wait_for("the GPU lock", lambda: slots(local) == 0)
     first = local.toy("hold", "300")
-    wait_until("the training", lambda: slots(local) == 1)
+    wait_for("the training", lambda: slots(local) == 1)
     first.kill()
     first.wait()
     second = local.toy("hold", "0").finish(LEASE_S + 40)
@@ -244,9 +230,8 @@ def test_a_run_beyond_its_time_is_ended_with_its_processes(local: Local) -> None
         assert done.returncode != 0
         child = int(done.stdout.split("child ")[1].split()[0])
         assert not Path("/proc", str(child)).exists(), "the child outlived the run"
-    flows = {flow["id"]: flow["name"] for flow in local.get("/flows/filter")}
-    runs = local.server.post("/flow_runs/filter", json.dumps({"sort": "START_TIME_DESC", "limit": 5}))
-    ended = [flows[run["flow_id"]] for run in runs if run["state"]["name"] == "TimedOut"]
+    runs = local.server.runs(limit=5)
+    ended = [run["flow"] for run in runs if run["state"]["name"] == "TimedOut"]
     assert len(ended) >= 3, "a flow whose subflow timed out may end as TimedOut, too, or as Failed"
     assert set(ended) == {"hang", "hang-inside"}
 
@@ -262,14 +247,12 @@ def test_only_temporary_errors_are_retried(local: Local) -> None:
 
 def test_down_ends_runs_and_leaves_no_process(local: Local, tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    flow = local.server.post("/flows/", json.dumps({"name": "hang"}))["id"]
+    flow = local.server.post("/flows/", name="hang")["id"]
     here = {"prefect.deployments.steps.set_working_directory": {"directory": str(REPO)}}
     toy = {"name": "toy", "flow_id": flow, "entrypoint": "tests/flows/toys.py:hang", "work_pool_name": "cpu"}
-    body = json.dumps(toy | {"pull_steps": [here], "parameters": {"note": str(note)}})
-    deployment = local.server.post("/deployments/", body)["id"]
-    asked = json.dumps({"state": {"type": "SCHEDULED"}})
-    local.server.post(f"/deployments/{deployment}/create_flow_run", asked)
-    wait_until("the run", note.exists, 60)
+    deployment = local.server.post("/deployments/", **toy, pull_steps=[here], parameters={"note": str(note)})["id"]
+    local.server.schedule(deployment)
+    wait_for("the run", note.exists, 60)
     child = int(note.read_text())
     pids = local.processes()
     assert len(marked(local.home)) > len(pids)
