@@ -50,11 +50,11 @@ def _title(section: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
-def _alternatives(annotation: Any) -> Iterator[Any]:
+def alternatives(annotation: Any) -> Iterator[Any]:
     """Yield the types of a union, or the type itself; of a Literal, the types of its values."""
     if get_origin(annotation) in (Annotated, Union, UnionType):
         for part in get_args(annotation):
-            yield from _alternatives(part)
+            yield from alternatives(part)
     elif get_origin(annotation) is Literal:
         yield from map(type, get_args(annotation))
     else:
@@ -131,7 +131,7 @@ class Section(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false for a number, which pydantic reads as 1 and 0: YAML also writes them `yes` and `on`."""
         if isinstance(value, bool) and info.field_name:
-            kinds = list(_alternatives(cls.model_fields[info.field_name].annotation))
+            kinds = list(alternatives(cls.model_fields[info.field_name].annotation))
             if int in kinds and bool not in kinds:
                 raise PydanticCustomError("int_type", "it takes a whole number")
             if float in kinds and bool not in kinds:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from nextquill_core.config import Section
+from nextquill_core.config.base import Section, alternatives
 from nextquill_core.errors import DataError
 from nextquill_core.plugins import suggestion
 
@@ -44,8 +44,9 @@ def checked(model: type[Options], options: Mapping[str, Any] | None, source: str
 def _known(model: type[Section], parents: list[str]) -> list[str]:
     """Return the options of the section that lies under these keys."""
     for parent in parents:
-        kind = model.model_fields[parent].annotation if parent in model.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
+        kinds = alternatives(model.model_fields[parent].annotation) if parent in model.model_fields else iter(())
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if section is None:
             return []
-        model = kind
+        model = section
     return list(model.model_fields)

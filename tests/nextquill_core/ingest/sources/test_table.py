@@ -100,6 +100,7 @@ def test_times_that_are_none_are_bad(tmp_path: Path, times: str, value: str) -> 
         (OPTIONS | {"quote": "''"}, "`quote`: one character or `none` is needed"),
         (OPTIONS | {"header": ["a", "a"]}, "`header`: the name of every column is needed, each once"),
         (OPTIONS | {"rating_words": {True: 1}}, 'put words such as "yes" and "no" in quotes'),
+        (OPTIONS | {"items": {"titel": "t"}}, "options.items: unknown option `titel`; did you mean `title`?"),
         (OPTIONS | {"files": {"items": {"encodin": "x"}}}, "unknown option `encodin`; did you mean `encoding`?"),
     ],
 )  # fmt: skip
