@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from nextquill_core.causal.shard_queue import split_into_shards
+from nextquill_core.evaluation import likelihood
 from nextquill_core.evaluation.judge import Asked, Aspect
 from nextquill_core.methods import retrieval, summaries, text_encoder
 from nextquill_core.methods.pooling import Pooling
-from nextquill_core.pipeline import judge, methods
+from nextquill_core.pipeline import judge, methods, predict
 from nextquill_core.pipeline.shard_counts import ShardCounts
 from nextquill_core.progress import silent
 from nextquill_core.records import Example
@@ -131,3 +133,24 @@ def test_summaries_that_were_interrupted_count_all(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(methods, "base_model", lambda *_: None)
     monkeypatch.setattr(summaries, "summarize", summarized)
     interrupted_and_whole(tmp_path, methods.build_summaries)
+
+
+def test_likelihoods_that_were_interrupted_count_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing_shards(*given: Any, **_: Any) -> Any:
+        for name, part in split_into_shards(EXAMPLES, 2):
+            if given[3](name):
+                yield methods.Shard(name, part, None)
+
+    def logps(
+        _model: Any, pairs: Sequence[Example], _tokens: int, advance: Callable[[int], None]
+    ) -> list[torch.Tensor]:
+        advance(len(pairs))
+        return [torch.zeros(1)] * len(pairs)
+
+    step: Any = SimpleNamespace(settings={"method": "contextsft", "split": "test", "past": "own"})
+    monkeypatch.setattr(predict, "shown_examples", lambda *_: EXAMPLES)
+    monkeypatch.setattr(predict, "shard_names", lambda *_: [name for name, _ in split_into_shards(EXAMPLES, 2)])
+    monkeypatch.setattr(predict, "method_encoder", lambda *_: SimpleNamespace(encode=lambda examples: examples))
+    monkeypatch.setattr(predict, "missing_shards", missing_shards)
+    monkeypatch.setattr(likelihood, "answer_logps", logps)
+    interrupted_and_whole(tmp_path, lambda run, _, *rest: predict.build_likelihoods(run, step, *rest))
