@@ -112,10 +112,9 @@ def running(database: str, folder: Path, **settings: str) -> Iterator[Running]:
         settings = {"POSTGRES_PORT": str(free_port())} | settings
     log = home / "server.log"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    own = environment(home, PATH=path, PREFECT_API_URL=api, **settings)  # links in alerts begin with this address
     with log.open("a") as output:
-        process = subprocess.Popen(
-            command, env=environment(home, PATH=path, **settings), stdout=output, stderr=output, cwd=REPO
-        )
+        process = subprocess.Popen(command, env=own, stdout=output, stderr=output, cwd=REPO)
     try:
         _wait_until_healthy(api, process, log)
         yield Running(api, environment(home, PREFECT_API_URL=api), process.pid, log)
