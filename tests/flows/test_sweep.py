@@ -67,8 +67,8 @@ def test_more_points_side_by_side_and_what_is_there_is_reused(server: Server, co
     assert len(list(store.glob("train/*/manifest.json"))) == 5
     assert not list(store.glob("sweep/.points-*")), "logs of points that went well are not kept"
     assert sorted(run_names(server, "nextquill")[-2:]) == [
-        "pipeline Small α=0 λ=0.7",
-        "pipeline Small α=0.5 λ=0.7",
+        "pipeline Small λ=0.7 α=0",
+        "pipeline Small λ=0.7 α=0.5",
     ]
     assert len(document(store, 4)["points"]) == 4  # type: ignore[arg-type]
     again = server.check("flows", "sweep", "--config", str(config), *arguments)
