@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from nextquill_core.analysis.drafts_page import drafts_html
 from nextquill_core.serving.catalog import Catalog
 from nextquill_core.serving.drafts import ERRORS, ItemReply, ReviewReply
-from nextquill_core.serving.errors import ApiError
 from nextquill_core.serving.service import Service
 
 MOST = 50
@@ -87,9 +86,7 @@ def routes(service: Service) -> APIRouter:
 def _catalog(service: Service) -> Catalog:
     deployment = service.rollout.current
     if deployment is None:
-        raise ApiError(
-            503, f"{service.rollout.problem or 'nothing is served'}; ask again", "unavailable", {"Retry-After": "10"}
-        )
+        raise service.unavailable()
     return deployment.catalog
 
 

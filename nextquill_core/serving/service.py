@@ -84,6 +84,11 @@ class Service:
         self.rollout, self.metrics, self._most = rollout, metrics, most_requests
         self._in_flight = 0
 
+    def unavailable(self) -> ApiError:
+        """Return the error for a request that comes while nothing is served."""
+        reason = self.rollout.problem or "nothing is served"
+        return ApiError(503, f"{reason}; ask again", "unavailable", {"Retry-After": "10"})
+
     async def prepare(self, order: Order) -> Pending:
         """Return a draft that can be written; the caller closes it.
 
@@ -95,8 +100,7 @@ class Service:
             held.enter_context(self._place())
             deployment = held.enter_context(self.rollout.used())
             if deployment is None:
-                reason = self.rollout.problem or "nothing is served"
-                raise ApiError(503, f"{reason}; ask again", "unavailable", {"Retry-After": "10"})
+                raise self.unavailable()
             served = deployment.catalog.find(order.model)
             if served is None:
                 raise ApiError(404, unknown_model(deployment.catalog, order.model or ""), "model_not_found")
